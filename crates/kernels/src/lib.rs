@@ -1,0 +1,32 @@
+//! The arithmetic of Russet: slices in, slices out.
+//!
+//! This is the only crate with `unsafe`. It knows nothing of tensors, models, files' meaning or
+//! threads other than its own [`Pool`]. Every operation has a plain oracle and, where it pays,
+//! AVX2 and AVX-512 bodies chosen at run time by [`Isa`]. Work is cut into tasks by shape alone and
+//! each task runs sequentially, so no result depends on the number of threads.
+#![allow(unsafe_code)]
+
+pub mod isa;
+pub mod pool;
+pub mod random;
+
+pub mod attention;
+pub mod cross_entropy;
+pub mod elementwise;
+pub mod embedding;
+pub mod matmul;
+pub mod norm;
+pub mod optimizer;
+pub mod rope;
+pub mod swiglu;
+
+pub mod int8;
+pub mod palette;
+pub mod quantize;
+
+pub mod mmap;
+
+pub use isa::{Isa, IsaError};
+pub use matmul::{Mat, MatMut, matmul};
+pub use mmap::Mmap;
+pub use pool::Pool;
