@@ -1,9 +1,36 @@
-//! (being written: work claiming, short spin, futex)
+//! A thread pool made for decoding: jobs of some microseconds, one after the other, on a shared machine.
+//!
+//! A job is a number of tasks. Threads claim tasks one by one, so that a thread which the operating
+//! system has taken off its core delays at most the task it holds; nothing waits at a barrier for
+//! every thread to show up, and the caller finishes the job alone if no other thread wakes in time.
+//! An idle worker spins for [`SPIN`] (longer than the gap between two layers) and then sleeps, so a
+//! pool at rest costs nothing. (llama.cpp's fixed split with a spin barrier loses most of its decode
+//! speed to one busy neighbour process; work claiming loses about the neighbour's share.)
+//!
+//! The pool knows nothing of what it runs. It has no queue and no futures: one job at a time.
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
 use crate::isa::{Isa, IsaError};
 
-/// Threads that run one job at a time.
+/// How long an idle worker polls for the next job before it sleeps.
+pub const SPIN: Duration = Duration::from_micros(50);
+
+/// Threads that run one job at a time, the caller among them.
+///
+/// Results never depend on `threads`: callers cut work into tasks by shape alone.
 pub struct Pool {
-    threads: usize,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held by the thread whose job is running.
+    owner: Mutex<()>,
     isa: Isa,
 }
 
@@ -15,22 +42,545 @@ impl Pool {
     pub fn new(threads: usize) -> Result<Pool, IsaError> {
         Ok(Pool::with_isa(threads, Isa::detect()?))
     }
-    /// A pool on a given instruction set.
+
+    /// A pool of `threads` (at least 1, the caller included) on a given instruction set.
+    ///
+    /// # Panics
+    /// When the CPU lacks the instructions, or the system refuses another thread.
     pub fn with_isa(threads: usize, isa: Isa) -> Pool {
-        Pool { threads: threads.max(1), isa }
+        assert!(
+            isa <= Isa::best(),
+            "this CPU cannot run {isa:?}, it offers {:?}",
+            Isa::best()
+        );
+        let shared = Arc::new(Shared::default());
+        let workers = (1..threads)
+            .map(|index| {
+                let shared = Arc::clone(&shared);
+                std::thread::Builder::new()
+                    .name(format!("russet-{index}"))
+                    .spawn(move || shared.work())
+                    .expect("the system refused to start a worker thread")
+            })
+            .collect();
+        Pool {
+            shared,
+            workers,
+            owner: Mutex::new(()),
+            isa,
+        }
     }
+
     /// The instruction set that kernels run on this pool use.
     pub fn isa(&self) -> Isa {
         self.isa
     }
+
     /// Threads, the caller included.
     pub fn threads(&self) -> usize {
-        self.threads
+        self.workers.len() + 1
     }
+
     /// Runs `task(0) … task(tasks-1)`, each once, on any thread, and returns when all are done.
-    pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
-        for index in 0..tasks {
-            task(index);
+    ///
+    /// A `run` inside a task of the same pool, and a job of one task, run inline on the calling
+    /// thread. Jobs started by several threads at once run one after the other. Two pools must not
+    /// call each other in a ring (a task of A running on B a task that runs on A): that would wait for itself.
+    ///
+    /// # Panics
+    /// With the first panic of a task, after every claimed task has ended; tasks not yet claimed are
+    /// skipped. The pool stays usable.
+    pub fn run<F: Fn(usize) + Sync>(&self, tasks: usize, task: F) {
+        if self.workers.is_empty() || tasks <= 1 || RUNNING.get() == Arc::as_ptr(&self.shared) {
+            (0..tasks).for_each(task);
+            return;
+        }
+        assert!(
+            u32::try_from(tasks).is_ok(),
+            "a job of {tasks} tasks exceeds 2^32 - 1"
+        );
+        let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        let previous = RUNNING.replace(Arc::as_ptr(&self.shared));
+        // SAFETY: we hold `owner`, and `task` outlives `finish`, which returns only when no thread
+        // holds a task of this job and none is left to claim.
+        unsafe {
+            self.shared
+                .publish(&task, tasks as u32, self.workers.len() as u32)
+        };
+        while let Some(claim) = self.shared.claim() {
+            self.shared.execute(claim);
+        }
+        let panic = self.shared.finish();
+        RUNNING.set(previous);
+        drop(owner);
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
+    }
+
+    /// Cuts `out` into chunks of `chunk_len` (the last may be shorter) and runs `body(index, chunk)` for each.
+    ///
+    /// # Panics
+    /// When `chunk_len` is 0, or as [`Pool::run`].
+    pub fn for_each_chunk<T, F>(&self, out: &mut [T], chunk_len: usize, body: F)
+    where
+        T: Send,
+        F: Fn(usize, &mut [T]) + Sync,
+    {
+        assert!(chunk_len > 0, "for_each_chunk needs chunks of at least 1");
+        let len = out.len();
+        let out = Disjoint::new(out);
+        self.run(len.div_ceil(chunk_len), |index| {
+            let start = index * chunk_len;
+            // SAFETY: task `index` alone takes [index * chunk_len, (index + 1) * chunk_len).
+            body(index, unsafe {
+                out.range(start, chunk_len.min(len - start))
+            });
+        });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.shutdown.store(true, Ordering::SeqCst);
+        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        self.shared.bed.wake(&self.shared.epoch, u32::MAX);
+        for worker in self.workers.drain(..) {
+            // A worker catches every panic of a task, so joining cannot fail for one.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// A mutable slice that tasks share, each writing ranges that no other touches.
+pub(crate) struct Disjoint<'a, T> {
+    start: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it hands out only ranges that the caller of `range` vouches to be disjoint, so sharing it
+// moves each element to one thread at most, for which `T: Send` suffices.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+// SAFETY: as for a `&mut [T]`.
+unsafe impl<T: Send> Send for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Disjoint {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            slice: PhantomData,
+        }
+    }
+
+    /// The elements `[start, start + len)`; bounds are checked.
+    ///
+    /// # Safety
+    /// While the result lives, no other range taken from here may overlap it.
+    #[inline]
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn range(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(
+            start <= self.len && len <= self.len - start,
+            "range {start}+{len} of {}",
+            self.len
+        );
+        // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+thread_local! {
+    /// The pool whose task this thread is running, if any.
+    static RUNNING: Cell<*const Shared> = const { Cell::new(std::ptr::null()) };
+}
+
+/// The job being run: a closure of unknown type and how to call it.
+struct Job {
+    task: *const (),
+    call: unsafe fn(*const (), usize),
+    tasks: u32,
+}
+
+/// What a thread gets for having claimed a task.
+struct Claim {
+    task: *const (),
+    call: unsafe fn(*const (), usize),
+    index: usize,
+}
+
+/// One cache line pair to itself: Intel and AMD prefetch lines in pairs.
+#[repr(align(128))]
+#[derive(Default)]
+struct Alone<T>(T);
+
+/// State shared by the caller and the workers.
+///
+/// The life of a job: `publish` writes `job`, then `pending`, then `unclaimed`; a claim lowers
+/// `unclaimed`; the end of a task lowers `pending`; the job is over when `pending` is 0. `job` is
+/// read only by a thread that holds a claim, and written only when nobody can.
+#[derive(Default)]
+struct Shared {
+    /// Tasks that nobody has claimed yet.
+    unclaimed: Alone<AtomicU32>,
+    /// Tasks that have not ended yet; the caller sleeps on it.
+    pending: Alone<AtomicU32>,
+    /// Rises with every job; idle workers sleep on it.
+    epoch: Alone<AtomicU32>,
+    sleepers: AtomicU32,
+    caller_sleeps: AtomicBool,
+    panicked: AtomicBool,
+    shutdown: AtomicBool,
+    job: UnsafeCell<Option<Job>>,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    bed: Bed,
+}
+
+// SAFETY: `job` is the only field that is not Sync by itself; see the type's comment for who touches
+// it when. The closure behind it is `Sync` by the bound on `Pool::run`.
+unsafe impl Sync for Shared {}
+// SAFETY: as above.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    /// Offers a job to the workers.
+    ///
+    /// # Safety
+    /// The caller holds `Pool::owner`, and keeps `task` alive until `finish` has returned.
+    unsafe fn publish<F: Fn(usize) + Sync>(&self, task: &F, tasks: u32, workers: u32) {
+        /// Calls the closure that `task` points to.
+        unsafe fn call<F: Fn(usize)>(task: *const (), index: usize) {
+            // SAFETY: `task` is the `&F` that `publish` was given, alive while a claim is held.
+            unsafe { (*task.cast::<F>())(index) }
+        }
+        self.panicked.store(false, Ordering::Relaxed);
+        // SAFETY: the previous job is over (`finish` saw `pending` = 0) and `unclaimed` is 0, so no
+        // thread holds or can get a claim, and only claim holders read `job`.
+        unsafe {
+            *self.job.get() = Some(Job {
+                task: std::ptr::from_ref(task).cast(),
+                call: call::<F>,
+                tasks,
+            });
+        }
+        self.pending.store(tasks, Ordering::Relaxed);
+        // Release: whoever claims a task sees `job` and `pending`.
+        self.unclaimed.store(tasks, Ordering::Release);
+        // SeqCst on both sides: either a worker going to sleep sees the new epoch, or we see the sleeper.
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            self.bed.wake(&self.epoch, workers.min(tasks - 1));
+        }
+    }
+
+    /// Takes the next task of the current job, whichever that is by now.
+    fn claim(&self) -> Option<Claim> {
+        let mut unclaimed = self.unclaimed.load(Ordering::Relaxed);
+        while unclaimed > 0 {
+            match self.unclaimed.compare_exchange_weak(
+                unclaimed,
+                unclaimed - 1,
+                // The store in `publish` heads a chain of such exchanges, so this sees its writes.
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => {
+                    // SAFETY: the claim keeps `pending` above 0, so `job` is not written now.
+                    let job = unsafe { (*self.job.get()).as_ref() };
+                    let job = job.expect("a claim implies a job");
+                    let index = (job.tasks - unclaimed) as usize;
+                    return Some(Claim {
+                        task: job.task,
+                        call: job.call,
+                        index,
+                    });
+                }
+                Err(now) => unclaimed = now,
+            }
+        }
+        None
+    }
+
+    /// Runs a claimed task and hands the claim back.
+    fn execute(&self, claim: Claim) {
+        if !self.panicked.load(Ordering::Relaxed) {
+            // SAFETY: the claim keeps the closure alive: `finish` waits for `pending` to reach 0.
+            let result = catch_unwind(AssertUnwindSafe(|| unsafe {
+                (claim.call)(claim.task, claim.index)
+            }));
+            if let Err(payload) = result {
+                let mut slot = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+                slot.get_or_insert(payload);
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+        }
+        // SeqCst with `finish`: either it sees 0, or we see that it sleeps.
+        if self.pending.fetch_sub(1, Ordering::SeqCst) == 1
+            && self.caller_sleeps.load(Ordering::SeqCst)
+        {
+            self.bed.wake(&self.pending, 1);
+        }
+    }
+
+    /// Waits until every task has ended, and returns the first panic.
+    fn finish(&self) -> Option<Box<dyn Any + Send>> {
+        let pending = || self.pending.load(Ordering::Acquire);
+        if !spin_until(|| pending() == 0) {
+            self.caller_sleeps.store(true, Ordering::SeqCst);
+            loop {
+                let now = self.pending.load(Ordering::SeqCst);
+                if now == 0 {
+                    break;
+                }
+                self.bed.sleep_while(&self.pending, now);
+            }
+            self.caller_sleeps.store(false, Ordering::Relaxed);
+        }
+        if self.panicked.load(Ordering::Relaxed) {
+            return self
+                .panic
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+        }
+        None
+    }
+
+    /// The life of a worker.
+    fn work(&self) {
+        RUNNING.set(std::ptr::from_ref(self));
+        loop {
+            while let Some(claim) = self.claim() {
+                self.execute(claim);
+            }
+            let called = || {
+                self.unclaimed.load(Ordering::Relaxed) > 0 || self.shutdown.load(Ordering::Relaxed)
+            };
+            if !spin_until(called) {
+                self.sleepers.fetch_add(1, Ordering::SeqCst);
+                let epoch = self.epoch.load(Ordering::SeqCst);
+                if !called() {
+                    self.bed.sleep_while(&self.epoch, epoch);
+                }
+                self.sleepers.fetch_sub(1, Ordering::SeqCst);
+            }
+            if self.shutdown.load(Ordering::SeqCst) {
+                return;
+            }
+        }
+    }
+}
+
+impl<T> std::ops::Deref for Alone<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+/// Polls `condition` for [`SPIN`]; whether it came true.
+fn spin_until(condition: impl Fn() -> bool) -> bool {
+    let mut started = None;
+    loop {
+        // Reading the clock costs as much as some twenty pauses.
+        for _ in 0..32 {
+            if condition() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        let started: &Instant = started.get_or_insert_with(Instant::now);
+        if started.elapsed() > SPIN {
+            return false;
+        }
+    }
+}
+
+/// Where threads sleep until a word changes: the futex of Linux.
+#[cfg(target_os = "linux")]
+#[derive(Default)]
+struct Bed;
+
+#[cfg(target_os = "linux")]
+impl Bed {
+    /// Sleeps while `word` holds `value`; may also wake for nothing.
+    fn sleep_while(&self, word: &AtomicU32, value: u32) {
+        // SAFETY: the word is alive for the call; the kernel compares it with `value` atomically and
+        // a null timeout waits for ever. Any error means "look again", which callers do.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                word.as_ptr(),
+                libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+                value,
+                std::ptr::null::<libc::timespec>(),
+            );
+        }
+    }
+
+    /// Wakes up to `threads` that sleep on `word`.
+    fn wake(&self, word: &AtomicU32, threads: u32) {
+        let threads = i32::try_from(threads).unwrap_or(i32::MAX);
+        // SAFETY: FUTEX_WAKE does not even read the word.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                word.as_ptr(),
+                libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+                threads,
+            );
+        }
+    }
+}
+
+/// Where threads sleep until a word changes: a condition variable, for systems other than Linux.
+#[cfg(not(target_os = "linux"))]
+#[derive(Default)]
+struct Bed {
+    door: Mutex<()>,
+    bell: std::sync::Condvar,
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Bed {
+    /// Sleeps while `word` holds `value`; may also wake for nothing.
+    fn sleep_while(&self, word: &AtomicU32, value: u32) {
+        let door = self.door.lock().unwrap_or_else(PoisonError::into_inner);
+        if word.load(Ordering::SeqCst) == value {
+            drop(self.bell.wait(door));
+        }
+    }
+
+    /// Wakes all: workers and caller share the bell, and look at their own word again.
+    fn wake(&self, _word: &AtomicU32, _threads: u32) {
+        drop(self.door.lock().unwrap_or_else(PoisonError::into_inner));
+        self.bell.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    /// Runs `tasks` on a pool of `threads` and asserts that each ran once.
+    fn check_each_once(pool: &Pool, tasks: usize) {
+        let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+        pool.run(tasks, |index| {
+            counts[index].fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(
+            counts
+                .iter()
+                .all(|count| count.load(Ordering::Relaxed) == 1),
+            "{tasks} tasks"
+        );
+    }
+
+    #[test]
+    fn every_task_runs_once() {
+        for threads in [1, 2, 3, 5] {
+            let pool = Pool::with_isa(threads, Isa::Scalar);
+            for round in 0..2000 {
+                check_each_once(&pool, [0, 1, 2, 3, 7, 64, 257][round % 7]);
+            }
+        }
+    }
+
+    #[test]
+    fn workers_wake_from_sleep() {
+        let pool = Pool::with_isa(3, Isa::Scalar);
+        for _ in 0..20 {
+            std::thread::sleep(SPIN * 4);
+            check_each_once(&pool, 16);
+        }
+        // Both threads must take part: each of two tasks waits until the other has begun.
+        let pool = Pool::with_isa(2, Isa::Scalar);
+        std::thread::sleep(SPIN * 4);
+        let begun = AtomicUsize::new(0);
+        pool.run(2, |_| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            while begun.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_survives() {
+        let pool = Pool::with_isa(3, Isa::Scalar);
+        for round in 0..50 {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(40, |index| {
+                    assert!(index != round % 40, "task {index} fails")
+                });
+            }));
+            let payload = result.expect_err("the panic was lost");
+            let message = payload
+                .downcast_ref::<String>()
+                .expect("assert! panics with a String");
+            assert_eq!(message, &format!("task {} fails", round % 40));
+            check_each_once(&pool, 40);
+        }
+    }
+
+    #[test]
+    fn nested_jobs_run_inline() {
+        let pool = Pool::with_isa(3, Isa::Scalar);
+        let total = AtomicUsize::new(0);
+        pool.run(8, |_| {
+            let thread = std::thread::current().id();
+            pool.run(8, |inner| {
+                assert_eq!(std::thread::current().id(), thread);
+                total.fetch_add(inner, Ordering::Relaxed);
+            });
+        });
+        assert_eq!(total.load(Ordering::Relaxed), 8 * 28);
+    }
+
+    #[test]
+    fn jobs_of_several_threads_run_one_after_the_other() {
+        let pool = Pool::with_isa(2, Isa::Scalar);
+        let busy: [AtomicUsize; 4] = Default::default();
+        std::thread::scope(|scope| {
+            for me in 0..busy.len() {
+                let (pool, busy) = (&pool, &busy);
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        pool.run(4, |_| {
+                            busy[me].fetch_add(1, Ordering::SeqCst);
+                            std::thread::yield_now();
+                            for (other, count) in busy.iter().enumerate() {
+                                let count = count.load(Ordering::SeqCst);
+                                assert!(other == me || count == 0, "job {me} overlaps job {other}");
+                            }
+                            busy[me].fetch_sub(1, Ordering::SeqCst);
+                        });
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn chunks_cover_the_slice_in_order() {
+        let pool = Pool::with_isa(2, Isa::Scalar);
+        let mut out = vec![0usize; 103];
+        pool.for_each_chunk(&mut out, 10, |index, chunk| {
+            for (offset, value) in chunk.iter_mut().enumerate() {
+                *value = index * 10 + offset;
+            }
+        });
+        assert!(out.iter().enumerate().all(|(index, &value)| index == value));
+    }
+
+    #[test]
+    fn dropping_a_sleeping_pool_returns() {
+        for _ in 0..20 {
+            let pool = Pool::with_isa(4, Isa::Scalar);
+            std::thread::sleep(SPIN * 2);
+            drop(pool);
         }
     }
 }
