@@ -9,6 +9,7 @@
 pub mod isa;
 pub mod pool;
 pub mod random;
+mod simd;
 
 pub mod attention;
 pub mod cross_entropy;
@@ -22,6 +23,7 @@ pub mod swiglu;
 
 pub mod int8;
 pub mod palette;
+pub mod probe;
 pub mod quantize;
 
 pub mod mmap;

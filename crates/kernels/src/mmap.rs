@@ -96,7 +96,11 @@ impl Mmap {
         // (u8, i8, f16 and f32 have no invalid ones).
         match unsafe { memmap2::Mmap::map(&file) } {
             Ok(map) => Ok(Mmap { map, path }),
-            Err(source) => Err(MmapError::Map { path, bytes, source }),
+            Err(source) => Err(MmapError::Map {
+                path,
+                bytes,
+                source,
+            }),
         }
     }
 
@@ -155,7 +159,10 @@ mod tests {
     fn check_refused(path: &Path, expected: &str) {
         let said = Mmap::open(path).expect_err("should be refused").to_string();
         assert!(said.contains(expected), "`{said}` lacks `{expected}`");
-        assert!(said.contains(&path.display().to_string()), "`{said}` does not name the file");
+        assert!(
+            said.contains(&path.display().to_string()),
+            "`{said}` does not name the file"
+        );
     }
 
     #[test]
@@ -167,7 +174,12 @@ mod tests {
         let map = Mmap::open(&path).unwrap();
         assert_eq!(&map[..], &bytes[..]);
         assert_eq!(map.path(), path);
-        for advice in [Advice::Random, Advice::Sequential, Advice::WillNeed, Advice::Normal] {
+        for advice in [
+            Advice::Random,
+            Advice::Sequential,
+            Advice::WillNeed,
+            Advice::Normal,
+        ] {
             map.advise(advice).unwrap();
         }
         assert_eq!(&map[..], &bytes[..]);

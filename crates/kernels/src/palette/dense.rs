@@ -1,0 +1,214 @@
+//! Strip order back to dense f32 rows: what a gradient through a frozen palettized layer needs.
+//!
+//! `w[r, i] = s[r] · value`, with 11 and 8 significant bits, is exact in f32, so all bodies agree
+//! trivially. A row's scaled palette is one vector, and a look-up is one permutation of it.
+
+use super::strips::{Format, LINE, STRIP, Strips, position};
+use crate::{Isa, Pool};
+
+/// Bytes of f32 that a task writes.
+const TASK: usize = 256 << 10;
+/// Inputs of a strip that pass before its next row: their lines stay in L1 for all 16 rows.
+const SEGMENT: usize = 2048;
+
+/// All rows, `[rows, cols]`, row-major.
+pub(crate) fn all(pool: &Pool, strips: &Strips<'_>, out: &mut [f32]) {
+    let (rows, cols) = (strips.rows, strips.cols);
+    assert_eq!(out.len(), rows * cols, "dequantizing [{rows}, {cols}]");
+    let segment = segment(pool.isa());
+    let strips_each = TASK.div_ceil(4 * STRIP * cols);
+    pool.for_each_chunk(out, strips_each * STRIP * cols, |task, out| {
+        for (index, out) in out.chunks_mut(STRIP * cols).enumerate() {
+            let strip = task * strips_each + index;
+            for start in (0..cols).step_by(SEGMENT) {
+                for (row, out) in (strip * STRIP..).zip(out.chunks_exact_mut(cols)) {
+                    let out = &mut out[start..cols.min(start + SEGMENT)];
+                    // SAFETY: row < rows, as `out` has just these; start + len <= cols; SEGMENT is
+                    // a multiple of 16; the pool vouches for its instructions.
+                    unsafe { segment(strips, row, start, out) };
+                }
+            }
+        }
+    });
+}
+
+/// Rows by number: `[N, cols]`.
+pub(crate) fn gather(pool: &Pool, strips: &Strips<'_>, rows: &[u32], out: &mut [f32]) {
+    let cols = strips.cols;
+    assert_eq!(
+        out.len(),
+        rows.len() * cols,
+        "gathering [{}, {cols}]",
+        rows.len()
+    );
+    let isa = pool.isa();
+    let rows_each = TASK.div_ceil(4 * cols);
+    pool.for_each_chunk(out, rows_each * cols, |task, out| {
+        for (out, &number) in out.chunks_exact_mut(cols).zip(&rows[task * rows_each..]) {
+            row(isa, strips, number as usize, out);
+        }
+    });
+}
+
+/// One row, `[cols]`.
+pub(crate) fn row(isa: Isa, strips: &Strips<'_>, row: usize, out: &mut [f32]) {
+    assert!(
+        row < strips.rows,
+        "row {row} of a matrix with {} rows",
+        strips.rows
+    );
+    assert_eq!(
+        out.len(),
+        strips.cols,
+        "one row of [{}, {}]",
+        strips.rows,
+        strips.cols
+    );
+    // SAFETY: row and length were checked, 0 is a multiple of 16, and the caller's pool vouches for `isa`.
+    unsafe { segment(isa)(strips, row, 0, out) }
+}
+
+/// Writes inputs `start..start + out.len()` of `row`.
+///
+/// # Safety
+/// `row < rows`, `start` is a multiple of 16 and `start + out.len() <= cols`; the CPU has the
+/// instructions.
+type Segment = unsafe fn(&Strips<'_>, row: usize, start: usize, out: &mut [f32]);
+
+fn segment(isa: Isa) -> Segment {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => segment_avx2,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => segment_avx512,
+        _ => segment_scalar,
+    }
+}
+
+fn segment_scalar(strips: &Strips<'_>, row: usize, start: usize, out: &mut [f32]) {
+    let scale = strips.scales[row].to_f32();
+    let table = strips.table(row / STRIP);
+    for (col, out) in (start..).zip(out) {
+        let (byte, shift) = position(strips.format, strips.cols, row, col);
+        let value = strips.data[byte] >> shift;
+        *out = scale
+            * f32::from(match strips.format {
+                Format::Two => table[usize::from(value & 3)],
+                Format::Four => table[usize::from(value & 15)],
+                Format::Eight => value as i8,
+            });
+    }
+}
+
+/// The four bytes of a row in `line` of its strip.
+#[inline(always)]
+#[cfg(target_arch = "x86_64")]
+fn lane(strip: &[u8], row: usize, line: usize) -> i32 {
+    let at = line * LINE + row % STRIP * 4;
+    i32::from_le_bytes(strip[at..at + 4].try_into().expect("four bytes"))
+}
+
+/// A row's scale times its strip's palette, repeated to 16 entries.
+#[inline(always)]
+#[cfg(target_arch = "x86_64")]
+fn scaled_table(strips: &Strips<'_>, row: usize) -> [f32; 16] {
+    let scale = strips.scales[row].to_f32();
+    let palette = strips.table(row / STRIP);
+    std::array::from_fn(|place| scale * f32::from(palette[place % palette.len()]))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn segment_avx512(strips: &Strips<'_>, row: usize, start: usize, out: &mut [f32]) {
+    use std::arch::x86_64::*;
+    let strip = strips.strip(row / STRIP);
+    let whole = out.len() / 16 * 16;
+    let first = start / strips.format.inputs();
+    let (runs, rest) = out.split_at_mut(whole);
+    if strips.format == Format::Eight {
+        let scale = _mm512_set1_ps(strips.scales[row].to_f32());
+        for (index, out) in runs.chunks_exact_mut(16).enumerate() {
+            let line = first + index * 4;
+            let [a, b, c, d] = std::array::from_fn(|i| lane(strip, row, line + i));
+            let values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_setr_epi32(a, b, c, d)));
+            // SAFETY: `out` has 16 places.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_mul_ps(values, scale)) };
+        }
+    } else {
+        let table = scaled_table(strips, row);
+        // SAFETY: `table` has 16 floats.
+        let table = unsafe { _mm512_loadu_ps(table.as_ptr()) };
+        // Lane i holds input i of 16: at 4 bits byte i % 4 of one line of 8 inputs or the next, low
+        // or high nibble; at 2 bits byte i % 4, pair i / 4. The permutation reads four bits.
+        let four = _mm512_setr_epi32(0, 8, 16, 24, 4, 12, 20, 28, 0, 8, 16, 24, 4, 12, 20, 28);
+        let two = _mm512_setr_epi32(0, 8, 16, 24, 2, 10, 18, 26, 4, 12, 20, 28, 6, 14, 22, 30);
+        for (index, out) in runs.chunks_exact_mut(16).enumerate() {
+            let indices = if strips.format == Format::Four {
+                let line = first + index * 2;
+                let low = _mm512_set1_epi32(lane(strip, row, line));
+                let both = _mm512_mask_set1_epi32(low, 0xff00, lane(strip, row, line + 1));
+                _mm512_srlv_epi32(both, four)
+            } else {
+                _mm512_srlv_epi32(_mm512_set1_epi32(lane(strip, row, first + index)), two)
+            };
+            // SAFETY: `out` has 16 places.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(indices, table)) };
+        }
+    }
+    segment_scalar(strips, row, start + whole, rest);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn segment_avx2(strips: &Strips<'_>, row: usize, start: usize, out: &mut [f32]) {
+    use std::arch::x86_64::*;
+    let strip = strips.strip(row / STRIP);
+    let whole = out.len() / 16 * 16;
+    let first = start / strips.format.inputs();
+    let (runs, rest) = out.split_at_mut(whole);
+    if strips.format == Format::Eight {
+        let scale = _mm256_set1_ps(strips.scales[row].to_f32());
+        for (index, out) in runs.chunks_exact_mut(8).enumerate() {
+            let line = first + index * 2;
+            let (a, b) = (lane(strip, row, line), lane(strip, row, line + 1));
+            let values = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_setr_epi32(a, b, 0, 0)));
+            // SAFETY: `out` has 8 places.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(values, scale)) };
+        }
+    } else {
+        let table = scaled_table(strips, row);
+        // SAFETY: `table` has 16 floats, read as two halves of 8.
+        let (low, high) = unsafe {
+            (
+                _mm256_loadu_ps(table.as_ptr()),
+                _mm256_loadu_ps(table.as_ptr().add(8)),
+            )
+        };
+        let shifts = if strips.format == Format::Four {
+            let nibbles = _mm256_setr_epi32(0, 8, 16, 24, 4, 12, 20, 28);
+            [nibbles, nibbles]
+        } else {
+            let pairs = _mm256_setr_epi32(0, 8, 16, 24, 2, 10, 18, 26);
+            [pairs, _mm256_add_epi32(pairs, _mm256_set1_epi32(4))]
+        };
+        for (index, out) in runs.chunks_exact_mut(8).enumerate() {
+            let line = if strips.format == Format::Four {
+                index
+            } else {
+                index / 2
+            };
+            let bits = _mm256_set1_epi32(lane(strip, row, first + line));
+            let indices = _mm256_srlv_epi32(bits, shifts[index % 2]);
+            // The permutation reads three bits; the fourth, moved to the sign, chooses the half.
+            // At 2 bits both halves are the same.
+            let values = _mm256_blendv_ps(
+                _mm256_permutevar8x32_ps(low, indices),
+                _mm256_permutevar8x32_ps(high, indices),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<28>(indices)),
+            );
+            // SAFETY: `out` has 8 places.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), values) };
+        }
+    }
+    segment_scalar(strips, row, start + whole, rest);
+}

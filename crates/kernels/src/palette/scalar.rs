@@ -1,0 +1,95 @@
+//! The product in plain Rust: the oracle of the other bodies, and what runs on every other CPU.
+
+use super::strips::{Format, LINE, Output, STRIP, Strips};
+use crate::quantize::{BLOCK, PANEL, Panel};
+
+/// See [`super::strips::Tile`].
+pub(super) unsafe fn tile(
+    strips: &Strips<'_>,
+    first: usize,
+    count: usize,
+    panel: &Panel<'_>,
+    out: Output,
+) {
+    for strip in first..first + count {
+        // SAFETY: the caller's promise holds for each of the strips, 16 columns apart.
+        unsafe {
+            one(
+                strips,
+                strip,
+                panel,
+                out.shifted(0, (strip - first) * STRIP),
+            );
+        }
+    }
+}
+
+/// One strip times one panel.
+///
+/// # Safety
+/// As for a tile with `count == 1`.
+unsafe fn one(strips: &Strips<'_>, strip: usize, panel: &Panel<'_>, out: Output) {
+    let mut totals = [[0.0f32; STRIP]; PANEL];
+    let mut weights = [[0i8; BLOCK]; STRIP];
+    for block in 0..strips.cols.div_ceil(BLOCK) {
+        decode(strips, strip, block, &mut weights);
+        for (token, totals) in totals.iter_mut().take(panel.tokens).enumerate() {
+            let at = block * panel.width + token;
+            let x: &[i8; BLOCK] = panel.values[at * BLOCK..(at + 1) * BLOCK]
+                .try_into()
+                .expect("a block of 128");
+            for (total, weights) in totals.iter_mut().zip(&weights) {
+                let sum: i32 = weights
+                    .iter()
+                    .zip(x)
+                    .map(|(&w, &x)| i32::from(w) * i32::from(x))
+                    .sum();
+                *total = (sum as f32).mul_add(panel.scales[at], *total);
+            }
+        }
+    }
+    let rows = strips.rows_of(strip);
+    let scales = &strips.scales[strip * STRIP..strip * STRIP + rows];
+    for (token, totals) in totals[..panel.tokens].iter().enumerate() {
+        // SAFETY: token < panel.tokens and row < existing rows: the caller's rectangle.
+        let out = unsafe { std::slice::from_raw_parts_mut(out.at.add(token * out.stride), rows) };
+        for ((out, total), scale) in out.iter_mut().zip(totals).zip(scales) {
+            *out = total * scale.to_f32();
+        }
+    }
+}
+
+/// The int8 weights of one strip and one block of 128 inputs; 0 past the last line.
+pub(super) fn decode(
+    strips: &Strips<'_>,
+    strip: usize,
+    block: usize,
+    weights: &mut [[i8; BLOCK]; STRIP],
+) {
+    let (bits, inputs) = (strips.format.bits(), strips.format.inputs());
+    let per_block = BLOCK / inputs;
+    let lines = strips
+        .strip(strip)
+        .chunks_exact(LINE)
+        .skip(block * per_block)
+        .take(per_block);
+    let table = strips.table(strip);
+    let mut done = 0;
+    for line in lines {
+        for (row, bytes) in line.chunks_exact(4).enumerate() {
+            let weights = &mut weights[row][done..done + inputs];
+            for (place, weight) in weights.iter_mut().enumerate() {
+                let value = bytes[place % 4] >> (place / 4 * bits);
+                *weight = match strips.format {
+                    Format::Two => table[usize::from(value & 3)],
+                    Format::Four => table[usize::from(value & 15)],
+                    Format::Eight => value as i8,
+                };
+            }
+        }
+        done += inputs;
+    }
+    for row in weights.iter_mut() {
+        row[done..].fill(0);
+    }
+}

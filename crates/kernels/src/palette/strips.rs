@@ -1,0 +1,447 @@
+//! What palettized and 8-bit matrices share: weights in strips of 16 rows, and the product with
+//! int8 activations that runs over them.
+//!
+//! A strip is 16 output rows. 64 bytes of it (a *line*) hold the same 16, 8 or 4 inputs of all 16
+//! rows at 2, 4 or 8 bits: int32 lane r is row r, so one broadcast of 4 activations meets all rows.
+//!
+//! ```text
+//! y[n, r] = s[r] · fma-chain over blocks b of ( Σ_{i in b} w[r, i] · q[n, i] ) · scale[n, b]
+//! ```
+//! The inner sum is exact in int32 and, below 2^24, exact as f32; the chain over blocks is fused
+//! multiply-adds in rising b from 0; the row scale comes last. Every body does exactly this, so a
+//! result is the same bits on every instruction set, in every batch and on any number of threads.
+
+use super::scalar;
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+use crate::quantize::{BLOCK, Panel, QuantizedRows};
+use crate::{Isa, Pool};
+use half::f16;
+
+/// Output rows of a strip: the int32 lanes of 64 bytes.
+pub(crate) const STRIP: usize = 16;
+/// Bytes that hold the same few inputs of all rows of a strip.
+pub(crate) const LINE: usize = 64;
+
+/// Bits of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Two,
+    Four,
+    Eight,
+}
+
+impl Format {
+    pub const fn bits(self) -> usize {
+        match self {
+            Format::Two => 2,
+            Format::Four => 4,
+            Format::Eight => 8,
+        }
+    }
+
+    /// Entries of a strip's palette; 8-bit weights have none.
+    pub const fn entries(self) -> usize {
+        match self {
+            Format::Two => 4,
+            Format::Four => 16,
+            Format::Eight => 0,
+        }
+    }
+
+    /// Inputs in 64 bytes.
+    pub const fn inputs(self) -> usize {
+        32 / self.bits()
+    }
+}
+
+/// Why bytes are no matrix. What is wrong, and with which shape; the reader adds file and tensor.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum LayoutError {
+    /// No rows or no columns.
+    #[error("a {bits}-bit matrix of {rows} x {cols} has no weights; both sizes must be at least 1")]
+    Empty {
+        /// Bits of a weight.
+        bits: usize,
+        /// Output rows.
+        rows: usize,
+        /// Input columns.
+        cols: usize,
+    },
+    /// More bytes than this machine can address.
+    #[error(
+        "a {bits}-bit matrix of {rows} x {cols} would not fit in memory; the sizes are probably damaged"
+    )]
+    TooLarge {
+        /// Bits of a weight.
+        bits: usize,
+        /// Output rows.
+        rows: usize,
+        /// Input columns.
+        cols: usize,
+    },
+    /// A buffer that does not fit the shape.
+    #[error(
+        "the {what} of a {bits}-bit matrix of {rows} x {cols} must have {expected} elements, not {found}; \
+         the tensor does not belong to this shape, or its file is cut short"
+    )]
+    Length {
+        /// Which buffer.
+        what: &'static str,
+        /// Bits of a weight.
+        bits: usize,
+        /// Output rows.
+        rows: usize,
+        /// Input columns.
+        cols: usize,
+        /// Elements that the shape asks for.
+        expected: usize,
+        /// Elements given.
+        found: usize,
+    },
+    /// An index that its palette does not have.
+    #[error("the index {index} at row {row}, column {col} is outside a palette of {entries} entries; use 0 to {last}", last = entries - 1)]
+    Index {
+        /// Output row.
+        row: usize,
+        /// Input column.
+        col: usize,
+        /// The index found.
+        index: u8,
+        /// Entries of the palette.
+        entries: usize,
+    },
+    /// A weight that int8 and an f16 scale cannot express.
+    #[error(
+        "the weight {value} at row {row}, column {col} cannot be stored in 8 bits with an f16 scale; the largest is 8.3e6, and NaN and infinity have no place"
+    )]
+    Weight {
+        /// Output row.
+        row: usize,
+        /// Input column.
+        col: usize,
+        /// The weight found.
+        value: f32,
+    },
+}
+
+/// Element counts of the buffers of a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lengths {
+    pub data: usize,
+    pub palette: usize,
+    pub scales: usize,
+}
+
+/// The lengths for a shape, refusing what does not fit `isize`.
+pub(crate) fn lengths(format: Format, rows: usize, cols: usize) -> Result<Lengths, LayoutError> {
+    let bits = format.bits();
+    if rows == 0 || cols == 0 {
+        return Err(LayoutError::Empty { bits, rows, cols });
+    }
+    let strips = rows.div_ceil(STRIP);
+    let count = || {
+        // The dense product too: dequantized and row-major buffers must be addressable as f32.
+        rows.checked_mul(cols)?.checked_mul(4)?.checked_mul(STRIP)?;
+        let lines = strips.checked_mul(cols.div_ceil(format.inputs()))?;
+        let data = lines
+            .checked_mul(LINE)
+            .filter(|&bytes| isize::try_from(bytes).is_ok())?;
+        Some(Lengths {
+            data,
+            palette: strips.checked_mul(format.entries())?,
+            scales: strips.checked_mul(STRIP)?,
+        })
+    };
+    count().ok_or(LayoutError::TooLarge { bits, rows, cols })
+}
+
+/// A checked view of a matrix in strip order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strips<'a> {
+    pub format: Format,
+    pub rows: usize,
+    pub cols: usize,
+    pub data: &'a [u8],    // [strips, lines, 64]
+    pub palette: &'a [i8], // [strips, entries]
+    pub scales: &'a [f16], // [strips, 16]
+}
+
+impl<'a> Strips<'a> {
+    /// Checks every length against the shape; the bodies rely on it.
+    pub fn new(
+        format: Format,
+        rows: usize,
+        cols: usize,
+        data: (&'static str, &'a [u8]),
+        palette: &'a [i8],
+        scales: &'a [f16],
+    ) -> Result<Strips<'a>, LayoutError> {
+        let expected = lengths(format, rows, cols)?;
+        for (what, expected, found) in [
+            (data.0, expected.data, data.1.len()),
+            ("palette", expected.palette, palette.len()),
+            ("scales", expected.scales, scales.len()),
+        ] {
+            if expected != found {
+                return Err(LayoutError::Length {
+                    what,
+                    bits: format.bits(),
+                    rows,
+                    cols,
+                    expected,
+                    found,
+                });
+            }
+        }
+        Ok(Strips {
+            format,
+            rows,
+            cols,
+            data: data.1,
+            palette,
+            scales,
+        })
+    }
+
+    /// How many strips there are.
+    pub fn count(&self) -> usize {
+        self.rows.div_ceil(STRIP)
+    }
+
+    /// Lines of 64 bytes in a strip.
+    pub fn lines(&self) -> usize {
+        self.cols.div_ceil(self.format.inputs())
+    }
+
+    /// The bytes of one strip.
+    pub fn strip(&self, strip: usize) -> &'a [u8] {
+        let bytes = self.lines() * LINE;
+        &self.data[strip * bytes..(strip + 1) * bytes]
+    }
+
+    /// The palette of one strip.
+    pub fn table(&self, strip: usize) -> &'a [i8] {
+        let entries = self.format.entries();
+        &self.palette[strip * entries..(strip + 1) * entries]
+    }
+
+    /// Rows of a strip that exist: 16, but for the last.
+    pub fn rows_of(&self, strip: usize) -> usize {
+        STRIP.min(self.rows - strip * STRIP)
+    }
+}
+
+/// Where row-major value (row, col) lies in strip order: the byte, and the bit inside it.
+pub(crate) fn position(format: Format, cols: usize, row: usize, col: usize) -> (usize, usize) {
+    let inputs = format.inputs();
+    let lines = cols.div_ceil(inputs);
+    let (line, input) = (col / inputs, col % inputs);
+    let byte = ((row / STRIP) * lines + line) * LINE + (row % STRIP) * 4 + input % 4;
+    (byte, input / 4 * format.bits())
+}
+
+/// Row-major values (one a byte) to strip order; padding is 0.
+pub(crate) fn pack(format: Format, rows: usize, cols: usize, values: &[u8], data: &mut [u8]) {
+    for row in 0..rows {
+        for (col, &value) in values[row * cols..(row + 1) * cols].iter().enumerate() {
+            let (byte, shift) = position(format, cols, row, col);
+            data[byte] |= value << shift;
+        }
+    }
+}
+
+/// Strip order to row-major values, one a byte.
+pub(crate) fn unpack(
+    format: Format,
+    rows: usize,
+    cols: usize,
+    (what, data): (&'static str, &[u8]),
+) -> Result<Vec<u8>, LayoutError> {
+    let expected = lengths(format, rows, cols)?.data;
+    if data.len() != expected {
+        let (bits, found) = (format.bits(), data.len());
+        return Err(LayoutError::Length {
+            what,
+            bits,
+            rows,
+            cols,
+            expected,
+            found,
+        });
+    }
+    let mask = (0xffu16 >> (8 - format.bits())) as u8;
+    let mut values = vec![0; rows * cols];
+    for (row, values) in values.chunks_exact_mut(cols).enumerate() {
+        for (col, value) in values.iter_mut().enumerate() {
+            let (byte, shift) = position(format, cols, row, col);
+            *value = data[byte] >> shift & mask;
+        }
+    }
+    Ok(values)
+}
+
+/// Refuses a row-major buffer that has not `rows · cols` values; call after [`lengths`].
+pub(crate) fn check_values(
+    what: &'static str,
+    format: Format,
+    rows: usize,
+    cols: usize,
+    found: usize,
+) -> Result<(), LayoutError> {
+    let expected = rows * cols;
+    let bits = format.bits();
+    if found == expected {
+        Ok(())
+    } else {
+        Err(LayoutError::Length {
+            what,
+            bits,
+            rows,
+            cols,
+            expected,
+            found,
+        })
+    }
+}
+
+/// Where a product writes: row-major with `stride` columns.
+#[derive(Clone, Copy)]
+pub(super) struct Output {
+    pub at: *mut f32,
+    pub stride: usize,
+}
+
+impl Output {
+    /// The same columns, from another place.
+    ///
+    /// # Safety
+    /// The place lies inside the same allocation.
+    pub unsafe fn shifted(&self, rows: usize, cols: usize) -> Output {
+        // SAFETY: the caller's promise.
+        let at = unsafe { self.at.add(rows * self.stride + cols) };
+        Output {
+            at,
+            stride: self.stride,
+        }
+    }
+}
+
+// SAFETY: tasks of a product share it and write disjoint rectangles of tokens x rows; `product`
+// says why.
+unsafe impl Sync for Output {}
+
+/// One or two neighbouring strips times one panel.
+///
+/// # Safety
+/// `first + count <= strips.count()`, `count` is 1 or 2; the panel belongs to activations with
+/// `strips.cols` columns; `out.at` points to token 0 of the panel and row 0 of strip `first`, and
+/// the rectangle of `panel.tokens` x (existing rows of these strips) at that place may be written
+/// and is written by nobody else meanwhile; the CPU has the instructions of the body.
+pub(super) type Tile = unsafe fn(&Strips<'_>, first: usize, count: usize, &Panel<'_>, Output);
+
+fn tile(isa: Isa) -> Tile {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::tile,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::tile,
+        _ => scalar::tile,
+    }
+}
+
+/// Weight bytes of a task when the weights pass once (at most a panel of tokens).
+const STREAM_TASK: usize = 64 << 10;
+/// Activation bytes that a task keeps in L2 while its strips pass.
+const PANEL_TASK: usize = 384 << 10;
+/// Multiply-adds of a task when there are many tokens: some tens of microseconds.
+const GEMM_TASK: usize = 16 << 20;
+
+/// `out[n, ·] = x[n, ·] · (the parts' rows, one part after another)ᵀ`.
+///
+/// Tasks are cut by shape: runs of strips within a part, times runs of panels.
+pub(crate) fn product<'m, 's: 'm>(
+    pool: &Pool,
+    parts: usize,
+    part: impl Fn(usize) -> &'m Strips<'s> + Sync,
+    x: &QuantizedRows,
+    out: &mut [f32],
+) {
+    let part = |index| {
+        let part: &Strips<'_> = part(index);
+        part
+    };
+    let mut width = 0;
+    for part in (0..parts).map(part) {
+        assert_eq!(
+            part.cols,
+            x.cols(),
+            "a part of {} rows has other columns than x",
+            part.rows
+        );
+        width += part.rows;
+    }
+    assert_eq!(
+        out.len(),
+        x.rows() * width,
+        "the product is [{}, {width}]",
+        x.rows()
+    );
+    if out.is_empty() {
+        return;
+    }
+
+    let panels = x.panels();
+    let panel_bytes = x.width() * x.cols().next_multiple_of(BLOCK);
+    let panels_each = (PANEL_TASK / panel_bytes).clamp(1, panels);
+    let runs = panels.div_ceil(panels_each);
+    let strips_each = |part: &Strips<'_>| {
+        let wanted = if panels == 1 {
+            STREAM_TASK / (part.lines() * LINE)
+        } else {
+            GEMM_TASK / (STRIP * part.cols * panels_each * x.width())
+        };
+        wanted.clamp(2, part.count().max(2)).next_multiple_of(2)
+    };
+    let groups: usize = (0..parts)
+        .map(part)
+        .map(|part| part.count().div_ceil(strips_each(part)))
+        .sum();
+    let tile = tile(pool.isa());
+    let out = Output {
+        at: out.as_mut_ptr(),
+        stride: width,
+    };
+    let out = &out;
+
+    pool.run(groups * runs, |task| {
+        let (run, mut group) = (task / groups, task % groups);
+        let mut column = 0;
+        for part in (0..parts).map(part) {
+            let each = strips_each(part);
+            let here = part.count().div_ceil(each);
+            if group >= here {
+                group -= here;
+                column += part.rows;
+                continue;
+            }
+            let last = part.count().min((group + 1) * each);
+            for first in (group * each..last).step_by(2) {
+                for index in run * panels_each..panels.min((run + 1) * panels_each) {
+                    let panel = x.panel(index);
+                    let token = index * x.width();
+                    // SAFETY: `first < last <= count`, and the count passed stays within `last`.
+                    // The rectangle starts at token < N and column + 16 first < width, so inside
+                    // `out`, whose length was checked; tokens and rows that exist end inside it.
+                    // (run, group) names this task alone, and its panels and strips are its own.
+                    // The columns were compared above; the pool vouches for its instructions.
+                    unsafe {
+                        let out = out.shifted(token, column + first * STRIP);
+                        tile(part, first, (last - first).min(2), &panel, out);
+                    }
+                }
+            }
+            return;
+        }
+    });
+}
