@@ -1,1 +1,141 @@
-//! (being written)
+//! Causal attention with grouped key heads on flat tokens (plain version; the tiled one replaces it).
+
+use crate::pool::Pool;
+use crate::rope::HeadShape;
+
+mod oracle;
+
+/// Tokens of a cache page, and keys of a tile.
+pub const PAGE_TOKENS: usize = 64;
+
+/// Where the keys and values of one sequence lie.
+#[derive(Clone, Copy, Debug)]
+pub enum Keys<'a> {
+    /// Rows at a distance of `stride`: the key of position t and kv-head g is `keys[t * stride + g * K..][..K]`.
+    Rows {
+        /// From the first key on.
+        keys: &'a [f32],
+        /// From the first value on.
+        values: &'a [f32],
+        /// Distance between rows.
+        stride: usize,
+    },
+    /// Pages of [`PAGE_TOKENS`] positions: position t lies in page `table[t / 64]`; page p begins at
+    /// `arena[p * page_stride]` and is laid out `[2 (keys, values), G, 64, K]`.
+    Pages {
+        /// All pages.
+        arena: &'a [f32],
+        /// Distance between pages, at least [`page_len`].
+        page_stride: usize,
+        /// The pages of this sequence in order.
+        table: &'a [u32],
+    },
+}
+
+/// Rows `[start, start + len)` of q, which are positions `past..past + len` of a sequence with these keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// First row.
+    pub start: usize,
+    /// Number of rows.
+    pub len: usize,
+    /// Position of the first row: keys before it.
+    pub past: usize,
+    /// Keys and values of positions `0..past + len`.
+    pub keys: Keys<'a>,
+}
+
+impl<'a> Query<'a> {
+    /// A whole sequence in rows `[start, start + len)` of a packed `qkv` `[N, (H+2G)·K]`, attending to itself.
+    pub fn flat(shape: HeadShape, qkv: &'a [f32], start: usize, len: usize) -> Self {
+        let stride = shape.qkv_width();
+        let row = &qkv[start * stride..(start + len) * stride];
+        let keys = if len == 0 {
+            &[]
+        } else {
+            &row[shape.q_width()..]
+        };
+        let values = if len == 0 {
+            &[]
+        } else {
+            &row[shape.q_width() + shape.kv_width()..]
+        };
+        Query {
+            start,
+            len,
+            past: 0,
+            keys: Keys::Rows {
+                keys,
+                values,
+                stride,
+            },
+        }
+    }
+}
+
+/// Floats of one cache page: keys and values of [`PAGE_TOKENS`] positions.
+pub fn page_len(shape: HeadShape) -> usize {
+    2 * shape.kv_width() * PAGE_TOKENS
+}
+
+/// Copies the keys and values of new tokens, rows of a packed `qkv` `[n, (H+2G)·K]`, to positions `past..past + n` of a sequence.
+///
+/// # Panics
+/// When the table is too short or a page lies outside the arena.
+pub fn append_to_pages(
+    shape: HeadShape,
+    qkv: &[f32],
+    past: usize,
+    arena: &mut [f32],
+    page_stride: usize,
+    table: &[u32],
+) {
+    let (width, head_dim) = (shape.qkv_width(), shape.head_dim);
+    assert_eq!(
+        qkv.len() % width,
+        0,
+        "{} elements are no rows of {width}",
+        qkv.len()
+    );
+    for (n, row) in qkv.chunks_exact(width).enumerate() {
+        let position = past + n;
+        let page = table[position / PAGE_TOKENS] as usize * page_stride;
+        let page = &mut arena[page..][..page_len(shape)];
+        for (head, from) in row[shape.q_width()..].chunks_exact(head_dim).enumerate() {
+            let at = (head * PAGE_TOKENS + position % PAGE_TOKENS) * head_dim;
+            page[at..][..head_dim].copy_from_slice(from);
+        }
+    }
+}
+
+/// out = softmax(q kᵀ / √K) v for each row, over the keys at or before its position.
+///
+/// `q`: row n, head h at `q[n * q_stride + h * K..]`; `out` `[N, H·K]`; `lse` `[N, H]`, natural
+/// logarithm of the sum of exponentials. Rows in no query are left alone.
+pub fn attention_forward(
+    pool: &Pool,
+    shape: HeadShape,
+    q: &[f32],
+    q_stride: usize,
+    queries: &[Query],
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    let _ = pool;
+    oracle::forward(shape, q, q_stride, queries, out, lse);
+}
+
+/// `d_qkv` on the rows of `segments` (start, len), each a sequence attending to itself.
+pub fn attention_backward(
+    pool: &Pool,
+    shape: HeadShape,
+    qkv: &[f32],
+    segments: &[(usize, usize)],
+    out: &[f32],
+    lse: &[f32],
+    d_out: &[f32],
+    d_qkv: &mut [f32],
+) {
+    let _ = (pool, out, lse);
+    oracle::backward(shape, qkv, segments, d_out, d_qkv);
+}

@@ -15,10 +15,14 @@ pub enum Isa {
 #[derive(Debug, thiserror::Error)]
 pub enum IsaError {
     /// The value is none of the three names.
-    #[error("RUSSET_ISA is `{0}`; use one of scalar, avx2, avx512, or unset it to let Russet choose")]
+    #[error(
+        "RUSSET_ISA is `{0}`; use one of scalar, avx2, avx512, or unset it to let Russet choose"
+    )]
     Unknown(String),
     /// The CPU lacks the instructions asked for.
-    #[error("RUSSET_ISA asks for {0:?}, but this CPU offers at most {1:?}; unset it or choose a lower one")]
+    #[error(
+        "RUSSET_ISA asks for {0:?}, but this CPU offers at most {1:?}; unset it or choose a lower one"
+    )]
     Unsupported(Isa, Isa),
 }
 
@@ -62,6 +66,36 @@ impl Isa {
                 _ => return Err(IsaError::Unknown(name)),
             },
         };
-        if asked > best { Err(IsaError::Unsupported(asked, best)) } else { Ok(asked) }
+        if asked > best {
+            Err(IsaError::Unsupported(asked, best))
+        } else {
+            Ok(asked)
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Every instruction set that this CPU has.
+    pub(crate) fn every_isa() -> impl Iterator<Item = Isa> {
+        [Isa::Scalar, Isa::Avx2, Isa::Avx512]
+            .into_iter()
+            .filter(|&isa| isa <= Isa::best())
+    }
+
+    #[test]
+    fn errors_say_what_to_do() {
+        let unknown = IsaError::Unknown("sse9".into()).to_string();
+        assert!(
+            unknown.contains("`sse9`") && unknown.contains("scalar, avx2, avx512"),
+            "{unknown}"
+        );
+        let unsupported = IsaError::Unsupported(Isa::Avx512, Isa::Avx2).to_string();
+        assert!(
+            unsupported.contains("Avx512") && unsupported.contains("at most Avx2"),
+            "{unsupported}"
+        );
     }
 }

@@ -1,0 +1,356 @@
+//! One vocabulary of vector operations for three instruction sets, so that a kernel is written once.
+//!
+//! A kernel body is a generic function over [`Simd`], compiled three times by [`dispatch`]; loops
+//! that the compiler vectorises by itself need no vocabulary and go through [`vectorize`]. A value of
+//! type [`Avx2`] or [`Avx512`] proves that the CPU has the instructions, so operations on registers
+//! are safe; those that take pointers are not. Everything is `inline(always)`: a call left standing
+//! would lose the instruction set of its caller.
+//!
+//! It leaves out integers and permutations: the palettized kernels have their own.
+
+use crate::isa::Isa;
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// f32 vectors of one instruction set.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// Numbers in a vector, 1, 8 or 16.
+    const LANES: usize;
+    /// Vector registers to plan for.
+    const REGISTERS: usize;
+    /// A vector.
+    type V: Copy;
+
+    fn splat(self, x: f32) -> Self::V;
+    /// # Safety
+    /// `at` is readable for `LANES` numbers.
+    unsafe fn load(self, at: *const f32) -> Self::V;
+    /// The first `count` < `LANES` numbers, zeros after.
+    /// # Safety
+    /// `at` is readable for `count` numbers.
+    unsafe fn load_first(self, at: *const f32, count: usize) -> Self::V;
+    /// # Safety
+    /// `at` is writable for `LANES` numbers.
+    unsafe fn store(self, at: *mut f32, v: Self::V);
+    /// # Safety
+    /// `at` is writable for `count` < `LANES` numbers.
+    unsafe fn store_first(self, at: *mut f32, count: usize, v: Self::V);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The greater; `b` where either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` where either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a · b + c; rounded once, except in the portable body, where a fused product would be a call.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The nearest integers, halves to even; |x| < 2²².
+    fn round(self, x: Self::V) -> Self::V;
+    /// 2ⁿ for integers -126 ≤ n ≤ 127.
+    fn exp2_integer(self, n: Self::V) -> Self::V;
+    /// 0 where `x` < `bound`, `value` elsewhere (also where `x` is NaN).
+    fn zero_where_below(self, x: Self::V, bound: Self::V, value: Self::V) -> Self::V;
+    /// The sum over lanes, by halving.
+    fn sum(self, v: Self::V) -> f32;
+    /// The maximum over lanes.
+    fn maximum(self, v: Self::V) -> f32;
+
+    /// eˣ to 2 units in the last place. 0 below -87.3 (where the result would be subnormal), finite
+    /// above 88.3 (clamped), NaN for NaN.
+    ///
+    /// x = n ln 2 + r with |r| ≤ ln 2 / 2, then 2ⁿ times the polynomial of Cephes' `expf`.
+    #[inline(always)]
+    fn exp(self, x: Self::V) -> Self::V {
+        let lowest = self.splat(-87.3);
+        // The order of operands lets NaN through.
+        let clamped = self.min(self.splat(88.3), self.max(lowest, x));
+        let n = self.round(self.mul(clamped, self.splat(std::f32::consts::LOG2_E)));
+        // ln 2 in two parts; the first has few enough bits that n times it is exact.
+        let r = self.mul_add(n, self.splat(-0.693_359_4), clamped);
+        let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);
+        let mut y = self.splat(1.987_569_1e-4);
+        for coefficient in [
+            1.398_2e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            5.000_000_1e-1,
+        ] {
+            y = self.mul_add(y, r, self.splat(coefficient));
+        }
+        let y = self.add(self.mul_add(y, self.mul(r, r), r), self.splat(1.0));
+        self.zero_where_below(x, lowest, self.mul(y, self.exp2_integer(n)))
+    }
+
+    /// As many numbers as a loop over a slice has left: a full vector or its beginning.
+    /// # Safety
+    /// `at` is readable for `min(left, LANES)` numbers.
+    #[inline(always)]
+    unsafe fn load_up_to(self, at: *const f32, left: usize) -> Self::V {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if left >= Self::LANES {
+                self.load(at)
+            } else {
+                self.load_first(at, left)
+            }
+        }
+    }
+
+    /// The counterpart of [`Simd::load_up_to`].
+    /// # Safety
+    /// `at` is writable for `min(left, LANES)` numbers.
+    #[inline(always)]
+    unsafe fn store_up_to(self, at: *mut f32, left: usize, v: Self::V) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            if left >= Self::LANES {
+                self.store(at, v)
+            } else {
+                self.store_first(at, left, v)
+            }
+        }
+    }
+}
+
+/// A body that runs on any instruction set.
+pub(crate) trait Body {
+    /// What it returns.
+    type Out;
+    /// The body; must be `inline(always)`.
+    fn run<S: Simd>(self, simd: S) -> Self::Out;
+}
+
+/// Runs `body` on `isa`.
+///
+/// # Panics
+/// When the CPU lacks `isa`; a [`crate::Pool`] never holds such a one.
+#[inline]
+pub(crate) fn dispatch<B: Body>(isa: Isa, body: B) -> B::Out {
+    #[cfg(target_arch = "x86_64")]
+    match isa {
+        Isa::Scalar => body.run(Scalar),
+        Isa::Avx2 => x86::run_avx2(body),
+        Isa::Avx512 => x86::run_avx512(body),
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        assert_eq!(isa, Isa::Scalar);
+        body.run(Scalar)
+    }
+}
+
+/// Runs a closure compiled for `isa`, for loops that the compiler vectorises by itself.
+///
+/// Such loops contain no fused multiply-add and no reduction but over arrays of lanes, so they give
+/// the same bits on every instruction set.
+#[inline]
+pub(crate) fn vectorize<R>(isa: Isa, body: impl FnOnce() -> R) -> R {
+    struct Plain<F>(F);
+    impl<R, F: FnOnce() -> R> Body for Plain<F> {
+        type Out = R;
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) -> R {
+            (self.0)()
+        }
+    }
+    dispatch(isa, Plain(body))
+}
+
+/// The portable body: one number at a time, in plain Rust. Also the oracle.
+#[derive(Clone, Copy)]
+pub(crate) struct Scalar;
+
+impl Simd for Scalar {
+    const LANES: usize = 1;
+    const REGISTERS: usize = 16;
+    type V = f32;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    unsafe fn load(self, at: *const f32) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { *at }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, _: *const f32, _: usize) -> f32 {
+        0.0
+    }
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32, v: f32) {
+        // SAFETY: the caller's promise.
+        unsafe { *at = v }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, _: *mut f32, _: usize, _: f32) {}
+    #[inline(always)]
+    fn add(self, a: f32, b: f32) -> f32 {
+        a + b
+    }
+    #[inline(always)]
+    fn sub(self, a: f32, b: f32) -> f32 {
+        a - b
+    }
+    #[inline(always)]
+    fn mul(self, a: f32, b: f32) -> f32 {
+        a * b
+    }
+    #[inline(always)]
+    fn div(self, a: f32, b: f32) -> f32 {
+        a / b
+    }
+    #[inline(always)]
+    fn max(self, a: f32, b: f32) -> f32 {
+        if a > b { a } else { b }
+    }
+    #[inline(always)]
+    fn min(self, a: f32, b: f32) -> f32 {
+        if a < b { a } else { b }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
+        a * b + c
+    }
+    #[inline(always)]
+    fn round(self, x: f32) -> f32 {
+        // Adding 1.5 · 2²³ leaves no bits for a fraction.
+        const MAGIC: f32 = 12_582_912.0;
+        (x + MAGIC) - MAGIC
+    }
+    #[inline(always)]
+    fn exp2_integer(self, n: f32) -> f32 {
+        f32::from_bits(((n as i32 + 127) as u32) << 23)
+    }
+    #[inline(always)]
+    fn zero_where_below(self, x: f32, bound: f32, value: f32) -> f32 {
+        if x < bound { 0.0 } else { value }
+    }
+    #[inline(always)]
+    fn sum(self, v: f32) -> f32 {
+        v
+    }
+    #[inline(always)]
+    fn maximum(self, v: f32) -> f32 {
+        v
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::tests::every_isa;
+
+    struct Exp<'a>(&'a [f32], &'a mut [f32]);
+    impl Body for Exp<'_> {
+        type Out = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            for (x, y) in self.0.chunks(S::LANES).zip(self.1.chunks_mut(S::LANES)) {
+                // SAFETY: both chunks hold `x.len()` numbers.
+                unsafe {
+                    let v = simd.exp(simd.load_up_to(x.as_ptr(), x.len()));
+                    simd.store_up_to(y.as_mut_ptr(), x.len(), v);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let x: Vec<f32> = (-87_299..88_299)
+            .map(|i| i as f32 * 1e-3 + 1.7e-4)
+            .collect();
+        for isa in every_isa() {
+            let mut y = vec![0.0; x.len()];
+            dispatch(isa, Exp(&x, &mut y));
+            for (&x, &y) in x.iter().zip(&y) {
+                let want = f64::from(x).exp();
+                let error = (f64::from(y) - want).abs() / want;
+                assert!(
+                    error < 2.0 * f64::from(f32::EPSILON),
+                    "{isa:?}: exp({x}) = {y}, not {want}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn exp_at_the_ends_of_its_range() {
+        for isa in every_isa() {
+            let x = [
+                f32::NEG_INFINITY,
+                -1e30,
+                -87.4,
+                0.0,
+                -0.0,
+                1e30,
+                f32::INFINITY,
+                f32::NAN,
+            ];
+            let mut y = [0.5; 8];
+            dispatch(isa, Exp(&x, &mut y));
+            assert_eq!(y[..5], [0.0, 0.0, 0.0, 1.0, 1.0], "{isa:?}");
+            assert!(
+                y[5] > 2e38 && y[5].is_finite() && y[6] == y[5] && y[7].is_nan(),
+                "{isa:?}"
+            );
+        }
+    }
+
+    struct Reduce<'a>(&'a [f32]);
+    impl Body for Reduce<'_> {
+        type Out = (f32, f32);
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> (f32, f32) {
+            // SAFETY: the test passes 16 numbers, the widest vector.
+            let v = unsafe { simd.load(self.0.as_ptr()) };
+            (simd.sum(v), simd.maximum(v))
+        }
+    }
+
+    #[test]
+    fn reductions_see_every_lane_once() {
+        for isa in every_isa() {
+            let lanes = match isa {
+                Isa::Scalar => 1,
+                Isa::Avx2 => 8,
+                Isa::Avx512 => 16,
+            };
+            for lane in 0..lanes {
+                let mut x = [-1.0; 16];
+                x[lane] = 4.0;
+                let got = dispatch(isa, Reduce(&x));
+                assert_eq!(got, (4.0 - (lanes - 1) as f32, 4.0), "{isa:?}, lane {lane}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_goes_to_even() {
+        struct Round<'a>(&'a mut [f32; 16]);
+        impl Body for Round<'_> {
+            type Out = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, simd: S) {
+                for i in (0..16).step_by(S::LANES) {
+                    // SAFETY: the vector lies inside the sixteen.
+                    unsafe {
+                        let at = self.0.as_mut_ptr().add(i);
+                        simd.store(at, simd.round(simd.load(at)));
+                    }
+                }
+            }
+        }
+        let x: [f32; 16] = std::array::from_fn(|i| i as f32 * 0.5 - 4.0);
+        for isa in every_isa() {
+            let mut y = x;
+            dispatch(isa, Round(&mut y));
+            assert_eq!(y, x.map(f32::round_ties_even), "{isa:?}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! AVX2 and AVX-512 vectors.
+
+use super::{Body, Simd};
+use crate::isa::Isa;
+use std::arch::x86_64::*;
+
+/// AVX2 with FMA: eight lanes. Exists only where the CPU has them.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// AVX-512 F, BW and VL: sixteen lanes. Exists only where the CPU has them.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+/// Runs `body` on AVX2.
+#[inline]
+pub(super) fn run_avx2<B: Body>(body: B) -> B::Out {
+    #[target_feature(enable = "avx,avx2,fma,f16c,bmi1,bmi2")]
+    unsafe fn inner<B: Body>(body: B) -> B::Out {
+        body.run(Avx2(()))
+    }
+    assert!(Isa::best() >= Isa::Avx2);
+    // SAFETY: just checked.
+    unsafe { inner(body) }
+}
+
+/// Runs `body` on AVX-512.
+#[inline]
+pub(super) fn run_avx512<B: Body>(body: B) -> B::Out {
+    #[target_feature(enable = "avx,avx2,fma,f16c,bmi1,bmi2,avx512f,avx512bw,avx512vl")]
+    unsafe fn inner<B: Body>(body: B) -> B::Out {
+        body.run(Avx512(()))
+    }
+    assert!(Isa::best() >= Isa::Avx512);
+    // SAFETY: just checked.
+    unsafe { inner(body) }
+}
+
+/// The mask of the first `count` of eight lanes.
+#[inline(always)]
+unsafe fn first_of_eight(count: usize) -> __m256i {
+    // SAFETY: called from AVX2 bodies only.
+    unsafe {
+        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes)
+    }
+}
+
+// SAFETY of all blocks below: an `Avx2` or `Avx512` is made only in the two functions above, after
+// the CPU was asked; pointers are as the trait's methods demand.
+impl Simd for Avx2 {
+    const LANES: usize = 8;
+    const REGISTERS: usize = 16;
+    type V = __m256;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, at: *const f32) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_loadu_ps(at) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, at: *const f32, count: usize) -> __m256 {
+        // SAFETY: masked lanes are not read.
+        unsafe { _mm256_maskload_ps(at, first_of_eight(count)) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32, v: __m256) {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_storeu_ps(at, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, at: *mut f32, count: usize, v: __m256) {
+        // SAFETY: masked lanes are not written.
+        unsafe { _mm256_maskstore_ps(at, first_of_eight(count), v) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn round(self, x: __m256) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+    }
+    #[inline(always)]
+    fn exp2_integer(self, n: __m256) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe {
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+        }
+    }
+    #[inline(always)]
+    fn zero_where_below(self, x: __m256, bound: __m256, value: __m256) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, bound), value) }
+    }
+    #[inline(always)]
+    fn sum(self, v: __m256) -> f32 {
+        // SAFETY: see the top of the implementation.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    fn maximum(self, v: __m256) -> f32 {
+        // SAFETY: see the top of the implementation.
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const REGISTERS: usize = 32;
+    type V = __m512;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, at: *const f32) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_loadu_ps(at) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, at: *const f32, count: usize) -> __m512 {
+        // SAFETY: masked lanes are not read.
+        unsafe { _mm512_maskz_loadu_ps((1u16 << count).wrapping_sub(1), at) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32, v: __m512) {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_storeu_ps(at, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, at: *mut f32, count: usize, v: __m512) {
+        // SAFETY: masked lanes are not written.
+        unsafe { _mm512_mask_storeu_ps(at, (1u16 << count).wrapping_sub(1), v) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn round(self, x: __m512) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+    }
+    #[inline(always)]
+    fn exp2_integer(self, n: __m512) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe {
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        }
+    }
+    #[inline(always)]
+    fn zero_where_below(self, x: __m512, bound: __m512, value: __m512) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, bound), value) }
+    }
+    #[inline(always)]
+    fn sum(self, v: __m512) -> f32 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+    #[inline(always)]
+    fn maximum(self, v: __m512) -> f32 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+}
