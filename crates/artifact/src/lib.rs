@@ -1,1 +1,45 @@
-//! placeholder
+//! What a stage leaves behind, what it was told, and what it said on the way.
+//!
+//! Every stage of Russet reads a recipe and artifacts and leaves one artifact: a folder of files with a `manifest.json`
+//! that names the tool, the settings, the BLAKE3 hash of every file, and the hash of every input's manifest. Following the
+//! inputs walks any score back to the text it came from.
+//!
+//! ```text
+//! recipe.toml ──▶ Recipe ──▶ settings ─┐
+//! Artifact ─────▶ Inputs ──────────────┼─▶ Stage ──▶ current?  skip
+//!                                      └─▶ Draft ──▶ commit ──▶ Artifact
+//!                                              RunLog, Progress, Interrupt on the way
+//! ```
+//!
+//! - [`Artifact`], [`Draft`], [`Manifest`]: whole folders, old or new and never half.
+//! - [`Stage`], [`Inputs`]: whether a stage has to run again, and why.
+//! - [`Recipe`], [`Override`]: TOML into settings, nothing ignored.
+//! - [`RunLog`]: JSON Lines and TensorBoard event files.
+//! - [`Progress`], [`Interrupt`]: how a long job speaks and how it is stopped.
+//!
+//! It knows nothing of models, tokens or terminals, holds no clock and no host name in a manifest, and has no `unsafe`.
+
+mod artifact;
+mod disk;
+mod draft;
+mod error;
+mod hash;
+mod manifest;
+mod overrides;
+mod progress;
+mod recipe;
+mod run_log;
+mod stage;
+pub mod tensorboard;
+
+pub use artifact::Artifact;
+pub use disk::atomic_write;
+pub use draft::Draft;
+pub use error::{Error, Result};
+pub use hash::{Hash, hash_file, hash_folder};
+pub use manifest::{FORMAT, FileRecord, InputKind, InputRecord, Kind, MANIFEST, Manifest, Tool};
+pub use overrides::{Override, split_overrides};
+pub use progress::{Interrupt, NoProgress, Progress};
+pub use recipe::Recipe;
+pub use run_log::{LogEvent, RunLog, read_log};
+pub use stage::{Inputs, Stage, Stale};

@@ -1,0 +1,214 @@
+//! Whether a stage has to run: the same stage, tool version, recipe and input bytes leave the same artifact.
+//!
+//! Nothing here looks at a clock: touching a file runs nothing again, changing one byte of it does. An artifact counts as
+//! an input by its manifest's hash, which stands for its files; plain files and folders are hashed whole.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::artifact::Artifact;
+use crate::error::{Error, Result};
+use crate::hash::{self, Hash, shorten};
+use crate::manifest::{self, InputKind, Kind, Manifest, Tool, check_input_name};
+
+/// One stage of a run: everything its artifact is a function of.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// Which stage: "pretrain".
+    pub name: String,
+    /// The program.
+    pub tool: Tool,
+    /// Its full settings; see [`crate::Recipe::resolved_json`].
+    pub recipe: Value,
+    /// Everything it reads.
+    pub inputs: Inputs,
+}
+
+impl Stage {
+    /// Puts the four together.
+    pub fn new(name: &str, tool: &Tool, recipe: Value, inputs: Inputs) -> Self {
+        Self {
+            name: name.to_owned(),
+            tool: tool.clone(),
+            recipe,
+            inputs,
+        }
+    }
+
+    /// What decides whether it has to run again; equals [`Manifest::key`] of what it committed.
+    pub fn key(&self) -> Hash {
+        let inputs = self
+            .inputs
+            .iter()
+            .map(|(name, input)| (name, input.kind, input.hash));
+        manifest::key(&self.name, &self.tool, &self.recipe, inputs)
+    }
+
+    /// The artifact at `dir`, if this stage would only write it again. Reads every byte of it.
+    ///
+    /// # Errors
+    /// Not an error but the reason why the stage has to run.
+    pub fn current(&self, dir: &Path, kind: Kind) -> std::result::Result<Artifact, Stale> {
+        let artifact = Artifact::open(dir, kind).map_err(|error| Stale(error.to_string()))?;
+        if artifact.manifest().key() != self.key() {
+            return Err(Stale(self.difference(artifact.manifest())));
+        }
+        artifact
+            .verify()
+            .map_err(|error| Stale(error.to_string()))?;
+        Ok(artifact)
+    }
+
+    fn difference(&self, old: &Manifest) -> String {
+        if old.stage != self.name {
+            return format!(
+                "it was written by `{}`, and this is `{}`",
+                shorten(&old.stage),
+                self.name
+            );
+        }
+        if old.tool.version != self.tool.version {
+            return format!(
+                "it was written by version {}, and this is {}",
+                shorten(&old.tool.version),
+                self.tool.version
+            );
+        }
+        for (name, input) in self.inputs.iter() {
+            match old.inputs.get(name) {
+                None => return format!("input `{name}` is new"),
+                Some(was) if (was.kind, was.blake3) != (input.kind, input.hash) => {
+                    return format!("input `{name}` has changed");
+                }
+                Some(_) => {}
+            }
+        }
+        if let Some(name) = old
+            .inputs
+            .keys()
+            .find(|name| !self.inputs.0.contains_key(*name))
+        {
+            return format!("input `{}` is gone", shorten(name));
+        }
+        setting_difference("", &old.recipe, &self.recipe)
+            .unwrap_or_else(|| "its recipe has changed".to_owned())
+    }
+}
+
+/// The first setting that differs, in key order.
+fn setting_difference(path: &str, old: &Value, new: &Value) -> Option<String> {
+    if let (Value::Object(old), Value::Object(new)) = (old, new) {
+        let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        return keys.into_iter().find_map(|key| {
+            let path = if path.is_empty() {
+                key.clone()
+            } else {
+                format!("{path}.{key}")
+            };
+            match (old.get(key), new.get(key)) {
+                (Some(old), Some(new)) => setting_difference(&path, old, new),
+                (None, _) => Some(format!("`{}` is new", shorten(&path))),
+                (_, None) => Some(format!("`{}` is gone", shorten(&path))),
+            }
+        });
+    }
+    let show = |value: &Value| shorten(&value.to_string());
+    (old != new).then(|| format!("`{}` was {}, is {}", shorten(path), show(old), show(new)))
+}
+
+/// Why a stage has to run: a clause in lower case, without a full stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stale(String);
+
+impl fmt::Display for Stale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Everything a stage reads, by name.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs(BTreeMap<String, Input>);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Input {
+    pub(crate) kind: InputKind,
+    pub(crate) hash: Hash,
+    pub(crate) path: PathBuf,
+}
+
+impl Inputs {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an artifact, which counts by its manifest.
+    ///
+    /// # Errors
+    /// When the name is taken, empty, too long or has control characters.
+    pub fn artifact(self, name: &str, input: &Artifact) -> Result<Self> {
+        let kind = InputKind::Artifact(input.kind());
+        self.add(
+            name,
+            Input {
+                kind,
+                hash: input.manifest_hash(),
+                path: input.dir().to_owned(),
+            },
+        )
+    }
+
+    /// Adds a plain file, or a plain folder with all files below it, which counts by its bytes; reads them all.
+    ///
+    /// # Errors
+    /// When nothing is there, it cannot be read, or the name is as in [`Inputs::artifact`].
+    pub fn path(self, name: &str, path: &Path) -> Result<Self> {
+        let is = fs::metadata(path).map_err(Error::io("find the input", path))?;
+        let (kind, hash) = if is.is_dir() {
+            (InputKind::Folder, hash::hash_folder(path)?)
+        } else if is.is_file() {
+            (InputKind::File, hash::hash_file(path)?)
+        } else {
+            return Err(bad_input(name, path, "is neither a file nor a folder"));
+        };
+        self.add(
+            name,
+            Input {
+                kind,
+                hash,
+                path: path.to_owned(),
+            },
+        )
+    }
+
+    fn add(mut self, name: &str, input: Input) -> Result<Self> {
+        check_input_name(name)
+            .map_err(|why| bad_input(&shorten(name), &input.path, &format!("the name {why}")))?;
+        if self.0.contains_key(name) {
+            return Err(bad_input(
+                name,
+                &input.path,
+                "there is another input of this name; give each its own",
+            ));
+        }
+        self.0.insert(name.to_owned(), input);
+        Ok(self)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Input)> {
+        self.0.iter().map(|(name, input)| (name.as_str(), input))
+    }
+}
+
+fn bad_input(name: &str, path: &Path, reason: &str) -> Error {
+    Error::BadInput {
+        name: name.to_owned(),
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
