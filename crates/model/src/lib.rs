@@ -1,1 +1,29 @@
-//! placeholder
+//! The decoder: AFM's architecture, its layers, its cache and its files.
+//!
+//! There is one [`Decoder::forward`]. It trains, evaluates, serves palettized weights and runs under
+//! adapters; what a layer's weights are and where they live is the business of its [`Linear`].
+//! Checkpoints are Hugging Face folders (`Qwen3ForCausalLM`, ours, and `LlamaForCausalLM`), adapters
+//! are PEFT folders, packages are safetensors in the kernels' own order, mapped and used in place.
+//!
+//! This crate knows nothing of text, optimizers or sampling.
+
+pub mod adapter;
+mod block;
+pub mod cache;
+pub mod checkpoint;
+pub mod config;
+mod decoder;
+mod embedding;
+mod error;
+pub mod linear;
+pub mod llama2c;
+pub mod package;
+pub mod stored;
+
+pub use block::Block;
+pub use cache::KvCache;
+pub use config::{Config, Family};
+pub use decoder::{Decoder, Parameter, ParameterKind};
+pub use embedding::Embedding;
+pub use error::ModelError;
+pub use linear::{Dense, Layout, Linear, Lora, Palettized, Projection};

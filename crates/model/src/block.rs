@@ -1,0 +1,138 @@
+//! One layer of the decoder: attention, then the gated feed-forward, each behind a norm and around a residual.
+
+use std::sync::Arc;
+
+use russet_tensor::ops::{self, CacheView, HeadShape, QkNorm, RopeTable};
+use russet_tensor::{Ctx, Segments, Tensor};
+
+use crate::decoder::{Parameter, ParameterKind};
+use crate::{Config, Linear};
+
+/// One layer.
+pub struct Block {
+    pub(crate) attention_norm: Tensor,       // [D]
+    pub(crate) qkv: Box<dyn Linear>,         // [N, D] -> [N, (H+2G)·K]
+    pub(crate) qk_norm: Option<[Tensor; 2]>, // [K] each; Llama has none
+    pub(crate) output: Box<dyn Linear>,      // [N, H·K] -> [N, D]
+    pub(crate) ffn_norm: Tensor,             // [D]
+    pub(crate) gate_up: Box<dyn Linear>,     // [N, D] -> [N, 2F]
+    pub(crate) down: Box<dyn Linear>,        // [N, F] -> [N, D]
+}
+
+/// What all blocks of one forward pass share.
+pub(crate) struct Pass<'a> {
+    pub shape: HeadShape,
+    pub epsilon: f32,
+    pub table: Arc<RopeTable>, // a row a token
+    pub rows: Arc<[u32]>,      // 0..N
+    pub segments: &'a Segments,
+}
+
+impl Block {
+    /// `x [N, D]` to `[N, D]`.
+    pub(crate) fn forward(
+        &self,
+        ctx: &mut Ctx,
+        x: &Tensor,
+        pass: &Pass,
+        cache: Option<CacheView>,
+    ) -> Tensor {
+        let h = ops::rms_norm(ctx, x, &self.attention_norm, pass.epsilon);
+        let qkv = self.qkv.forward(ctx, &h);
+        let norm = self.qk_norm.as_ref().map(|[query, key]| QkNorm {
+            query,
+            key,
+            epsilon: pass.epsilon,
+        });
+        let qkv = ops::qk_norm_rope(ctx, pass.shape, &qkv, norm, &pass.table, &pass.rows);
+        let h = ops::attention(ctx, pass.shape, &qkv, pass.segments, cache);
+        let h = self.output.forward(ctx, &h);
+        let x = ops::add(ctx, x, &h);
+
+        let h = ops::rms_norm(ctx, &x, &self.ffn_norm, pass.epsilon);
+        let h = self.gate_up.forward(ctx, &h);
+        let h = ops::swiglu(ctx, &h);
+        let h = self.down.forward(ctx, &h);
+        ops::add(ctx, &x, &h)
+    }
+
+    /// Its four products, in the order of the forward pass.
+    pub(crate) fn linears(&self) -> [&dyn Linear; 4] {
+        [&*self.qkv, &*self.output, &*self.gate_up, &*self.down]
+    }
+
+    pub(crate) fn visit<'a>(&'a self, layer: usize, visit: &mut dyn FnMut(Parameter<'a>)) {
+        let norm = |name: &str, tensor| {
+            let parts = vec![(format!("model.layers.{layer}.{name}.weight"), 1)];
+            Parameter {
+                parts,
+                kind: ParameterKind::Norm,
+                tensor,
+            }
+        };
+        visit(norm("input_layernorm", &self.attention_norm));
+        self.qkv.visit(visit);
+        if let Some([query, key]) = &self.qk_norm {
+            visit(norm("self_attn.q_norm", query));
+            visit(norm("self_attn.k_norm", key));
+        }
+        self.output.visit(visit);
+        visit(norm("post_attention_layernorm", &self.ffn_norm));
+        self.gate_up.visit(visit);
+        self.down.visit(visit);
+    }
+
+    pub(crate) fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Tensor)) {
+        visit(&mut self.attention_norm);
+        self.qkv.visit_mut(visit);
+        if let Some([query, key]) = &mut self.qk_norm {
+            visit(query);
+            visit(key);
+        }
+        self.output.visit_mut(visit);
+        visit(&mut self.ffn_norm);
+        self.gate_up.visit_mut(visit);
+        self.down.visit_mut(visit);
+    }
+
+    /// The block with each product replaced by what `map` makes of it.
+    pub(crate) fn map_linears(
+        self,
+        map: &mut dyn FnMut(Box<dyn Linear>) -> Box<dyn Linear>,
+    ) -> Block {
+        let (qkv, output) = (map(self.qkv), map(self.output));
+        let (gate_up, down) = (map(self.gate_up), map(self.down));
+        Block {
+            qkv,
+            output,
+            gate_up,
+            down,
+            ..self
+        }
+    }
+}
+
+/// The layouts of the four products of layer `layer`: query-key-value, output, gate-up, down.
+pub(crate) fn layouts(config: &Config, layer: usize) -> [crate::Layout; 4] {
+    use crate::Layout;
+    let attention = format!("model.layers.{layer}.self_attn");
+    let mlp = format!("model.layers.{layer}.mlp");
+    let (q, kv) = (
+        config.heads * config.head_dim,
+        config.kv_heads * config.head_dim,
+    );
+    [
+        Layout::new(
+            &attention,
+            config.width,
+            &[("q_proj", q), ("k_proj", kv), ("v_proj", kv)],
+        ),
+        Layout::new(&attention, q, &[("o_proj", config.width)]),
+        Layout::new(
+            &mlp,
+            config.width,
+            &[("gate_proj", config.ffn), ("up_proj", config.ffn)],
+        ),
+        Layout::new(&mlp, config.ffn, &[("down_proj", config.width)]),
+    ]
+}

@@ -1,0 +1,166 @@
+//! Checkpoints: Hugging Face folders of a dense decoder.
+
+use std::path::Path;
+
+use russet_tensor::{DType, Tensor};
+use serde_json::{Value, json};
+
+use crate::block::{Block, layouts};
+use crate::stored::{self, Output, Stored};
+use crate::{Config, Decoder, Dense, Embedding, Family, Layout, Linear, ModelError};
+
+/// Opens a folder of either kind: a palettized package where its configuration says so, else a dense checkpoint.
+///
+/// # Errors
+/// As for [`load`] and [`crate::package::load`].
+pub fn open(folder: &Path) -> Result<Decoder, ModelError> {
+    let config = crate::config::read_json(&folder.join("config.json"))?;
+    match config.get("quantization_config") {
+        None | Some(Value::Null) => load(folder),
+        Some(_) => crate::package::load(folder),
+    }
+}
+
+/// Reads a dense checkpoint: `config.json` and safetensors of f32, f16 or bf16, in one file or sharded.
+///
+/// # Errors
+/// When a file is missing, damaged, or describes what Russet does not know.
+pub fn load(folder: &Path) -> Result<Decoder, ModelError> {
+    let config = Config::open(folder)?;
+    let mut stored = Stored::open(folder, "model")?;
+    let decoder = assemble(
+        &config,
+        &mut stored,
+        |stored, name| {
+            Ok(Embedding::Dense(stored.take_f32(
+                &format!("{name}.weight"),
+                &[config.vocab, config.width],
+            )?))
+        },
+        |stored, layout| {
+            let mut packed = Vec::with_capacity(layout.rows() * layout.inputs);
+            for projection in &layout.projections {
+                let name = format!("{}.weight", projection.name);
+                packed.extend_from_slice(
+                    stored
+                        .take_f32(&name, &[projection.rows, layout.inputs])?
+                        .data(),
+                );
+            }
+            let weight = Tensor::new(&[layout.rows(), layout.inputs], packed);
+            Ok(Box::new(Dense::new(layout, weight)))
+        },
+    )?;
+    // Some older files carry what follows from the configuration.
+    if config.tied {
+        stored.ignore("lm_head.weight");
+    }
+    for layer in 0..config.layers {
+        stored.ignore(&format!(
+            "model.layers.{layer}.self_attn.rotary_emb.inv_freq"
+        ));
+    }
+    stored.finish()?;
+    Ok(decoder)
+}
+
+/// Builds a decoder from stored tensors; `table` reads an embedding, `linear` a product.
+pub(crate) fn assemble(
+    config: &Config,
+    stored: &mut Stored,
+    table: impl Fn(&mut Stored, &str) -> Result<Embedding, ModelError>,
+    linear: impl Fn(&mut Stored, Layout) -> Result<Box<dyn Linear>, ModelError>,
+) -> Result<Decoder, ModelError> {
+    let embedding = table(stored, "model.embed_tokens")?;
+    let mut blocks = Vec::new();
+    for layer in 0..config.layers {
+        let norm = |stored: &mut Stored, name: &str, len| {
+            stored.take_f32(&format!("model.layers.{layer}.{name}.weight"), &[len])
+        };
+        let [qkv, output, gate_up, down] = layouts(config, layer);
+        blocks.push(Block {
+            attention_norm: norm(stored, "input_layernorm", config.width)?,
+            qkv: linear(stored, qkv)?,
+            qk_norm: match config.family {
+                Family::Llama => None,
+                Family::Qwen3 => Some([
+                    norm(stored, "self_attn.q_norm", config.head_dim)?,
+                    norm(stored, "self_attn.k_norm", config.head_dim)?,
+                ]),
+            },
+            output: linear(stored, output)?,
+            ffn_norm: norm(stored, "post_attention_layernorm", config.width)?,
+            gate_up: linear(stored, gate_up)?,
+            down: linear(stored, down)?,
+        });
+    }
+    let norm = stored.take_f32("model.norm.weight", &[config.width])?;
+    let head = if config.tied {
+        None
+    } else {
+        Some(table(stored, "lm_head")?)
+    };
+    Ok(Decoder::new(config.clone(), embedding, blocks, norm, head))
+}
+
+/// Writes a dense checkpoint's `config.json`, `generation_config.json` and weights in `f32` into `folder`, which
+/// should be a draft that is renamed into place.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn save(decoder: &Decoder, folder: &Path) -> Result<(), ModelError> {
+    write_config(decoder.config(), None, folder)?;
+    let parameters = decoder.parameters();
+    let mut tensors = Vec::new();
+    for parameter in &parameters {
+        tensors.extend(outputs(&parameter.parts, parameter.tensor));
+    }
+    stored::write(folder, "model", &tensors, stored::SHARD_BYTES)
+}
+
+/// A packed tensor as the named tensors it is made of.
+pub fn outputs<'a>(parts: &[(String, usize)], tensor: &'a Tensor) -> Vec<Output<'a>> {
+    let width = *tensor.shape().last().expect("a parameter has a shape");
+    let bytes: &[u8] = tensor.bytes();
+    let mut start = 0;
+    let part = |(name, rows): &(String, usize)| {
+        let end = start + rows * width * size_of::<f32>();
+        let bytes = &bytes[start..end];
+        start = end;
+        let shape = if tensor.shape().len() == 1 {
+            vec![width]
+        } else {
+            vec![*rows, width]
+        };
+        Output {
+            name: name.clone(),
+            dtype: DType::F32,
+            shape,
+            bytes,
+        }
+    };
+    parts.iter().map(part).collect()
+}
+
+/// Writes `config.json` and `generation_config.json`.
+pub(crate) fn write_config(
+    config: &Config,
+    quantization: Option<Value>,
+    folder: &Path,
+) -> Result<(), ModelError> {
+    let mut json = config.to_json();
+    let generation =
+        json!({"bos_token_id": json["bos_token_id"], "eos_token_id": json["eos_token_id"]});
+    if let Some(quantization) = quantization {
+        json.insert("quantization_config".into(), quantization);
+    }
+    for (name, json) in [
+        ("config.json", Value::Object(json)),
+        ("generation_config.json", generation),
+    ] {
+        let path = folder.join(name);
+        std::fs::write(&path, format!("{json:#}\n"))
+            .map_err(|error| ModelError::file(&path, error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,587 @@
+//! The shape of a decoder, as `config.json` of a Hugging Face folder gives it.
+
+use std::path::Path;
+
+use russet_kernels::rope::{HeadShape, RopeTable};
+use serde_json::{Map, Value, json};
+
+use crate::ModelError;
+
+/// Largest `config.json` that is read, in bytes.
+const CONFIG_BYTES: u64 = 1 << 20;
+
+/// Which published architecture the names and details follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `Qwen3ForCausalLM`: QK-norm. AFM has exactly this shape; what Russet trains is written so.
+    Qwen3,
+    /// `LlamaForCausalLM`: no QK-norm.
+    Llama,
+}
+
+/// How rotary frequencies are stretched for contexts longer than those of pre-training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All frequencies divided by a factor (arXiv 2306.15595).
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Low frequencies divided by a factor, high ones kept, smooth between: Llama 3.1's rule.
+    Llama3 {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Wavelengths beyond `original / low` are low frequencies.
+        low: f64,
+        /// Wavelengths below `original / high` are high frequencies.
+        high: f64,
+        /// The context length of pre-training.
+        original: f64,
+    },
+}
+
+/// The shape of a decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Whose names and details.
+    pub family: Family,
+    /// V, entries of the vocabulary.
+    pub vocab: usize,
+    /// D, width of the residual stream.
+    pub width: usize,
+    /// How many blocks.
+    pub layers: usize,
+    /// H, query heads.
+    pub heads: usize,
+    /// G, key and value heads.
+    pub kv_heads: usize,
+    /// K, width of a head.
+    pub head_dim: usize,
+    /// F, hidden width of the feed-forward layer.
+    pub ffn: usize,
+    /// Added to the mean square in every norm.
+    pub norm_epsilon: f32,
+    /// The base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// How they are stretched.
+    pub rope_scaling: RopeScaling,
+    /// Tokens of context that the model is made for.
+    pub context: usize,
+    /// Whether input and output share one table.
+    pub tied: bool,
+    /// The token before a text.
+    pub bos: Option<u32>,
+    /// Tokens that end a text.
+    pub eos: Vec<u32>,
+}
+
+impl Config {
+    /// The head counts and widths that the kernels ask for.
+    pub fn head_shape(&self) -> HeadShape {
+        HeadShape {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+        }
+    }
+
+    /// Columns of the packed query, key and value product, (H + 2G)·K.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Weights in the projections of all blocks.
+    pub fn projection_parameters(&self) -> usize {
+        let attention = self.qkv_width() * self.width + self.width * self.heads * self.head_dim;
+        self.layers * (attention + 3 * self.ffn * self.width)
+    }
+
+    /// Weights in the embedding, and in the output table where it is another.
+    pub fn embedding_parameters(&self) -> usize {
+        self.vocab * self.width * if self.tied { 1 } else { 2 }
+    }
+
+    /// All weights.
+    pub fn parameters(&self) -> usize {
+        let qk_norm = if self.family == Family::Qwen3 {
+            2 * self.head_dim
+        } else {
+            0
+        };
+        let norms = self.layers * (2 * self.width + qk_norm) + self.width;
+        self.projection_parameters() + self.embedding_parameters() + norms
+    }
+
+    /// Floating-point operations of the forward pass of one token that sees `context` tokens: two a weight of the
+    /// projections and the output table, and the attention's two products. Training costs three times as much.
+    pub fn forward_flops(&self, context: usize) -> f64 {
+        let products = self.projection_parameters() + self.vocab * self.width;
+        let attention = 2 * self.layers * self.heads * self.head_dim * context;
+        2.0 * (products + attention) as f64
+    }
+
+    /// Bytes of keys and values of one token, in `f32`.
+    pub fn cache_bytes_per_token(&self) -> usize {
+        self.layers * 2 * self.kv_heads * self.head_dim * size_of::<f32>()
+    }
+
+    /// Cosines and sines by token, for tokens at `positions`: row n of the table is token n's.
+    /// Angles are formed in `f32`, as `transformers` does, so that long positions agree.
+    pub fn rope_table(&self, positions: &[u32]) -> RopeTable {
+        let frequencies = self.inverse_frequencies();
+        let half = frequencies.len();
+        let mut table = RopeTable {
+            cos: Vec::with_capacity(positions.len() * half),
+            sin: Vec::with_capacity(positions.len() * half),
+            half,
+        };
+        for &position in positions {
+            for &frequency in &frequencies {
+                let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+                table.cos.push(cos as f32);
+                table.sin.push(sin as f32);
+            }
+        }
+        table
+    }
+
+    fn inverse_frequencies(&self) -> Vec<f32> {
+        let stretch = |frequency: f64| match self.rope_scaling {
+            RopeScaling::None => frequency,
+            RopeScaling::Linear { factor } => frequency / factor,
+            RopeScaling::Llama3 {
+                factor,
+                low,
+                high,
+                original,
+            } => {
+                let wavelength = std::f64::consts::TAU / frequency;
+                if wavelength < original / high {
+                    frequency
+                } else if wavelength > original / low {
+                    frequency / factor
+                } else {
+                    let smooth = (original / wavelength - low) / (high - low);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
+                }
+            }
+        };
+        let power = |i: usize| {
+            self.rope_theta
+                .powf(-((2 * i) as f64) / self.head_dim as f64)
+        };
+        (0..self.head_dim / 2)
+            .map(|i| stretch(power(i)) as f32)
+            .collect()
+    }
+
+    /// Reads `config.json` in a folder.
+    ///
+    /// # Errors
+    /// When the file is missing, is not JSON, describes another architecture, or holds a setting that would change
+    /// the result and that Russet does not know.
+    pub fn open(folder: &Path) -> Result<Config, ModelError> {
+        let path = folder.join("config.json");
+        Config::parse(&read_json(&path)?).map_err(|problem| ModelError::file(&path, problem))
+    }
+
+    /// Reads the object of a `config.json`; the error is a sentence without the file's name.
+    ///
+    /// # Errors
+    /// As for [`Config::open`].
+    pub fn parse(json: &Map<String, Value>) -> Result<Config, String> {
+        let fields = Fields(json);
+        let family = match json
+            .get("architectures")
+            .and_then(|names| names.get(0))
+            .and_then(Value::as_str)
+        {
+            Some("Qwen3ForCausalLM") => Family::Qwen3,
+            Some("LlamaForCausalLM") => Family::Llama,
+            other => {
+                let name = other.unwrap_or("missing");
+                return Err(format!(
+                    "the architecture is {name}; Russet reads Qwen3ForCausalLM and LlamaForCausalLM"
+                ));
+            }
+        };
+        for bias in ["attention_bias", "mlp_bias"] {
+            if json
+                .get(bias)
+                .is_some_and(|v| v != &json!(false) && !v.is_null())
+            {
+                return Err(format!(
+                    "`{bias}` is set, but Russet's layers have no biases"
+                ));
+            }
+        }
+        if json
+            .get("use_sliding_window")
+            .is_some_and(|v| v == &json!(true))
+        {
+            return Err(
+                "`use_sliding_window` is set, but Russet attends to the whole context".into(),
+            );
+        }
+        if json.get("hidden_act").is_some_and(|v| v != &json!("silu")) {
+            return Err(format!(
+                "`hidden_act` is {}, but Russet knows only silu",
+                json["hidden_act"]
+            ));
+        }
+        let width = fields.size("hidden_size")?;
+        let heads = fields.size("num_attention_heads")?;
+        let head_dim = match json.get("head_dim") {
+            None | Some(Value::Null) if width % heads == 0 => width / heads,
+            _ => fields.size("head_dim")?,
+        };
+        let kv_heads = match json.get("num_key_value_heads") {
+            None | Some(Value::Null) => heads,
+            _ => fields.size("num_key_value_heads")?,
+        };
+        let config = Config {
+            family,
+            vocab: fields.size("vocab_size")?,
+            width,
+            layers: fields.size("num_hidden_layers")?,
+            heads,
+            kv_heads,
+            head_dim,
+            ffn: fields.size("intermediate_size")?,
+            norm_epsilon: fields.number("rms_norm_eps", Some(1e-6))? as f32,
+            rope_theta: fields.rope_theta()?,
+            rope_scaling: fields.rope_scaling()?,
+            context: fields.size("max_position_embeddings")?,
+            // Where the key is absent both families leave input and output apart.
+            tied: json
+                .get("tie_word_embeddings")
+                .and_then(Value::as_bool)
+                .unwrap_or(false),
+            bos: fields.tokens("bos_token_id")?.first().copied(),
+            eos: fields.tokens("eos_token_id")?,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether a model of this shape can exist and be held in memory.
+    ///
+    /// # Errors
+    /// A sentence naming the key.
+    pub fn check(&self) -> Result<(), String> {
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let (heads, kv_heads) = (self.heads, self.kv_heads);
+            return Err(format!(
+                "{heads} query heads cannot be shared out over {kv_heads} key-value heads"
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(format!(
+                "`head_dim` is {}, but rotation needs an even one",
+                self.head_dim
+            ));
+        }
+        if !(self.norm_epsilon >= 0.0 && self.norm_epsilon < 1.0) {
+            return Err(format!(
+                "`rms_norm_eps` is {}, which is no small positive number",
+                self.norm_epsilon
+            ));
+        }
+        if !(self.rope_theta > 1.0 && self.rope_theta.is_finite()) {
+            return Err(format!(
+                "`rope_theta` is {}, but it must be above 1",
+                self.rope_theta
+            ));
+        }
+        for id in self.bos.iter().chain(&self.eos) {
+            if *id as usize >= self.vocab {
+                return Err(format!(
+                    "token {id} marks a text's beginning or end, but the vocabulary has {}",
+                    self.vocab
+                ));
+            }
+        }
+        let floats = [self.qkv_width(), self.ffn, self.heads * self.head_dim]
+            .iter()
+            .try_fold(
+                self.vocab.checked_mul(self.width).unwrap_or(usize::MAX),
+                |sum, rows| {
+                    sum.checked_add(rows.checked_mul(self.width)?.checked_mul(self.layers)?)
+                },
+            )
+            .filter(|&floats| floats < 1 << 42);
+        if floats.is_none() {
+            return Err("the sizes describe a model of more than four trillion weights".into());
+        }
+        Ok(())
+    }
+
+    /// The object of a `config.json` that `transformers` opens.
+    pub fn to_json(&self) -> Map<String, Value> {
+        let (architecture, model_type) = match self.family {
+            Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+            Family::Llama => ("LlamaForCausalLM", "llama"),
+        };
+        let scaling = match self.rope_scaling {
+            RopeScaling::None => Value::Null,
+            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+            RopeScaling::Llama3 {
+                factor,
+                low,
+                high,
+                original,
+            } => json!({
+                "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+                "original_max_position_embeddings": original as u64,
+            }),
+        };
+        let eos = match self.eos[..] {
+            [] => Value::Null,
+            [id] => json!(id),
+            _ => json!(self.eos),
+        };
+        let json = json!({
+            "architectures": [architecture],
+            "model_type": model_type,
+            "vocab_size": self.vocab,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.ffn,
+            "hidden_act": "silu",
+            "rms_norm_eps": shortest(self.norm_epsilon),
+            "rope_theta": self.rope_theta,
+            "rope_scaling": scaling,
+            "max_position_embeddings": self.context,
+            "tie_word_embeddings": self.tied,
+            "attention_bias": false,
+            "attention_dropout": 0.0,
+            "bos_token_id": self.bos,
+            "eos_token_id": eos,
+            "dtype": "float32",
+            "torch_dtype": "float32",
+            "use_cache": true,
+        });
+        let Value::Object(json) = json else {
+            unreachable!("the literal above is an object")
+        };
+        json
+    }
+}
+
+/// Reads a JSON object from a file of bounded size.
+pub(crate) fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
+    let text = read_bounded(path, CONFIG_BYTES)?;
+    serde_json::from_slice(&text).map_err(|error| {
+        ModelError::file(
+            path,
+            format!("is not the JSON object it should be: {error}"),
+        )
+    })
+}
+
+/// Reads a whole file that should be small.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ModelError> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    let read =
+        std::fs::File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
+    read.map_err(|error| ModelError::file(path, error))?;
+    if bytes.len() as u64 > limit {
+        return Err(ModelError::file(
+            path,
+            format!("is larger than {limit} bytes, which no such file should be"),
+        ));
+    }
+    Ok(bytes)
+}
+
+struct Fields<'a>(&'a Map<String, Value>);
+
+impl Fields<'_> {
+    fn size(&self, key: &str) -> Result<usize, String> {
+        let value = self
+            .0
+            .get(key)
+            .ok_or_else(|| format!("the key `{key}` is missing"))?;
+        match value.as_u64() {
+            Some(size) if (1..=1 << 32).contains(&size) => Ok(size as usize),
+            _ => Err(format!(
+                "`{key}` is {value}, but it must be a whole number of at least 1"
+            )),
+        }
+    }
+
+    fn number(&self, key: &str, default: Option<f64>) -> Result<f64, String> {
+        match (self.0.get(key), default) {
+            (None | Some(Value::Null), Some(default)) => Ok(default),
+            (Some(value), _) => value
+                .as_f64()
+                .ok_or_else(|| format!("`{key}` is {value}, but it must be a number")),
+            (None, None) => Err(format!("the key `{key}` is missing")),
+        }
+    }
+
+    /// The object that newer files keep the rotary settings in, or that older ones keep the scaling in.
+    fn rope(&self) -> Option<Fields<'_>> {
+        ["rope_parameters", "rope_scaling"]
+            .iter()
+            .find_map(|key| self.0.get(*key)?.as_object())
+            .map(Fields)
+    }
+
+    fn rope_theta(&self) -> Result<f64, String> {
+        match self.rope() {
+            Some(rope) if rope.0.contains_key("rope_theta") => rope.number("rope_theta", None),
+            _ => self.number("rope_theta", Some(10_000.0)),
+        }
+    }
+
+    fn rope_scaling(&self) -> Result<RopeScaling, String> {
+        let Some(rope) = self.rope() else {
+            return Ok(RopeScaling::None);
+        };
+        let kind = rope
+            .0
+            .get("rope_type")
+            .or(rope.0.get("type"))
+            .and_then(Value::as_str)
+            .unwrap_or("default");
+        let positive = |key: &str| match rope.number(key, None) {
+            Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
+            Ok(number) => Err(format!("`{key}` is {number}, but it must be above 0")),
+            Err(error) => Err(error),
+        };
+        match kind {
+            "default" => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear {
+                factor: positive("factor")?,
+            }),
+            "llama3" => Ok(RopeScaling::Llama3 {
+                factor: positive("factor")?,
+                low: positive("low_freq_factor")?,
+                high: positive("high_freq_factor")?,
+                original: positive("original_max_position_embeddings")?,
+            }),
+            other => Err(format!(
+                "the rotary scaling `{other}` is not known; Russet knows default, linear and llama3"
+            )),
+        }
+    }
+
+    fn tokens(&self, key: &str) -> Result<Vec<u32>, String> {
+        let one = |value: &Value| {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| format!("`{key}` is {value}, but it must be a token id"))
+        };
+        match self.0.get(key) {
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(ids)) => ids.iter().map(one).collect(),
+            Some(id) => Ok(vec![one(id)?]),
+        }
+    }
+}
+
+/// The `f64` that prints as the `f32` does: 1e-5 and not 0.000009999999747378752.
+fn shortest(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or(f64::from(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn qwen3() -> Map<String, Value> {
+        let json = json!({
+            "architectures": ["Qwen3ForCausalLM"], "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 64,
+            "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 128,
+            "tie_word_embeddings": true, "bos_token_id": 0, "eos_token_id": [0, 3],
+        });
+        json.as_object().cloned().unwrap()
+    }
+
+    fn refused(key: &str, value: Value, part: &str) {
+        let mut json = qwen3();
+        json.insert(key.to_owned(), value);
+        let problem = Config::parse(&json).unwrap_err();
+        assert!(problem.contains(part), "{key}: {problem}");
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let mut config = Config::parse(&qwen3()).unwrap();
+        for scaling in [
+            RopeScaling::None,
+            RopeScaling::Linear { factor: 4.0 },
+            RopeScaling::Llama3 {
+                factor: 8.0,
+                low: 1.0,
+                high: 4.0,
+                original: 8192.0,
+            },
+        ] {
+            config.rope_scaling = scaling;
+            assert_eq!(Config::parse(&config.to_json()).unwrap(), config);
+        }
+        assert_eq!(config.to_json()["rms_norm_eps"], json!(1e-5));
+    }
+
+    #[test]
+    fn newer_files_keep_the_base_among_the_rotary_parameters() {
+        let mut json = qwen3();
+        json.remove("rope_theta");
+        json.insert(
+            "rope_parameters".into(),
+            json!({"rope_type": "default", "rope_theta": 1e6}),
+        );
+        assert_eq!(Config::parse(&json).unwrap().rope_theta, 1e6);
+    }
+
+    #[test]
+    fn what_would_change_the_result_unseen_is_refused() {
+        refused(
+            "architectures",
+            json!(["GPT2LMHeadModel"]),
+            "GPT2LMHeadModel",
+        );
+        refused("attention_bias", json!(true), "attention_bias");
+        refused("hidden_act", json!("gelu"), "gelu");
+        refused("use_sliding_window", json!(true), "use_sliding_window");
+        refused(
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 4.0}),
+            "yarn",
+        );
+        refused("num_key_value_heads", json!(3), "shared out");
+        refused("head_dim", json!(15), "even");
+        refused("vocab_size", json!(0), "vocab_size");
+        refused("hidden_size", json!(1u64 << 40), "hidden_size");
+        refused("eos_token_id", json!(96), "96");
+        refused("intermediate_size", json!(1u64 << 32), "four trillion");
+    }
+
+    #[test]
+    fn counts_are_those_of_afm_on_device() {
+        // 2.587 B + 0.151 B embedding parameters, as published.
+        let config = Config {
+            width: 3072,
+            layers: 26,
+            heads: 24,
+            kv_heads: 8,
+            head_dim: 128,
+            ffn: 8064,
+            vocab: 49_152,
+            ..Config::parse(&qwen3()).unwrap()
+        };
+        assert_eq!(
+            (config.parameters() - config.embedding_parameters()) / 1_000_000,
+            2586
+        );
+        assert_eq!(config.embedding_parameters() / 1_000_000, 150);
+    }
+}

@@ -1,0 +1,230 @@
+//! The decoder: embedding, blocks, final norm, output table. One forward pass for everything.
+
+use std::sync::Arc;
+
+use russet_kernels::random;
+use russet_tensor::ops::{self, TokenLoss};
+use russet_tensor::{Ctx, Segments, Tensor};
+
+use crate::block::{Block, Pass, layouts};
+use crate::{Config, Dense, Embedding, Family, KvCache, Layout, Linear};
+
+/// A dense decoder-only transformer: pre-norm, no biases, grouped queries, rotary positions, SwiGLU
+/// (arXiv 2407.21075, section 2).
+pub struct Decoder {
+    config: Config,
+    pub(crate) embedding: Embedding,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) norm: Tensor,            // [D]
+    pub(crate) head: Option<Embedding>, // where output and input do not share one table
+}
+
+/// What a parameter is, which decides how optimizers treat it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ParameterKind {
+    /// A projection's weight.
+    Matrix,
+    /// A norm's weight; not decayed.
+    Norm,
+    /// The embedding or the output table.
+    Embedding,
+    /// A matrix of a low-rank adapter whose product is multiplied by `scale`.
+    Adapter {
+        /// `alpha / rank`.
+        scale: f32,
+    },
+}
+
+/// A trainable tensor under the names that its rows have in a checkpoint.
+pub struct Parameter<'a> {
+    /// Full tensor names with how many rows each has, in order; a norm counts as one row.
+    pub parts: Vec<(String, usize)>,
+    /// What it is.
+    pub kind: ParameterKind,
+    /// Its values.
+    pub tensor: &'a Tensor,
+}
+
+impl Decoder {
+    /// A decoder of given parts. `head` is the output table where the embedding does not serve.
+    pub fn new(
+        config: Config,
+        embedding: Embedding,
+        blocks: Vec<Block>,
+        norm: Tensor,
+        head: Option<Embedding>,
+    ) -> Decoder {
+        assert_eq!(
+            (blocks.len(), head.is_none()),
+            (config.layers, config.tied),
+            "layers and tied tables"
+        );
+        Decoder {
+            config,
+            embedding,
+            blocks,
+            norm,
+            head,
+        }
+    }
+
+    /// A decoder at the start of training: every matrix normal with variance 1 / inputs, every norm 1
+    /// (AXLearn's fan-in initialisation). The same seed gives the same weights on any machine.
+    pub fn random(config: &Config, seed: u64) -> Decoder {
+        let mut stream = 0;
+        let mut matrix = |rows: usize, cols: usize| {
+            stream += 1;
+            let deviation = (cols as f32).sqrt().recip();
+            Tensor::from_fn(&[rows, cols], |i| {
+                deviation * random::normal(seed, stream, i as u64)
+            })
+        };
+        let ones = |len: usize| Tensor::new(&[len], vec![1.0; len]);
+        let embedding = Embedding::Dense(matrix(config.vocab, config.width));
+        let mut dense = |layout: Layout| -> Box<dyn Linear> {
+            let weight = matrix(layout.rows(), layout.inputs);
+            Box::new(Dense::new(layout, weight))
+        };
+        let blocks = (0..config.layers)
+            .map(|layer| {
+                let [qkv, output, gate_up, down] = layouts(config, layer);
+                Block {
+                    attention_norm: ones(config.width),
+                    qkv: dense(qkv),
+                    qk_norm: (config.family == Family::Qwen3)
+                        .then(|| [ones(config.head_dim), ones(config.head_dim)]),
+                    output: dense(output),
+                    ffn_norm: ones(config.width),
+                    gate_up: dense(gate_up),
+                    down: dense(down),
+                }
+            })
+            .collect();
+        let head = (!config.tied).then(|| Embedding::Dense(matrix(config.vocab, config.width)));
+        Decoder::new(config.clone(), embedding, blocks, ones(config.width), head)
+    }
+
+    /// Its shape.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Flat `tokens [N]` to normed hidden states `[N, D]`. With a cache, the segments' tokens continue its sequences
+    /// and must have been announced by [`KvCache::extend`].
+    ///
+    /// # Panics
+    /// When a token is not below V, or segments and tokens differ in number.
+    pub fn forward(
+        &self,
+        ctx: &mut Ctx,
+        tokens: &[u32],
+        segments: &Segments,
+        mut cache: Option<&mut KvCache>,
+    ) -> Tensor {
+        assert_eq!(
+            tokens.len(),
+            segments.tokens(),
+            "segments must cover all tokens"
+        );
+        let pass = Pass {
+            shape: self.config.head_shape(),
+            epsilon: self.config.norm_epsilon,
+            table: Arc::new(self.config.rope_table(&segments.positions())),
+            rows: (0..tokens.len() as u32).collect(),
+            segments,
+        };
+        let mut x = self.embedding.lookup(ctx, tokens);
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward(
+                ctx,
+                &x,
+                &pass,
+                cache.as_mut().map(|cache| cache.layer(layer)),
+            );
+        }
+        ops::rms_norm(ctx, &x, &self.norm, pass.epsilon)
+    }
+
+    /// Logits `[M, V]` of hidden states `[M, D]`.
+    pub fn logits(&self, ctx: &mut Ctx, hidden: &Tensor) -> Tensor {
+        self.output_table().logits(ctx, hidden)
+    }
+
+    /// `Σ weightₙ · lossₙ` of hidden states against the tokens that follow, recorded for [`Ctx::backward`].
+    pub fn loss(
+        &self,
+        ctx: &mut Ctx,
+        hidden: &Tensor,
+        targets: &[u32],
+        weights: &[f32],
+    ) -> TokenLoss {
+        self.output_table().loss(ctx, hidden, targets, weights)
+    }
+
+    /// Each token's loss in nats, `[N]`, without gradients.
+    pub fn token_losses(&self, ctx: &mut Ctx, hidden: &Tensor, targets: &[u32]) -> Vec<f32> {
+        self.output_table().token_losses(ctx, hidden, targets)
+    }
+
+    /// The table that hidden states are multiplied by: the embedding where it is tied.
+    pub fn output_table(&self) -> &Embedding {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// The products of all blocks in the order of the forward pass.
+    pub fn linears(&self) -> impl Iterator<Item = &dyn Linear> {
+        self.blocks.iter().flat_map(Block::linears)
+    }
+
+    /// The decoder with each product of its blocks replaced by what `map` makes of it: adapters, observers, shards.
+    pub fn map_linears(self, mut map: impl FnMut(Box<dyn Linear>) -> Box<dyn Linear>) -> Decoder {
+        let blocks = self
+            .blocks
+            .into_iter()
+            .map(|block| block.map_linears(&mut map))
+            .collect();
+        Decoder { blocks, ..self }
+    }
+
+    /// Every trainable parameter, in a fixed order.
+    pub fn parameters(&self) -> Vec<Parameter<'_>> {
+        let mut all = Vec::new();
+        let table = |name: &str, embedding| match embedding {
+            &Embedding::Dense(ref tensor) => {
+                let parts = vec![(format!("{name}.weight"), tensor.dims2().0)];
+                Some(Parameter {
+                    parts,
+                    kind: ParameterKind::Embedding,
+                    tensor,
+                })
+            }
+            Embedding::Int8(_) => None,
+        };
+        all.extend(table("model.embed_tokens", &self.embedding));
+        for (layer, block) in self.blocks.iter().enumerate() {
+            block.visit(layer, &mut |parameter| all.push(parameter));
+        }
+        let parts = vec![("model.norm.weight".to_owned(), 1)];
+        all.push(Parameter {
+            parts,
+            kind: ParameterKind::Norm,
+            tensor: &self.norm,
+        });
+        all.extend(self.head.as_ref().and_then(|head| table("lm_head", head)));
+        all
+    }
+
+    /// Hands out every trainable tensor to be changed in place, in the order of [`Decoder::parameters`].
+    pub fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Tensor)) {
+        if let Embedding::Dense(table) = &mut self.embedding {
+            visit(table);
+        }
+        for block in &mut self.blocks {
+            block.visit_mut(visit);
+        }
+        visit(&mut self.norm);
+        if let Some(Embedding::Dense(table)) = &mut self.head {
+            visit(table);
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Packages: palettized decoders, stored in the kernels' own order and used in place.
+//!
+//! A package is a Hugging Face folder whose `config.json` has a `quantization_config`:
+//! ```json
+//! {"quant_method": "russet_palette", "version": 1, "group_rows": 16,
+//!  "modules": {"model.layers.0.self_attn.q_proj": {"bits": 4}}}
+//! ```
+//! Each module has three tensors: `NAME.indices` (U8, strips of 16 rows as `russet_kernels::palette` lays them
+//! out), `NAME.palette` (I8, `[strips, entries]`) and `NAME.scales` (F16, one a row, rows padded to 16). The
+//! embedding has `model.embed_tokens.values` (I8, strip order of `russet_kernels::int8`) and `.scales`. Norms are
+//! F32 under their usual names.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use russet_kernels::palette::Bits;
+use russet_kernels::{int8, palette};
+use russet_tensor::{DType, Int8Weight, PaletteWeight};
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::{assemble, write_config};
+use crate::stored::{self, Output, Stored};
+use crate::{Config, Embedding, Layout, Linear, ModelError, Palettized};
+
+/// The name under `quant_method`.
+const METHOD: &str = "russet_palette";
+
+/// The stored form of one palettized projection.
+pub struct PaletteTensors {
+    /// Bits of an index.
+    pub bits: Bits,
+    /// Packed indices in strip order.
+    pub indices: Vec<u8>,
+    /// Table entries, strips one after another.
+    pub palette: Vec<i8>,
+    /// Row scales, rows padded to 16.
+    pub scales: Vec<half::f16>,
+}
+
+impl PaletteTensors {
+    /// Bytes that it takes in the file.
+    pub fn bytes(&self) -> usize {
+        self.indices.len() + self.palette.len() + 2 * self.scales.len()
+    }
+}
+
+/// What a package is written from.
+pub struct Package<'a> {
+    /// The decoder's shape.
+    pub config: &'a Config,
+    /// Tables by name without suffix (`model.embed_tokens`, `lm_head`).
+    pub tables: BTreeMap<String, int8::Quantized>,
+    /// Projections by name.
+    pub modules: BTreeMap<String, PaletteTensors>,
+    /// Norms by full name.
+    pub norms: BTreeMap<String, &'a [f32]>,
+}
+
+/// Reads a package, its weights mapped and used in place.
+///
+/// # Errors
+/// When a file is missing, damaged, or of a version or method that Russet does not know.
+pub fn load(folder: &Path) -> Result<crate::Decoder, ModelError> {
+    let path = folder.join("config.json");
+    let json = crate::config::read_json(&path)?;
+    let config = Config::parse(&json).map_err(|problem| ModelError::file(&path, problem))?;
+    let modules = modules(&json).map_err(|problem| ModelError::file(&path, problem))?;
+    let mut stored = Stored::open(folder, "model")?;
+    let decoder = assemble(
+        &config,
+        &mut stored,
+        |stored, name| table(stored, name, config.vocab, config.width),
+        |stored, layout| linear(stored, layout, &modules, &path),
+    )?;
+    stored.finish()?;
+    Ok(decoder)
+}
+
+/// The bits of each module, from `quantization_config`.
+fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits>, String> {
+    let quantization = json.get("quantization_config").and_then(Value::as_object);
+    let quantization =
+        quantization.ok_or("`quantization_config` is missing, so this is no package")?;
+    let method = quantization
+        .get("quant_method")
+        .and_then(Value::as_str)
+        .unwrap_or("missing");
+    if method != METHOD {
+        return Err(format!(
+            "the weights are quantized by `{method}`; Russet reads {METHOD} and unquantized checkpoints"
+        ));
+    }
+    let known = json!({"version": 1, "group_rows": palette::STRIP});
+    for (key, value) in quantization {
+        let fine = match key.as_str() {
+            "quant_method" | "modules" => true,
+            key => known.get(key) == Some(value),
+        };
+        if !fine {
+            return Err(format!(
+                "`quantization_config.{key}` is {value}, which this version of Russet does not know"
+            ));
+        }
+    }
+    let modules = quantization
+        .get("modules")
+        .and_then(Value::as_object)
+        .ok_or("`quantization_config.modules` is missing")?;
+    let bits = |(name, settings): (&String, &Value)| {
+        let bits = settings
+            .get("bits")
+            .and_then(Value::as_u64)
+            .and_then(|bits| Bits::from_bits(bits as usize));
+        match bits {
+            Some(bits) if settings.as_object().is_some_and(|s| s.len() == 1) => {
+                Ok((name.clone(), bits))
+            }
+            _ => Err(format!(
+                "the settings of module `{name}` are {settings}; Russet knows {{\"bits\": 2}} and {{\"bits\": 4}}"
+            )),
+        }
+    };
+    modules.iter().map(bits).collect()
+}
+
+fn table(
+    stored: &mut Stored,
+    name: &str,
+    rows: usize,
+    cols: usize,
+) -> Result<Embedding, ModelError> {
+    let sizes =
+        int8::sizes(rows, cols).map_err(|error| ModelError::tensor(stored.place(), name, error))?;
+    let values = stored.take(&format!("{name}.values"), &[sizes.data])?;
+    let scales = stored.take(&format!("{name}.scales"), &[sizes.scales])?;
+    let weight = Int8Weight::new(rows, cols, values, scales);
+    Ok(Embedding::Int8(weight.map_err(|error| {
+        ModelError::tensor(stored.place(), name, error)
+    })?))
+}
+
+fn linear(
+    stored: &mut Stored,
+    layout: Layout,
+    modules: &BTreeMap<String, Bits>,
+    config: &Path,
+) -> Result<Box<dyn Linear>, ModelError> {
+    let mut weights = Vec::new();
+    for projection in &layout.projections {
+        let name = &projection.name;
+        let bits = *modules.get(name).ok_or_else(|| {
+            ModelError::file(
+                config,
+                format!("`quantization_config.modules` does not list `{name}`"),
+            )
+        })?;
+        let (rows, cols) = (projection.rows, layout.inputs);
+        let sizes = palette::sizes(bits, rows, cols)
+            .map_err(|error| ModelError::tensor(stored.place(), name, error))?;
+        let strips = sizes.scales / palette::STRIP;
+        let indices = stored.take(
+            &format!("{name}.indices"),
+            &[strips, sizes.indices / strips],
+        )?;
+        let entries = stored.take(&format!("{name}.palette"), &[strips, bits.entries()])?;
+        let scales = stored.take(&format!("{name}.scales"), &[sizes.scales])?;
+        let weight = PaletteWeight::new(bits, rows, cols, indices, entries, scales);
+        weights.push(weight.map_err(|error| ModelError::tensor(stored.place(), name, error))?);
+    }
+    Ok(Box::new(Palettized::new(layout, weights)))
+}
+
+/// Writes a package's `config.json`, `generation_config.json` and weights into `folder`, which should be a draft that
+/// is renamed into place. Returns the bytes of the tensors.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn write(package: &Package, folder: &Path) -> Result<usize, ModelError> {
+    let modules: Map<String, Value> = package
+        .modules
+        .iter()
+        .map(|(name, m)| (name.clone(), json!({"bits": m.bits.bits()})))
+        .collect();
+    let quantization = json!({"quant_method": METHOD, "version": 1, "group_rows": palette::STRIP, "modules": modules});
+    write_config(package.config, Some(quantization), folder)?;
+    let mut tensors = Vec::new();
+    let mut add = |name: String, dtype, shape: Vec<usize>, bytes| {
+        tensors.push(Output {
+            name,
+            dtype,
+            shape,
+            bytes,
+        })
+    };
+    for (name, values) in &package.norms {
+        add(
+            name.clone(),
+            DType::F32,
+            vec![values.len()],
+            bytemuck::cast_slice(values),
+        );
+    }
+    for (name, table) in &package.tables {
+        add(
+            format!("{name}.values"),
+            DType::I8,
+            vec![table.data.len()],
+            bytemuck::cast_slice(&table.data),
+        );
+        add(
+            format!("{name}.scales"),
+            DType::F16,
+            vec![table.scales.len()],
+            bytemuck::cast_slice(&table.scales),
+        );
+    }
+    for (name, module) in &package.modules {
+        let strips = module.scales.len() / palette::STRIP;
+        let entries = module.bits.entries();
+        add(
+            format!("{name}.indices"),
+            DType::U8,
+            vec![strips, module.indices.len() / strips],
+            &module.indices,
+        );
+        add(
+            format!("{name}.palette"),
+            DType::I8,
+            vec![strips, entries],
+            bytemuck::cast_slice(&module.palette),
+        );
+        add(
+            format!("{name}.scales"),
+            DType::F16,
+            vec![module.scales.len()],
+            bytemuck::cast_slice(&module.scales),
+        );
+    }
+    stored::write(folder, "model", &tensors, stored::SHARD_BYTES)?;
+    Ok(tensors.iter().map(|tensor| tensor.bytes.len()).sum())
+}

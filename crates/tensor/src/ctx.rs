@@ -1,0 +1,84 @@
+//! What an operation runs in: threads, workspace, and a tape while training.
+
+use std::sync::Arc;
+
+use russet_kernels::Pool;
+
+use crate::tape::{Backward, Gradients, Tape};
+use crate::tensor::{Node, Tensor, TensorId};
+use crate::workspace::{Buffer, Workspace};
+
+/// The context of operations. One forward pass uses one context; a context outlives many passes.
+pub struct Ctx {
+    /// The threads that kernels run on.
+    pub pool: Arc<Pool>,
+    workspace: Arc<Workspace>,
+    tape: Option<Tape>,
+}
+
+impl Ctx {
+    /// A context without a tape: inference.
+    pub fn new(pool: Arc<Pool>) -> Ctx {
+        Ctx {
+            pool,
+            workspace: Arc::default(),
+            tape: None,
+        }
+    }
+
+    /// Starts recording. `watched` are the tensors whose gradients are wanted (the parameters).
+    pub fn start_tape(&mut self, watched: impl IntoIterator<Item = TensorId>) {
+        self.tape = Some(Tape::new(watched));
+    }
+
+    /// Ends recording and adds to `gradients` the derivative of `weight · loss` with respect to every
+    /// watched tensor. The tape frees what it held as it is walked.
+    ///
+    /// # Panics
+    /// When no tape was started.
+    pub fn backward(&mut self, loss: &Tensor, weight: f32, gradients: &mut Gradients) {
+        let tape = self
+            .tape
+            .take()
+            .expect("`backward` needs a tape: call `start_tape` before the forward pass");
+        tape.backward(&self.pool, &self.workspace, loss, weight, gradients);
+    }
+
+    /// Whether a gradient must flow to any of `inputs`, so that the operation has to be recorded.
+    pub fn records(&self, inputs: &[&dyn Node]) -> bool {
+        self.tape
+            .as_ref()
+            .is_some_and(|tape| inputs.iter().any(|tensor| tape.tracks(tensor.id())))
+    }
+
+    /// Whether a tape is running at all.
+    pub fn is_recording(&self) -> bool {
+        self.tape.is_some()
+    }
+
+    /// Records how a gradient of `output` becomes gradients of its inputs.
+    pub fn record(
+        &mut self,
+        output: &Tensor,
+        backward: impl FnOnce(&mut Backward, Tensor) + Send + 'static,
+    ) {
+        if let Some(tape) = &mut self.tape {
+            tape.record(output.id(), Box::new(backward));
+        }
+    }
+
+    /// A buffer of `len` floats with unspecified content.
+    pub fn buffer(&self, len: usize) -> Buffer {
+        self.workspace.take(len)
+    }
+
+    /// A buffer of `len` zeros.
+    pub fn zeros(&self, len: usize) -> Buffer {
+        self.workspace.zeros(len)
+    }
+
+    /// The most bytes of activations and gradients that were in use at one time.
+    pub fn peak_bytes(&self) -> usize {
+        self.workspace.peak_bytes()
+    }
+}

@@ -1,0 +1,33 @@
+//! The operations, one file each: the forward pass above its derivative.
+
+mod add;
+mod attention;
+mod cross_entropy;
+mod embedding;
+mod int8;
+mod linear;
+mod lora;
+mod palette;
+mod qk_norm_rope;
+mod rms_norm;
+mod rows;
+mod swiglu;
+
+pub use add::add;
+pub use attention::{CacheView, attention};
+pub use cross_entropy::{TokenLoss, cross_entropy, token_losses};
+pub use embedding::embedding;
+pub use int8::{int8_embedding, int8_linear};
+pub use linear::linear;
+pub use lora::{LoraPart, lora};
+pub use palette::palette_linear;
+pub use qk_norm_rope::{QkNorm, qk_norm_rope};
+pub use rms_norm::rms_norm;
+pub use rows::rows;
+pub use swiglu::swiglu;
+
+pub use russet_kernels::cross_entropy::IGNORE;
+pub use russet_kernels::rope::{HeadShape, RopeTable};
+
+#[cfg(test)]
+mod check;

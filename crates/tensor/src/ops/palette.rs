@@ -1,0 +1,137 @@
+//! The product with palettized weights, used as stored.
+//!
+//! Activations are quantized to 8 bits a block of 128 inputs, products accumulate exactly in 32-bit
+//! integers. The weights are frozen: the gradient passes through to x, by the dequantized weights and
+//! straight through the rounding of x (the straight-through estimator, arXiv 1308.3432).
+
+use russet_kernels::quantize::QuantizedRows;
+use russet_kernels::{Mat, MatMut, matmul, palette as kernel};
+
+use crate::{Ctx, PaletteWeight, Tensor};
+
+/// `x [N, D]` by several palettized matrices that share their inputs, to `[N, sum of rows]`, their outputs side by side.
+pub fn palette_linear(ctx: &mut Ctx, x: &Tensor, parts: &[PaletteWeight]) -> Tensor {
+    let (tokens, width) = x.dims2();
+    let features: usize = parts.iter().map(PaletteWeight::rows).sum();
+    let quantized = QuantizedRows::new(&ctx.pool, x.data(), width);
+    let views: Vec<_> = parts.iter().map(PaletteWeight::view).collect();
+    let mut out = ctx.buffer(tokens * features);
+    kernel::matmul(&ctx.pool, &views, &quantized, &mut out);
+    let out = Tensor::new(&[tokens, features], out);
+    if ctx.records(&[x]) {
+        let (x, parts) = (x.handle(), parts.to_vec());
+        ctx.record(&out, move |back, d_out| {
+            let mut d_x = back.buffer(tokens * width);
+            let mut column = 0;
+            for (k, part) in parts.iter().enumerate() {
+                let mut weight = back.buffer(part.rows() * width);
+                kernel::dequantize(back.pool, part.view(), &mut weight);
+                let d_part =
+                    Mat::new(d_out.data(), tokens, features).cols(column..column + part.rows());
+                let weight = Mat::new(&weight, part.rows(), width);
+                matmul(
+                    back.pool,
+                    d_part,
+                    weight,
+                    MatMut::new(&mut d_x, tokens, width),
+                    k > 0,
+                );
+                column += part.rows();
+            }
+            let d_x = Tensor::new(&[tokens, width], d_x);
+            back.accumulate(&x, d_x);
+        });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{context, random};
+    use crate::{DType, Gradients, ops};
+    use half::f16;
+    use russet_kernels::palette::Bits;
+
+    /// A palettized matrix and the dense matrix that it stands for.
+    fn weight(bits: Bits, rows: usize, cols: usize, seed: u64) -> (PaletteWeight, Tensor) {
+        let choice = |i: usize| {
+            russet_kernels::random::below(seed, 0, i as u64, bits.entries() as u64) as u8
+        };
+        let indices: Vec<u8> = (0..rows * cols).map(choice).collect();
+        let sizes = kernel::sizes(bits, rows, cols).unwrap();
+        let entries = bits.entries();
+        let palette: Vec<i8> = (0..sizes.palette)
+            .map(|i| ((i % entries) * 255 / (entries - 1)) as u8 as i8)
+            .collect();
+        let scales: Vec<f16> = (0..sizes.scales)
+            .map(|r| f16::from_f32(0.001 * (1 + r % 3) as f32))
+            .collect();
+        let dense = Tensor::from_fn(&[rows, cols], |i| {
+            let row = i / cols;
+            scales[row].to_f32() * palette[row / 16 * entries + indices[i] as usize] as f32
+        });
+        let bytes = |data: &[i8]| data.iter().map(|&b| b as u8).collect();
+        let packed = kernel::pack(bits, rows, cols, &indices).unwrap();
+        let weight = PaletteWeight::new(
+            bits,
+            rows,
+            cols,
+            Tensor::from_bytes(DType::U8, &[sizes.indices], packed).unwrap(),
+            Tensor::from_bytes(DType::I8, &[sizes.palette], bytes(&palette)).unwrap(),
+            Tensor::from_halves(&[sizes.scales], scales),
+        );
+        (weight.unwrap(), dense)
+    }
+
+    #[test]
+    fn it_equals_the_dense_product_up_to_the_rounding_of_x() {
+        let (a, dense_a) = weight(Bits::Four, 20, 130, 1);
+        let (b, dense_b) = weight(Bits::Two, 32, 130, 2);
+        let x = random(&[5, 130], 3);
+        let mut ctx = context();
+        let y = palette_linear(&mut ctx, &x, &[a, b]);
+        for (columns, dense) in [(0..20, dense_a), (20..52, dense_b)] {
+            let want = ops::linear(&mut ctx, &x, &dense);
+            for n in 0..5 {
+                for c in columns.clone() {
+                    let (got, want) = (
+                        y.data()[n * 52 + c],
+                        want.data()[n * columns.len() + c - columns.start],
+                    );
+                    // Each of 130 inputs is off by at most max|x|/254, about 0.012, times weights of up to 0.38.
+                    assert!(
+                        (got - want).abs() < 0.15,
+                        "token {n}, output {c}: {got}, dense {want}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn its_gradient_is_that_of_the_dense_product() {
+        let (a, dense) = weight(Bits::Four, 20, 130, 1);
+        let x = random(&[5, 130], 3);
+        let gradient = |palettized: bool| {
+            let mut ctx = context();
+            let mut gradients = Gradients::default();
+            ctx.start_tape([x.id()]);
+            let y = if palettized {
+                palette_linear(&mut ctx, &x, std::slice::from_ref(&a))
+            } else {
+                ops::linear(&mut ctx, &x, &dense)
+            };
+            let table = random(&[7, 20], 5);
+            let loss = ops::cross_entropy(&mut ctx, &y, &table, &[0, 1, 2, 3, 4], &[1.0; 5]).loss;
+            ctx.backward(&loss, 1.0, &mut gradients);
+            gradients.get(&x).unwrap().data().to_vec()
+        };
+        let (got, want) = (gradient(true), gradient(false));
+        let largest = want.iter().fold(0f32, |a, x| a.max(x.abs()));
+        for (got, want) in got.iter().zip(&want) {
+            // The loss sees slightly different y, so its gradient differs by about as much.
+            assert!((got - want).abs() < 0.1 * largest, "{got}, dense {want}");
+        }
+    }
+}

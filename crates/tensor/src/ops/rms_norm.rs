@@ -1,0 +1,57 @@
+//! Root-mean-square normalisation, `y = x / sqrt(mean(x²) + ε) · w` (arXiv 1910.07467).
+
+use russet_kernels::norm;
+
+use crate::{Ctx, Tensor};
+
+/// Normalises each row of `x [N, D]` and multiplies by `weight [D]`.
+pub fn rms_norm(ctx: &mut Ctx, x: &Tensor, weight: &Tensor, epsilon: f32) -> Tensor {
+    let (tokens, _) = x.dims2();
+    let mut out = ctx.buffer(x.len());
+    let mut inv_rms = ctx.buffer(tokens);
+    norm::rms_norm_forward(
+        &ctx.pool,
+        x.data(),
+        weight.data(),
+        epsilon,
+        &mut out,
+        &mut inv_rms,
+    );
+    let out = Tensor::new(x.shape(), out);
+    if ctx.records(&[x, weight]) {
+        let (x, weight) = (x.clone(), weight.clone());
+        ctx.record(&out, move |back, d_out| {
+            let mut d_x = back.buffer(x.len());
+            let mut d_weight = vec![0.0; weight.len()];
+            norm::rms_norm_backward(
+                back.pool,
+                x.data(),
+                weight.data(),
+                &inv_rms,
+                d_out.data(),
+                &mut d_x,
+                &mut d_weight,
+            );
+            if back.wants(&weight) {
+                back.accumulate(&weight, Tensor::new(weight.shape(), d_weight));
+            }
+            if back.wants(&x) {
+                let d_x = Tensor::new(x.shape(), d_x);
+                back.accumulate(&x, d_x);
+            }
+        });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ops::check::{check_gradients, random};
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        check_gradients(&[random(&[4, 24], 1), random(&[24], 2)], |ctx, x| {
+            super::rms_norm(ctx, &x[0], &x[1], 1e-5)
+        });
+    }
+}

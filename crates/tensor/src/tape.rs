@@ -1,0 +1,155 @@
+//! Reverse-mode differentiation over coarse operations.
+//!
+//! The tape is a list of closures in the order of the forward pass, walked backwards once. It knows
+//! tensors by identity only, so parameters stay plain tensors and nothing is marked on them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use russet_kernels::{Pool, elementwise};
+
+use crate::tensor::{Node, Tensor, TensorId};
+use crate::workspace::{Buffer, Workspace};
+
+type Step = Box<dyn FnOnce(&mut Backward, Tensor) + Send>;
+
+/// The record of one forward pass.
+pub struct Tape {
+    tracked: HashSet<TensorId>,
+    steps: Vec<(TensorId, Step)>,
+}
+
+/// Gradients by tensor. Those of watched tensors add up over several backward passes.
+#[derive(Default)]
+pub struct Gradients {
+    by_tensor: HashMap<TensorId, Tensor>,
+}
+
+/// What a recorded step works with while the tape is walked.
+pub struct Backward<'a> {
+    /// The threads that kernels run on.
+    pub pool: &'a Pool,
+    workspace: &'a Arc<Workspace>,
+    gradients: &'a mut Gradients,
+    tracked: &'a HashSet<TensorId>,
+}
+
+impl Tape {
+    pub(crate) fn new(watched: impl IntoIterator<Item = TensorId>) -> Tape {
+        Tape {
+            tracked: watched.into_iter().collect(),
+            steps: Vec::new(),
+        }
+    }
+
+    pub(crate) fn tracks(&self, id: TensorId) -> bool {
+        self.tracked.contains(&id)
+    }
+
+    pub(crate) fn record(&mut self, output: TensorId, step: Step) {
+        self.tracked.insert(output);
+        self.steps.push((output, step));
+    }
+
+    pub(crate) fn backward(
+        self,
+        pool: &Pool,
+        workspace: &Arc<Workspace>,
+        loss: &Tensor,
+        weight: f32,
+        gradients: &mut Gradients,
+    ) {
+        assert_eq!(
+            loss.len(),
+            1,
+            "the loss must be one number, found {:?}",
+            loss.shape()
+        );
+        let Tape { tracked, steps } = self;
+        gradients
+            .by_tensor
+            .insert(loss.id(), Tensor::new(loss.shape(), vec![weight]));
+        let mut back = Backward {
+            pool,
+            workspace,
+            gradients,
+            tracked: &tracked,
+        };
+        for (output, step) in steps.into_iter().rev() {
+            // An output that nothing used has no gradient, and its inputs get none from it.
+            if let Some(d_output) = back.gradients.by_tensor.remove(&output) {
+                step(&mut back, d_output);
+            }
+        }
+    }
+}
+
+impl Gradients {
+    /// The gradient of a watched tensor, if anything flowed to it.
+    pub fn get(&self, tensor: &Tensor) -> Option<&Tensor> {
+        self.by_tensor.get(&tensor.id())
+    }
+
+    /// The gradient's elements, to be scaled or clipped in place.
+    pub fn get_mut(&mut self, tensor: &Tensor) -> Option<&mut [f32]> {
+        self.by_tensor.get_mut(&tensor.id()).map(Tensor::data_mut)
+    }
+
+    /// Forgets all gradients; their buffers go back to the workspace.
+    pub fn clear(&mut self) {
+        self.by_tensor.clear();
+    }
+}
+
+impl Backward<'_> {
+    /// Whether the gradient of `tensor` is wanted.
+    pub fn wants(&self, tensor: &impl Node) -> bool {
+        self.tracked.contains(&tensor.id())
+    }
+
+    /// A buffer of `len` floats with unspecified content.
+    pub fn buffer(&self, len: usize) -> Buffer {
+        self.workspace.take(len)
+    }
+
+    /// Adds `gradient` to what `tensor` has so far.
+    pub fn accumulate(&mut self, tensor: &impl Node, gradient: Tensor) {
+        assert_eq!(
+            tensor.shape(),
+            gradient.shape(),
+            "gradient {:?} of {:?}",
+            gradient.shape(),
+            tensor.shape()
+        );
+        match self.gradients.by_tensor.remove(&tensor.id()) {
+            None => {
+                self.gradients.by_tensor.insert(tensor.id(), gradient);
+            }
+            Some(sum) => {
+                let shape = sum.shape().to_vec();
+                let workspace = self.workspace;
+                let mut sum = sum.into_buffer(|len| workspace.take(len));
+                elementwise::add_assign(self.pool, &mut sum, gradient.data());
+                self.gradients
+                    .by_tensor
+                    .insert(tensor.id(), Tensor::new(&shape, sum));
+            }
+        }
+    }
+
+    /// Hands `add` the gradient so far of a parameter, to be added to in place: a weight's product
+    /// accumulates without a second buffer. The first time it is zeros.
+    pub fn accumulate_with(&mut self, tensor: &impl Node, add: impl FnOnce(&Pool, &mut [f32])) {
+        let mut sum = match self.gradients.by_tensor.remove(&tensor.id()) {
+            Some(sum) => {
+                let workspace = self.workspace;
+                sum.into_buffer(|len| workspace.take(len))
+            }
+            None => self.workspace.zeros(tensor.shape().iter().product()),
+        };
+        add(self.pool, &mut sum);
+        self.gradients
+            .by_tensor
+            .insert(tensor.id(), Tensor::new(tensor.shape(), sum));
+    }
+}

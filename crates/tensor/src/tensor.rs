@@ -1,0 +1,391 @@
+//! The value that operations pass on.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use half::{bf16, f16};
+use russet_kernels::Mmap;
+
+use crate::workspace::Buffer;
+
+/// The type of a tensor's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DType {
+    /// IEEE single precision: activations, master weights, gradients.
+    F32,
+    /// IEEE half precision: scales, adapter values.
+    F16,
+    /// The upper half of an `f32`: published checkpoints.
+    BF16,
+    /// Palette entries and 8-bit weights.
+    I8,
+    /// Packed palette indices.
+    U8,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F16 | DType::BF16 => 2,
+            DType::I8 | DType::U8 => 1,
+        }
+    }
+}
+
+/// Where a tensor's elements live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// Main memory.
+    Cpu,
+}
+
+/// The identity of a tensor: what the tape and the gradients know it by. A clone keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TensorId(u64);
+
+/// What is wrong with bytes that should have been a tensor.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorError {
+    /// The bytes do not fill the shape.
+    #[error("shape {shape:?} of {dtype:?} needs {needed} bytes, but {found} were given")]
+    Length {
+        /// The shape asked for.
+        shape: Vec<usize>,
+        /// The element type.
+        dtype: DType,
+        /// Bytes that the shape needs.
+        needed: usize,
+        /// Bytes that were given.
+        found: usize,
+    },
+    /// The product of the dims does not fit in memory.
+    #[error("shape {0:?} is too large for this machine")]
+    TooLarge(Vec<usize>),
+}
+
+enum Storage {
+    F32(Buffer),
+    F16(Vec<f16>),
+    Bytes(Vec<u8>),
+    Mapped { map: Arc<Mmap>, range: Range<usize> },
+}
+
+/// An immutable block of numbers with a shape, row-major, cheaply cloned.
+#[derive(Clone)]
+pub struct Tensor {
+    id: TensorId,
+    shape: Vec<usize>,
+    dtype: DType,
+    storage: Arc<Storage>,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+fn new_id() -> TensorId {
+    TensorId(NEXT_ID.fetch_add(1, Ordering::Relaxed))
+}
+
+fn elements(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |product, &dim| product.checked_mul(dim))
+}
+
+impl Tensor {
+    /// A tensor over `data`, row-major in `shape`.
+    ///
+    /// # Panics
+    /// When the length of `data` is not the product of `shape`: a bug in the caller.
+    pub fn new(shape: &[usize], data: impl Into<Buffer>) -> Tensor {
+        let data = data.into();
+        assert_eq!(
+            elements(shape),
+            Some(data.len()),
+            "shape {shape:?} over {} elements",
+            data.len()
+        );
+        Tensor {
+            id: new_id(),
+            shape: shape.to_vec(),
+            dtype: DType::F32,
+            storage: Arc::new(Storage::F32(data)),
+        }
+    }
+
+    /// A tensor of `shape` whose element `i` is `f(i)`.
+    pub fn from_fn(shape: &[usize], f: impl FnMut(usize) -> f32) -> Tensor {
+        Tensor::new(
+            shape,
+            (0..shape.iter().product()).map(f).collect::<Vec<f32>>(),
+        )
+    }
+
+    /// A tensor over bytes held in memory, little-endian.
+    ///
+    /// # Errors
+    /// When the bytes do not fill the shape exactly.
+    pub fn from_bytes(
+        dtype: DType,
+        shape: &[usize],
+        bytes: Vec<u8>,
+    ) -> Result<Tensor, TensorError> {
+        check_length(dtype, shape, bytes.len())?;
+        Ok(Tensor {
+            id: new_id(),
+            shape: shape.to_vec(),
+            dtype,
+            storage: Arc::new(Storage::Bytes(bytes)),
+        })
+    }
+
+    /// A tensor of half-precision numbers.
+    ///
+    /// # Panics
+    /// When the length of `data` is not the product of `shape`: a bug in the caller.
+    pub fn from_halves(shape: &[usize], data: Vec<f16>) -> Tensor {
+        assert_eq!(
+            elements(shape),
+            Some(data.len()),
+            "shape {shape:?} over {} elements",
+            data.len()
+        );
+        Tensor {
+            id: new_id(),
+            shape: shape.to_vec(),
+            dtype: DType::F16,
+            storage: Arc::new(Storage::F16(data)),
+        }
+    }
+
+    /// A tensor over a range of a mapped file, used in place.
+    ///
+    /// # Errors
+    /// When the range does not fill the shape exactly.
+    ///
+    /// # Panics
+    /// When the range leaves the map.
+    pub fn from_map(
+        dtype: DType,
+        shape: &[usize],
+        map: &Arc<Mmap>,
+        range: Range<usize>,
+    ) -> Result<Tensor, TensorError> {
+        check_length(dtype, shape, map[range.clone()].len())?;
+        let storage = Storage::Mapped {
+            map: map.clone(),
+            range,
+        };
+        Ok(Tensor {
+            id: new_id(),
+            shape: shape.to_vec(),
+            dtype,
+            storage: Arc::new(storage),
+        })
+    }
+
+    /// Its identity on the tape.
+    pub fn id(&self) -> TensorId {
+        self.id
+    }
+
+    /// Its dims.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The type of its elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    /// Its identity and shape without its elements: what a recorded step keeps of a tensor whose values
+    /// its derivative does not need.
+    pub fn handle(&self) -> Handle {
+        Handle {
+            id: self.id,
+            shape: self.shape.clone(),
+        }
+    }
+
+    /// How many elements it has.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The two dims of a matrix, `[N, D]`.
+    ///
+    /// # Panics
+    /// When the tensor is no matrix.
+    pub fn dims2(&self) -> (usize, usize) {
+        let [rows, cols] = self.shape[..] else {
+            panic!("expected [N, D], found {:?}", self.shape)
+        };
+        (rows, cols)
+    }
+
+    /// Its elements.
+    ///
+    /// # Panics
+    /// When the dtype is not `f32`.
+    pub fn data(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::F32(buffer) => buffer,
+            _ => panic!("arithmetic on the stored {self:?}: take `to_f32` first"),
+        }
+    }
+
+    /// Its elements, to be changed in place: optimizers and initialisation. The identity stays.
+    ///
+    /// # Panics
+    /// When another clone is alive (a tape that still holds the tensor, say), or the dtype is not `f32`.
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        match Arc::get_mut(&mut self.storage) {
+            Some(Storage::F32(buffer)) => buffer,
+            Some(_) => panic!("a stored tensor cannot be changed in place"),
+            None => panic!(
+                "the tensor {:?} is still shared, so it cannot be changed in place",
+                self.shape
+            ),
+        }
+    }
+
+    /// The buffer itself where this is its only owner, else a copy from `take`.
+    pub(crate) fn into_buffer(self, take: impl FnOnce(usize) -> Buffer) -> Buffer {
+        match Arc::try_unwrap(self.storage) {
+            Ok(Storage::F32(buffer)) => buffer,
+            Ok(_) => panic!("a stored tensor is no activation"),
+            Err(shared) => {
+                let Storage::F32(source) = &*shared else {
+                    panic!("a stored tensor is no activation")
+                };
+                let mut copy = take(source.len());
+                copy.copy_from_slice(source);
+                copy
+            }
+        }
+    }
+
+    /// The same elements under another shape.
+    ///
+    /// # Panics
+    /// When the number of elements differs.
+    pub fn reshaped(&self, shape: &[usize]) -> Tensor {
+        assert_eq!(
+            elements(shape),
+            Some(self.len()),
+            "reshape of {:?} to {shape:?}",
+            self.shape
+        );
+        Tensor {
+            id: self.id,
+            shape: shape.to_vec(),
+            dtype: self.dtype,
+            storage: self.storage.clone(),
+        }
+    }
+
+    /// Its bytes as stored.
+    pub fn bytes(&self) -> &[u8] {
+        match &*self.storage {
+            Storage::F32(buffer) => bytemuck::cast_slice(buffer),
+            Storage::F16(data) => bytemuck::cast_slice(data),
+            Storage::Bytes(bytes) => bytes,
+            Storage::Mapped { map, range } => &map[range.clone()],
+        }
+    }
+
+    /// A copy of its elements as `f32`, whatever the stored dtype (integers by value).
+    pub fn to_f32(&self) -> Vec<f32> {
+        let bytes = self.bytes();
+        match self.dtype {
+            DType::F32 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| f32::from_le_bytes(b))
+                .collect(),
+            DType::F16 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| f16::from_le_bytes(b).to_f32())
+                .collect(),
+            DType::BF16 => bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&b| bf16::from_le_bytes(b).to_f32())
+                .collect(),
+            DType::I8 => bytes.iter().map(|&b| b as i8 as f32).collect(),
+            DType::U8 => bytes.iter().map(|&b| b as f32).collect(),
+        }
+    }
+}
+
+/// A tensor's identity and shape.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    id: TensorId,
+    shape: Vec<usize>,
+}
+
+/// What a gradient can flow to.
+pub trait Node {
+    /// The identity on the tape.
+    fn id(&self) -> TensorId;
+    /// The dims.
+    fn shape(&self) -> &[usize];
+}
+
+impl Node for Tensor {
+    fn id(&self) -> TensorId {
+        self.id
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+}
+
+impl Node for Handle {
+    fn id(&self) -> TensorId {
+        self.id
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+}
+
+fn check_length(dtype: DType, shape: &[usize], found: usize) -> Result<(), TensorError> {
+    let needed = elements(shape)
+        .and_then(|count| count.checked_mul(dtype.bytes()))
+        .ok_or_else(|| TensorError::TooLarge(shape.to_vec()))?;
+    if needed == found {
+        Ok(())
+    } else {
+        Err(TensorError::Length {
+            shape: shape.to_vec(),
+            dtype,
+            needed,
+            found,
+        })
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor({:?} {:?})", self.dtype, self.shape)
+    }
+}
