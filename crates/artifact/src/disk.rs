@@ -18,9 +18,8 @@ use crate::error::{Error, Result};
 pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<()> {
     let (parent, name) = split(path)?;
     let temporary = parent.join(format!(".{name}.tmp-{}-{}", process::id(), unique()));
-    let written = write_synced(&temporary, bytes).and_then(|()| {
-        fs::rename(&temporary, path).map_err(Error::io("rename a new file to", path))
-    });
+    let written = write_synced(&temporary, bytes)
+        .and_then(|()| rename("rename a new file to", &temporary, path));
     if written.is_err() {
         // The first error is the one to tell; what is left is only a hidden file.
         let _ = fs::remove_file(&temporary);
@@ -31,13 +30,17 @@ pub fn atomic_write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// A new file with `bytes`, on the disk when this returns.
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    step();
     let mut file = File::create_new(path).map_err(Error::io("create", path))?;
+    step();
     file.write_all(bytes).map_err(Error::io("write", path))?;
+    step();
     file.sync_all().map_err(Error::io("write", path))
 }
 
 /// Makes renames and creations inside `folder` durable.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    step();
     // Only Unix lets a folder be opened as a file.
     if cfg!(unix) {
         File::open(folder)
@@ -64,20 +67,45 @@ pub(crate) fn split(path: &Path) -> Result<(PathBuf, String)> {
     Ok((parent, name.to_owned()))
 }
 
+/// `fs::rename`, with its sentence.
+pub(crate) fn rename(action: &'static str, from: &Path, to: &Path) -> Result<()> {
+    step();
+    fs::rename(from, to).map_err(Error::io(action, to))?;
+    step();
+    Ok(())
+}
+
+/// Between any two changes to the disk; the tests end the process at each in turn.
+fn step() {
+    #[cfg(test)]
+    tests::end_at_step();
+}
+
 /// A number that no other caller in this process has.
 pub(crate) fn unique() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A folder that stays locked while the process that holds it lives; killing the process frees it.
+/// What became of locking a folder.
 pub(crate) enum Lock {
-    /// Ours until dropped.
-    Held(#[allow(dead_code, reason = "held for its drop")] File),
+    /// Ours until dropped, or until this process dies.
+    Held(FolderLock),
     /// A living process has it.
     Busy,
     /// Not on this file system, or no longer there.
     Unknown,
+}
+
+/// A folder locked (`flock`) by this process.
+#[derive(Debug)]
+pub(crate) struct FolderLock(File);
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child just forked holds a copy of the handle until its exec.
+        let _ = self.0.unlock();
+    }
 }
 
 /// Tries to lock a folder, or waits for it.
@@ -86,10 +114,13 @@ pub(crate) fn lock_folder(folder: &Path, wait: bool) -> Lock {
         return Lock::Unknown;
     };
     if wait {
-        return open.lock().map_or(Lock::Unknown, |()| Lock::Held(open));
+        return match open.lock() {
+            Ok(()) => Lock::Held(FolderLock(open)),
+            Err(_) => Lock::Unknown,
+        };
     }
     match open.try_lock() {
-        Ok(()) => Lock::Held(open),
+        Ok(()) => Lock::Held(FolderLock(open)),
         Err(fs::TryLockError::WouldBlock) => Lock::Busy,
         Err(fs::TryLockError::Error(_)) => Lock::Unknown,
     }
@@ -100,6 +131,7 @@ pub(crate) fn lock_folder(folder: &Path, wait: bool) -> Lock {
 pub(crate) fn exchange(a: &Path, b: &Path) -> Result<bool> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     use rustix::io::Errno;
+    step();
     match renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE) {
         Ok(()) => Ok(true),
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(false),
@@ -186,6 +218,17 @@ pub(crate) fn folders_of(root: &Path, files: &[String]) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Ends this process at the step of the number in an environment variable, like a kill: no drop runs.
+    pub(super) fn end_at_step() {
+        static STEPS: AtomicU64 = AtomicU64::new(0);
+        let Ok(end) = std::env::var("RUSSET_ARTIFACT_TEST_END_AT") else {
+            return;
+        };
+        if STEPS.fetch_add(1, Ordering::Relaxed) == end.parse::<u64>().unwrap() {
+            process::exit(77);
+        }
+    }
 
     #[test]
     fn atomic_write_replaces_and_leaves_nothing_else() {

@@ -11,12 +11,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 
 use crate::artifact::Artifact;
-use crate::disk::{self, Links, Lock};
+use crate::disk::{self, FolderLock, Links, Lock};
 use crate::error::{Error, Result};
 use crate::hash::{self, Hash};
 use crate::manifest::{FileRecord, InputRecord, Kind, MANIFEST, Manifest, check_file_name};
@@ -29,7 +29,7 @@ pub struct Draft {
     parent: PathBuf,
     kind: Kind,
     folder: PathBuf,
-    lock: Option<File>,
+    lock: Option<FolderLock>,
     exchange: bool,
 }
 
@@ -89,7 +89,9 @@ impl Draft {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(Error::io("create the folder", parent))?;
         }
-        disk::write_synced(&path, bytes)
+        // Not synced yet: commit syncs every file, whoever wrote it.
+        let mut file = File::create_new(&path).map_err(Error::io("create", &path))?;
+        file.write_all(bytes).map_err(Error::io("write", &path))
     }
 
     /// Hashes and fsyncs every file, writes the manifest, and puts the folder in its place.
@@ -146,7 +148,7 @@ impl Draft {
                 return self.replace_by_renames();
             }
         }
-        fs::rename(&self.folder, &self.dir).map_err(Error::io("rename a new folder to", &self.dir))
+        disk::rename("rename a new folder to", &self.folder, &self.dir)
     }
 
     fn replace_by_renames(&self) -> Result<()> {
@@ -156,14 +158,14 @@ impl Draft {
         let aside = self
             .parent
             .join(format!(".{name}.old-{}-{}", process::id(), disk::unique()));
-        fs::rename(&self.dir, &aside).map_err(Error::io("set aside", &self.dir))?;
-        if let Err(error) = fs::rename(&self.folder, &self.dir) {
-            fs::rename(&aside, &self.dir).map_err(Error::io("put back", &self.dir))?;
-            return Err(Error::io("rename a new folder to", &self.dir)(error));
+        disk::rename("set aside the old artifact as", &self.dir, &aside)?;
+        if let Err(error) = disk::rename("rename a new folder to", &self.folder, &self.dir) {
+            disk::rename("put back", &aside, &self.dir)?;
+            return Err(error);
         }
         // Durable before the old one goes; and out of the name that would be put back.
         disk::sync_folder(&self.parent)?;
-        fs::rename(&aside, &self.folder).map_err(Error::io("remove", &aside))?;
+        disk::rename("clear away the old artifact as", &aside, &self.folder)?;
         drop(lock);
         Ok(())
     }
@@ -245,7 +247,7 @@ fn occupant(dir: &Path, kind: Kind) -> Result<Occupant> {
     })?;
     if manifest.kind != kind {
         return Err(occupied(format!(
-            "it is a {}, and a {kind} is to be written; name another folder, or move this one away yourself",
+            "it is a {} artifact, and a {kind} is to be written; name another folder, or move this one away yourself",
             manifest.kind
         )));
     }

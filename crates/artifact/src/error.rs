@@ -31,7 +31,7 @@ pub enum Error {
         reason: String,
     },
     /// An artifact, but of another kind than the one wanted.
-    #[error("{} is a {found}, and a {wanted} is wanted here: name the folder that the stage before this one wrote", dir.display())]
+    #[error("{} is a {found} artifact, and a {wanted} is wanted here: name the folder that the stage before this one wrote", dir.display())]
     WrongKind {
         /// The folder that was opened.
         dir: PathBuf,

@@ -17,6 +17,40 @@
 //! - [`RunLog`]: JSON Lines and TensorBoard event files.
 //! - [`Progress`], [`Interrupt`]: how a long job speaks and how it is stopped.
 //!
+//! ```
+//! use russet_artifact::{Artifact, Draft, Inputs, Kind, Recipe, Stage, Tool};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! #[serde(deny_unknown_fields)]
+//! struct Settings {
+//!     vocab: u32,
+//! }
+//!
+//! # let run = tempfile::tempdir()?;
+//! # std::fs::write(run.path().join("text.txt"), "once upon a time")?;
+//! let recipe = Recipe::from_text("01-tokenizer", "vocab = 512", &["vocab=1024".parse()?])?;
+//! let settings: Settings = recipe.parse()?;
+//! let inputs = Inputs::new().path("text", &run.path().join("text.txt"))?;
+//! let tool = Tool::new(env!("CARGO_PKG_VERSION"), "unknown");
+//! let stage = Stage::new("tokenizer", &tool, Recipe::resolved_json(&settings)?, inputs);
+//!
+//! let place = run.path().join("01-tokenizer");
+//! let tokenizer: Artifact = match stage.current(&place, Kind::Tokenizer) {
+//!     Ok(artifact) => artifact,
+//!     Err(stale) => {
+//!         assert!(stale.to_string().contains("there is nothing"));
+//!         let draft = Draft::create(&place, Kind::Tokenizer)?;
+//!         draft.write("tokenizer.json", b"{}")?;
+//!         draft.commit(&stage)?
+//!     }
+//! };
+//! tokenizer.verify()?;
+//! assert!(stage.current(&place, Kind::Tokenizer).is_ok());
+//! assert_eq!(tokenizer.manifest().recipe["vocab"], 1024);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! It knows nothing of models, tokens or terminals, holds no clock and no host name in a manifest, and has no `unsafe`.
 
 mod artifact;

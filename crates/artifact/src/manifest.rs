@@ -434,3 +434,6 @@ fn shorten_to(mut text: String, bytes: usize) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;
