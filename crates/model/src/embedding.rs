@@ -24,6 +24,19 @@ impl Embedding {
         }
     }
 
+    /// Bytes of the whole table, which the product with it reads.
+    pub fn stored_bytes(&self) -> usize {
+        match self {
+            Embedding::Dense(table) => table.bytes().len(),
+            Embedding::Int8(table) => table.stored_bytes(),
+        }
+    }
+
+    /// Bytes of one row, which looking a token up reads.
+    pub fn row_bytes(&self) -> usize {
+        self.stored_bytes() / self.vocab()
+    }
+
     /// `tokens [N]` to `[N, D]`.
     ///
     /// # Panics

@@ -15,6 +15,9 @@ pub trait Linear: Send + Sync {
     /// Which named projections the rows of W belong to.
     fn layout(&self) -> &Layout;
 
+    /// Bytes of weights that one forward pass reads.
+    fn stored_bytes(&self) -> usize;
+
     /// Shows every parameter that can be trained.
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(Parameter<'a>));
 
@@ -97,6 +100,10 @@ impl Linear for Dense {
         &self.layout
     }
 
+    fn stored_bytes(&self) -> usize {
+        self.weight.bytes().len()
+    }
+
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(Parameter<'a>)) {
         let parts = self
             .layout
@@ -148,6 +155,10 @@ impl Linear for Palettized {
 
     fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    fn stored_bytes(&self) -> usize {
+        self.weights.iter().map(PaletteWeight::stored_bytes).sum()
     }
 
     fn visit<'a>(&'a self, _: &mut dyn FnMut(Parameter<'a>)) {}
@@ -202,6 +213,11 @@ impl<L: Linear> Linear for Lora<L> {
         self.base.layout()
     }
 
+    fn stored_bytes(&self) -> usize {
+        let own: usize = self.parts.iter().map(|part| part.a.bytes().len() + part.b.bytes().len()).sum();
+        self.base.stored_bytes() + own
+    }
+
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(Parameter<'a>)) {
         for (part, name) in self.parts.iter().zip(&self.names) {
             for (matrix, tensor) in [("lora_A", &part.a), ("lora_B", &part.b)] {
@@ -230,6 +246,10 @@ impl Linear for Box<dyn Linear> {
 
     fn layout(&self) -> &Layout {
         (**self).layout()
+    }
+
+    fn stored_bytes(&self) -> usize {
+        (**self).stored_bytes()
     }
 
     fn visit<'a>(&'a self, visit: &mut dyn FnMut(Parameter<'a>)) {

@@ -1,0 +1,117 @@
+//! What every verb has at hand: threads, progress, the wish to stop, and how to print.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use russet_artifact::{Interrupt, Progress, Tool};
+use russet_kernels::Pool;
+use russet_model::{Decoder, adapter, checkpoint};
+use russet_tokenizer::Tokenizer;
+use serde_json::Value;
+
+/// The shared state of one invocation.
+pub struct App {
+    pub json: bool,
+    pub tool: Tool,
+    pub pool: Arc<Pool>,
+    pub progress: Box<dyn Progress>,
+    pub interrupt: Interrupt,
+}
+
+/// The work was asked to stop and has put down what it had; the process ends well.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Interrupted(pub String);
+
+/// The command line itself is at fault; the process exits with 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+impl App {
+    pub fn new(json: bool, threads: Option<u16>) -> Result<App> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let pool = Pool::new(threads.map_or(cores, usize::from)).map_err(|error| Usage(error.to_string()))?;
+        Ok(App {
+            json,
+            tool: Tool::new(env!("CARGO_PKG_VERSION"), env!("RUSSET_COMMIT")),
+            pool: Arc::new(pool),
+            progress: crate::progress::progress(json),
+            interrupt: Interrupt::new(),
+        })
+    }
+
+    /// From now on SIGINT and SIGTERM ask the work to put down what it has; a second one ends the process at once.
+    pub fn stop_on_signals(&self) -> Result<()> {
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            let flag = self.interrupt.flag();
+            signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone())?;
+            signal_hook::flag::register(signal, flag)?;
+        }
+        Ok(())
+    }
+
+    /// Prints the result: the JSON object where that was asked for, else what a person reads.
+    pub fn print(&self, json: &Value, text: &str) -> Result<()> {
+        let line = if self.json { format!("{json}\n") } else { format!("{text}\n") };
+        write_stdout(line.as_bytes()).context("standard output is closed")
+    }
+}
+
+/// Writes to standard output.
+pub fn write_stdout(bytes: &[u8]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+/// A model with its tokenizer.
+pub struct Model {
+    pub decoder: Decoder,
+    pub tokenizer: Tokenizer,
+}
+
+impl Model {
+    /// Opens a folder of either kind, with an adapter on it where one is named.
+    pub fn open(folder: &Path, adapter: Option<&Path>) -> Result<Model> {
+        if !folder.is_dir() {
+            let shown = folder.display();
+            anyhow::bail!("{shown}: there is no such folder; `russet run recipes/tiny` makes a model under runs/tiny");
+        }
+        let mut decoder = checkpoint::open(folder)?;
+        if let Some(adapter) = adapter {
+            decoder = adapter::attach(decoder, adapter)?;
+        }
+        let tokenizer = Tokenizer::open(folder)?;
+        let (ids, vocab) = (tokenizer.vocab_size(), decoder.config().vocab);
+        if ids > vocab {
+            anyhow::bail!(
+                "{}: the tokenizer has {ids} tokens but the model's vocabulary {vocab}; they do not belong together",
+                folder.display()
+            );
+        }
+        Ok(Model { decoder, tokenizer })
+    }
+
+    /// The token that stands before a text.
+    pub fn bos(&self) -> Result<u32> {
+        let special = self.tokenizer.special();
+        let bos = special.bos.or(self.decoder.config().bos).or(special.eos.first().copied());
+        bos.context("the model names no token that begins a text (bos_token_id in config.json)")
+    }
+
+    /// Tokens that end a text.
+    pub fn eos(&self) -> Vec<u32> {
+        let mut eos = self.tokenizer.special().eos.clone();
+        eos.extend(self.decoder.config().eos.iter().filter(|id| !self.tokenizer.special().eos.contains(id)));
+        eos
+    }
+
+    /// A prompt's tokens: as the tokenizer begins a text, or its first token alone where the prompt is empty.
+    pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
+        let tokens = self.tokenizer.encode(prompt, true)?;
+        Ok(if tokens.is_empty() { vec![self.bos()?] } else { tokens })
+    }
+}

@@ -1,0 +1,258 @@
+//! The command line: one verb a stage, the same words as in recipes.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use russet_artifact::Override;
+
+/// From text to a palettized model that talks.
+#[derive(Parser)]
+#[command(name = "russet", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// Print one JSON object on standard output; progress goes to standard error as JSON lines
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Threads to compute on (default: all cores)
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Run a folder of recipes in order, skipping what has not changed
+    Run(RunArgs),
+    /// Train a tokenizer, or encode text with one
+    #[command(subcommand)]
+    Tokenizer(TokenizerVerb),
+    /// Train a decoder from a recipe
+    Pretrain(RecipeArgs),
+    /// Palettize a checkpoint to a given number of bits per weight
+    Palettize(PalettizeArgs),
+    /// Continue a prompt
+    Generate(GenerateArgs),
+    /// Talk to a model in the terminal
+    Chat(ChatArgs),
+    /// Measure a model on a text
+    #[command(subcommand)]
+    Eval(EvalVerb),
+    /// Measure prefill and decode speed, beside the machine's memory bandwidth
+    Bench(BenchArgs),
+    /// Convert a model's files
+    Convert(ConvertArgs),
+    /// Print a shell's completion script
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    /// Folder of recipes, NN-name.toml
+    pub folder: PathBuf,
+    /// Change a setting: STAGE.KEY=VALUE, as in 03-pretrain.train.steps=100
+    #[arg(long = "set", value_name = "STAGE.KEY=VALUE")]
+    pub set: Vec<Override>,
+    /// Where the run goes (default: runs/ and the folder's name)
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Print what would be done, with parameters, tokens, operations, memory and time
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Args)]
+pub struct RecipeArgs {
+    /// The recipe
+    pub recipe: PathBuf,
+    /// Change a setting: KEY=VALUE, as in train.steps=100
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<Override>,
+    /// Where the artifact goes (default: runs/FOLDER/RECIPE, named after the recipe's folder and file)
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Print what would be done, with parameters, tokens, operations, memory and time
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Subcommand)]
+pub enum TokenizerVerb {
+    /// Train a tokenizer from a recipe
+    Train(RecipeArgs),
+    /// Encode the texts of a recipe into token shards
+    Shards(RecipeArgs),
+    /// Print the token ids of a text
+    Encode {
+        /// Folder with a tokenizer.json
+        #[arg(long)]
+        model: PathBuf,
+        /// The text
+        #[arg(long)]
+        text: String,
+        /// Read the names of special tokens in the text as those tokens
+        #[arg(long)]
+        special: bool,
+    },
+}
+
+#[derive(Args)]
+pub struct PalettizeArgs {
+    /// The checkpoint
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Bits per weight of the projections, tables and scales included
+    #[arg(long, default_value_t = 3.5)]
+    pub target_bpw: f64,
+    /// Text to measure the weights' importance on (.txt or .jsonl, plain, .gz or .zst)
+    #[arg(long)]
+    pub calibration: PathBuf,
+    /// Where the package goes
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Change a further setting: KEY=VALUE, as in palettize.weighting="activation"
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<Override>,
+}
+
+/// Settings of sampling.
+#[derive(Args, Clone)]
+pub struct SamplingArgs {
+    /// 0 takes the likeliest token; higher is bolder
+    #[arg(long, default_value_t = 0.8)]
+    pub temperature: f32,
+    /// Keep the K likeliest tokens; 0 keeps all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    /// Keep the likeliest tokens that make up this share of the probability
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Keep tokens at least this likely relative to the likeliest
+    #[arg(long, default_value_t = 0.0)]
+    pub min_p: f32,
+    /// The same seed gives the same text
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Stop where this text appears; may be given several times
+    #[arg(long)]
+    pub stop: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct GenerateArgs {
+    /// A checkpoint or package
+    #[arg(long)]
+    pub model: PathBuf,
+    /// An adapter (PEFT folder) to put onto it
+    #[arg(long)]
+    pub adapter: Option<PathBuf>,
+    /// The text to continue; empty begins a new one
+    #[arg(long)]
+    pub prompt: String,
+    /// How many tokens to generate at most
+    #[arg(long, default_value_t = 128)]
+    pub max_tokens: usize,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+#[derive(Args)]
+pub struct ChatArgs {
+    /// A checkpoint or package with a chat template
+    #[arg(long)]
+    pub model: PathBuf,
+    /// An adapter (PEFT folder) to put onto it
+    #[arg(long)]
+    pub adapter: Option<PathBuf>,
+    /// What the model is told before the conversation
+    #[arg(long)]
+    pub system: Option<String>,
+    /// How many tokens an answer may have
+    #[arg(long, default_value_t = 512)]
+    pub max_tokens: usize,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+#[derive(Subcommand)]
+pub enum EvalVerb {
+    /// Perplexity and bits per byte on a text, and how far a second model is from the first
+    Perplexity(PerplexityArgs),
+    /// Write the logits of given tokens, to compare with other implementations
+    Logits {
+        /// A checkpoint or package
+        #[arg(long)]
+        model: PathBuf,
+        /// Token ids
+        #[arg(long, value_delimiter = ',', required = true)]
+        tokens: Vec<u32>,
+        /// Where to write the tensor `logits` [N, V] (safetensors)
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub struct PerplexityArgs {
+    /// A checkpoint or package
+    #[arg(long)]
+    pub model: PathBuf,
+    /// An adapter (PEFT folder) to put onto it
+    #[arg(long)]
+    pub adapter: Option<PathBuf>,
+    /// The text (.txt or .jsonl, plain, .gz or .zst)
+    #[arg(long)]
+    pub text: PathBuf,
+    /// A model to compare with: the divergence from its predictions, and how often the likeliest token is the same
+    #[arg(long)]
+    pub against: Option<PathBuf>,
+    /// Tokens in view at a time (default: the model's context, at most 1024)
+    #[arg(long)]
+    pub window: Option<usize>,
+}
+
+#[derive(Args)]
+pub struct BenchArgs {
+    /// A checkpoint or package
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Tokens of the prompt
+    #[arg(short = 'p', long, default_value_t = 512)]
+    pub prompt_tokens: usize,
+    /// Tokens to generate
+    #[arg(short = 'n', long, default_value_t = 128)]
+    pub generate_tokens: usize,
+    /// How often to measure; the median is printed
+    #[arg(short = 'r', long, default_value_t = 5)]
+    pub repeats: usize,
+}
+
+/// A model's form on disk.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A model file of llama2.c
+    Llama2c,
+    /// A Hugging Face folder
+    Hf,
+}
+
+#[derive(Args)]
+pub struct ConvertArgs {
+    /// What the model is now
+    #[arg(long)]
+    pub from: Format,
+    /// What it should be
+    #[arg(long)]
+    pub to: Format,
+    /// The model's file or folder
+    #[arg(long = "in", value_name = "PATH")]
+    pub input: PathBuf,
+    /// llama2.c's tokenizer file (default: tokenizer.bin or tok*.bin beside the model)
+    #[arg(long)]
+    pub tokenizer: Option<PathBuf>,
+    /// Where the folder goes
+    #[arg(long)]
+    pub out: PathBuf,
+}

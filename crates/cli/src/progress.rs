@@ -1,0 +1,140 @@
+//! How a long job looks: a bar where a person watches, JSON lines where a program does. All of it goes to standard error.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use russet_artifact::Progress;
+use serde_json::{Map, json};
+
+/// Between two JSON lines of one job.
+const LINE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A bar on a terminal; else, or where JSON was asked for, lines.
+pub fn progress(json: bool) -> Box<dyn Progress> {
+    if !json && std::io::stderr().is_terminal() { Box::new(Bar::default()) } else { Box::new(Lines::default()) }
+}
+
+#[derive(Default)]
+struct Bar {
+    bar: Option<ProgressBar>,
+}
+
+impl Progress for Bar {
+    fn begin(&mut self, stage: &str, total: Option<u64>, unit: &str) {
+        self.end();
+        let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+        let template = match total {
+            Some(_) => "{prefix:>14} {bar:30} {pos}/{len} UNIT  {eta} left  {msg}",
+            None => "{prefix:>14} {spinner} {pos} UNIT  {elapsed}  {msg}",
+        };
+        let style = ProgressStyle::with_template(&template.replace("UNIT", unit));
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_prefix(stage.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        self.bar = Some(bar);
+    }
+
+    fn update(&mut self, done: u64, fields: &[(&str, f64)]) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            let fields: Vec<String> = fields.iter().map(|(name, value)| format!("{name} {}", short(*value))).collect();
+            bar.set_message(fields.join("  "));
+        }
+    }
+
+    fn message(&mut self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.abandon();
+        }
+    }
+}
+
+/// Four significant digits, without a row of zeros behind them.
+fn short(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        x if !(1e-3..1e6).contains(&x) => format!("{value:.2e}"),
+        x if x >= 1000.0 => format!("{value:.0}"),
+        x if x >= 100.0 => format!("{value:.1}"),
+        x if x >= 10.0 => format!("{value:.2}"),
+        _ => format!("{value:.4}"),
+    }
+}
+
+#[derive(Default)]
+struct Lines {
+    stage: String,
+    unit: String,
+    total: Option<u64>,
+    done: u64,
+    fields: Map<String, serde_json::Value>,
+    started: Option<Instant>,
+    last: Option<Instant>,
+}
+
+impl Lines {
+    fn line(&mut self) {
+        let seconds = self.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
+        let left = self.total.filter(|_| self.done > 0).map(|total| {
+            seconds * total.saturating_sub(self.done) as f64 / self.done as f64
+        });
+        let line = json!({
+            "stage": self.stage, "done": self.done, "total": self.total, "unit": self.unit,
+            "seconds": seconds, "seconds_left": left, "fields": self.fields,
+        });
+        // A closed pipe must not end the work.
+        let _ = writeln!(std::io::stderr(), "{line}");
+        self.last = Some(Instant::now());
+    }
+}
+
+impl Progress for Lines {
+    fn begin(&mut self, stage: &str, total: Option<u64>, unit: &str) {
+        self.end();
+        *self = Lines {
+            stage: stage.to_owned(),
+            unit: unit.to_owned(),
+            total,
+            started: Some(Instant::now()),
+            ..Lines::default()
+        };
+        self.line();
+    }
+
+    fn update(&mut self, done: u64, fields: &[(&str, f64)]) {
+        self.done = done;
+        self.fields = fields.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+        if self.last.is_none_or(|last| last.elapsed() >= LINE_INTERVAL) {
+            self.line();
+        }
+    }
+
+    fn message(&mut self, text: &str) {
+        let _ = writeln!(std::io::stderr(), "{}", json!({"message": text}));
+    }
+
+    fn end(&mut self) {
+        if self.started.is_some() {
+            self.line();
+            self.started = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!([0.0, 0.00001, 2.34567, 45.678, 5432.1, 1e7].map(short), ["0", "1.00e-5", "2.3457", "45.68", "5432", "1.00e7"]);
+    }
+}

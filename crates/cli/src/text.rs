@@ -1,0 +1,172 @@
+//! `generate`, `tokenizer encode` and `convert`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use russet_artifact::{Draft, Inputs, Kind, Stage};
+use russet_engine::{Engine, EngineConfig, Finish, Flow, Generate, Generation, Request, Sampling};
+use russet_model::{checkpoint, llama2c};
+use russet_tokenizer::{SpecialTokens, Tokenizer};
+use serde_json::json;
+
+use crate::app::{App, Model, Usage, write_stdout};
+use crate::args::{ConvertArgs, Format, GenerateArgs, SamplingArgs};
+use crate::stop::StopFilter;
+
+/// Prints the token ids of a text.
+pub fn encode(app: &App, model: &Path, text: &str, special: bool) -> Result<()> {
+    let tokenizer = Tokenizer::open(model)?;
+    let special = if special { SpecialTokens::Parse } else { SpecialTokens::Text };
+    let ids = tokenizer.encode_with(text, true, special)?;
+    let shown: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    app.print(&json!({"ids": ids, "tokens": ids.len()}), &shown.join(" "))
+}
+
+/// The engine's settings of what the command line says.
+pub fn sampling(args: &SamplingArgs) -> Result<Sampling> {
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_k: (args.top_k > 0).then_some(args.top_k),
+        top_p: args.top_p,
+        min_p: args.min_p,
+        seed: args.seed,
+    };
+    sampling.check().map_err(|error| Usage(error.to_string()))?;
+    Ok(sampling)
+}
+
+/// What a prompt was continued with.
+pub struct Continuation {
+    pub text: String,
+    pub generation: Generation,
+    /// How it ended; a stop string counts as a stop.
+    pub finish: Finish,
+}
+
+/// Continues a prompt, handing on text as it becomes certain.
+pub fn continue_prompt(
+    engine: &mut Engine,
+    tokenizer: &Tokenizer,
+    request: &Request,
+    stops: &[String],
+    begins_text: bool,
+    on_text: &mut dyn FnMut(&str),
+) -> Result<Continuation> {
+    let mut filter = StopFilter::new(stops);
+    let mut pieces = if begins_text { tokenizer.detokenizer(true) } else { tokenizer.detokenizer_continuing(true) };
+    let (mut text, mut stopped) = (String::new(), false);
+    let mut show = |piece: &str, text: &mut String| {
+        on_text(piece);
+        text.push_str(piece);
+    };
+    let generation = engine.generate(request, &mut |token| {
+        let (piece, stop) = filter.push(&pieces.push(token.id));
+        show(&piece, &mut text);
+        stopped = stop;
+        if stop { Flow::Stop } else { Flow::Continue }
+    })?;
+    if !stopped {
+        let (piece, stop) = filter.push(&pieces.finish());
+        show(&piece, &mut text);
+        stopped = stop;
+        if !stop {
+            show(&filter.finish(), &mut text);
+        }
+    }
+    let finish = if stopped { Finish::Stop } else { generation.finish };
+    Ok(Continuation { text, generation, finish })
+}
+
+/// Continues a prompt and prints the text as it comes.
+pub fn generate(app: &App, args: &GenerateArgs) -> Result<()> {
+    let sampling = sampling(&args.sampling)?;
+    if args.max_tokens == 0 {
+        return Err(Usage("--max-tokens is 0, so there is nothing to generate; ask for at least 1".into()).into());
+    }
+    let model = Model::open(&args.model, args.adapter.as_deref())?;
+    let prompt = model.encode_prompt(&args.prompt)?;
+    let context = model.decoder.config().context;
+    let needed = prompt.len().saturating_add(args.max_tokens).min(context);
+    let request = Request { prompt, max_tokens: args.max_tokens, sampling, stop_tokens: model.eos() };
+    let Model { decoder, tokenizer } = model;
+    let mut engine = Engine::new(decoder, app.pool.clone(), EngineConfig::new(needed, 1))?;
+    if !app.json {
+        write_stdout(args.prompt.as_bytes())?;
+    }
+    let mut closed = false;
+    let stops = &args.sampling.stop;
+    let begins = args.prompt.is_empty();
+    let made = continue_prompt(&mut engine, &tokenizer, &request, stops, begins, &mut |piece| {
+        closed |= !app.json && write_stdout(piece.as_bytes()).is_err();
+    })?;
+    if closed {
+        bail!("standard output was closed before the text ended");
+    }
+    let generation = &made.generation;
+    let finish = match made.finish {
+        // Where the model's context ended first, more tokens were asked for than it can hold.
+        Finish::Length if generation.tokens.len() < args.max_tokens => Finish::Context,
+        finish => finish,
+    };
+    let speed = generation.decode_tokens_per_second();
+    let json = json!({
+        "text": made.text,
+        "tokens": generation.tokens.len(),
+        "prompt_tokens": generation.prompt_tokens,
+        "tokens_per_second": speed,
+        "token_ids": generation.tokens,
+        "finish": finish.to_string(),
+        "prefill_seconds": generation.prefill_seconds,
+    });
+    app.print(&json, "")?;
+    if !app.json {
+        let (prompt, tokens) = (generation.prompt_tokens, generation.tokens.len());
+        eprintln!("{prompt} prompt tokens, {tokens} generated at {speed:.1} tokens/s, ended by {finish}");
+    }
+    Ok(())
+}
+
+/// Converts a model's files to a Hugging Face folder in f32.
+pub fn convert(app: &App, args: &ConvertArgs) -> Result<()> {
+    if args.to != Format::Hf {
+        return Err(Usage("`--to` knows hf, a Hugging Face folder; llama2.c's files are read, not written".into()).into());
+    }
+    let (decoder, tokenizer) = match args.from {
+        Format::Llama2c => {
+            let decoder = llama2c::load(&args.input)?;
+            let path = args.tokenizer.clone().map_or_else(|| tokenizer_beside(&args.input), Ok)?;
+            let tokenizer = Tokenizer::from_llama2c(&path, decoder.config().vocab)?;
+            (decoder, tokenizer)
+        }
+        Format::Hf => (checkpoint::load(&args.input)?, Tokenizer::open(&args.input)?),
+    };
+    let from = if args.from == Format::Llama2c { "llama2c" } else { "hf" };
+    let inputs = Inputs::new().path("model", &args.input)?;
+    let stage = Stage::new("convert", &app.tool, json!({"stage": "convert", "from": from, "to": "hf"}), inputs);
+    let draft = Draft::create(&args.out, Kind::Checkpoint)?;
+    checkpoint::save(&decoder, draft.path())?;
+    tokenizer.save(draft.path())?;
+    draft.commit(&stage)?;
+    let config = decoder.config();
+    let out = args.out.display();
+    let json = json!({"out": args.out, "parameters": config.parameters(), "vocab": config.vocab, "layers": config.layers});
+    app.print(&json, &format!("{out}: {} parameters in f32", config.parameters()))
+}
+
+/// llama2.c's tokenizer file beside a model.
+fn tokenizer_beside(model: &Path) -> Result<PathBuf> {
+    let folder = model.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+        .with_context(|| format!("{}: cannot be listed", folder.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+            path != model && name.starts_with("tok") && name.ends_with(".bin")
+        })
+        .collect();
+    match (found.pop(), found.len()) {
+        (Some(path), 0) => Ok(path),
+        (Some(_), _) => bail!("{}: several files could be its tokenizer; name one by --tokenizer", model.display()),
+        (None, _) => bail!("{}: no tok*.bin lies beside it; name its tokenizer file by --tokenizer", model.display()),
+    }
+}
