@@ -9,6 +9,11 @@ use crate::pool::Pool;
 /// Elements of one task: 64 KiB, some microseconds of work.
 const CHUNK: usize = 16 * 1024;
 
+/// Rows of one task for an operation on rows of `width` elements: about [`CHUNK`] elements.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    (CHUNK / width.max(1)).max(1)
+}
+
 /// `out = a + b`, all `[n]`.
 ///
 /// # Panics
