@@ -9,10 +9,13 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::strips::{Format, LINE, Output, STRIP, Strips};
-use crate::quantize::{BLOCK, Panel};
+use crate::quantize::{BLOCK, PANEL, Panel};
 use std::arch::x86_64::*;
+use std::hint::black_box;
+use std::mem::MaybeUninit;
 
-/// How far ahead of the line in use weights are asked for. Hardware prefetch stops at a page's end.
+/// How many bytes before their use weights are asked for. Hardware prefetch stops at each page's
+/// end; this reaches across, and from the end of the strips at hand into the next ones.
 const AHEAD: usize = 2048;
 
 /// See [`super::strips::Tile`].
@@ -42,11 +45,13 @@ unsafe fn by_tokens<const BITS: usize>(
     panel: &Panel<'_>,
     out: Output,
 ) {
+    let mut totals = Totals([MaybeUninit::uninit(); PANEL * 2]);
+    let totals = &mut totals;
     macro_rules! body {
         ($($tokens:literal)*) => {
             match (panel.tokens, count) {
-                $(($tokens, 1) => body::<BITS, $tokens, 1>(strips, first, panel, out),
-                ($tokens, 2) => body::<BITS, $tokens, 2>(strips, first, panel, out),)*
+                $(($tokens, 1) => body::<BITS, $tokens, 1>(strips, first, panel, totals, out),
+                ($tokens, 2) => body::<BITS, $tokens, 2>(strips, first, panel, totals, out),)*
                 _ => unreachable!("a tile of {} tokens x {count} strips", panel.tokens),
             }
         };
@@ -54,6 +59,12 @@ unsafe fn by_tokens<const BITS: usize>(
     // SAFETY: handed on; T and S are the numbers of tokens and strips.
     unsafe { body!(1 2 3 4 5 6 7 8 9 10 11 12) }
 }
+
+/// Room for the f32 totals of the largest tile, 24 registers. Beside as many int32 sums they do not
+/// fit, and where the compiler has to find that out for itself, it spills them to a stack aligned to
+/// 16 bytes, where each crosses two cache lines: 83 % of the int8 peak instead of 88.
+#[repr(align(64))]
+struct Totals([MaybeUninit<__m512>; PANEL * 2]);
 
 /// T tokens x S strips.
 ///
@@ -64,146 +75,156 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
     strips: &Strips<'_>,
     first: usize,
     panel: &Panel<'_>,
+    memory: &mut Totals,
     out: Output,
 ) {
     let lines = strips.lines();
     let per_block = BITS * BLOCK / 32; // lines
+    let inputs = 32 / BITS; // of a line
+    let few = T * S <= 8;
     let mut tables = [_mm512_setzero_si512(); S];
     for (s, table) in tables.iter_mut().enumerate() {
         *table = unsigned_table::<BITS>(strips, first + s);
     }
-    let mut weights = strips.strip(first).as_ptr();
-    let mut x = panel.values.as_ptr();
+    let stride = lines * LINE;
+    let blocks = lines.div_ceil(per_block);
+    let ahead = AHEAD / (per_block * LINE); // blocks
     let mut totals = [[_mm512_setzero_ps(); T]; S];
-    let mut left = lines;
-    let mut at = 0; // of scales and corrections: block * width
-    while left > 0 {
-        let here = left.min(per_block);
-        // SAFETY: strips `first..first + S` lie one after another, `lines * 64` bytes each, and
-        // `weights` is `lines - left` lines into the first of them, so `here <= left` lines can be
-        // read from each. `x` is block * width * 128 bytes into the panel, which holds all blocks
-        // of `width >= T` tokens; a block's lines cover at most its 128 inputs. `at + T` is at most
-        // blocks * width, the length of scales and corrections.
+    let in_memory = T * S > 12;
+    let memory = memory.0.as_mut_ptr().cast::<__m512>();
+    if in_memory {
+        for place in 0..T * S {
+            // SAFETY: T * S is at most PANEL * 2, the vectors that `Totals` has.
+            unsafe { *memory.add(place) = _mm512_setzero_ps() };
+        }
+    }
+    for block in 0..blocks {
+        let at = block * panel.width; // of scales and corrections
+        // The same line `ahead` blocks on; past the last block, in the next S strips.
+        let next = AHEAD
+            + if block + ahead < blocks {
+                0
+            } else {
+                (S - 1) * stride
+            };
+        // SAFETY: `at + T` is at most blocks * width, the length of scales, of corrections and,
+        // times 128, of values. Strips `first..first + S` lie one after another, `stride` bytes
+        // each, and `line < lines`, so each load of 64 bytes stays inside its strip. A block's
+        // lines cover at most its 128 inputs. `memory` holds T * S totals, set above and used
+        // through this pointer only. Prefetching may name any address.
         unsafe {
-            let sums = block::<BITS, T, S>(
-                weights,
-                lines * LINE,
-                here,
-                per_block,
-                tables,
-                x,
-                panel.corrections.as_ptr().add(at),
-            );
-            for s in 0..S {
-                for t in 0..T {
-                    let scale = _mm512_set1_ps(*panel.scales.as_ptr().add(at + t));
-                    totals[s][t] =
-                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[s][t]), scale, totals[s][t]);
+            let weights = strips.data.as_ptr().add(first * stride);
+            let x = panel.values.as_ptr().add(at * BLOCK);
+            let corrections = panel.corrections.as_ptr().add(at);
+            let mut sums = [[_mm512_setzero_si512(); T]; S];
+            for t in 0..T {
+                for s in 0..S {
+                    sums[s][t] = _mm512_set1_epi32(*corrections.add(t));
                 }
             }
-            weights = weights.add(here * LINE);
-            x = x.add(panel.width * BLOCK);
+            // A `vpdpbusd` takes four or five cycles and two can start in each, so a few tokens x
+            // strips are spread over twice the accumulators. Int32 sums do not mind the order.
+            let mut others = [[_mm512_setzero_si512(); T]; S];
+            macro_rules! group {
+                ($sums:ident, $group:literal, $packed:ident, $x:ident) => {
+                    let mut decoded = [_mm512_setzero_si512(); S];
+                    for s in 0..S {
+                        decoded[s] = decode::<BITS, $group>($packed[s], tables[s]);
+                    }
+                    for t in 0..T {
+                        let four = $x.add(t * BLOCK + $group * 4).cast::<i32>();
+                        let four = _mm512_set1_epi32(four.read_unaligned());
+                        for s in 0..S {
+                            $sums[s][t] = _mm512_dpbusd_epi32($sums[s][t], decoded[s], four);
+                        }
+                    }
+                };
+            }
+            let first_line = block * per_block;
+            for line in first_line..lines.min(first_line + per_block) {
+                let mut packed = [_mm512_setzero_si512(); S];
+                for s in 0..S {
+                    let from = weights.add(s * stride + line * LINE);
+                    packed[s] = _mm512_loadu_si512(from.cast());
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(next).cast());
+                }
+                if T > 4 {
+                    // The activations of the next block: 12 tokens x 128, over this block's lines.
+                    let share = PANEL * BLOCK / per_block;
+                    let from = panel.width * BLOCK + (line - first_line) * share;
+                    for part in (0..share).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(from + part).cast());
+                    }
+                }
+                let x = x.add((line - first_line) * inputs);
+                group!(sums, 0, packed, x);
+                if BITS <= 4 {
+                    if few {
+                        group!(others, 1, packed, x);
+                    } else {
+                        group!(sums, 1, packed, x);
+                    }
+                }
+                if BITS == 2 {
+                    group!(sums, 2, packed, x);
+                    if few {
+                        group!(others, 3, packed, x);
+                    } else {
+                        group!(sums, 3, packed, x);
+                    }
+                }
+            }
+            // Hides the pointer; else the compiler carries totals from block to block in registers,
+            // and spills those.
+            let memory = black_box(memory);
+            for t in 0..T {
+                let scale = _mm512_set1_ps(*panel.scales.as_ptr().add(at + t));
+                for s in 0..S {
+                    let sum = if few {
+                        _mm512_add_epi32(sums[s][t], others[s][t])
+                    } else {
+                        sums[s][t]
+                    };
+                    let sum = _mm512_cvtepi32_ps(sum);
+                    if in_memory {
+                        let total = memory.add(s * T + t);
+                        *total = _mm512_fmadd_ps(sum, scale, *total);
+                    } else {
+                        totals[s][t] = _mm512_fmadd_ps(sum, scale, totals[s][t]);
+                    }
+                }
+            }
         }
-        at += panel.width;
-        left -= here;
     }
     for s in 0..S {
         let rows = strips.rows_of(first + s);
         let mask = (0xffffu32 >> (STRIP - rows)) as __mmask16;
-        // SAFETY: scales hold 16 values for every strip. The mask keeps the store to the rows
-        // that exist, which with T tokens is the caller's rectangle.
+        // SAFETY: scales hold 16 values for every strip; totals are as above. The mask keeps the
+        // store to the rows that exist, which with T tokens is the caller's rectangle.
         unsafe {
             let scale = strips.scales.as_ptr().add((first + s) * STRIP);
             let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scale.cast()));
             for t in 0..T {
                 let at = out.at.add(t * out.stride + s * STRIP);
-                _mm512_mask_storeu_ps(at, mask, _mm512_mul_ps(totals[s][t], scale));
+                let total = if in_memory {
+                    *memory.add(s * T + t)
+                } else {
+                    totals[s][t]
+                };
+                _mm512_mask_storeu_ps(at, mask, _mm512_mul_ps(total, scale));
             }
         }
     }
 }
 
-/// Σ w · q over `lines` lines (at most a block) of S strips, for T tokens.
-///
-/// # Safety
-/// From `weights`, `lines` lines can be read in each of S strips `stride` bytes apart; from `x`,
-/// 128 values for each of T tokens; from `corrections`, T values.
+/// Group GROUP of four inputs of a line, as unsigned weights (int8 + 128).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-unsafe fn block<const BITS: usize, const T: usize, const S: usize>(
-    weights: *const u8,
-    stride: usize,
-    lines: usize,
-    per_block: usize,
-    tables: [__m512i; S],
-    x: *const i8,
-    corrections: *const i32,
-) -> [[__m512i; T]; S] {
-    // A `vpdpbusd` takes four cycles and two can start in each, so eight chains keep it busy;
-    // few tokens x strips are spread over more accumulators. Int32 sums do not mind the order.
-    let mut sums = [[[_mm512_setzero_si512(); T]; S]; 2];
-    let spread = if T * S <= 8 { 2 } else { 1 };
-    // SAFETY: line < lines, so each load stays inside what the caller grants; inputs of a block's
-    // lines are below 128. Prefetching may name any address.
-    unsafe {
-        for s in 0..S {
-            for t in 0..T {
-                sums[0][s][t] = _mm512_set1_epi32(*corrections.add(t));
-            }
-        }
-        let mut step = |line: usize| {
-            let mut packed = [_mm512_setzero_si512(); S];
-            for s in 0..S {
-                let from = weights.add(s * stride + line * LINE);
-                packed[s] = _mm512_loadu_si512(from.cast());
-                if T * S <= 8 {
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast());
-                }
-            }
-            for group in 0..8 / BITS {
-                let mut decoded = [_mm512_setzero_si512(); S];
-                for s in 0..S {
-                    decoded[s] = decode::<BITS>(packed[s], group, tables[s]);
-                }
-                let chain = group % spread;
-                for t in 0..T {
-                    let four = x.add(t * BLOCK + line * (32 / BITS) + group * 4);
-                    let four = _mm512_set1_epi32(four.cast::<i32>().read_unaligned());
-                    for s in 0..S {
-                        sums[chain][s][t] =
-                            _mm512_dpbusd_epi32(sums[chain][s][t], decoded[s], four);
-                    }
-                }
-            }
-        };
-        if lines == per_block {
-            for line in 0..per_block {
-                step(line);
-            }
-        } else {
-            for line in 0..lines {
-                step(line);
-            }
-        }
-        if spread == 2 {
-            for s in 0..S {
-                for t in 0..T {
-                    sums[0][s][t] = _mm512_add_epi32(sums[0][s][t], sums[1][s][t]);
-                }
-            }
-        }
-    }
-    sums[0]
-}
-
-/// Group `group` of four inputs of a line, as unsigned weights (int8 + 128).
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-fn decode<const BITS: usize>(packed: __m512i, group: usize, table: __m512i) -> __m512i {
+fn decode<const BITS: usize, const GROUP: usize>(packed: __m512i, table: __m512i) -> __m512i {
     if BITS == 8 {
         return _mm512_xor_si512(packed, table);
     }
-    let indices = match group * BITS {
+    let indices = match GROUP * BITS {
         0 => packed,
         2 => _mm512_srli_epi16::<2>(packed),
         4 => _mm512_srli_epi16::<4>(packed),
@@ -213,19 +234,18 @@ fn decode<const BITS: usize>(packed: __m512i, group: usize, table: __m512i) -> _
 }
 
 /// A strip's palette as int8 + 128, repeated over 64 bytes; for 8 bits the constant 128.
-#[inline]
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 fn unsigned_table<const BITS: usize>(strips: &Strips<'_>, strip: usize) -> __m512i {
-    let flip = _mm512_set1_epi8(-128);
     if BITS == 8 {
-        return flip;
+        return _mm512_set1_epi8(-128);
     }
-    let palette = strips.table(strip);
-    let mut bytes = [0i8; LINE];
-    for (place, byte) in bytes.iter_mut().enumerate() {
-        *byte = palette[place % (1 << BITS)];
+    let mut bytes = [0u8; LINE];
+    for bytes in bytes.chunks_exact_mut(1 << BITS) {
+        for (byte, &entry) in bytes.iter_mut().zip(strips.table(strip)) {
+            *byte = (entry as u8) ^ 128;
+        }
     }
     // SAFETY: `bytes` has 64 bytes.
-    let table = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
-    _mm512_xor_si512(table, flip)
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }

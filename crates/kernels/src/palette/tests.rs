@@ -172,6 +172,9 @@ fn every_body_equals_the_formula_bit_for_bit() {
         check(&[(bits, 17)], 129, 1, 3); // one over
         check(&[(bits, 47)], 383, 5, 4); // one under
         check(&[(bits, 33)], 200, 40, 5); // four panels
+        for tokens in 1..=12 {
+            check(&[(bits, 48)], 264, tokens, 6); // every tile: two strips, then one
+        }
     }
 }
 
