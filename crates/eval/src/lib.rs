@@ -1,1 +1,18 @@
-//! placeholder
+//! How well a model predicts a text, and how far a squeezed model strays from the one it came from.
+//!
+//! [`perplexity`] gives nats, perplexity and bits per byte of a text; [`compare`] adds the Kullback-Leibler divergence
+//! between two models' predictions and how often their most probable token is the same. Both take dense checkpoints
+//! and packages alike, and read documents in windows as [`Settings`] describes.
+//!
+//! Documents come as tokens with the number of bytes they stand for: this crate neither reads texts nor prints. It
+//! works in batches of forward passes, never with the logits of all tokens in memory.
+
+mod compare;
+mod document;
+mod error;
+mod perplexity;
+
+pub use compare::{Comparison, compare};
+pub use document::{Document, Settings};
+pub use error::{Error, Result};
+pub use perplexity::{Scores, perplexity};

@@ -1,0 +1,73 @@
+//! Why a request cannot be answered.
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A sentence for a person: what was found, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The prompt has no tokens.
+    #[error("the prompt has no tokens; begin it with the model's beginning-of-text token at least")]
+    EmptyPrompt,
+    /// The prompt leaves no room for an answer.
+    #[error("the prompt has {prompt} tokens, but the context holds {context} and needs room for at least one more; shorten the prompt or enlarge the context")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens that one sequence may have.
+        context: usize,
+    },
+    /// A token that the model has no row for.
+    #[error("{place} is {token}, but the model knows only tokens 0 to {}; was it made with another tokenizer?", vocab - 1)]
+    UnknownToken {
+        /// Which of the request's tokens.
+        place: String,
+        /// Its id.
+        token: u32,
+        /// V.
+        vocab: usize,
+    },
+    /// A setting outside its range.
+    #[error("{setting} is {value}, but it must be {wanted}")]
+    Setting {
+        /// The setting's name.
+        setting: &'static str,
+        /// What was given.
+        value: String,
+        /// What would have been right.
+        wanted: String,
+    },
+    /// One of several requests is at fault.
+    #[error("request {index} (counted from 0): {problem}")]
+    Request {
+        /// Its place among the requests.
+        index: usize,
+        /// What is wrong with it.
+        problem: Box<Error>,
+    },
+    /// The model computed something that is no number.
+    #[error("the model's logits hold a value that is not finite, so no token can be chosen; the weights are damaged or training diverged")]
+    NotFinite,
+    /// The cache does not fit.
+    #[error("a key-value cache for {slots} sequences of {context} tokens needs {bytes} bytes, more than this machine gives; lower the context or the number of sequences")]
+    Memory {
+        /// Sequences at once.
+        slots: usize,
+        /// Tokens of each.
+        context: usize,
+        /// What they need, as a number.
+        bytes: u128,
+    },
+    /// The model's cache refused.
+    #[error(transparent)]
+    Model(#[from] russet_model::ModelError),
+    /// Another implementation of [`crate::Generate`] failed in its own way.
+    #[error(transparent)]
+    Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    pub(crate) fn setting(setting: &'static str, value: impl std::fmt::Display, wanted: impl Into<String>) -> Error {
+        Error::Setting { setting, value: value.to_string(), wanted: wanted.into() }
+    }
+}

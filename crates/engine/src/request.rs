@@ -1,0 +1,122 @@
+//! What is asked for and what comes back; the trait between them, so that a teacher elsewhere can stand in.
+
+use crate::{Error, Result, Sampling};
+
+/// Something that continues token sequences: the [`crate::Engine`], or a model behind a wire.
+pub trait Generate {
+    /// Continues `request`, showing every token of the answer to `on_token` as it comes. The stop token is not shown.
+    ///
+    /// # Errors
+    /// When the request cannot be answered; the sentence says why.
+    fn generate(&mut self, request: &Request, on_token: &mut dyn FnMut(Token) -> Flow) -> Result<Generation>;
+
+    /// Continues several requests; the answers come in their order. Unless overridden, one after another.
+    ///
+    /// # Errors
+    /// When one of them cannot be answered; the sentence says which and why.
+    fn generate_batch(&mut self, requests: &[Request]) -> Result<Vec<Generation>> {
+        let one = |(index, request)| {
+            let generation = self.generate(request, &mut |_| Flow::Continue);
+            generation.map_err(|problem| Error::Request { index, problem: Box::new(problem) })
+        };
+        requests.iter().enumerate().map(one).collect()
+    }
+}
+
+/// What is to be continued, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// The tokens to continue, with the beginning-of-text token where the model wants one; at least one.
+    pub prompt: Vec<u32>,
+    /// The most tokens to generate, at least 1. `usize::MAX`: until the context is full.
+    pub max_tokens: usize,
+    /// How each token is chosen.
+    pub sampling: Sampling,
+    /// Tokens that end the answer.
+    pub stop_tokens: Vec<u32>,
+}
+
+/// One generated token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// The natural logarithm of its probability under the model itself: before temperature and cuts.
+    pub logprob: f32,
+}
+
+/// Whether a callback wants more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Go on.
+    Continue,
+    /// End this answer here.
+    Stop,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// With one of the stop tokens.
+    Stop,
+    /// At `max_tokens`.
+    Length,
+    /// At the end of the context.
+    Context,
+    /// By the callback.
+    Callback,
+}
+
+impl std::fmt::Display for Finish {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+            Finish::Context => "context",
+            Finish::Callback => "callback",
+        })
+    }
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// The generated tokens, the stop token last where one ended it: a trainer needs it too.
+    pub tokens: Vec<u32>,
+    /// The [`Token::logprob`] of each.
+    pub logprobs: Vec<f32>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// How many of them lay in the cache already and were not computed.
+    pub reused_tokens: usize,
+    /// From the request's admission to its first token. Other requests of the batch may have run in that time.
+    pub prefill_seconds: f64,
+    /// From the first token to the last.
+    pub decode_seconds: f64,
+}
+
+impl Generation {
+    /// The tokens without the stop token: those that the callback saw.
+    pub fn content(&self) -> &[u32] {
+        match self.finish {
+            Finish::Stop => &self.tokens[..self.tokens.len() - 1],
+            _ => &self.tokens,
+        }
+    }
+
+    /// Prompt tokens computed a second.
+    pub fn prefill_tokens_per_second(&self) -> f64 {
+        rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
+    }
+
+    /// Tokens after the first a second; the first one's time is the prompt's. 0 where there are none.
+    pub fn decode_tokens_per_second(&self) -> f64 {
+        rate(self.tokens.len() - 1, self.decode_seconds)
+    }
+}
+
+fn rate(tokens: usize, seconds: f64) -> f64 {
+    if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
+}

@@ -1,0 +1,99 @@
+//! Small decoders with random weights: dense, and the same palettized.
+#![allow(dead_code)] // each test file uses its share
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use half::f16;
+use russet_engine::{Request, Sampling};
+use russet_kernels::palette::{self, Bits};
+use russet_kernels::{Pool, int8, random};
+use russet_model::config::RopeScaling;
+use russet_model::package::{self, Package, PaletteTensors};
+use russet_model::{Config, Decoder, Family, ParameterKind};
+
+pub const VOCAB: usize = 97;
+pub const CONTEXT: usize = 256;
+
+pub fn config() -> Config {
+    Config {
+        family: Family::Qwen3,
+        vocab: VOCAB,
+        width: 48,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        ffn: 80,
+        norm_epsilon: 1e-5,
+        rope_theta: 500_000.0,
+        rope_scaling: RopeScaling::None,
+        context: CONTEXT,
+        tied: true,
+        bos: Some(0),
+        eos: vec![0],
+    }
+}
+
+pub fn dense() -> Decoder {
+    Decoder::random(&config(), 1)
+}
+
+/// The dense decoder with every matrix rounded to sixteen even steps and the table to eight bits.
+pub fn palettized() -> Decoder {
+    let decoder = dense();
+    let (mut modules, mut tables, mut norms) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for parameter in decoder.parameters() {
+        let mut start = 0;
+        for (name, rows) in &parameter.parts {
+            let width = *parameter.tensor.shape().last().unwrap();
+            let values = &parameter.tensor.data()[start..start + rows * width];
+            start += values.len();
+            let module = name.trim_end_matches(".weight").to_owned();
+            match parameter.kind {
+                ParameterKind::Norm => drop(norms.insert(name.clone(), values)),
+                ParameterKind::Embedding => drop(tables.insert(module, int8::quantize(*rows, width, values).unwrap())),
+                _ => drop(modules.insert(module, palettize(*rows, width, values))),
+            }
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    package::write(&Package { config: decoder.config(), tables, modules, norms }, folder.path()).unwrap();
+    russet_model::checkpoint::open(folder.path()).unwrap()
+}
+
+fn palettize(rows: usize, cols: usize, values: &[f32]) -> PaletteTensors {
+    let bits = Bits::Four;
+    let sizes = palette::sizes(bits, rows, cols).unwrap();
+    let table: Vec<i8> = (0..16).map(|entry| (-120 + 16 * entry) as i8).collect();
+    let mut scales = vec![f16::ZERO; sizes.scales];
+    let mut indices = Vec::new();
+    for (row, scale) in values.chunks_exact(cols).zip(&mut scales) {
+        *scale = f16::from_f32(row.iter().fold(0.0f32, |most, value| most.max(value.abs())) / 120.0);
+        let step = 16.0 * scale.to_f32();
+        indices.extend(row.iter().map(|value| (value / step + 7.5).round().clamp(0.0, 15.0) as u8));
+    }
+    PaletteTensors {
+        bits,
+        indices: palette::pack(bits, rows, cols, &indices).unwrap(),
+        palette: table.repeat(sizes.palette / table.len()),
+        scales,
+    }
+}
+
+pub fn pool(threads: usize) -> Arc<Pool> {
+    Arc::new(Pool::new(threads).unwrap())
+}
+
+pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
+    (0..count as u64).map(|i| random::below(seed, 0, i, VOCAB as u64) as u32).collect()
+}
+
+pub fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
+    Request { prompt, max_tokens, sampling: Sampling::GREEDY, stop_tokens: Vec::new() }
+}
+
+pub fn sampled(prompt: Vec<u32>, max_tokens: usize, seed: u64) -> Request {
+    let sampling = Sampling { seed, ..Sampling::default() };
+    Request { prompt, max_tokens, sampling, stop_tokens: Vec::new() }
+}

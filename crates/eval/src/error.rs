@@ -1,0 +1,51 @@
+//! Why there is no score.
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A sentence for a person: what was found, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting outside its range.
+    #[error("{setting} is {value}, but it must be {wanted}")]
+    Setting {
+        /// The setting's name.
+        setting: &'static str,
+        /// What was given.
+        value: usize,
+        /// What would have been right.
+        wanted: String,
+    },
+    /// The documents hold nothing.
+    #[error("the documents hold {tokens} tokens of {bytes} bytes in all, so there is nothing to score")]
+    Empty {
+        /// Their tokens.
+        tokens: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// A token that the model has no row for.
+    #[error("{place} is {token}, but the model knows only tokens 0 to {}; was the text encoded with another tokenizer?", vocab - 1)]
+    UnknownToken {
+        /// Where it stands.
+        place: String,
+        /// Its id.
+        token: u32,
+        /// V.
+        vocab: usize,
+    },
+    /// Two models over different vocabularies.
+    #[error("the reference model has {reference} tokens in its vocabulary and the other {other}; only models over the same tokens can be compared")]
+    Vocabularies {
+        /// V of the reference.
+        reference: usize,
+        /// V of the other.
+        other: usize,
+    },
+    /// The model computed something that is no number.
+    #[error("a token's loss is not finite; the weights are damaged or training diverged")]
+    NotFinite,
+    /// Someone asked to stop.
+    #[error("evaluation was interrupted, so there is no score")]
+    Interrupted,
+}
