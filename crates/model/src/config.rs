@@ -562,7 +562,7 @@ mod tests {
         refused("vocab_size", json!(0), "vocab_size");
         refused("hidden_size", json!(1u64 << 40), "hidden_size");
         refused("eos_token_id", json!(96), "96");
-        refused("intermediate_size", json!(1u64 << 32), "four trillion");
+        refused("num_hidden_layers", json!(1u64 << 32), "four trillion");
     }
 
     #[test]
