@@ -1,1 +1,47 @@
-//! placeholder
+//! Training: one loop, whatever is learnt.
+//!
+//! ```text
+//! tokens ─▶ Batches ─▶ Objective ─▶ gradients ─▶ clip ─▶ Optimizer ─▶ weights      x steps
+//!                                                        Schedule ─┘
+//!             every so often: Validation, RunLog, TrainState; at the end: a checkpoint
+//! ```
+//!
+//! [`train`] is that loop. It does not know what a batch means: [`Batches`] brings the tokens and an [`Objective`] makes a
+//! loss of them, so alignment adds data and losses and never a second loop. [`pretrain`] is the loop on packed token
+//! shards with the next-token loss, from a checked [`Plan`].
+//!
+//! The same recipe on the same tokens gives the same weights to the last bit, on any number of threads, in one go or
+//! killed and resumed at any moment. (On another instruction set sums round differently; a resumed run says so.)
+//!
+//! Left out for now: every compute type but `f32`, more than one machine, and optimizers other than AdamW.
+
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
+mod error;
+pub mod loader;
+pub mod objective;
+pub mod optimizer;
+mod permutation;
+pub mod plan;
+mod pretrain;
+mod probe;
+mod run;
+pub mod schedule;
+pub mod settings;
+pub mod state;
+pub mod validation;
+
+pub use error::{Result, TrainError};
+pub use loader::{Batch, Batches, PackedShard};
+pub use objective::{NextToken, Objective};
+pub use optimizer::{AdamWSettings, Optimizer};
+pub use permutation::Permutation;
+pub use plan::{Description, Estimate, Plan};
+pub use pretrain::{Outcome, Resume, TrainReport, pretrain};
+pub use probe::matmul_gflops;
+pub use run::{Ended, Loop, Measure, train};
+pub use schedule::Schedule;
+pub use settings::Settings;
+pub use state::{State, StateStore, Tally};
+pub use validation::{Validation, ValidationResult};

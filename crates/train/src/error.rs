@@ -1,0 +1,72 @@
+//! What can stop a training run, as sentences.
+
+use std::path::PathBuf;
+
+/// `Result` with [`TrainError`].
+pub type Result<T> = std::result::Result<T, TrainError>;
+
+/// What was found, where, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// An artifact, recipe or log.
+    #[error(transparent)]
+    Artifact(#[from] russet_artifact::Error),
+    /// A model's files.
+    #[error(transparent)]
+    Model(#[from] russet_model::ModelError),
+    /// A tokenizer or token shard.
+    #[error(transparent)]
+    Tokenizer(#[from] russet_tokenizer::TokenizerError),
+    /// The instruction set asked for.
+    #[error(transparent)]
+    Isa(#[from] russet_kernels::IsaError),
+    /// A setting of the recipe that cannot be.
+    #[error("`{key}` {problem}")]
+    Setting {
+        /// The key with its table: `train.steps`.
+        key: &'static str,
+        /// What is wrong with it and what to do.
+        problem: String,
+    },
+    /// Data that cannot be trained on.
+    #[error("{}: {problem}", place.display())]
+    Data {
+        /// The file or folder.
+        place: PathBuf,
+        /// What is wrong with it and what to do.
+        problem: String,
+    },
+    /// The state of an earlier run that cannot be gone on from.
+    #[error("{}: {problem}", dir.display())]
+    State {
+        /// Its folder.
+        dir: PathBuf,
+        /// What is wrong with it and what to do.
+        problem: String,
+    },
+    /// The run has diverged, or a batch is poisonous.
+    #[error(
+        "step {step}: the {what} is {value}, so training stops here; the step saw {documents}. Look at \
+         those documents, or lower `train.peak_lr` or `train.clip_norm`. What was saved before is untouched"
+    )]
+    NotFinite {
+        /// The step, counted from 1.
+        step: u64,
+        /// "loss" or "gradient's norm".
+        what: &'static str,
+        /// NaN or an infinity.
+        value: f64,
+        /// "documents 3-7, 12 of …".
+        documents: String,
+    },
+}
+
+impl TrainError {
+    pub(crate) fn setting(key: &'static str, problem: impl Into<String>) -> TrainError {
+        TrainError::Setting {
+            key,
+            problem: problem.into(),
+        }
+    }
+}

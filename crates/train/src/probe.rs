@@ -1,0 +1,48 @@
+//! What this machine's arithmetic gives: the peak beside which a run's speed is printed.
+//!
+//! "Peak" is the rate at which Russet's own `f32` product runs on a square matrix that fits in cache, with the run's
+//! threads and instruction set, measured now. It is not the number on the data sheet, which no program on a shared
+//! machine with a floating clock can be held to. Model FLOPs utilisation (MFU, arXiv 2204.02311, appendix B) relative to it
+//! says which share of the time goes into the products that the model needs.
+
+use std::time::Instant;
+
+use russet_kernels::{Mat, MatMut, Pool, matmul};
+
+/// M = N = K of the product: 3 x 4 MiB, in the last-level cache of current machines, large enough for every thread.
+const SIZE: usize = 1024;
+/// Without SIMD bodies one product of the full size takes a second, and the rate depends little on the size.
+const SCALAR_SIZE: usize = 192;
+/// The best of so many; the first also warms up.
+const PASSES: usize = 6;
+
+/// `f32` GFLOP/s (a multiply and an add are two) of all threads of `pool` together. Takes some tenths of a second.
+pub fn matmul_gflops(pool: &Pool) -> f64 {
+    let size = if pool.isa() == russet_kernels::Isa::Scalar {
+        SCALAR_SIZE
+    } else {
+        SIZE
+    };
+    let values = |salt: usize| -> Vec<f32> {
+        (0..size * size)
+            .map(|i| ((i * 31 + salt) % 17) as f32 - 8.0)
+            .collect()
+    };
+    let (a, b) = (values(1), values(5));
+    let mut c = vec![0.0; size * size];
+    let mut best = f64::INFINITY;
+    for _ in 0..PASSES {
+        let start = Instant::now();
+        let out = MatMut::new(&mut c, size, size);
+        matmul(
+            pool,
+            Mat::new(&a, size, size),
+            Mat::new(&b, size, size).t(),
+            out,
+            false,
+        );
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    std::hint::black_box(&c);
+    2.0 * (size * size * size) as f64 / best / 1e9
+}
