@@ -31,7 +31,11 @@ pub struct BenchConfig {
 impl Default for BenchConfig {
     /// `pp512` and `tg128`, five times.
     fn default() -> BenchConfig {
-        BenchConfig { prompt: 512, generate: 128, repeats: 5 }
+        BenchConfig {
+            prompt: 512,
+            generate: 128,
+            repeats: 5,
+        }
     }
 }
 
@@ -65,14 +69,20 @@ pub fn bench(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Resul
     let context = decoder.config().context;
     for (setting, value) in [("prompt", config.prompt), ("generate", config.generate)] {
         if !(1..=context).contains(&value) {
-            return Err(Error::setting(setting, value, format!("from 1 to {context}, the context of the model")));
+            return Err(Error::setting(
+                setting,
+                value,
+                format!("from 1 to {context}, the context of the model"),
+            ));
         }
     }
     if config.repeats == 0 {
         return Err(Error::setting("repeats", 0, "at least 1"));
     }
     let vocab = decoder.config().vocab;
-    let prompt: Vec<u32> = (0..config.prompt as u64).map(|i| random::below(0, 0, i, vocab as u64) as u32).collect();
+    let prompt: Vec<u32> = (0..config.prompt as u64)
+        .map(|i| random::below(0, 0, i, vocab as u64) as u32)
+        .collect();
     let mut ctx = Ctx::new(pool.clone());
     let mut cache = KvCache::new(decoder.config(), 1, config.prompt.max(config.generate));
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
@@ -112,18 +122,29 @@ pub fn bench(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Resul
 pub fn bytes_per_token(decoder: &Decoder) -> usize {
     let projections: usize = decoder.linears().map(|linear| linear.stored_bytes()).sum();
     let parameters = decoder.parameters();
-    let norms = parameters.iter().filter(|parameter| parameter.kind == ParameterKind::Norm);
+    let norms = parameters
+        .iter()
+        .filter(|parameter| parameter.kind == ParameterKind::Norm);
     let norms: usize = norms.map(|parameter| parameter.tensor.bytes().len()).sum();
     // A package has all its tables in one form, so the embedding's row is like one of the output table.
     let (table, row) = match decoder.output_table() {
-        Embedding::Dense(table) => (table.bytes().len(), size_of::<f32>() * decoder.config().width),
+        Embedding::Dense(table) => (
+            table.bytes().len(),
+            size_of::<f32>() * decoder.config().width,
+        ),
         Embedding::Int8(table) => (table.stored_bytes(), table.cols() + size_of::<u16>()),
     };
     projections + norms + table + row
 }
 
 /// Runs `tokens` after what the cache holds; the most probable next token where the logits are wanted, else 0.
-fn advance(decoder: &Decoder, ctx: &mut Ctx, cache: &mut KvCache, tokens: &[u32], logits: bool) -> Result<u32> {
+fn advance(
+    decoder: &Decoder,
+    ctx: &mut Ctx,
+    cache: &mut KvCache,
+    tokens: &[u32],
+    logits: bool,
+) -> Result<u32> {
     let mut segments = Segments::default();
     segments.push(tokens.len(), cache.extend(0, tokens.len())?, 0);
     let hidden = decoder.forward(ctx, tokens, &segments, Some(cache));
@@ -139,7 +160,11 @@ fn median(rates: &[f64]) -> f64 {
     let mut sorted = rates.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+    if sorted.len() % 2 == 1 {
+        sorted[middle]
+    } else {
+        (sorted[middle - 1] + sorted[middle]) / 2.0
+    }
 }
 
 #[cfg(test)]

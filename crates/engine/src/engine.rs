@@ -40,13 +40,22 @@ pub enum Reuse {
 impl EngineConfig {
     /// `slots` sequences of `context` tokens, prompts read 512 rows at a time, nothing reused.
     pub fn new(context: usize, slots: usize) -> EngineConfig {
-        EngineConfig { context, slots, prefill_chunk: 512, reuse: Reuse::Never }
+        EngineConfig {
+            context,
+            slots,
+            prefill_chunk: 512,
+            reuse: Reuse::Never,
+        }
     }
 
     fn check(&self, decoder: &Decoder) -> Result<()> {
         let most = decoder.config().context;
         if !(2..=most).contains(&self.context) {
-            return Err(Error::setting("context", self.context, format!("from 2 to {most}, the context of the model")));
+            return Err(Error::setting(
+                "context",
+                self.context,
+                format!("from 2 to {most}, the context of the model"),
+            ));
         }
         for (setting, value) in [("slots", self.slots), ("prefill_chunk", self.prefill_chunk)] {
             if value == 0 {
@@ -56,11 +65,20 @@ impl EngineConfig {
         // Refused here with a sentence, a cache beyond all memory would otherwise end the process.
         let (slots, context) = (self.slots, self.context);
         let padded = context.next_multiple_of(russet_kernels::attention::PAGE_TOKENS);
-        let bytes = slots as u128 * padded as u128 * decoder.config().cache_bytes_per_token() as u128;
+        let bytes =
+            slots as u128 * padded as u128 * decoder.config().cache_bytes_per_token() as u128;
         let mut probe: Vec<u8> = Vec::new();
         let fits = usize::try_from(bytes).is_ok_and(|bytes| probe.try_reserve_exact(bytes).is_ok());
         std::hint::black_box(&probe);
-        if fits { Ok(()) } else { Err(Error::Memory { slots, context, bytes }) }
+        if fits {
+            Ok(())
+        } else {
+            Err(Error::Memory {
+                slots,
+                context,
+                bytes,
+            })
+        }
     }
 }
 
@@ -78,11 +96,25 @@ impl Engine {
     ///
     /// # Errors
     /// When a setting is out of its range or the cache cannot fit this machine.
-    pub fn new(decoder: impl Into<Arc<Decoder>>, pool: Arc<Pool>, config: EngineConfig) -> Result<Engine> {
+    pub fn new(
+        decoder: impl Into<Arc<Decoder>>,
+        pool: Arc<Pool>,
+        config: EngineConfig,
+    ) -> Result<Engine> {
         let decoder = decoder.into();
         config.check(&decoder)?;
-        let cache = KvCache::new(decoder.config(), config.slots, config.slots * config.context);
-        Ok(Engine { decoder, ctx: Ctx::new(pool), cache, held: vec![Vec::new(); config.slots], config })
+        let cache = KvCache::new(
+            decoder.config(),
+            config.slots,
+            config.slots * config.context,
+        );
+        Ok(Engine {
+            decoder,
+            ctx: Ctx::new(pool),
+            cache,
+            held: vec![Vec::new(); config.slots],
+            config,
+        })
     }
 
     /// The decoder.
@@ -114,7 +146,10 @@ impl Engine {
         on_token: &mut dyn FnMut(usize, Token) -> Flow,
     ) -> Result<Vec<Generation>> {
         for (index, request) in requests.iter().enumerate() {
-            self.check(request).map_err(|problem| Error::Request { index, problem: Box::new(problem) })?;
+            self.check(request).map_err(|problem| Error::Request {
+                index,
+                problem: Box::new(problem),
+            })?;
         }
         self.run(requests, on_token)
     }
@@ -132,16 +167,27 @@ impl Engine {
             return Err(Error::setting("max_tokens", 0, "at least 1"));
         }
         let vocab = self.decoder.config().vocab;
-        for (place, tokens) in [("the prompt", &request.prompt), ("the stop tokens", &request.stop_tokens)] {
+        for (place, tokens) in [
+            ("the prompt", &request.prompt),
+            ("the stop tokens", &request.stop_tokens),
+        ] {
             if let Some(i) = tokens.iter().position(|&token| token as usize >= vocab) {
                 let place = format!("token {i} of {place} (counted from 0)");
-                return Err(Error::UnknownToken { place, token: tokens[i], vocab });
+                return Err(Error::UnknownToken {
+                    place,
+                    token: tokens[i],
+                    vocab,
+                });
             }
         }
         request.sampling.check()
     }
 
-    fn run(&mut self, requests: &[Request], on_token: &mut dyn FnMut(usize, Token) -> Flow) -> Result<Vec<Generation>> {
+    fn run(
+        &mut self,
+        requests: &[Request],
+        on_token: &mut dyn FnMut(usize, Token) -> Flow,
+    ) -> Result<Vec<Generation>> {
         let mut waiting: VecDeque<usize> = (0..requests.len()).collect();
         let mut free: Vec<usize> = (0..self.config.slots).collect();
         let mut active: Vec<Sequence> = Vec::new();
@@ -155,7 +201,9 @@ impl Engine {
                 active[place].take(token, self.config.context, on_token);
             }
             active.retain_mut(|sequence| {
-                let Some(finish) = sequence.finish else { return true };
+                let Some(finish) = sequence.finish else {
+                    return true;
+                };
                 done[sequence.index] = Some(sequence.generation(finish));
                 free.push(sequence.slot);
                 sequence.tokens.truncate(self.cache.len(sequence.slot)); // the last token was never run
@@ -163,12 +211,20 @@ impl Engine {
                 false
             });
         }
-        Ok(done.into_iter().map(|generation| generation.expect("every request was admitted and ended")).collect())
+        Ok(done
+            .into_iter()
+            .map(|generation| generation.expect("every request was admitted and ended"))
+            .collect())
     }
 
     /// Gives a request the free slot that holds the longest beginning of its prompt; of several, the one that holds
     /// the least beside it.
-    fn admit<'r>(&mut self, index: usize, request: &'r Request, free: &mut Vec<usize>) -> Sequence<'r> {
+    fn admit<'r>(
+        &mut self,
+        index: usize,
+        request: &'r Request,
+        free: &mut Vec<usize>,
+    ) -> Sequence<'r> {
         let prompt = &request.prompt;
         let usable = |slot: usize| match self.config.reuse {
             Reuse::Never => 0,
@@ -200,7 +256,10 @@ impl Engine {
 
     /// One forward pass. Returns a token for each sequence whose prompt is read, by its place in `active`.
     fn step(&mut self, active: &[Sequence]) -> Result<Vec<(usize, Token)>> {
-        let pending: Vec<usize> = active.iter().map(|s| s.tokens.len() - self.cache.len(s.slot)).collect();
+        let pending: Vec<usize> = active
+            .iter()
+            .map(|s| s.tokens.len() - self.cache.len(s.slot))
+            .collect();
         let generating = pending.iter().filter(|&&rows| rows == 1).count();
         let mut room = self.config.prefill_chunk.saturating_sub(generating);
         let mut tokens = Vec::new();
@@ -225,7 +284,9 @@ impl Engine {
             }
         }
         let ctx = &mut self.ctx;
-        let hidden = self.decoder.forward(ctx, &tokens, &segments, Some(&mut self.cache)); // [N, D]
+        let hidden = self
+            .decoder
+            .forward(ctx, &tokens, &segments, Some(&mut self.cache)); // [N, D]
         if ends.is_empty() {
             return Ok(Vec::new());
         }
@@ -238,17 +299,30 @@ impl Engine {
         ctx.pool.for_each_chunk(&mut drawn, 1, |m, out| {
             let sequence = &active[ends[m].0];
             let row = &logits.data()[m * vocab..][..vocab];
-            out[0] = Some(sequence.request.sampling.pick(isa, row, sequence.tokens.len() as u64));
+            out[0] = Some(
+                sequence
+                    .request
+                    .sampling
+                    .pick(isa, row, sequence.tokens.len() as u64),
+            );
         });
-        let token = |(&(place, _), token): (_, Option<Result<Token>>)| Ok((place, token.expect("every chunk was visited")?));
+        let token = |(&(place, _), token): (_, Option<Result<Token>>)| {
+            Ok((place, token.expect("every chunk was visited")?))
+        };
         ends.iter().zip(drawn).map(token).collect()
     }
 }
 
 impl Generate for Engine {
-    fn generate(&mut self, request: &Request, on_token: &mut dyn FnMut(Token) -> Flow) -> Result<Generation> {
+    fn generate(
+        &mut self,
+        request: &Request,
+        on_token: &mut dyn FnMut(Token) -> Flow,
+    ) -> Result<Generation> {
         self.check(request)?;
-        let mut generations = self.run(std::slice::from_ref(request), &mut |_, token| on_token(token))?;
+        let mut generations = self.run(std::slice::from_ref(request), &mut |_, token| {
+            on_token(token)
+        })?;
         Ok(generations.pop().expect("one request, one answer"))
     }
 
@@ -272,7 +346,12 @@ struct Sequence<'r> {
 
 impl Sequence<'_> {
     /// Appends a token and decides whether it is the last.
-    fn take(&mut self, token: Token, context: usize, on_token: &mut dyn FnMut(usize, Token) -> Flow) {
+    fn take(
+        &mut self,
+        token: Token,
+        context: usize,
+        on_token: &mut dyn FnMut(usize, Token) -> Flow,
+    ) {
         self.first.get_or_insert_with(Instant::now);
         self.tokens.push(token.id);
         self.logprobs.push(token.logprob);

@@ -10,7 +10,9 @@ pub enum Error {
     #[error("the prompt has no tokens; begin it with the model's beginning-of-text token at least")]
     EmptyPrompt,
     /// The prompt leaves no room for an answer.
-    #[error("the prompt has {prompt} tokens, but the context holds {context} and needs room for at least one more; shorten the prompt or enlarge the context")]
+    #[error(
+        "the prompt has {prompt} tokens, but the context holds {context} and needs room for at least one more; shorten the prompt or enlarge the context"
+    )]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: usize,
@@ -46,10 +48,14 @@ pub enum Error {
         problem: Box<Error>,
     },
     /// The model computed something that is no number.
-    #[error("the model's logits hold a value that is not finite, so no token can be chosen; the weights are damaged or training diverged")]
+    #[error(
+        "the model's logits hold a value that is not finite, so no token can be chosen; the weights are damaged or training diverged"
+    )]
     NotFinite,
     /// The cache does not fit.
-    #[error("a key-value cache for {slots} sequences of {context} tokens needs {bytes} bytes, more than this machine gives; lower the context or the number of sequences")]
+    #[error(
+        "a key-value cache for {slots} sequences of {context} tokens needs {bytes} bytes, more than this machine gives; lower the context or the number of sequences"
+    )]
     Memory {
         /// Sequences at once.
         slots: usize,
@@ -67,7 +73,15 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn setting(setting: &'static str, value: impl std::fmt::Display, wanted: impl Into<String>) -> Error {
-        Error::Setting { setting, value: value.to_string(), wanted: wanted.into() }
+    pub(crate) fn setting(
+        setting: &'static str,
+        value: impl std::fmt::Display,
+        wanted: impl Into<String>,
+    ) -> Error {
+        Error::Setting {
+            setting,
+            value: value.to_string(),
+            wanted: wanted.into(),
+        }
     }
 }

@@ -8,7 +8,11 @@ pub trait Generate {
     ///
     /// # Errors
     /// When the request cannot be answered; the sentence says why.
-    fn generate(&mut self, request: &Request, on_token: &mut dyn FnMut(Token) -> Flow) -> Result<Generation>;
+    fn generate(
+        &mut self,
+        request: &Request,
+        on_token: &mut dyn FnMut(Token) -> Flow,
+    ) -> Result<Generation>;
 
     /// Continues several requests; the answers come in their order. Unless overridden, one after another.
     ///
@@ -17,7 +21,10 @@ pub trait Generate {
     fn generate_batch(&mut self, requests: &[Request]) -> Result<Vec<Generation>> {
         let one = |(index, request)| {
             let generation = self.generate(request, &mut |_| Flow::Continue);
-            generation.map_err(|problem| Error::Request { index, problem: Box::new(problem) })
+            generation.map_err(|problem| Error::Request {
+                index,
+                problem: Box::new(problem),
+            })
         };
         requests.iter().enumerate().map(one).collect()
     }
@@ -108,7 +115,10 @@ impl Generation {
 
     /// Prompt tokens computed a second.
     pub fn prefill_tokens_per_second(&self) -> f64 {
-        rate(self.prompt_tokens - self.reused_tokens, self.prefill_seconds)
+        rate(
+            self.prompt_tokens - self.reused_tokens,
+            self.prefill_seconds,
+        )
     }
 
     /// Tokens after the first a second; the first one's time is the prompt's. 0 where there are none.
@@ -118,5 +128,9 @@ impl Generation {
 }
 
 fn rate(tokens: usize, seconds: f64) -> f64 {
-    if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
+    if seconds > 0.0 {
+        tokens as f64 / seconds
+    } else {
+        0.0
+    }
 }

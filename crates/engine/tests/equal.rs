@@ -34,9 +34,16 @@ impl Weights {
     fn check(self, what: &str, got: &Generation, wanted: &Generation) {
         assert_eq!(got.tokens, wanted.tokens, "{what}, {self:?}");
         assert_eq!(got.finish, wanted.finish, "{what}, {self:?}");
-        let tolerance = if self == Weights::Palettized { 0.0 } else { TOLERANCE };
+        let tolerance = if self == Weights::Palettized {
+            0.0
+        } else {
+            TOLERANCE
+        };
         for (got, wanted) in got.logprobs.iter().zip(&wanted.logprobs) {
-            assert!((got - wanted).abs() <= tolerance, "{what}, {self:?}: {got}, wanted {wanted}");
+            assert!(
+                (got - wanted).abs() <= tolerance,
+                "{what}, {self:?}: {got}, wanted {wanted}"
+            );
         }
     }
 }
@@ -59,12 +66,21 @@ fn cached_decoding_equals_a_trainers_full_pass() {
             let (inputs, targets) = (&all[..all.len() - 1], &all[1..]);
             let mut ctx = Ctx::new(pool(2));
             let decoder = engine.decoder();
-            let hidden = decoder.forward(&mut ctx, inputs, &Segments::packed(&[inputs.len()]), None);
+            let hidden =
+                decoder.forward(&mut ctx, inputs, &Segments::packed(&[inputs.len()]), None);
             let losses = decoder.token_losses(&mut ctx, &hidden, targets);
             let answer = &losses[request.prompt.len() - 1..];
-            let tolerance = if weights == Weights::Palettized { 0.0 } else { TOLERANCE };
+            let tolerance = if weights == Weights::Palettized {
+                0.0
+            } else {
+                TOLERANCE
+            };
             for (n, (logprob, loss)) in generation.logprobs.iter().zip(answer).enumerate() {
-                assert!((logprob + loss).abs() <= tolerance, "{weights:?}, token {n}: {logprob}, trainer {}", -loss);
+                assert!(
+                    (logprob + loss).abs() <= tolerance,
+                    "{weights:?}, token {n}: {logprob}, trainer {}",
+                    -loss
+                );
             }
         }
     }
@@ -78,10 +94,15 @@ fn greedy_tokens_are_the_highest_of_a_full_pass() {
     let mut all = request.prompt.clone();
     let mut ctx = Ctx::new(pool(1));
     for &token in &generation.tokens {
-        let hidden = engine.decoder().forward(&mut ctx, &all, &Segments::packed(&[all.len()]), None);
+        let hidden =
+            engine
+                .decoder()
+                .forward(&mut ctx, &all, &Segments::packed(&[all.len()]), None);
         let logits = engine.decoder().logits(&mut ctx, &hidden);
         let last = &logits.data()[(all.len() - 1) * common::VOCAB..];
-        let highest = (0..common::VOCAB).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap();
+        let highest = (0..common::VOCAB)
+            .max_by(|&a, &b| last[a].total_cmp(&last[b]))
+            .unwrap();
         assert_eq!(token as usize, highest, "after {} tokens", all.len());
         all.push(token);
     }
@@ -90,10 +111,19 @@ fn greedy_tokens_are_the_highest_of_a_full_pass() {
 #[test]
 fn chunked_prefill_equals_one_pass() {
     for weights in BOTH {
-        let whole = weights.engine(1, EngineConfig::new(CONTEXT, 1)).generate(&long(), &mut |_| Flow::Continue).unwrap();
+        let whole = weights
+            .engine(1, EngineConfig::new(CONTEXT, 1))
+            .generate(&long(), &mut |_| Flow::Continue)
+            .unwrap();
         for prefill_chunk in [1, 7, 64, 74] {
-            let config = EngineConfig { prefill_chunk, ..EngineConfig::new(CONTEXT, 1) };
-            let chunked = weights.engine(1, config).generate(&long(), &mut |_| Flow::Continue).unwrap();
+            let config = EngineConfig {
+                prefill_chunk,
+                ..EngineConfig::new(CONTEXT, 1)
+            };
+            let chunked = weights
+                .engine(1, config)
+                .generate(&long(), &mut |_| Flow::Continue)
+                .unwrap();
             weights.check(&format!("chunks of {prefill_chunk}"), &chunked, &whole);
         }
     }
@@ -102,9 +132,18 @@ fn chunked_prefill_equals_one_pass() {
 #[test]
 fn threads_change_nothing() {
     for weights in BOTH {
-        let run = |threads| weights.engine(threads, EngineConfig::new(CONTEXT, 2)).generate_batch(&mixed()).unwrap();
+        let run = |threads| {
+            weights
+                .engine(threads, EngineConfig::new(CONTEXT, 2))
+                .generate_batch(&mixed())
+                .unwrap()
+        };
         for (one, two) in run(1).iter().zip(&run(2)) {
-            assert_eq!((&one.tokens, &one.logprobs), (&two.tokens, &two.logprobs), "{weights:?}");
+            assert_eq!(
+                (&one.tokens, &one.logprobs),
+                (&two.tokens, &two.logprobs),
+                "{weights:?}"
+            );
         }
     }
 }
@@ -115,7 +154,11 @@ fn mixed() -> Vec<Request> {
         .map(|i| {
             let prompt = tokens(20 + i, [3, 90, 1, 40, 64, 65, 12][i as usize]);
             let max_tokens = [20, 5, 33, 1, 12, 25, 9][i as usize];
-            if i % 2 == 0 { sampled(prompt, max_tokens, i) } else { greedy(prompt, max_tokens) }
+            if i % 2 == 0 {
+                sampled(prompt, max_tokens, i)
+            } else {
+                greedy(prompt, max_tokens)
+            }
         })
         .collect();
     requests[5].stop_tokens = (0..40).collect();
@@ -126,22 +169,50 @@ fn mixed() -> Vec<Request> {
 fn a_sequence_is_the_same_alone_and_in_any_batch() {
     for weights in BOTH {
         let mut alone = weights.engine(2, EngineConfig::new(CONTEXT, 1));
-        let wanted: Vec<_> = mixed().iter().map(|r| alone.generate(r, &mut |_| Flow::Continue).unwrap()).collect();
+        let wanted: Vec<_> = mixed()
+            .iter()
+            .map(|r| alone.generate(r, &mut |_| Flow::Continue).unwrap())
+            .collect();
         for (slots, prefill_chunk) in [(1, 512), (2, 512), (3, 16), (7, 50), (9, 2)] {
-            let config = EngineConfig { prefill_chunk, ..EngineConfig::new(CONTEXT, slots) };
+            let config = EngineConfig {
+                prefill_chunk,
+                ..EngineConfig::new(CONTEXT, slots)
+            };
             let batch = weights.engine(2, config).generate_batch(&mixed()).unwrap();
             assert_eq!(batch.len(), wanted.len());
             for (i, (got, wanted)) in batch.iter().zip(&wanted).enumerate() {
-                weights.check(&format!("request {i} of {slots} slots, chunks of {prefill_chunk}"), got, wanted);
+                weights.check(
+                    &format!("request {i} of {slots} slots, chunks of {prefill_chunk}"),
+                    got,
+                    wanted,
+                );
             }
         }
     }
 }
 
 #[test]
+fn an_answer_cut_short_goes_on_as_it_would_have() {
+    for weights in BOTH {
+        let mut engine = weights.engine(1, EngineConfig::new(CONTEXT, 1));
+        let mut generate =
+            |request: &Request| engine.generate(request, &mut |_| Flow::Continue).unwrap();
+        let whole = generate(&long());
+        let mut request = long();
+        request.prompt.extend(&whole.tokens[..25]);
+        request.max_tokens -= 25;
+        let rest = generate(&request);
+        assert_eq!(rest.tokens, whole.tokens[25..], "{weights:?}");
+    }
+}
+
+#[test]
 fn a_conversation_is_the_same_with_and_without_reuse() {
     for weights in BOTH {
-        let config = EngineConfig { reuse: Reuse::Prefix, ..EngineConfig::new(CONTEXT, 1) };
+        let config = EngineConfig {
+            reuse: Reuse::Prefix,
+            ..EngineConfig::new(CONTEXT, 1)
+        };
         let mut chat = weights.engine(1, config);
         let mut fresh = weights.engine(1, EngineConfig::new(CONTEXT, 1));
         let mut conversation = tokens(30, 20);
@@ -149,7 +220,11 @@ fn a_conversation_is_the_same_with_and_without_reuse() {
         for turn in 0..3 {
             let request = sampled(conversation.clone(), 15, turn);
             let got = chat.generate(&request, &mut |_| Flow::Continue).unwrap();
-            weights.check(&format!("turn {turn}"), &got, &fresh.generate(&request, &mut |_| Flow::Continue).unwrap());
+            weights.check(
+                &format!("turn {turn}"),
+                &got,
+                &fresh.generate(&request, &mut |_| Flow::Continue).unwrap(),
+            );
             assert_eq!(got.reused_tokens, known);
             conversation.extend(&got.tokens);
             known = conversation.len() - 1; // the last token of an answer was not run
@@ -162,30 +237,58 @@ fn a_conversation_is_the_same_with_and_without_reuse() {
         let request = greedy(edited, 20);
         let got = chat.generate(&request, &mut |_| Flow::Continue).unwrap();
         assert_eq!(got.reused_tokens, 40);
-        weights.check("edited", &got, &fresh.generate(&request, &mut |_| Flow::Continue).unwrap());
+        weights.check(
+            "edited",
+            &got,
+            &fresh.generate(&request, &mut |_| Flow::Continue).unwrap(),
+        );
 
         // Asking the same again runs the prompt's last token only.
         let again = chat.generate(&request, &mut |_| Flow::Continue).unwrap();
         assert_eq!(again.reused_tokens, 49);
         weights.check("again", &again, &got);
         chat.forget();
-        assert_eq!(chat.generate(&request, &mut |_| Flow::Continue).unwrap().reused_tokens, 0);
+        assert_eq!(
+            chat.generate(&request, &mut |_| Flow::Continue)
+                .unwrap()
+                .reused_tokens,
+            0
+        );
     }
 }
 
 #[test]
 fn each_conversation_finds_its_own_slot() {
-    let config = EngineConfig { reuse: Reuse::Prefix, ..EngineConfig::new(CONTEXT, 3) };
+    let config = EngineConfig {
+        reuse: Reuse::Prefix,
+        ..EngineConfig::new(CONTEXT, 3)
+    };
     let mut engine = Weights::Palettized.engine(2, config);
-    let mut conversations: Vec<Vec<u32>> = (0..3).map(|i| tokens(50 + i, 10 + 7 * i as usize)).collect();
+    let mut conversations: Vec<Vec<u32>> = (0..3)
+        .map(|i| tokens(50 + i, 10 + 7 * i as usize))
+        .collect();
     for turn in 0..3 {
         let order = if turn == 1 { [2, 0, 1] } else { [0, 1, 2] };
-        let requests: Vec<_> = order.iter().map(|&i| greedy(conversations[i].clone(), 8)).collect();
+        let requests: Vec<_> = order
+            .iter()
+            .map(|&i| greedy(conversations[i].clone(), 8))
+            .collect();
         for (&i, answer) in order.iter().zip(&engine.generate_batch(&requests).unwrap()) {
-            let wanted = if turn == 0 { 0 } else { conversations[i].len() - 5 - 1 };
-            assert_eq!(answer.reused_tokens, wanted, "conversation {i}, turn {turn}");
+            let wanted = if turn == 0 {
+                0
+            } else {
+                conversations[i].len() - 5 - 1
+            };
+            assert_eq!(
+                answer.reused_tokens, wanted,
+                "conversation {i}, turn {turn}"
+            );
             let fresh = Weights::Palettized.engine(1, EngineConfig::new(CONTEXT, 1));
-            let alone = { fresh }.generate(&greedy(conversations[i].clone(), 8), &mut |_| Flow::Continue).unwrap();
+            let alone = { fresh }
+                .generate(&greedy(conversations[i].clone(), 8), &mut |_| {
+                    Flow::Continue
+                })
+                .unwrap();
             Weights::Palettized.check("in its slot", answer, &alone);
             conversations[i].extend(&answer.tokens);
             conversations[i].extend(tokens(60 + turn, 5));

@@ -43,7 +43,10 @@ pub fn compare(
 ) -> Result<Comparison> {
     let vocabularies = (reference.config().vocab, other.config().vocab);
     if vocabularies.0 != vocabularies.1 {
-        return Err(Error::Vocabularies { reference: vocabularies.0, other: vocabularies.1 });
+        return Err(Error::Vocabularies {
+            reference: vocabularies.0,
+            other: vocabularies.1,
+        });
     }
     check(other, documents, settings)?;
     let totals = check(reference, documents, settings)?;
@@ -73,7 +76,13 @@ pub fn compare(
                     return Err(Error::NotFinite);
                 }
                 let perplexity = (sum.other / tokens as f64).exp();
-                progress.update(tokens, &[("perplexity", perplexity), ("kld", sum.divergence / tokens as f64)]);
+                progress.update(
+                    tokens,
+                    &[
+                        ("perplexity", perplexity),
+                        ("kld", sum.divergence / tokens as f64),
+                    ],
+                );
             }
         }
         Ok(sum)
@@ -94,7 +103,7 @@ pub fn compare(
 #[derive(Clone, Copy, Debug, Default)]
 struct Row {
     divergence: f64,
-    same_top: f64, // 1 or 0
+    same_top: f64,  // 1 or 0
     reference: f64, // loss in nats
     other: f64,
 }
@@ -164,8 +173,14 @@ mod tests {
         let row = Row::new(&logits(p, 30.0), &logits(q, -7.0), 2);
         let wanted: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
         // The logits are rounded to f32: near 30 by 2e-6.
-        assert!((row.divergence - wanted).abs() < 5e-6, "{row:?}, wanted {wanted}");
-        assert!((row.reference + 0.2f64.ln()).abs() < 5e-6 && (row.other + 0.25f64.ln()).abs() < 5e-6, "{row:?}");
+        assert!(
+            (row.divergence - wanted).abs() < 5e-6,
+            "{row:?}, wanted {wanted}"
+        );
+        assert!(
+            (row.reference + 0.2f64.ln()).abs() < 5e-6 && (row.other + 0.25f64.ln()).abs() < 5e-6,
+            "{row:?}"
+        );
         assert_eq!(row.same_top, 0.0);
     }
 
@@ -178,7 +193,13 @@ mod tests {
 
     #[test]
     fn the_lower_id_wins_ties_for_the_top() {
-        assert_eq!(Row::new(&[1.0, 2.0, 2.0], &[0.0, 3.0, 1.0], 0).same_top, 1.0);
-        assert_eq!(Row::new(&[1.0, 2.0, 2.0], &[0.0, 1.0, 3.0], 0).same_top, 0.0);
+        assert_eq!(
+            Row::new(&[1.0, 2.0, 2.0], &[0.0, 3.0, 1.0], 0).same_top,
+            1.0
+        );
+        assert_eq!(
+            Row::new(&[1.0, 2.0, 2.0], &[0.0, 1.0, 3.0], 0).same_top,
+            0.0
+        );
     }
 }

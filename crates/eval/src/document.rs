@@ -36,20 +36,43 @@ pub struct Settings {
 impl Settings {
     /// Windows that overlap by half, 2,048 tokens a pass (or one window, where it is larger).
     pub fn new(bos: u32, window: usize) -> Settings {
-        Settings { bos, window, stride: window.div_ceil(2), batch_tokens: window.max(2048) }
+        Settings {
+            bos,
+            window,
+            stride: window.div_ceil(2),
+            batch_tokens: window.max(2048),
+        }
     }
 
     fn check(&self, decoder: &Decoder) -> Result<()> {
         let context = decoder.config().context;
-        let wrong = |setting, value, wanted| Err(Error::Setting { setting, value, wanted });
+        let wrong = |setting, value, wanted| {
+            Err(Error::Setting {
+                setting,
+                value,
+                wanted,
+            })
+        };
         if !(1..=context).contains(&self.window) {
-            return wrong("window", self.window, format!("from 1 to {context}, the context of the model"));
+            return wrong(
+                "window",
+                self.window,
+                format!("from 1 to {context}, the context of the model"),
+            );
         }
         if !(1..=self.window).contains(&self.stride) {
-            return wrong("stride", self.stride, format!("from 1 to {}, the window", self.window));
+            return wrong(
+                "stride",
+                self.stride,
+                format!("from 1 to {}, the window", self.window),
+            );
         }
         if self.batch_tokens < self.window {
-            return wrong("batch_tokens", self.batch_tokens, format!("at least {}, the window", self.window));
+            return wrong(
+                "batch_tokens",
+                self.batch_tokens,
+                format!("at least {}, the window", self.window),
+            );
         }
         Ok(())
     }
@@ -62,23 +85,44 @@ pub(crate) struct Totals {
 }
 
 /// Whether `decoder` can score these documents under these settings, and how much there is.
-pub(crate) fn check(decoder: &Decoder, documents: &[Document], settings: &Settings) -> Result<Totals> {
+pub(crate) fn check(
+    decoder: &Decoder,
+    documents: &[Document],
+    settings: &Settings,
+) -> Result<Totals> {
     settings.check(decoder)?;
     let vocab = decoder.config().vocab;
     let known = |token: u32, place: &dyn Fn() -> String| {
-        if (token as usize) < vocab { Ok(()) } else { Err(Error::UnknownToken { place: place(), token, vocab }) }
+        if (token as usize) < vocab {
+            Ok(())
+        } else {
+            Err(Error::UnknownToken {
+                place: place(),
+                token,
+                vocab,
+            })
+        }
     };
     known(settings.bos, &|| "bos".into())?;
-    let mut totals = Totals { tokens: 0, bytes: 0 };
+    let mut totals = Totals {
+        tokens: 0,
+        bytes: 0,
+    };
     for (d, document) in documents.iter().enumerate() {
         for (i, &token) in document.tokens.iter().enumerate() {
-            known(token, &|| format!("token {i} of document {d} (both counted from 0)"))?;
+            known(token, &|| {
+                format!("token {i} of document {d} (both counted from 0)")
+            })?;
         }
         totals.tokens += document.tokens.len() as u64;
         totals.bytes += document.bytes;
     }
     let Totals { tokens, bytes } = totals;
-    if tokens == 0 || bytes == 0 { Err(Error::Empty { tokens, bytes }) } else { Ok(totals) }
+    if tokens == 0 || bytes == 0 {
+        Err(Error::Empty { tokens, bytes })
+    } else {
+        Ok(totals)
+    }
 }
 
 /// Windows that share a forward pass.
@@ -98,7 +142,8 @@ impl Batch {
         if start == 0 {
             self.tokens.push(bos);
         }
-        self.tokens.extend_from_slice(&document.tokens[start.max(1) - 1..end - 1]);
+        self.tokens
+            .extend_from_slice(&document.tokens[start.max(1) - 1..end - 1]);
         self.lengths.push(end - start);
         self.rows.extend(first + fresh - start..first + end - start);
         self.targets.extend_from_slice(&document.tokens[fresh..end]);
@@ -107,21 +152,30 @@ impl Batch {
     /// The hidden states that predict the targets, `[M, D]`.
     pub fn hidden(&self, decoder: &Decoder, ctx: &mut Ctx) -> Tensor {
         let hidden = decoder.forward(ctx, &self.tokens, &Segments::packed(&self.lengths), None);
-        if self.rows.len() == self.tokens.len() { hidden } else { ops::rows(ctx, &hidden, &self.rows) }
+        if self.rows.len() == self.tokens.len() {
+            hidden
+        } else {
+            ops::rows(ctx, &hidden, &self.rows)
+        }
     }
 }
 
 /// The windows of all documents in order, as many a pass as fit.
-pub(crate) fn batches<'a>(documents: &'a [Document], settings: &'a Settings) -> impl Iterator<Item = Batch> + 'a {
+pub(crate) fn batches<'a>(
+    documents: &'a [Document],
+    settings: &'a Settings,
+) -> impl Iterator<Item = Batch> + 'a {
     let mut all = documents
         .iter()
-        .flat_map(|document| windows(document.tokens.len(), settings).map(move |window| (document, window)))
+        .flat_map(|document| {
+            windows(document.tokens.len(), settings).map(move |window| (document, window))
+        })
         .peekable();
     std::iter::from_fn(move || {
         let mut batch = Batch::default();
-        while let Some((document, window)) =
-            all.next_if(|(_, window)| batch.tokens.len() + window.end - window.start <= settings.batch_tokens)
-        {
+        while let Some((document, window)) = all.next_if(|(_, window)| {
+            batch.tokens.len() + window.end - window.start <= settings.batch_tokens
+        }) {
             batch.push(document, settings.bos, window);
         }
         (!batch.tokens.is_empty()).then_some(batch)
@@ -138,10 +192,18 @@ struct Window {
 
 fn windows(tokens: usize, settings: &Settings) -> impl Iterator<Item = Window> + use<> {
     let Settings { window, stride, .. } = *settings;
-    let first = Window { start: 0, fresh: 0, end: window.min(tokens) };
+    let first = Window {
+        start: 0,
+        fresh: 0,
+        end: window.min(tokens),
+    };
     let next = move |last: &Window| {
         let start = last.start + stride;
-        (last.end < tokens).then(|| Window { start, fresh: last.end, end: (start + window).min(tokens) })
+        (last.end < tokens).then(|| Window {
+            start,
+            fresh: last.end,
+            end: (start + window).min(tokens),
+        })
     };
     std::iter::successors((tokens > 0).then_some(first), next)
 }
@@ -155,13 +217,19 @@ mod tests {
         for tokens in 0..40 {
             for window in 1..12 {
                 for stride in 1..=window {
-                    let settings = Settings { stride, ..Settings::new(0, window) };
+                    let settings = Settings {
+                        stride,
+                        ..Settings::new(0, window)
+                    };
                     let mut counted = 0;
                     for w in windows(tokens, &settings) {
                         assert_eq!(w.fresh, counted);
                         assert!(w.fresh < w.end && w.end - w.start <= window, "{w:?}");
                         let context = w.fresh - w.start;
-                        assert!(w.start == 0 || context >= window - stride, "{w:?} of window {window}, stride {stride}");
+                        assert!(
+                            w.start == 0 || context >= window - stride,
+                            "{w:?} of window {window}, stride {stride}"
+                        );
                         counted = w.end;
                     }
                     assert_eq!(counted, tokens, "window {window}, stride {stride}");
@@ -172,9 +240,22 @@ mod tests {
 
     #[test]
     fn batches_hold_what_they_should() {
-        let document = |tokens: &[u32]| Document { tokens: tokens.to_vec(), bytes: 1 };
-        let documents = [document(&[1, 2, 3, 4, 5, 6, 7]), document(&[]), document(&[8]), document(&[9, 10])];
-        let settings = Settings { bos: 0, window: 4, stride: 2, batch_tokens: 8 };
+        let document = |tokens: &[u32]| Document {
+            tokens: tokens.to_vec(),
+            bytes: 1,
+        };
+        let documents = [
+            document(&[1, 2, 3, 4, 5, 6, 7]),
+            document(&[]),
+            document(&[8]),
+            document(&[9, 10]),
+        ];
+        let settings = Settings {
+            bos: 0,
+            window: 4,
+            stride: 2,
+            batch_tokens: 8,
+        };
         let all: Vec<Batch> = batches(&documents, &settings).collect();
         let tokens: Vec<_> = all.iter().map(|batch| &batch.tokens[..]).collect();
         assert_eq!(tokens, [&[0, 1, 2, 3, 2, 3, 4, 5][..], &[4, 5, 6, 0, 0, 9]]);

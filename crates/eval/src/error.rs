@@ -17,7 +17,9 @@ pub enum Error {
         wanted: String,
     },
     /// The documents hold nothing.
-    #[error("the documents hold {tokens} tokens of {bytes} bytes in all, so there is nothing to score")]
+    #[error(
+        "the documents hold {tokens} tokens of {bytes} bytes in all, so there is nothing to score"
+    )]
     Empty {
         /// Their tokens.
         tokens: u64,
@@ -35,7 +37,9 @@ pub enum Error {
         vocab: usize,
     },
     /// Two models over different vocabularies.
-    #[error("the reference model has {reference} tokens in its vocabulary and the other {other}; only models over the same tokens can be compared")]
+    #[error(
+        "the reference model has {reference} tokens in its vocabulary and the other {other}; only models over the same tokens can be compared"
+    )]
     Vocabularies {
         /// V of the reference.
         reference: usize,

@@ -31,7 +31,13 @@ impl Scores {
     pub(crate) fn new(nats: f64, tokens: u64, bytes: u64) -> Scores {
         let perplexity = (nats / tokens as f64).exp();
         let bits_per_byte = nats / (std::f64::consts::LN_2 * bytes as f64);
-        Scores { nats, tokens, bytes, perplexity, bits_per_byte }
+        Scores {
+            nats,
+            tokens,
+            bytes,
+            perplexity,
+            bits_per_byte,
+        }
     }
 }
 

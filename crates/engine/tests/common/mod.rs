@@ -52,13 +52,24 @@ pub fn palettized() -> Decoder {
             let module = name.trim_end_matches(".weight").to_owned();
             match parameter.kind {
                 ParameterKind::Norm => drop(norms.insert(name.clone(), values)),
-                ParameterKind::Embedding => drop(tables.insert(module, int8::quantize(*rows, width, values).unwrap())),
+                ParameterKind::Embedding => {
+                    drop(tables.insert(module, int8::quantize(*rows, width, values).unwrap()))
+                }
                 _ => drop(modules.insert(module, palettize(*rows, width, values))),
             }
         }
     }
     let folder = tempfile::tempdir().unwrap();
-    package::write(&Package { config: decoder.config(), tables, modules, norms }, folder.path()).unwrap();
+    package::write(
+        &Package {
+            config: decoder.config(),
+            tables,
+            modules,
+            norms,
+        },
+        folder.path(),
+    )
+    .unwrap();
     russet_model::checkpoint::open(folder.path()).unwrap()
 }
 
@@ -69,9 +80,13 @@ fn palettize(rows: usize, cols: usize, values: &[f32]) -> PaletteTensors {
     let mut scales = vec![f16::ZERO; sizes.scales];
     let mut indices = Vec::new();
     for (row, scale) in values.chunks_exact(cols).zip(&mut scales) {
-        *scale = f16::from_f32(row.iter().fold(0.0f32, |most, value| most.max(value.abs())) / 120.0);
+        *scale =
+            f16::from_f32(row.iter().fold(0.0f32, |most, value| most.max(value.abs())) / 120.0);
         let step = 16.0 * scale.to_f32();
-        indices.extend(row.iter().map(|value| (value / step + 7.5).round().clamp(0.0, 15.0) as u8));
+        indices.extend(
+            row.iter()
+                .map(|value| (value / step + 7.5).round().clamp(0.0, 15.0) as u8),
+        );
     }
     PaletteTensors {
         bits,
@@ -86,14 +101,29 @@ pub fn pool(threads: usize) -> Arc<Pool> {
 }
 
 pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
-    (0..count as u64).map(|i| random::below(seed, 0, i, VOCAB as u64) as u32).collect()
+    (0..count as u64)
+        .map(|i| random::below(seed, 0, i, VOCAB as u64) as u32)
+        .collect()
 }
 
 pub fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
-    Request { prompt, max_tokens, sampling: Sampling::GREEDY, stop_tokens: Vec::new() }
+    Request {
+        prompt,
+        max_tokens,
+        sampling: Sampling::GREEDY,
+        stop_tokens: Vec::new(),
+    }
 }
 
 pub fn sampled(prompt: Vec<u32>, max_tokens: usize, seed: u64) -> Request {
-    let sampling = Sampling { seed, ..Sampling::default() };
-    Request { prompt, max_tokens, sampling, stop_tokens: Vec::new() }
+    let sampling = Sampling {
+        seed,
+        ..Sampling::default()
+    };
+    Request {
+        prompt,
+        max_tokens,
+        sampling,
+        stop_tokens: Vec::new(),
+    }
 }

@@ -43,8 +43,23 @@ pub fn dense(seed: u64) -> Decoder {
 /// blocks add nothing, and the output table holds the logarithms.
 pub fn bigram(probabilities: &[&[f32]]) -> Decoder {
     let vocab = probabilities.len();
-    let shape = Config { vocab, width: vocab, layers: 1, heads: 1, head_dim: 2, ffn: 2, tied: false, ..config() };
-    let mut decoder = Decoder::random(&Config { norm_epsilon: 1e-12, ..shape }, 0);
+    let shape = Config {
+        vocab,
+        width: vocab,
+        layers: 1,
+        heads: 1,
+        head_dim: 2,
+        ffn: 2,
+        tied: false,
+        ..config()
+    };
+    let mut decoder = Decoder::random(
+        &Config {
+            norm_epsilon: 1e-12,
+            ..shape
+        },
+        0,
+    );
     let mut place = 0;
     let last = decoder.parameters().len() - 1;
     decoder.visit_mut(&mut |tensor| {
@@ -79,13 +94,24 @@ pub fn palettized(decoder: &Decoder) -> Decoder {
             let module = name.trim_end_matches(".weight").to_owned();
             match parameter.kind {
                 ParameterKind::Norm => drop(norms.insert(name.clone(), values)),
-                ParameterKind::Embedding => drop(tables.insert(module, int8::quantize(*rows, width, values).unwrap())),
+                ParameterKind::Embedding => {
+                    drop(tables.insert(module, int8::quantize(*rows, width, values).unwrap()))
+                }
                 _ => drop(modules.insert(module, palettize(*rows, width, values))),
             }
         }
     }
     let folder = tempfile::tempdir().unwrap();
-    package::write(&Package { config: decoder.config(), tables, modules, norms }, folder.path()).unwrap();
+    package::write(
+        &Package {
+            config: decoder.config(),
+            tables,
+            modules,
+            norms,
+        },
+        folder.path(),
+    )
+    .unwrap();
     russet_model::checkpoint::open(folder.path()).unwrap()
 }
 
@@ -96,9 +122,13 @@ fn palettize(rows: usize, cols: usize, values: &[f32]) -> PaletteTensors {
     let mut scales = vec![f16::ZERO; sizes.scales];
     let mut indices = Vec::new();
     for (row, scale) in values.chunks_exact(cols).zip(&mut scales) {
-        *scale = f16::from_f32(row.iter().fold(0.0f32, |most, value| most.max(value.abs())) / 120.0);
+        *scale =
+            f16::from_f32(row.iter().fold(0.0f32, |most, value| most.max(value.abs())) / 120.0);
         let step = 16.0 * scale.to_f32();
-        indices.extend(row.iter().map(|value| (value / step + 7.5).round().clamp(0.0, 15.0) as u8));
+        indices.extend(
+            row.iter()
+                .map(|value| (value / step + 7.5).round().clamp(0.0, 15.0) as u8),
+        );
     }
     PaletteTensors {
         bits,
@@ -113,5 +143,7 @@ pub fn ctx(threads: usize) -> Ctx {
 }
 
 pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
-    (0..count as u64).map(|i| random::below(seed, 0, i, VOCAB as u64) as u32).collect()
+    (0..count as u64)
+        .map(|i| random::below(seed, 0, i, VOCAB as u64) as u32)
+        .collect()
 }

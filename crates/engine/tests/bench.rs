@@ -1,0 +1,117 @@
+//! What the bench counts, and what it refuses. How fast this machine is, no test asserts.
+
+mod common;
+
+use common::{CONTEXT, VOCAB, config, dense, palettized, pool};
+use russet_engine::{BenchConfig, bench, bytes_per_token};
+use russet_model::{Config, Decoder};
+
+/// Rows and columns of the projections of one layer.
+const PROJECTIONS: [(usize, usize); 7] = [
+    (64, 48),
+    (32, 48),
+    (32, 48),
+    (48, 64),
+    (80, 48),
+    (80, 48),
+    (48, 80),
+];
+/// Norms of one layer: two of the width, two of a head; and the last.
+const NORM_BYTES: usize = 4 * (2 * (2 * 48 + 2 * 16) + 48);
+
+#[test]
+fn bytes_of_a_token_are_those_of_the_weights_it_reads() {
+    let weights: usize = PROJECTIONS.iter().map(|(rows, cols)| rows * cols).sum();
+    assert_eq!(
+        bytes_per_token(&dense()),
+        4 * (2 * weights + VOCAB * 48 + 48) + NORM_BYTES
+    );
+    // An own output table is read whole, and of the other one row as before.
+    let untied = Decoder::random(
+        &Config {
+            tied: false,
+            ..config()
+        },
+        1,
+    );
+    assert_eq!(bytes_per_token(&untied), bytes_per_token(&dense()));
+
+    // Four bits a weight, sixteen entries and sixteen half-precision scales a strip; all rows here are whole strips.
+    let layer: usize = PROJECTIONS
+        .iter()
+        .map(|(rows, cols)| rows / 16 * (64 * cols / 8 + 16 + 32))
+        .sum();
+    // 97 rows of the table fill six strips and one row of a seventh, which is stored whole.
+    let table = 7 * (16 * 48 + 32);
+    assert_eq!(
+        bytes_per_token(&palettized()),
+        2 * layer + table + (48 + 2) + NORM_BYTES
+    );
+}
+
+#[test]
+fn every_repeat_is_reported_and_the_median_counts() {
+    let config = BenchConfig {
+        prompt: CONTEXT,
+        generate: 8,
+        repeats: 3,
+    };
+    let measured = bench(&palettized(), &pool(2), &config).unwrap();
+    for (rates, median) in [
+        (&measured.prefill, measured.prefill_tokens_per_second),
+        (&measured.decode, measured.decode_tokens_per_second),
+    ] {
+        assert_eq!(rates.len(), 3);
+        assert!(
+            rates.iter().all(|rate| rate.is_finite() && *rate > 0.0),
+            "{rates:?}"
+        );
+        assert_eq!(
+            rates.iter().filter(|&&rate| rate < median).count(),
+            1,
+            "{rates:?}, median {median}"
+        );
+    }
+    let gb_s = measured.decode_tokens_per_second * bytes_per_token(&palettized()) as f64 / 1e9;
+    assert_eq!(measured.decode_gb_s(), gb_s);
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let fine = BenchConfig {
+        prompt: 4,
+        generate: 4,
+        repeats: 1,
+    };
+    for (config, sentence) in [
+        (
+            BenchConfig { prompt: 0, ..fine },
+            "prompt is 0, but it must be from 1 to 256",
+        ),
+        (
+            BenchConfig {
+                prompt: CONTEXT + 1,
+                ..fine
+            },
+            "prompt is 257",
+        ),
+        (
+            BenchConfig {
+                generate: 0,
+                ..fine
+            },
+            "generate is 0",
+        ),
+        (
+            BenchConfig {
+                generate: CONTEXT + 1,
+                ..fine
+            },
+            "generate is 257",
+        ),
+        (BenchConfig { repeats: 0, ..fine }, "repeats is 0"),
+    ] {
+        let problem = bench(&dense(), &pool(1), &config).unwrap_err().to_string();
+        assert!(problem.starts_with(sentence), "{problem}");
+    }
+}
