@@ -65,8 +65,8 @@ impl EngineConfig {
         // Refused here with a sentence, a cache beyond all memory would otherwise end the process.
         let (slots, context) = (self.slots, self.context);
         let padded = context.next_multiple_of(russet_kernels::attention::PAGE_TOKENS);
-        let bytes =
-            slots as u128 * padded as u128 * decoder.config().cache_bytes_per_token() as u128;
+        let bytes = (slots as u128 * padded as u128)
+            .saturating_mul(decoder.config().cache_bytes_per_token() as u128);
         let mut probe: Vec<u8> = Vec::new();
         let fits = usize::try_from(bytes).is_ok_and(|bytes| probe.try_reserve_exact(bytes).is_ok());
         std::hint::black_box(&probe);
