@@ -22,7 +22,7 @@ pub fn chat(app: &App, args: &ChatArgs) -> Result<()> {
     let Model { decoder, mut tokenizer } = model;
     if tokenizer.chat_template().is_none() {
         eprintln!("{}: there is no chat template, so ChatML is used", args.model.display());
-        tokenizer.set_chat_template(ChatTemplate::chatml());
+        tokenizer = tokenizer.with_chat_template(ChatTemplate::chatml().source())?;
     }
     let config = EngineConfig { reuse: Reuse::Prefix, ..EngineConfig::new(context, 1) };
     let mut engine = Engine::new(decoder, app.pool.clone(), config)?;

@@ -56,12 +56,12 @@ pub struct TokensInputs {
 pub struct PretrainRecipe {
     pub stage: String,
     pub inputs: PretrainInputs,
-    pub model: russet_train::ModelSettings,
-    pub train: russet_train::TrainSettings,
+    pub model: russet_train::settings::ModelSettings,
+    pub train: russet_train::settings::TrainSettings,
     #[serde(default)]
-    pub data: russet_train::DataSettings,
+    pub data: russet_train::settings::DataSettings,
     #[serde(default)]
-    pub compute: russet_train::ComputeSettings,
+    pub compute: russet_train::settings::ComputeSettings,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

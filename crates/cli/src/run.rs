@@ -202,7 +202,7 @@ fn pretrain_price(recipe: PretrainRecipe, all: &[Recipe]) -> Result<Value> {
 
 fn settings(recipe: PretrainRecipe) -> russet_train::Settings {
     let PretrainRecipe { model, train, data, compute, .. } = recipe;
-    russet_train::Settings { stage: russet_train::StageName::Pretrain, model, train, data, compute }
+    russet_train::Settings { stage: russet_train::settings::StageName::Pretrain, model, train, data, compute }
 }
 
 fn print_plans(app: &App, plans: &[Value]) -> Result<()> {

@@ -37,7 +37,7 @@ pub use loader::{Batch, Batches, PackedShard};
 pub use objective::{NextToken, Objective};
 pub use optimizer::{AdamWSettings, Optimizer};
 pub use permutation::Permutation;
-pub use plan::{Description, Estimate, Plan};
+pub use plan::{Description, Estimate, Plan, Price};
 pub use pretrain::{Outcome, Resume, TrainReport, pretrain};
 pub use probe::matmul_gflops;
 pub use run::{Ended, Loop, Measure, train};

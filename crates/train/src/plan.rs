@@ -11,7 +11,7 @@ use russet_artifact::{Artifact, Inputs, Kind, Recipe, Stage, Tool};
 use russet_kernels::Pool;
 use russet_model::config::RopeScaling;
 use russet_model::{Config, Family};
-use russet_tokenizer::{TokenShard, Tokenizer};
+use russet_tokenizer::{SpecialIds, TokenShard, Tokenizer};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -91,6 +91,48 @@ pub struct Memory {
     pub activations: usize,
 }
 
+/// What a recipe costs, known before any token exists: for a look ahead of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Price {
+    /// All weights.
+    pub parameters: usize,
+    /// Updates of the weights.
+    pub steps: u64,
+    /// Tokens seen in all.
+    pub tokens: u64,
+    /// Floating-point operations that the model needs for it, forward and backward, of full windows.
+    pub flops: f64,
+    /// Memory at one time.
+    pub memory: Memory,
+}
+
+impl Price {
+    /// The price of checked settings with a vocabulary of `vocab`.
+    ///
+    /// # Errors
+    /// When a setting cannot be.
+    pub fn new(mut settings: Settings, vocab: usize) -> Result<Price> {
+        resolve(&mut settings)?;
+        check_train(&settings.train)?;
+        let config = decoder_config(&settings.model, &SpecialIds::default(), vocab)?;
+        let packing = packing(&settings.train);
+        let steps = settings.train.steps.expect("resolved");
+        let tokens = steps * (packing.batch_sequences * packing.sequence_length) as u64;
+        Ok(Price {
+            parameters: config.parameters(),
+            steps,
+            tokens,
+            flops: training_flops(&config, packing, tokens),
+            memory: memory(&config, packing),
+        })
+    }
+
+    /// How long it takes on a machine of the given rate, which [`crate::matmul_gflops`] measures.
+    pub fn estimate(&self, gflops: f64) -> Estimate {
+        estimate(self.flops, gflops)
+    }
+}
+
 /// How long a plan takes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
@@ -145,7 +187,7 @@ impl Plan {
             check_tokenizer(&TokenShard::open(path)?, &tokenizer, &folder)?;
         }
 
-        let config = decoder_config(&settings.model, &tokenizer, shard.vocab_size())?;
+        let config = decoder_config(&settings.model, tokenizer.special(), shard.vocab_size())?;
         let steps = settings.train.steps.expect("resolved above");
         Ok(Plan {
             config,
@@ -210,19 +252,7 @@ impl Plan {
 
     /// How the training shard is cut.
     pub fn packing(&self) -> Packing {
-        let TrainSettings {
-            sequence_length,
-            batch_sequences,
-            seed,
-            ..
-        } = self.settings.train;
-        let micro_batch_sequences = self.settings.train.micro_batch_sequences.expect("resolved");
-        Packing {
-            sequence_length,
-            batch_sequences,
-            micro_batch_sequences,
-            seed,
-        }
+        packing(&self.settings.train)
     }
 
     /// Opens the training shard.
@@ -278,15 +308,10 @@ impl Plan {
 
     /// What it amounts to.
     pub fn describe(&self) -> Description {
-        let Packing {
-            sequence_length,
-            batch_sequences,
-            ..
-        } = self.packing();
-        let tokens_per_step = (batch_sequences * sequence_length) as u64;
+        let packing = self.packing();
+        let tokens_per_step = (packing.batch_sequences * packing.sequence_length) as u64;
         let tokens = self.steps * tokens_per_step;
-        // A token sees half of its window on average.
-        let flops = 3.0 * tokens as f64 * self.config.forward_flops(sequence_length / 2);
+        let flops = training_flops(&self.config, packing, tokens);
         Description {
             parameters: self.config.parameters(),
             embedding_parameters: self.config.embedding_parameters(),
@@ -306,12 +331,30 @@ impl Plan {
 
     /// How long it takes on a machine of the given rate, which [`crate::matmul_gflops`] measures.
     pub fn estimate(&self, gflops: f64) -> Estimate {
-        let seconds_at_peak = self.describe().flops / (gflops * 1e9);
-        Estimate {
-            seconds_at_peak,
-            seconds: seconds_at_peak / EXPECTED_MFU,
-        }
+        estimate(self.describe().flops, gflops)
     }
+}
+
+fn estimate(flops: f64, gflops: f64) -> Estimate {
+    let seconds_at_peak = flops / (gflops * 1e9);
+    Estimate {
+        seconds_at_peak,
+        seconds: seconds_at_peak / EXPECTED_MFU,
+    }
+}
+
+fn packing(train: &TrainSettings) -> Packing {
+    Packing {
+        sequence_length: train.sequence_length,
+        batch_sequences: train.batch_sequences,
+        micro_batch_sequences: train.micro_batch_sequences.expect("resolved"),
+        seed: train.seed,
+    }
+}
+
+/// Forward once and backward at twice its price; a token sees half of its window on average.
+fn training_flops(config: &Config, packing: Packing, tokens: u64) -> f64 {
+    3.0 * tokens as f64 * config.forward_flops(packing.sequence_length / 2)
 }
 
 /// The bytes that a step takes. What the tape keeps of N tokens in each block: the residual stream before both norms and
@@ -488,8 +531,7 @@ fn check_train(train: &TrainSettings) -> Result<()> {
     Ok(())
 }
 
-fn decoder_config(model: &ModelSettings, tokenizer: &Tokenizer, vocab: usize) -> Result<Config> {
-    let special = tokenizer.special();
+fn decoder_config(model: &ModelSettings, special: &SpecialIds, vocab: usize) -> Result<Config> {
     let config = Config {
         family: Family::Qwen3,
         vocab,
