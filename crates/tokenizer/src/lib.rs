@@ -14,6 +14,7 @@
 mod chat;
 mod clock;
 mod detokenizer;
+mod direct;
 mod error;
 mod llama2c;
 mod open;

@@ -3,14 +3,17 @@
 //! File: i32 longest token length, then for each token f32 score, i32 length, bytes; all little-endian. Ids
 //! 0, 1, 2 are `<unk>`, `bos`, `eos`; 3..=258 are the bytes `<0x00>`..=`<0xFF>`. llama2.c encodes by putting a
 //! space before the text, taking characters (bytes, where a character is unknown), and merging, again
-//! and again, the pair whose joined token has the best score, the leftmost of equals. Byte-pair encoding with
-//! merges ranked by that score does the same in n log n; `encode_plainly` below is llama2.c's loop, and
-//! the tests compare the two. Two tokens with one score would make "leftmost" matter between them, which
-//! ranks cannot say, so such a file is refused (no trained one has that).
+//! and again, the pair whose joined token has the best score, the leftmost of equals. [`Greedy`] does the
+//! same with a heap; `encode_plainly` in the tests is llama2.c's quadratic loop.
+//!
+//! The `tokenizer.json` that such a tokenizer is saved as ranks its merges by score, so the `tokenizers` crate
+//! encodes the same, except between tokens of equal score (in Llama 2's file only runs of spaces), where a rank
+//! cannot say "leftmost" and the lower id goes first.
 //!
 //! Decoding strips one space after `bos` and at the start of a text, as llama2.c's `decode` does.
 
-use std::collections::HashMap;
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BinaryHeap, HashMap};
 use std::path::Path;
 
 use serde_json::{Map, json};
@@ -23,6 +26,8 @@ use crate::tokenizer::{SpecialIds, SpecialNames, Tokenizer};
 const LARGEST_FILE: u64 = 64 << 20;
 /// Ids of `<unk>`, `bos`, `eos` and 256 bytes.
 const FIXED: usize = 3 + 256;
+/// llama2.c starts its search for the best score here, so nothing below is ever merged.
+const LOWEST: f32 = -1e10;
 
 /// The entries of a file, checked: exactly `vocab_size` of them, each UTF-8, each name once.
 #[derive(Debug)]
@@ -86,7 +91,7 @@ pub(crate) fn parse(bytes: &[u8], vocab_size: usize) -> Result<Entries, String> 
             2 => "</s>",
             _ => name,
         };
-        if id >= 3 && id < FIXED && name != format!("<0x{:02X}>", id - 3) {
+        if (3..FIXED).contains(&id) && name != format!("<0x{:02X}>", id - 3) {
             return Err(format!(
                 "its token {id} is {name:?}, but a llama2.c vocabulary has <0x{:02X}> there; it is another kind of file",
                 id - 3
@@ -118,43 +123,167 @@ fn take_i32(rest: &mut &[u8]) -> Option<i32> {
     Some(i32::from_le_bytes(*head))
 }
 
-/// Entries -> a `tokenizer.json`, opened.
-fn convert(entries: &Entries) -> Result<Tokenizer, String> {
-    let ids: HashMap<&str, usize> = entries
-        .names
-        .iter()
-        .enumerate()
-        .map(|(id, name)| (name.as_str(), id))
-        .collect();
-    // Every way to cut a token into two tokens is a merge. The special three take no part.
-    let mut merges: Vec<(f32, usize, usize, usize)> = Vec::new();
-    for (id, name) in entries.names.iter().enumerate().skip(3) {
-        for (at, _) in name.char_indices().skip(1) {
-            let halves = (ids.get(&name[..at]), ids.get(&name[at..]));
-            if let (Some(&a), Some(&b)) = halves
-                && a >= 3
-                && b >= 3
-            {
-                merges.push((entries.scores[id], id, a, b));
+/// llama2.c's encoder: the pair with the best score first, the leftmost of equals.
+#[derive(Debug)]
+pub(crate) struct Greedy {
+    /// Characters and longer tokens by name.
+    ids: HashMap<Box<str>, u32>,
+    /// What two tokens make, and its score.
+    merges: HashMap<(u32, u32), (f32, u32)>,
+}
+
+impl Greedy {
+    fn new(entries: &Entries) -> Greedy {
+        let ids: HashMap<Box<str>, u32> = entries
+            .names
+            .iter()
+            .zip(0..)
+            .skip(3)
+            .map(|(name, id)| (name.as_str().into(), id))
+            .collect();
+        // Every way to cut a token into two tokens is a merge. The special three take no part.
+        let mut merges = HashMap::new();
+        for (name, &id) in &ids {
+            // -0 and 0 are equal scores, as they are to C.
+            let score = entries.scores[id as usize] + 0.0;
+            if score <= LOWEST {
+                continue;
+            }
+            for (at, _) in name.char_indices().skip(1) {
+                if let (Some(&a), Some(&b)) = (ids.get(&name[..at]), ids.get(&name[at..])) {
+                    merges.insert((a, b), (score, id));
+                }
             }
         }
+        Greedy { ids, merges }
     }
-    merges.sort_by(|x, y| y.0.total_cmp(&x.0).then(x.1.cmp(&y.1)));
-    for pair in merges.windows(2) {
-        if pair[0].0 == pair[1].0 && pair[0].1 != pair[1].1 {
-            return Err(format!(
-                "its tokens {:?} and {:?} have the same score {}, so their order is not defined",
-                entries.names[pair[0].1], entries.names[pair[1].1], pair[0].0
-            ));
+
+    /// Ids of `text` with the space before it, without `bos`.
+    pub(crate) fn encode(&self, text: &str) -> Vec<u32> {
+        let mut symbols: Vec<Symbol> = Vec::with_capacity(text.len() + 1);
+        let mut take = |c: &str| match self.ids.get(c) {
+            Some(&id) => symbols.push(Symbol::new(id)),
+            None => symbols.extend(c.bytes().map(|b| Symbol::new(u32::from(b) + 3))),
+        };
+        if !text.is_empty() {
+            take(" ");
+        }
+        for c in text.chars() {
+            take(c.encode_utf8(&mut [0; 4]));
+        }
+        for at in 0..symbols.len() {
+            symbols[at].before = at.checked_sub(1);
+            symbols[at].after = Some(at + 1).filter(|&next| next < symbols.len());
+        }
+        let mut heap = BinaryHeap::new();
+        for at in 0..symbols.len() {
+            self.offer(&symbols, at, &mut heap);
+        }
+        while let Some(best) = heap.pop() {
+            let at = best.at.0;
+            let left = symbols[at];
+            // An entry whose symbols have been merged since is out of date.
+            let Some(next) = left.after else { continue };
+            if left.gone || (left.id, symbols[next].id) != best.pair {
+                continue;
+            }
+            symbols[at].id = best.token;
+            symbols[at].after = symbols[next].after;
+            symbols[next].gone = true;
+            if let Some(beyond) = symbols[at].after {
+                symbols[beyond].before = Some(at);
+            }
+            self.offer(&symbols, at, &mut heap);
+            if let Some(before) = symbols[at].before {
+                self.offer(&symbols, before, &mut heap);
+            }
+        }
+        symbols.iter().filter(|s| !s.gone).map(|s| s.id).collect()
+    }
+
+    /// Put the pair that starts at `at` on the heap, if it makes a token.
+    fn offer(&self, symbols: &[Symbol], at: usize, heap: &mut BinaryHeap<Candidate>) {
+        let Some(next) = symbols[at].after else {
+            return;
+        };
+        let pair = (symbols[at].id, symbols[next].id);
+        if let Some(&(score, token)) = self.merges.get(&pair) {
+            heap.push(Candidate {
+                score,
+                at: Reverse(at),
+                pair,
+                token,
+            });
         }
     }
+}
+
+/// A token of a text in the making, linked to its neighbours.
+#[derive(Clone, Copy)]
+struct Symbol {
+    id: u32,
+    before: Option<usize>,
+    after: Option<usize>,
+    gone: bool,
+}
+
+impl Symbol {
+    fn new(id: u32) -> Self {
+        Self {
+            id,
+            before: None,
+            after: None,
+            gone: false,
+        }
+    }
+}
+
+/// A possible merge: the best score first, then the leftmost.
+struct Candidate {
+    score: f32,
+    at: Reverse<usize>,
+    pair: (u32, u32),
+    token: u32,
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.score
+            .total_cmp(&other.score)
+            .then(self.at.cmp(&other.at))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Candidate {}
+
+/// Entries -> a tokenizer, by way of a `tokenizer.json`.
+fn convert(entries: &Entries) -> Result<Tokenizer, String> {
+    let greedy = Greedy::new(entries);
+    let mut merges: Vec<(f32, u32, u32, u32)> = greedy
+        .merges
+        .iter()
+        .map(|(&(a, b), &(score, id))| (score, id, a, b))
+        .collect();
+    merges.sort_by(|x, y| y.0.total_cmp(&x.0).then((x.1, x.2).cmp(&(y.1, y.2))));
     let mut vocab = Map::new();
     for (id, name) in entries.names.iter().enumerate() {
         vocab.insert(name.clone(), json!(id));
     }
     let rules: Vec<_> = merges
         .iter()
-        .map(|&(_, _, a, b)| json!([entries.names[a], entries.names[b]]))
+        .map(|&(_, _, a, b)| json!([entries.names[a as usize], entries.names[b as usize]]))
         .collect();
     let added: Vec<_> = ["<unk>", "<s>", "</s>"]
         .iter()
@@ -186,7 +315,7 @@ fn convert(entries: &Entries) -> Result<Tokenizer, String> {
             "vocab": vocab, "merges": rules
         }
     });
-    let (hf, decoder) = crate::open::parse(json.to_string().as_bytes())?;
+    let (hf, value) = crate::open::parse(json.to_string().as_bytes())?;
     let json = hf.to_string(true).map_err(|e| e.to_string())?.into_bytes();
     let special = SpecialIds {
         bos: Some(1),
@@ -199,7 +328,7 @@ fn convert(entries: &Entries) -> Result<Tokenizer, String> {
         pad: None,
         unk: Some("<unk>".to_string()),
     };
-    Ok(Tokenizer::assemble(hf, json, &decoder, special, names, None)?.stripping_after_bos())
+    Ok(Tokenizer::assemble(hf, json, &value, special, names, None)?.encoding_as_llama2c(greedy))
 }
 
 /// llama2.c's `encode` (run.c), without `bos` and `eos`: the oracle.
@@ -209,13 +338,12 @@ fn encode_plainly(entries: &Entries, text: &str) -> Vec<u32> {
         .names
         .iter()
         .zip(0..)
+        .skip(3)
         .map(|(name, id)| (name.as_str(), id))
         .collect();
     let mut tokens = Vec::new();
-    if !text.is_empty() {
-        tokens.push(ids[" "]);
-    }
-    for c in text.chars() {
+    let space = if text.is_empty() { "" } else { " " };
+    for c in space.chars().chain(text.chars()) {
         let mut buffer = [0; 4];
         let c: &str = c.encode_utf8(&mut buffer);
         match ids.get(c) {
@@ -224,21 +352,21 @@ fn encode_plainly(entries: &Entries, text: &str) -> Vec<u32> {
         }
     }
     loop {
-        let mut best: Option<(f32, usize, u32)> = None;
+        let (mut best, mut best_score) = (None, LOWEST);
         for at in 0..tokens.len().saturating_sub(1) {
             let joined = format!(
                 "{}{}",
                 entries.names[tokens[at] as usize],
                 entries.names[tokens[at + 1] as usize]
             );
-            if let Some(&id) = ids.get(joined.as_str()) {
-                let score = entries.scores[id as usize];
-                if best.is_none_or(|(s, ..)| score > s) {
-                    best = Some((score, at, id));
-                }
+            if let Some(&id) = ids.get(joined.as_str())
+                && entries.scores[id as usize] > best_score
+            {
+                best_score = entries.scores[id as usize];
+                best = Some((at, id));
             }
         }
-        let Some((_, at, id)) = best else {
+        let Some((at, id)) = best else {
             return tokens;
         };
         tokens[at] = id;
@@ -305,7 +433,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(ProptestConfig::with_cases(500))]
         #[test]
         fn encoding_equals_llama2c_on_its_own_pieces(ids in prop::collection::vec(259usize..512, 0..24)) {
             check(&ids.iter().map(|&id| ENTRIES.names[id].as_str()).collect::<String>());
@@ -314,6 +442,31 @@ mod tests {
         #[test]
         fn encoding_equals_llama2c_on_any_text(text in any::<String>()) {
             check(&text);
+        }
+
+        /// Small vocabularies with many equal scores, where "leftmost" decides; -1e10 and -0 among them.
+        #[test]
+        fn encoding_equals_llama2c_among_equal_scores(
+            tokens in prop::collection::btree_set("[ ab]{1,5}", 0..30),
+            scores in prop::collection::vec(prop::sample::select(vec![0.0, -0.0, -1.0, -2.0, -1e9, -1e10, f32::NEG_INFINITY]), 30),
+            text in "[ abc]{0,24}",
+        ) {
+            let mut entries = Entries { names: ENTRIES.names[..FIXED].to_vec(), scores: vec![0.0; FIXED] };
+            for (name, &score) in tokens.iter().zip(&scores) {
+                entries.names.push(name.clone());
+                entries.scores.push(score);
+            }
+            let tokenizer = convert(&entries).unwrap();
+            prop_assert_eq!(tokenizer.encode(&text, false).unwrap(), encode_plainly(&entries, &text));
+        }
+
+        /// What is saved and opened again is the library's; the sample file has no equal scores.
+        #[test]
+        fn the_saved_form_equals_llama2c(text in any::<String>()) {
+            let encoding = TOKENIZER.encode_with(&text, false, crate::SpecialTokens::Parse).unwrap();
+            if !text.contains("s>") && !text.contains("<unk>") {
+                prop_assert_eq!(encoding, encode_plainly(&ENTRIES, &text));
+            }
         }
 
         #[test]

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::chat::ChatTemplate;
 use crate::error::{Result, TokenizerError};
 use crate::tokenizer::{END_OF_TEXT, IM_END, IM_START, PAD, SpecialIds, SpecialNames, Tokenizer};
+use crate::vocabulary::Token;
 
 /// Larger than any published `tokenizer.json` (the largest known, of Gemma 3, has 33 MB).
 const LARGEST_TOKENIZER: u64 = 128 << 20;
@@ -31,7 +32,7 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
         (path.parent().unwrap_or(Path::new(".")), path.to_path_buf())
     };
     let json = read_bounded(&file, LARGEST_TOKENIZER)?;
-    let (hf, decoder) = parse(&json).map_err(|reason| TokenizerError::file(&file, reason))?;
+    let (hf, value) = parse(&json).map_err(|reason| TokenizerError::file(&file, reason))?;
 
     let generation = optional_json(&dir.join("generation_config.json"))?;
     let model = optional_json(&dir.join("config.json"))?;
@@ -58,6 +59,17 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
     special.pad = special.pad.or(names.pad.as_deref().and_then(id_of));
     add(&mut special.eos, names.eos.as_deref().and_then(id_of));
     let (special, names) = with_our_own(special, names, id_of);
+    if let Some(bos) = special.bos
+        && hf.id_to_token(bos).is_none()
+    {
+        return Err(TokenizerError::file(
+            dir,
+            format!(
+                "its config names bos_token_id {bos}, which its tokenizer.json does not have; the files belong to \
+                 different models"
+            ),
+        ));
+    }
 
     let template_path = dir.join("chat_template.jinja");
     let template = if template_path.is_file() {
@@ -74,11 +86,11 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
         ),
         None => None,
     };
-    Tokenizer::assemble(hf, json, &decoder, special, names, template)
+    Tokenizer::assemble(hf, json, &value, special, names, template)
         .map_err(|reason| TokenizerError::file(&file, reason))
 }
 
-/// The bytes of a `tokenizer.json` -> the library's tokenizer and the decoder's JSON.
+/// The bytes of a `tokenizer.json` -> the library's tokenizer and the file as plain JSON.
 pub(crate) fn parse(json: &[u8]) -> Result<(tokenizers::Tokenizer, Value), String> {
     let value: Value = serde_json::from_slice(json).map_err(|e| {
         format!("it is not a tokenizer.json: {e}; take the file from its source again")
@@ -94,15 +106,17 @@ pub(crate) fn parse(json: &[u8]) -> Result<(tokenizers::Tokenizer, Value), Strin
                 .to_string()
         })?
         .map_err(|e| format!("the tokenizers library refuses it: {e}"))?;
-    Ok((hf, value["decoder"].clone()))
+    Ok((hf, value))
 }
 
-/// `tokens[id] = (name, name the decoder sees, special)`.
-pub(crate) fn tokens_by_id(
-    hf: &tokenizers::Tokenizer,
-) -> Result<Vec<Option<(String, String, bool)>>, String> {
+/// The vocabulary by id, with holes as `None`.
+pub(crate) fn tokens_by_id(hf: &tokenizers::Tokenizer) -> Result<Vec<Option<Token>>, String> {
     let vocab = hf.get_vocab(true);
-    let Some(&largest) = vocab.values().max() else {
+    let added = hf.get_added_vocabulary();
+    let ids = vocab
+        .values()
+        .chain(added.get_added_tokens_decoder().keys());
+    let Some(&largest) = ids.max() else {
         return Err("its vocabulary is empty".to_string());
     };
     if largest >= LARGEST_ID {
@@ -112,18 +126,25 @@ pub(crate) fn tokens_by_id(
     }
     let mut tokens = vec![None; largest as usize + 1];
     for (name, id) in vocab {
-        let slot: &mut Option<(String, String, bool)> = &mut tokens[id as usize];
+        let slot: &mut Option<Token> = &mut tokens[id as usize];
         // Two names for one id: keep the smaller, so that the result does not depend on hash order.
-        if slot.as_ref().is_none_or(|(other, ..)| name < *other) {
-            *slot = Some((name.clone(), name, false));
+        if slot.as_ref().is_none_or(|other| name < other.name) {
+            *slot = Some(Token {
+                seen: name.clone(),
+                name,
+                special: false,
+            });
         }
     }
-    let added = hf.get_added_vocabulary();
     for (&id, token) in added.get_added_tokens_decoder() {
         let seen = added
             .simple_id_to_token(id)
             .unwrap_or_else(|| token.content.clone());
-        tokens[id as usize] = Some((token.content.clone(), seen, token.special));
+        tokens[id as usize] = Some(Token {
+            name: token.content.clone(),
+            seen,
+            special: token.special,
+        });
     }
     Ok(tokens)
 }

@@ -14,7 +14,9 @@ use serde_json::json;
 
 use crate::chat::{ChatTemplate, Message};
 use crate::detokenizer::Detokenizer;
+use crate::direct::{self, Seen};
 use crate::error::{Result, TokenizerError};
+use crate::llama2c::Greedy;
 use crate::vocabulary::Vocabulary;
 
 /// Ends a document; `bos` and `eos` of pre-training. Id 0 in tokenizers trained here.
@@ -67,8 +69,18 @@ pub struct Tokenizer {
     special: SpecialIds,
     names: SpecialNames,
     template: Option<ChatTemplate>,
-    /// llama2.c strips a space after every `bos`, not only at the start.
-    strips_after_bos: bool,
+    /// How plain text is encoded.
+    way: Way,
+}
+
+/// How plain text is encoded; text whose special tokens are parsed always goes by the library.
+enum Way {
+    /// The `tokenizers` crate.
+    Library,
+    /// Word by word; see [`crate::direct`].
+    Words,
+    /// As llama2.c does; it also strips a space after every `bos`, not only at the start.
+    Greedy(Greedy),
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -95,17 +107,18 @@ impl Tokenizer {
         crate::llama2c::open(path.as_ref(), vocab_size)
     }
 
-    /// Put the parts together. `json` is what `hf` was read from; the error is a reason without a path.
+    /// Put the parts together. `json` is what `hf` was read from, `value` the same parsed; the error is a
+    /// reason without a path.
     pub(crate) fn assemble(
         mut hf: tokenizers::Tokenizer,
         json: Vec<u8>,
-        decoder: &serde_json::Value,
+        value: &serde_json::Value,
         special: SpecialIds,
         names: SpecialNames,
         template: Option<ChatTemplate>,
     ) -> Result<Tokenizer, String> {
         let tokens = crate::open::tokens_by_id(&hf)?;
-        let vocabulary = Vocabulary::new(tokens, decoder)?;
+        let vocabulary = Vocabulary::new(tokens, &value["decoder"])?;
         hf.with_padding(None);
         hf.with_truncation(None).map_err(|e| e.to_string())?;
         hf.set_encode_special_tokens(true);
@@ -117,12 +130,16 @@ impl Tokenizer {
             special,
             names,
             template,
-            strips_after_bos: false,
+            way: if direct::applies(value) {
+                Way::Words
+            } else {
+                Way::Library
+            },
         })
     }
 
-    pub(crate) fn stripping_after_bos(mut self) -> Self {
-        self.strips_after_bos = true;
+    pub(crate) fn encoding_as_llama2c(mut self, greedy: Greedy) -> Self {
+        self.way = Way::Greedy(greedy);
         self
     }
 
@@ -145,21 +162,47 @@ impl Tokenizer {
         add_special: bool,
         special: SpecialTokens,
     ) -> Result<Vec<u32>> {
-        let hf = match special {
-            SpecialTokens::Text => &self.plain,
-            SpecialTokens::Parse => self.parsing(),
-        };
-        // A stranger's tokenizer.json can hold what makes the library panic only when a text meets it.
-        let encoding = catch_unwind(AssertUnwindSafe(|| hf.encode_fast(text, add_special)))
-            .map_err(|_| {
-                TokenizerError::Encode(
-                    "this tokenizer.json is broken: the tokenizers library stopped on it; take the file from its \
-                     source again"
-                        .to_string(),
-                )
-            })?
-            .map_err(|e| TokenizerError::Encode(format!("the tokenizers library says: {e}")))?;
+        match (special, &self.way) {
+            (SpecialTokens::Text, Way::Words) => self.encode_words(text, &mut Seen::default()),
+            (SpecialTokens::Text, Way::Greedy(greedy)) => {
+                let bos = self.special.bos.filter(|_| add_special);
+                Ok(bos.into_iter().chain(greedy.encode(text)).collect())
+            }
+            (SpecialTokens::Text, Way::Library) => {
+                self.encode_by_library(&self.plain, text, add_special)
+            }
+            (SpecialTokens::Parse, _) => self.encode_by_library(self.parsing(), text, add_special),
+        }
+    }
+
+    /// The `tokenizers` crate's own way, for any tokenizer.
+    fn encode_by_library(
+        &self,
+        hf: &tokenizers::Tokenizer,
+        text: &str,
+        add_special: bool,
+    ) -> Result<Vec<u32>> {
+        let encoding = guarded(|| hf.encode_fast(text, add_special))?;
+        // A post-processor names ids of its own, which the vocabulary need not have.
+        if let Some(id) = encoding
+            .get_ids()
+            .iter()
+            .find(|&&id| id as usize >= self.vocab_size())
+        {
+            return Err(TokenizerError::Encode(format!(
+                "this tokenizer.json puts the id {id} into a text, but its vocabulary ends at {}; mend its \
+                 post_processor",
+                self.vocab_size()
+            )));
+        }
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// [`crate::direct`]; there is no post-processor then, so nothing is put around the text.
+    fn encode_words(&self, text: &str, seen: &mut Seen) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        guarded(|| direct::encode(self.plain.get_model(), text, seen, &mut ids))?;
+        Ok(ids)
     }
 
     /// [`Tokenizer::encode`] for many texts on all cores; the result is in the order of `texts`.
@@ -168,6 +211,14 @@ impl Tokenizer {
         texts: &[S],
         add_special: bool,
     ) -> Result<Vec<Vec<u32>>> {
+        if matches!(self.way, Way::Words) {
+            return texts
+                .par_iter()
+                .map_init(Seen::default, |seen, text| {
+                    self.encode_words(text.as_ref(), seen)
+                })
+                .collect();
+        }
         texts
             .par_iter()
             .map(|text| self.encode(text.as_ref(), add_special))
@@ -306,7 +357,9 @@ impl Tokenizer {
     }
 
     fn strip_bos(&self) -> Option<u32> {
-        self.special.bos.filter(|_| self.strips_after_bos)
+        self.special
+            .bos
+            .filter(|_| matches!(self.way, Way::Greedy(_)))
     }
 
     fn template_or_error(&self) -> Result<&ChatTemplate> {
@@ -317,5 +370,65 @@ impl Tokenizer {
                     .to_string(),
             )
         })
+    }
+}
+
+/// Run the library where a panic is caught: a stranger's `tokenizer.json` can hold what makes it panic only
+/// when a text meets it.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|_| {
+            TokenizerError::Encode(
+                "this tokenizer.json is broken: the tokenizers library stopped on it; take the file from its source \
+                 again"
+                    .to_string(),
+            )
+        })?
+        .map_err(|e| TokenizerError::Encode(format!("the tokenizers library says: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::{TrainConfig, train};
+    use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    static TRAINED: LazyLock<Tokenizer> = LazyLock::new(|| {
+        let text = include_str!("tokenizer.rs").to_string();
+        let config = TrainConfig {
+            vocab_size: 700,
+            ..TrainConfig::default()
+        };
+        train(&config, [Ok(text)]).unwrap()
+    });
+
+    fn check(text: &str) {
+        assert!(matches!(TRAINED.way, Way::Words));
+        let library = TRAINED
+            .encode_by_library(&TRAINED.plain, text, true)
+            .unwrap();
+        assert_eq!(TRAINED.encode(text, true).unwrap(), library, "{text:?}");
+        let batch = TRAINED.encode_batch(&[text, text], true).unwrap();
+        assert_eq!(batch, [library.clone(), library]);
+    }
+
+    #[test]
+    fn the_short_way_equals_the_library_on_source_code() {
+        check(include_str!("chat.rs"));
+        check(include_str!("../../../data/tales/README.md"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+        #[test]
+        fn the_short_way_equals_the_library(text in any::<String>()) {
+            check(&text);
+        }
+
+        #[test]
+        fn the_short_way_equals_the_library_on_words(text in "([a-z]{1,9}|[ \\n]{1,3}|<\\|im_end\\|>|['.,1é]){0,40}") {
+            check(&text);
+        }
     }
 }

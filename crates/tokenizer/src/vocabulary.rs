@@ -22,6 +22,17 @@ pub(crate) enum Start {
     Without { what: char },
 }
 
+/// One entry of a file's vocabulary.
+#[derive(Clone, Debug)]
+pub(crate) struct Token {
+    /// As the file writes it.
+    pub(crate) name: String,
+    /// What the decoder is given (differs where an added token was normalized).
+    pub(crate) seen: String,
+    /// A control token?
+    pub(crate) special: bool,
+}
+
 /// All tokens by id: their names, their bytes, and whether they are special.
 #[derive(Clone, Debug)]
 pub(crate) struct Vocabulary {
@@ -33,11 +44,8 @@ pub(crate) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// `tokens[id] = (name, name the decoder sees, special)`, holes are `None`.
-    pub(crate) fn new(
-        tokens: Vec<Option<(String, String, bool)>>,
-        decoder: &Value,
-    ) -> Result<Self, String> {
+    /// `tokens[id]`; holes are `None`.
+    pub(crate) fn new(tokens: Vec<Option<Token>>, decoder: &Value) -> Result<Self, String> {
         let scheme = Scheme::parse(decoder)?;
         let mut new = Vocabulary {
             names: Vec::with_capacity(tokens.len()),
@@ -47,10 +55,10 @@ impl Vocabulary {
             start: scheme.start,
         };
         for token in tokens {
-            if let Some((name, seen, special)) = token {
-                scheme.piece(&seen, &mut new.bytes);
-                new.names.push(Some(name.into_boxed_str()));
-                new.special.push(special);
+            if let Some(token) = token {
+                scheme.piece(&token.seen, &mut new.bytes);
+                new.names.push(Some(token.name.into_boxed_str()));
+                new.special.push(token.special);
             } else {
                 new.names.push(None);
                 new.special.push(false);
@@ -276,7 +284,13 @@ mod tests {
     fn pieces(decoder: Value, tokens: &[&str]) -> Result<Vec<Vec<u8>>, String> {
         let tokens = tokens
             .iter()
-            .map(|t| Some((t.to_string(), t.to_string(), false)))
+            .map(|t| {
+                Some(Token {
+                    name: t.to_string(),
+                    seen: t.to_string(),
+                    special: false,
+                })
+            })
             .collect::<Vec<_>>();
         let vocabulary = Vocabulary::new(tokens, &decoder)?;
         Ok((0..vocabulary.len() as u32)

@@ -253,6 +253,37 @@ fn hostile_files_are_refused_with_a_sentence() {
 }
 
 #[test]
+fn an_id_outside_the_vocabulary_is_refused() {
+    let mut file = spaced(false);
+    file["post_processor"]["special_tokens"]["<s>"]["ids"] = json!([4_000_000_000_u32]);
+    let tokenizer = open(&file).unwrap();
+    let error = tokenizer.encode("the", true).unwrap_err().to_string();
+    assert!(error.contains("4000000000"), "{error}");
+    assert!(tokenizer.encode("the", false).is_ok());
+    let dir = saved();
+    std::fs::write(dir.path().join("config.json"), "{\"bos_token_id\": 5000}").unwrap();
+    let error = Tokenizer::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("bos_token_id 5000"), "{error}");
+}
+
+#[test]
+fn a_pattern_too_large_is_refused() {
+    for pattern in [
+        "((a{1000}){1000}){1000}",
+        "(((?=b)a{1000}){1000}){1000}",
+        "(?<=(a{1000}){1000})b",
+    ] {
+        let mut file = byte_level();
+        file["pre_tokenizer"] = json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+            "invert": false});
+        match open(&file) {
+            Ok(tokenizer) => assert!(tokenizer.encode(&"ab".repeat(100), false).is_ok()),
+            Err(error) => assert!(error.contains("tokenizer.json"), "{error}"),
+        }
+    }
+}
+
+#[test]
 fn a_slow_pattern_ends() {
     let mut file = byte_level();
     file["pre_tokenizer"] = json!({"type": "Split", "pattern": {"Regex": "(a+)+(?!x)b|(?=y)z"}, "behavior": "Isolated",
@@ -282,10 +313,10 @@ proptest! {
         if let Some(cut) = cut {
             bytes.truncate(cut.index(bytes.len()));
         }
-        if let Ok(tokenizer) = open_bytes(&bytes) {
-            if let Ok(ids) = tokenizer.encode("the a <|end|> 日", true) {
-                let _ = tokenizer.decode(&ids, true);
-            }
+        if let Ok(tokenizer) = open_bytes(&bytes)
+            && let Ok(ids) = tokenizer.encode("the a <|end|> 日", true)
+        {
+            let _ = tokenizer.decode(&ids, true);
         }
     }
 
