@@ -288,8 +288,10 @@ impl Tokenizer {
             .render(messages, add_generation_prompt)
     }
 
-    /// Render a conversation and encode it: special tokens that the template wrote are tokens, the same
-    /// strings inside a message are text. See [`ChatTemplate`] for how the two are told apart.
+    /// Render a conversation and encode it: special tokens that the template wrote are tokens, the same strings
+    /// inside a message are text. While the template runs, each special token's name inside a message is
+    /// one private-use character; the result is cut at the special tokens it holds then, which are the template's
+    /// own, and the parts between are encoded as plain text with the names put back.
     pub fn encode_chat(
         &self,
         messages: &[Message],
