@@ -1,9 +1,9 @@
 //! How near the palettized products come to what the machine can give.
 //!
-//! Decode: the weights of whole models stream from memory, and a plain read of the very same bytes
-//! runs before and after each pass. Prefill: 512 tokens, beside the int8 rate of registers alone.
-//! Everything alternates, because a shared machine drifts; medians (and best) of the rounds are
-//! printed. Run on quiet cores:
+//! Decode: the weights of whole models stream from memory, and a plain read of as many bytes
+//! takes turns with each product. Prefill: 512 tokens, beside the int8 rate of registers alone.
+//! Everything alternates, and short runs are compared, because a shared machine drifts and
+//! interrupts: figures of two threads still need quiet cores.
 //!
 //! ```text
 //! cargo run --release -p russet-kernels --example palette_bandwidth [decode|cache|batch|prefill|dense] [rounds]
@@ -74,6 +74,12 @@ impl Model {
         }
     }
 
+    /// Where the weights of one product lie.
+    fn bytes(&self, index: usize) -> Range<usize> {
+        let (rows, cols, start) = self.products[index];
+        start..start + rows * cols * self.kind / 8
+    }
+
     /// One pass over all weights.
     fn pass(&self, pool: &Pool, inputs: &[(usize, QuantizedRows)], out: &mut [f32]) {
         self.some(0..self.products.len(), pool, inputs, out);
@@ -88,7 +94,7 @@ impl Model {
         out: &mut [f32],
     ) {
         for &(rows, cols, start) in &self.products[which] {
-            let data = &self.data[start..start + rows * cols * self.kind / 8];
+            let data = &self.data[start..][..rows * cols * self.kind / 8];
             let x = &inputs
                 .iter()
                 .find(|(width, _)| *width == cols)
@@ -150,39 +156,61 @@ fn median_and_best(mut rates: Vec<f64>) -> (f64, f64) {
     (rates[rates.len() / 2], rates[rates.len() - 1])
 }
 
+/// Times of one of a layer's four products, over layers and rounds.
+#[derive(Default)]
+struct Times {
+    stream: Vec<f64>,
+    product: Vec<f64>,
+}
+
+/// The value that `tenths` of ten are below.
+fn quantile(times: &[f64], tenths: usize) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    times[times.len() * tenths / 10]
+}
+
 fn decode(rounds: usize, batch: &[usize]) {
     println!(
-        "GB/s of weights from memory, median / best; `stream` is a plain read of the same bytes"
+        "GB/s of weights from memory; `stream` is a plain read of as many bytes. Of the times of"
     );
+    println!("each product of a layer, alternating with the stream: upper decile (median)");
     for shape in &SHAPES {
         for kind in [4, 2, 8] {
             let model = Model::new(shape, kind);
-            let gigabytes = model.data.len() as f64 / 1e9;
+            let gigabytes = model.bytes(3).end as f64 / 1e9; // of a layer
+            let count = model.products.len();
             for threads in [1, 2] {
                 let pool = Pool::new(threads).expect("an instruction set");
                 for &tokens in batch {
                     let x = inputs(&pool, tokens);
                     let mut out = vec![0.0; tokens * 16384];
-                    let (mut stream, mut product, mut share) = (vec![], vec![], vec![]);
-                    for round in 0..=rounds {
-                        let before = seconds(|| probe::stream(&pool, &model.data));
-                        let ours = seconds(|| model.pass(&pool, &x, &mut out));
-                        let after = seconds(|| probe::stream(&pool, &model.data));
-                        if round > 0 {
-                            stream.push(gigabytes * 2.0 / (before + after));
-                            product.push(gigabytes / ours);
-                            share.push((before + after) / 2.0 / ours);
-                        }
+                    let mut times: [Times; 4] = Default::default();
+                    for at in 0..count * rounds {
+                        let index = at % count;
+                        // Far enough from the product at hand that neither warms the other's bytes.
+                        let far = (index + count / 8 * 4) % count;
+                        let far = &model.data[model.bytes(far)];
+                        let times = &mut times[index % 4];
+                        times.stream.push(seconds(|| probe::stream(&pool, far)));
+                        let product = || model.some(index..index + 1, &pool, &x, &mut out);
+                        times.product.push(seconds(product));
                     }
-                    let (stream, product) = (median_and_best(stream), median_and_best(product));
+                    let rate = |of: fn(&Times) -> &[f64], tenths| {
+                        gigabytes
+                            / times
+                                .iter()
+                                .map(|times| quantile(of(times), tenths))
+                                .sum::<f64>()
+                    };
+                    let [stream, stream_median] = [1, 5].map(|at| rate(|times| &times.stream, at));
+                    let [product, product_median] =
+                        [1, 5].map(|at| rate(|times| &times.product, at));
                     println!(
-                        "{:>5} {kind} bits, {threads} threads, {tokens:>2} tokens: {:5.1} / {:5.1}, stream {:5.1} / {:5.1}, share {:3.0} %",
+                        "{:>5} {kind} bits, {threads} threads, {tokens:>2} tokens: {product:5.1} ({product_median:5.1}), stream {stream:5.1} ({stream_median:5.1}), share {:3.0} % ({:3.0} %)",
                         shape.name,
-                        product.0,
-                        product.1,
-                        stream.0,
-                        stream.1,
-                        100.0 * median_and_best(share).0,
+                        100.0 * product / stream,
+                        100.0 * product_median / stream_median,
                     );
                 }
             }

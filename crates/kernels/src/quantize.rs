@@ -281,13 +281,11 @@ fn quantize_block_avx512(x: &[f32], values: &mut [i8; BLOCK]) -> (f32, i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::tests::every_isa;
     use crate::random;
 
     fn pools() -> impl Iterator<Item = Pool> {
-        let all = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
-        all.into_iter()
-            .filter(|&isa| isa <= Isa::best())
-            .map(|isa| Pool::with_isa(2, isa))
+        every_isa().map(|isa| Pool::with_isa(2, isa))
     }
 
     /// The formula at the top of the module, one block.

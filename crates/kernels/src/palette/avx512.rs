@@ -16,7 +16,7 @@ use std::mem::MaybeUninit;
 
 /// How many bytes before their use weights are asked for. Hardware prefetch stops at each page's
 /// end; this reaches across, and from the end of the strips at hand into the next ones.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 8192;
 
 /// See [`super::strips::Tile`].
 pub(super) unsafe fn tile(
@@ -81,14 +81,16 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
     let lines = strips.lines();
     let per_block = BITS * BLOCK / 32; // lines
     let inputs = 32 / BITS; // of a line
-    let few = T * S <= 8;
+    // A `vpdpbusd` takes four or five cycles and two can start in each, so a few tokens x strips are
+    // spread over more accumulators, group by group. Int32 sums do not mind the order.
+    let chains = (if T * S <= 2 { 4 } else { 2 }).min(if T * S <= 8 { 8 / BITS } else { 1 });
     let mut tables = [_mm512_setzero_si512(); S];
     for (s, table) in tables.iter_mut().enumerate() {
         *table = unsigned_table::<BITS>(strips, first + s);
     }
     let stride = lines * LINE;
     let blocks = lines.div_ceil(per_block);
-    let ahead = AHEAD / (per_block * LINE); // blocks
+    let ahead = AHEAD / S / (per_block * LINE); // blocks
     let mut totals = [[_mm512_setzero_ps(); T]; S];
     let in_memory = T * S > 12;
     let memory = memory.0.as_mut_ptr().cast::<__m512>();
@@ -116,17 +118,14 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
             let weights = strips.data.as_ptr().add(first * stride);
             let x = panel.values.as_ptr().add(at * BLOCK);
             let corrections = panel.corrections.as_ptr().add(at);
-            let mut sums = [[_mm512_setzero_si512(); T]; S];
+            let mut sums = [[[_mm512_setzero_si512(); T]; S]; 4];
             for t in 0..T {
                 for s in 0..S {
-                    sums[s][t] = _mm512_set1_epi32(*corrections.add(t));
+                    sums[0][s][t] = _mm512_set1_epi32(*corrections.add(t));
                 }
             }
-            // A `vpdpbusd` takes four or five cycles and two can start in each, so a few tokens x
-            // strips are spread over twice the accumulators. Int32 sums do not mind the order.
-            let mut others = [[_mm512_setzero_si512(); T]; S];
             macro_rules! group {
-                ($sums:ident, $group:literal, $packed:ident, $x:ident) => {
+                ($group:literal, $packed:ident, $x:ident) => {
                     let mut decoded = [_mm512_setzero_si512(); S];
                     for s in 0..S {
                         decoded[s] = decode::<BITS, $group>($packed[s], tables[s]);
@@ -135,7 +134,8 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
                         let four = $x.add(t * BLOCK + $group * 4).cast::<i32>();
                         let four = _mm512_set1_epi32(four.read_unaligned());
                         for s in 0..S {
-                            $sums[s][t] = _mm512_dpbusd_epi32($sums[s][t], decoded[s], four);
+                            let sum = &mut sums[$group % chains][s][t];
+                            *sum = _mm512_dpbusd_epi32(*sum, decoded[s], four);
                         }
                     }
                 };
@@ -157,21 +157,13 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
                     }
                 }
                 let x = x.add((line - first_line) * inputs);
-                group!(sums, 0, packed, x);
+                group!(0, packed, x);
                 if BITS <= 4 {
-                    if few {
-                        group!(others, 1, packed, x);
-                    } else {
-                        group!(sums, 1, packed, x);
-                    }
+                    group!(1, packed, x);
                 }
                 if BITS == 2 {
-                    group!(sums, 2, packed, x);
-                    if few {
-                        group!(others, 3, packed, x);
-                    } else {
-                        group!(sums, 3, packed, x);
-                    }
+                    group!(2, packed, x);
+                    group!(3, packed, x);
                 }
             }
             // Hides the pointer; else the compiler carries totals from block to block in registers,
@@ -180,11 +172,10 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
             for t in 0..T {
                 let scale = _mm512_set1_ps(*panel.scales.as_ptr().add(at + t));
                 for s in 0..S {
-                    let sum = if few {
-                        _mm512_add_epi32(sums[s][t], others[s][t])
-                    } else {
-                        sums[s][t]
-                    };
+                    let mut sum = sums[0][s][t];
+                    for chain in 1..chains {
+                        sum = _mm512_add_epi32(sum, sums[chain][s][t]);
+                    }
                     let sum = _mm512_cvtepi32_ps(sum);
                     if in_memory {
                         let total = memory.add(s * T + t);
@@ -234,18 +225,22 @@ fn decode<const BITS: usize, const GROUP: usize>(packed: __m512i, table: __m512i
 }
 
 /// A strip's palette as int8 + 128, repeated over 64 bytes; for 8 bits the constant 128.
-#[inline(never)]
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 fn unsigned_table<const BITS: usize>(strips: &Strips<'_>, strip: usize) -> __m512i {
     if BITS == 8 {
         return _mm512_set1_epi8(-128);
     }
-    let mut bytes = [0u8; LINE];
-    for bytes in bytes.chunks_exact_mut(1 << BITS) {
-        for (byte, &entry) in bytes.iter_mut().zip(strips.table(strip)) {
-            *byte = (entry as u8) ^ 128;
+    let palette = strips.table(strip);
+    assert_eq!(palette.len(), 1 << BITS);
+    // SAFETY: 4 entries are 4 bytes, 16 are 16.
+    unsafe {
+        if BITS == 2 {
+            let entries = palette.as_ptr().cast::<u32>().read_unaligned();
+            _mm512_set1_epi32((entries ^ 0x8080_8080) as i32)
+        } else {
+            let entries = _mm_loadu_si128(palette.as_ptr().cast());
+            _mm512_broadcast_i32x4(_mm_xor_si128(entries, _mm_set1_epi8(-128)))
         }
     }
-    // SAFETY: `bytes` has 64 bytes.
-    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }

@@ -60,31 +60,37 @@ unsafe fn one(strips: &Strips<'_>, strip: usize, panel: &Panel<'_>, out: Output)
 }
 
 /// The int8 weights of one strip and one block of 128 inputs; 0 past the last line.
-pub(super) fn decode(
-    strips: &Strips<'_>,
-    strip: usize,
-    block: usize,
-    weights: &mut [[i8; BLOCK]; STRIP],
-) {
-    let (bits, inputs) = (strips.format.bits(), strips.format.inputs());
+fn decode(strips: &Strips<'_>, strip: usize, block: usize, weights: &mut [[i8; BLOCK]; STRIP]) {
+    let inputs = strips.format.inputs();
     let per_block = BLOCK / inputs;
+    let table = strips.table(strip);
+    let entry = |index: u8| table[usize::from(index)];
     let lines = strips
         .strip(strip)
         .chunks_exact(LINE)
         .skip(block * per_block)
         .take(per_block);
-    let table = strips.table(strip);
     let mut done = 0;
     for line in lines {
-        for (row, bytes) in line.chunks_exact(4).enumerate() {
-            let weights = &mut weights[row][done..done + inputs];
-            for (place, weight) in weights.iter_mut().enumerate() {
-                let value = bytes[place % 4] >> (place / 4 * bits);
-                *weight = match strips.format {
-                    Format::Two => table[usize::from(value & 3)],
-                    Format::Four => table[usize::from(value & 15)],
-                    Format::Eight => value as i8,
-                };
+        for (row, bytes) in weights.iter_mut().zip(line.chunks_exact(4)) {
+            let row = &mut row[done..done + inputs];
+            // The match is out here, so that a lane decodes without asking again.
+            match strips.format {
+                Format::Two => {
+                    for (place, weight) in row.iter_mut().enumerate() {
+                        *weight = entry(bytes[place % 4] >> (place / 4 * 2) & 3);
+                    }
+                }
+                Format::Four => {
+                    for (place, weight) in row.iter_mut().enumerate() {
+                        *weight = entry(bytes[place % 4] >> (place / 4 * 4) & 15);
+                    }
+                }
+                Format::Eight => {
+                    for (byte, weight) in bytes.iter().zip(row) {
+                        *weight = *byte as i8;
+                    }
+                }
             }
         }
         done += inputs;

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::int8::{self, Int8Matrix};
+use crate::isa::tests::every_isa;
 use crate::quantize::BLOCK;
 use crate::{Isa, Pool, random};
 use proptest::prelude::*;
@@ -90,9 +91,7 @@ impl Owned {
 
 /// Every instruction set of this machine, with one thread and with three.
 fn pools() -> Vec<Pool> {
-    [Isa::Scalar, Isa::Avx2, Isa::Avx512]
-        .into_iter()
-        .filter(|&isa| isa <= Isa::best())
+    every_isa()
         .flat_map(|isa| [Pool::with_isa(1, isa), Pool::with_isa(3, isa)])
         .collect()
 }
