@@ -1,15 +1,16 @@
 //! Documents packed into sequences.
 //!
-//! The stream of a shard's tokens is cut into windows of T tokens, met in an order that a keyed permutation gives anew each
+//! The stream of a shard's tokens is cut into windows of T targets, met in an order that a keyed permutation gives anew each
 //! epoch. From the second epoch on the cuts begin at another offset, so that a text is not always broken at the same word.
-//! Within a window each document is a segment of its own: tokens attend only within it, positions count from its start,
-//! and no target reaches across its end. A document's last token is `<|endoftext|>`; predicting it counts, predicting
-//! from it what comes next does not, since that is another text.
+//! Within a window each document is a segment of its own: tokens attend only within it, and positions count from where it
+//! or the window begins. Every token is a target once an epoch. The input before a document's first token is the token
+//! that begins texts, and its last target is the one that ends them (`<|endoftext|>` both, in tokenizers trained here):
+//! what is measured and generated later begins and ends the same way, and nothing is predicted from another document.
 //!
 //! ```text
-//! tokens    t  h  e     c  a  t  ⏹  O  n  c  e
-//! segments  └──────────────────┘  └─────────┘
-//! targets   h  e     c  a  t  ⏹  -  n  c  e  …
+//! inputs    ⏹  t  h  e     c  a  t  ⏹  O  n  c
+//! targets   t  h  e     c  a  t  ⏹  O  n  c  e
+//! segments  └───────────────────┘  └────────┘
 //! ```
 //!
 //! Everything is a function of (shard, settings, epoch, index): that pair is the loader's whole state.
@@ -84,6 +85,7 @@ pub struct Packing {
 #[derive(Debug)]
 pub struct PackedShard {
     shard: TokenShard,
+    begin_of_text: u32,
     packing: Packing,
     place: Place,
 }
@@ -97,16 +99,16 @@ struct Place {
 }
 
 impl PackedShard {
-    /// Begins at the first epoch.
+    /// Begins at the first epoch. `begin_of_text` stands before each document's first token.
     ///
     /// # Errors
-    /// When the shard is shorter than one sequence and the token after it.
-    pub fn new(shard: TokenShard, packing: Packing) -> Result<PackedShard> {
-        if shard.tokens() <= packing.sequence_length {
+    /// When the shard is shorter than one sequence.
+    pub fn new(shard: TokenShard, begin_of_text: u32, packing: Packing) -> Result<PackedShard> {
+        if shard.tokens() < packing.sequence_length {
             let problem = format!(
                 "it has {} tokens, but one sequence needs {}; encode more text or lower `train.sequence_length`",
                 shard.tokens(),
-                packing.sequence_length + 1
+                packing.sequence_length
             );
             return Err(TrainError::Data {
                 place: shard.path().to_owned(),
@@ -115,6 +117,7 @@ impl PackedShard {
         }
         Ok(PackedShard {
             shard,
+            begin_of_text,
             packing,
             place: Place::default(),
         })
@@ -122,19 +125,18 @@ impl PackedShard {
 
     /// Where the windows of an epoch begin, and how many there are.
     fn cut(&self, epoch: u64) -> (usize, u64) {
-        let length = self.packing.sequence_length;
-        let targets = self.shard.tokens() - 1; // the last token has none
+        let (length, tokens) = (self.packing.sequence_length, self.shard.tokens());
         let offset = match epoch {
             0 => 0,
             _ => {
-                let room = length.min(targets - length + 1) as u64;
+                let room = length.min(tokens - length + 1) as u64;
                 random::below(self.packing.seed, OFFSET, epoch, room) as usize
             }
         };
-        (offset, ((targets - offset) / length) as u64)
+        (offset, ((tokens - offset) / length) as u64)
     }
 
-    /// The first token of the next window.
+    /// The first target of the next window.
     fn advance(&mut self) -> usize {
         let Place { epoch, index } = self.place;
         let (offset, windows) = self.cut(epoch);
@@ -148,35 +150,40 @@ impl PackedShard {
         let order = Permutation::new(windows, self.packing.seed ^ SHUFFLE, epoch);
         offset + order.at(index) as usize * self.packing.sequence_length
     }
+}
 
-    /// Appends the window that begins at `start`; its weights stay to be set.
-    fn append(&self, start: usize, batch: &mut Batch) -> Result<()> {
-        let (shard, end) = (&self.shard, start + self.packing.sequence_length);
-        let row = batch.tokens.len();
-        batch.tokens.resize(row + self.packing.sequence_length, 0);
-        shard.copy_into(start..end, &mut batch.tokens[row..])?;
-        // The token after the window is a target only.
-        let mut after = [0];
-        shard.copy_into(end..end + 1, &mut after)?;
-        batch.targets.extend_from_slice(&batch.tokens[row + 1..]);
-        batch.targets.push(after[0]);
-
-        let first = shard.document_of(start);
-        let mut document = first;
-        let mut at = start;
-        while at < end {
-            let whole = shard.document(document);
-            let stop = whole.end.min(end);
-            batch.segments.push(stop - at, 0, 0);
-            if whole.end <= end {
-                batch.targets[row + whole.end - 1 - start] = IGNORE;
-            }
-            at = stop;
-            document += 1;
-        }
-        batch.documents.push(first..document);
-        Ok(())
+/// Appends the tokens `range` of a shard as targets, and before each the input that predicts it, cut into segments at the
+/// beginnings of documents. Weights stay to be set.
+pub(crate) fn append(
+    batch: &mut Batch,
+    shard: &TokenShard,
+    begin_of_text: u32,
+    range: Range<usize>,
+) -> Result<()> {
+    let row = batch.tokens.len();
+    batch.targets.resize(row + range.len(), IGNORE);
+    shard.copy_into(range.clone(), &mut batch.targets[row..])?;
+    batch.tokens.push(begin_of_text);
+    batch
+        .tokens
+        .extend_from_slice(&batch.targets[row..row + range.len() - 1]);
+    if range.start > 0 {
+        shard.copy_into(range.start - 1..range.start, &mut batch.tokens[row..=row])?;
     }
+    let first = shard.document_of(range.start);
+    let (mut document, mut at) = (first, range.start);
+    while at < range.end {
+        let whole = shard.document(document);
+        if at == whole.start {
+            batch.tokens[row + at - range.start] = begin_of_text;
+        }
+        let stop = whole.end.min(range.end);
+        batch.segments.push(stop - at, 0, 0);
+        at = stop;
+        document += 1;
+    }
+    batch.documents.push(first..document);
+    Ok(())
 }
 
 impl Batches for PackedShard {
@@ -191,7 +198,8 @@ impl Batches for PackedShard {
             let mut batch = Batch::default();
             for _ in 0..micro_batch_sequences {
                 let start = self.advance();
-                self.append(start, &mut batch)?;
+                let targets = start..start + self.packing.sequence_length;
+                append(&mut batch, &self.shard, self.begin_of_text, targets)?;
             }
             batches.push(batch);
         }

@@ -45,6 +45,7 @@ pub struct Plan {
     validation: Option<PathBuf>,
     shard_tokens: u64,
     shard_documents: u64,
+    begin_of_text: u32,
 }
 
 /// What a plan amounts to.
@@ -187,7 +188,9 @@ impl Plan {
             check_tokenizer(&TokenShard::open(path)?, &tokenizer, &folder)?;
         }
 
-        let config = decoder_config(&settings.model, tokenizer.special(), shard.vocab_size())?;
+        let mut config = decoder_config(&settings.model, tokenizer.special(), shard.vocab_size())?;
+        // A tokenizer that names no beginning of texts begins each with the end of the one before.
+        let begin_of_text = *config.bos.get_or_insert(shard.end_of_text());
         let steps = settings.train.steps.expect("resolved above");
         Ok(Plan {
             config,
@@ -197,6 +200,7 @@ impl Plan {
             validation,
             shard_tokens: shard.tokens() as u64,
             shard_documents: shard.documents() as u64,
+            begin_of_text,
             tokens,
             settings,
         })
@@ -253,6 +257,11 @@ impl Plan {
     /// How the training shard is cut.
     pub fn packing(&self) -> Packing {
         packing(&self.settings.train)
+    }
+
+    /// The token that stands before each document.
+    pub fn begin_of_text(&self) -> u32 {
+        self.begin_of_text
     }
 
     /// Opens the training shard.

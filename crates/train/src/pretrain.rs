@@ -117,7 +117,7 @@ pub fn pretrain(
     let settings = &plan.settings().train;
     let mut ctx = Ctx::new(Arc::new(plan.pool()?));
     let peak_flops = matmul_gflops(&ctx.pool) * 1e9;
-    let mut batches = PackedShard::new(plan.open_train()?, plan.packing())?;
+    let mut batches = PackedShard::new(plan.open_train()?, plan.begin_of_text(), plan.packing())?;
     let mut state = match store.load(
         |decoder| Optimizer::adamw(plan.adamw(), decoder),
         ctx.pool.isa(),
@@ -154,6 +154,7 @@ pub fn pretrain(
         let pass_tokens = plan.packing().micro_batch_sequences * settings.sequence_length;
         Validation::new(
             shard,
+            plan.begin_of_text(),
             settings.validation_tokens,
             settings.sequence_length,
             pass_tokens,

@@ -132,7 +132,7 @@ impl StateStore {
             Err(_) if is_missing(&self.dir) => return Ok(None),
             Err(stale) => {
                 let problem = format!(
-                    "this is no state to go on from: {stale}. Undo that, or start over (--restart), which loses it"
+                    "this is no state to go on from: {stale}. Undo that, or remove the folder to start over"
                 );
                 return Err(TrainError::State {
                     dir: self.dir.clone(),

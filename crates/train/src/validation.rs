@@ -4,18 +4,19 @@
 //! tokenizer, bits per byte do not.
 //!
 //! ```text
-//! nats per token = Σ loss / predicted tokens          bits per byte = Σ loss / (ln 2 · bytes of the documents)
+//! nats per token = Σ loss / tokens             over all tokens, `<|endoftext|>` too: the training loss's counterpart
+//! bits per byte  = Σ loss / (ln 2 · bytes)     over the tokens of the texts alone
 //! ```
-//! A document's first token is not predicted (nothing stands before it) and its `<|endoftext|>` is, so there are as many
-//! predictions as tokens of text. A document longer than the sequence length is cut; each piece's first prediction sees
-//! one token, so long documents are measured a little harder than they would be in one piece.
+//! A document's first token is predicted from the token that begins texts, as in training. A document longer than the
+//! sequence length is cut; a later piece's first prediction sees one token, so long documents are measured a little harder
+//! than through windows that overlap, as the evaluation of a finished model does.
 
 use russet_model::Decoder;
-use russet_tensor::ops::IGNORE;
-use russet_tensor::{Ctx, Segments};
+use russet_tensor::Ctx;
 use russet_tokenizer::TokenShard;
 use serde::Serialize;
 
+use crate::loader::{Batch, append};
 use crate::permutation::Permutation;
 use crate::{Result, TrainError};
 
@@ -23,6 +24,7 @@ use crate::{Result, TrainError};
 #[derive(Debug)]
 pub struct Validation {
     shard: TokenShard,
+    begin_of_text: u32,
     documents: Vec<usize>, // in rising order
     sequence_length: usize,
     pass_tokens: usize,
@@ -31,11 +33,11 @@ pub struct Validation {
 /// What a validation found.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ValidationResult {
-    /// Mean loss of a predicted token.
+    /// Mean loss of a token.
     pub nats_per_token: f64,
-    /// The losses in bits over the bytes of the texts.
+    /// The losses of the texts' tokens in bits over the bytes of the texts.
     pub bits_per_byte: f64,
-    /// Predicted tokens.
+    /// Tokens, `<|endoftext|>` of each document included.
     pub tokens: u64,
     /// Bytes of the documents.
     pub bytes: u64,
@@ -51,6 +53,7 @@ impl Validation {
     /// When the documents have no bytes, so that there is nothing to measure.
     pub fn new(
         shard: TokenShard,
+        begin_of_text: u32,
         budget: Option<u64>,
         sequence_length: usize,
         pass_tokens: usize,
@@ -70,7 +73,7 @@ impl Validation {
             .iter()
             .map(|&document| shard.document_bytes(document))
             .sum();
-        if bytes == 0 || tokens == documents.len() as u64 {
+        if bytes == 0 {
             let problem =
                 "its documents are empty, so there is nothing to validate on; encode some text"
                     .to_owned();
@@ -81,6 +84,7 @@ impl Validation {
         }
         Ok(Validation {
             shard,
+            begin_of_text,
             documents,
             sequence_length,
             pass_tokens: pass_tokens.max(sequence_length),
@@ -92,72 +96,57 @@ impl Validation {
     /// # Errors
     /// When the shard is damaged.
     pub fn measure(&self, ctx: &mut Ctx, decoder: &Decoder) -> Result<ValidationResult> {
-        let mut pass = Pass::default();
-        let mut sum = ValidationResult {
-            nats_per_token: 0.0,
-            bits_per_byte: 0.0,
-            tokens: 0,
-            bytes: 0,
-            documents: 0,
-        };
-        let mut nats = 0.0;
+        let mut pass = Batch::default();
+        let (mut tokens, mut bytes) = (0, 0);
+        let mut nats = Nats::default();
         for &document in &self.documents {
             let range = self.shard.document(document);
-            sum.bytes += self.shard.document_bytes(document);
-            sum.tokens += range.len() as u64 - 1;
-            sum.documents += 1;
-            let last = range.end - 1; // has nothing to predict
-            for start in (range.start..last).step_by(self.sequence_length) {
-                let end = last.min(start + self.sequence_length);
-                if pass.tokens.len() + (end - start) > self.pass_tokens {
-                    nats += pass.measure(ctx, decoder);
+            bytes += self.shard.document_bytes(document);
+            tokens += range.len() as u64;
+            for start in range.clone().step_by(self.sequence_length) {
+                let piece = start..range.end.min(start + self.sequence_length);
+                if pass.tokens.len() + piece.len() > self.pass_tokens {
+                    nats.add(
+                        ctx,
+                        decoder,
+                        std::mem::take(&mut pass),
+                        self.shard.end_of_text(),
+                    );
                 }
-                pass.append(&self.shard, start..end)?;
+                append(&mut pass, &self.shard, self.begin_of_text, piece)?;
             }
         }
-        nats += pass.measure(ctx, decoder);
-        sum.nats_per_token = nats / sum.tokens as f64;
-        sum.bits_per_byte = nats / std::f64::consts::LN_2 / sum.bytes as f64;
-        Ok(sum)
-    }
-}
-
-/// Tokens that go through the decoder together.
-#[derive(Default)]
-struct Pass {
-    tokens: Vec<u32>,
-    targets: Vec<u32>,
-    segments: Segments,
-}
-
-impl Pass {
-    /// Adds tokens `range` as a segment, each predicting the token after it.
-    fn append(&mut self, shard: &TokenShard, range: std::ops::Range<usize>) -> Result<()> {
-        let row = self.tokens.len();
-        self.tokens.resize(row + range.len(), IGNORE);
-        shard.copy_into(range.clone(), &mut self.tokens[row..])?;
-        self.targets.resize(row + range.len(), IGNORE);
-        shard.copy_into(range.start + 1..range.end + 1, &mut self.targets[row..])?;
-        self.segments.push(range.len(), 0, 0);
-        Ok(())
-    }
-
-    /// The sum of the losses in nats; leaves the pass empty.
-    fn measure(&mut self, ctx: &mut Ctx, decoder: &Decoder) -> f64 {
-        let Pass {
+        nats.add(ctx, decoder, pass, self.shard.end_of_text());
+        Ok(ValidationResult {
+            nats_per_token: (nats.text + nats.end) / tokens as f64,
+            bits_per_byte: nats.text / std::f64::consts::LN_2 / bytes as f64,
             tokens,
-            targets,
-            segments,
-        } = std::mem::take(self);
-        if tokens.is_empty() {
-            return 0.0;
+            bytes,
+            documents: self.documents.len() as u64,
+        })
+    }
+}
+
+/// Sums of losses.
+#[derive(Default)]
+struct Nats {
+    text: f64,
+    end: f64,
+}
+
+impl Nats {
+    /// Adds the losses of what goes through the decoder together; it is never empty.
+    fn add(&mut self, ctx: &mut Ctx, decoder: &Decoder, pass: Batch, end_of_text: u32) {
+        let hidden = decoder.forward(ctx, &pass.tokens, &pass.segments, None);
+        let losses = decoder.token_losses(ctx, &hidden, &pass.targets);
+        for (&loss, &target) in losses.iter().zip(&pass.targets) {
+            let sum = if target == end_of_text {
+                &mut self.end
+            } else {
+                &mut self.text
+            };
+            *sum += f64::from(loss);
         }
-        let hidden = decoder.forward(ctx, &tokens, &segments, None);
-        decoder
-            .token_losses(ctx, &hidden, &targets)
-            .iter()
-            .map(|&loss| f64::from(loss))
-            .sum()
     }
 }
 

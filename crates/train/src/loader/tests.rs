@@ -18,6 +18,8 @@ fn toy(dir: &std::path::Path) -> TokenShard {
     common::shard(dir, &documents)
 }
 
+const BEGIN: u32 = 1;
+
 fn packed(dir: &std::path::Path, micro_batch_sequences: usize) -> PackedShard {
     let packing = Packing {
         sequence_length: 8,
@@ -25,54 +27,62 @@ fn packed(dir: &std::path::Path, micro_batch_sequences: usize) -> PackedShard {
         micro_batch_sequences,
         seed: 3,
     };
-    PackedShard::new(toy(dir), packing).unwrap()
+    PackedShard::new(toy(dir), BEGIN, packing).unwrap()
 }
 
 #[test]
-fn targets_and_segments_end_with_their_document() {
+fn segments_begin_and_end_with_their_document() {
     let dir = tempfile::tempdir().unwrap();
     let shard = toy(dir.path());
+    let end_of_text = shard.end_of_text();
     let mut loader = packed(dir.path(), 2);
-    let (mut ignored, mut counted) = (0, 0);
+    let (mut begun, mut cut) = (0, 0);
     for _ in 0..40 {
         for batch in loader.next().unwrap() {
-            assert_eq!(batch.documents.len(), 2);
+            assert_eq!((batch.documents.len(), batch.tokens.len()), (2, 16));
+            assert!(!batch.targets.contains(&IGNORE) && !batch.tokens.contains(&end_of_text));
             for segment in batch.segments.iter() {
                 let tokens = &batch.tokens[segment.start..][..segment.len];
                 let targets = &batch.targets[segment.start..][..segment.len];
                 let last = segment.len - 1;
-                assert_eq!(
-                    tokens[1..],
-                    targets[..last],
-                    "inside a segment the target is the next token"
-                );
+                assert_eq!(tokens[1..], targets[..last], "the target is the next input");
                 assert!(
-                    !tokens[..last].contains(&shard.end_of_text()),
-                    "a segment ends with its document"
+                    !targets[..last].contains(&end_of_text),
+                    "an end ends its segment"
                 );
-                // The id tells which token comes next in the same document.
-                let follows = (0..shard.tokens() - 1)
-                    .find(|&at| shard.get(at) == tokens[last])
-                    .unwrap()
-                    + 1;
-                if tokens[last] == shard.end_of_text() {
-                    assert_eq!(targets[last], IGNORE, "nothing follows the end of a text");
-                    ignored += 1;
+                // Ids tell document and place.
+                let starts_document = targets[0] == end_of_text || (targets[0] - 4) % 30 == 0;
+                if tokens[0] == BEGIN {
+                    assert!(starts_document, "{targets:?}");
+                    begun += 1;
                 } else {
-                    assert_eq!(
-                        targets[last],
-                        shard.get(follows),
-                        "the target of a cut text is beyond the cut"
-                    );
-                    counted += 1;
+                    assert!(targets[0] == end_of_text || targets[0] == tokens[0] + 1);
+                    cut += 1;
                 }
             }
         }
     }
     assert!(
-        ignored > 20 && counted > 20,
-        "both cases were met: {ignored}, {counted}"
+        begun > 20 && cut > 20,
+        "both cases were met: {begun}, {cut}"
     );
+}
+
+#[test]
+fn every_token_of_every_document_is_a_target() {
+    let dir = tempfile::tempdir().unwrap();
+    let shard = toy(dir.path());
+    let mut batch = Batch::default();
+    append(&mut batch, &shard, BEGIN, 0..shard.tokens()).unwrap();
+    let expected: Vec<u32> = (0..shard.tokens()).map(|at| shard.get(at)).collect();
+    assert_eq!(batch.targets, expected);
+    let lengths: Vec<usize> = batch.segments.iter().map(|segment| segment.len).collect();
+    assert_eq!(lengths, [4, 5, 1, 21, 8, 2, 3, 16, 9]);
+    assert_eq!(
+        batch.tokens.iter().filter(|&&token| token == BEGIN).count(),
+        9
+    );
+    assert_eq!(batch.documents, vec![0..9; 1]);
 }
 
 #[test]
@@ -151,17 +161,6 @@ fn micro_batches_cut_the_same_step() {
 }
 
 #[test]
-fn the_document_list_covers_the_window() {
-    let dir = tempfile::tempdir().unwrap();
-    let loader = packed(dir.path(), 1);
-    let mut batch = Batch::default();
-    loader.append(0, &mut batch).unwrap(); // documents of 4 and 5 tokens: the second is cut
-    assert_eq!(batch.documents, [0..2]);
-    let lengths: Vec<usize> = batch.segments.iter().map(|segment| segment.len).collect();
-    assert_eq!(lengths, [4, 4]);
-}
-
-#[test]
 fn what_is_no_place_or_too_short_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut loader = packed(dir.path(), 1);
@@ -174,25 +173,24 @@ fn what_is_no_place_or_too_short_is_refused() {
         assert!(problem.contains("no place"), "{problem}");
     }
     let packing = Packing {
-        sequence_length: 69,
+        sequence_length: 70,
         ..loader.packing
     };
     let shard = toy(dir.path());
     assert_eq!(shard.tokens(), 69);
-    let problem = PackedShard::new(shard, packing).unwrap_err().to_string();
+    let problem = PackedShard::new(shard, BEGIN, packing)
+        .unwrap_err()
+        .to_string();
     assert!(
         problem.contains("69 tokens") && problem.contains("needs 70"),
         "{problem}"
     );
     // The shortest possible shard has one window, in every epoch.
-    let mut short = PackedShard::new(
-        toy(dir.path()),
-        Packing {
-            sequence_length: 68,
-            ..loader.packing
-        },
-    )
-    .unwrap();
+    let packing = Packing {
+        sequence_length: 69,
+        ..loader.packing
+    };
+    let mut short = PackedShard::new(toy(dir.path()), BEGIN, packing).unwrap();
     assert_eq!(
         [0, 0, 0],
         [short.advance(), short.advance(), short.advance()]

@@ -132,10 +132,14 @@ fn memory_by_formula_is_memory_used() {
         let mut ctx = Ctx::new(Arc::new(plan.pool().unwrap()));
         let decoder = russet_model::Decoder::random(plan.config(), 1);
         let mut gradients = Gradients::default();
-        for batch in PackedShard::new(plan.open_train().unwrap(), plan.packing())
-            .unwrap()
-            .next()
-            .unwrap()
+        for batch in PackedShard::new(
+            plan.open_train().unwrap(),
+            plan.begin_of_text(),
+            plan.packing(),
+        )
+        .unwrap()
+        .next()
+        .unwrap()
         {
             ctx.start_tape(
                 decoder
@@ -154,4 +158,29 @@ fn memory_by_formula_is_memory_used() {
             "micro-batches of {micro_batch}: {ratio}"
         );
     }
+}
+
+#[test]
+fn the_price_before_there_are_tokens_is_that_of_the_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = common::tokens(dir.path());
+    let description = plan(&tokens, &[]).describe();
+    let price = Price::new(common::settings(&[]), description.vocab).unwrap();
+    assert_eq!(
+        (
+            price.parameters,
+            price.steps,
+            price.tokens,
+            price.flops,
+            price.memory
+        ),
+        (
+            description.parameters,
+            description.steps,
+            description.tokens,
+            description.flops,
+            description.memory
+        )
+    );
+    assert_eq!(price.estimate(2.0).seconds_at_peak, price.flops / 2e9);
 }

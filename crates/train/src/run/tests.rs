@@ -139,6 +139,17 @@ fn go(
     progress: &mut dyn Progress,
 ) -> Result<Ended> {
     let interrupt = source.interrupt.clone();
+    go_from(source, &interrupt, ctx, state, steps, progress)
+}
+
+fn go_from(
+    batches: &mut dyn Batches,
+    interrupt: &Interrupt,
+    ctx: &mut Ctx,
+    state: &mut State,
+    steps: u64,
+    progress: &mut dyn Progress,
+) -> Result<Ended> {
     let run = Loop {
         name: "toy",
         steps,
@@ -150,12 +161,12 @@ fn go(
         },
         clip_norm: Some(1.0),
         objective: &NextToken,
-        batches: source,
+        batches,
         measure: None,
         store: None,
         log: None,
         progress,
-        interrupt: &interrupt,
+        interrupt,
         peak_flops: 1e9,
     };
     train(run, ctx, state)
@@ -319,6 +330,59 @@ fn poison_stops_the_run_and_is_named() {
         (before, 3),
         "weights and step are untouched"
     );
+}
+
+/// Two equal sequences of opposite weights so large that the loss is 0 and the gradients overflow.
+struct Overflow;
+
+impl Batches for Overflow {
+    fn next(&mut self) -> Result<Vec<Batch>> {
+        let mut batch = synthetic(1, 2).swap_remove(0);
+        let tokens = batch.tokens.len();
+        batch.tokens.extend_from_within(..);
+        batch.targets.extend_from_within(..);
+        batch.segments = Segments::packed(&[12, 7, 12, 7]);
+        batch.weights = vec![1e38; tokens];
+        batch.weights.extend(vec![-1e38; tokens]);
+        Ok(vec![batch])
+    }
+
+    fn state(&self) -> Value {
+        Value::Null
+    }
+
+    fn restore(&mut self, _: &Value) -> Result<()> {
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        "the flood".to_owned()
+    }
+}
+
+#[test]
+fn gradients_that_overflow_stop_the_run_before_the_weights_change() {
+    let mut state = fresh();
+    let before = bits(&state.decoder);
+    let problem = go_from(
+        &mut Overflow,
+        &Interrupt::new(),
+        &mut context(1),
+        &mut state,
+        6,
+        &mut NoProgress,
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(
+        problem.starts_with("step 1: the gradient's norm is "),
+        "{problem}"
+    );
+    assert!(
+        problem.contains("documents 100-101 (counted from 0) of the flood"),
+        "{problem}"
+    );
+    assert_eq!(bits(&state.decoder), before);
 }
 
 #[test]

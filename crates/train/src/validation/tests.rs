@@ -2,6 +2,7 @@ use super::*;
 use crate::common;
 use crate::run::tests::context;
 use russet_model::Config;
+use russet_tensor::Segments;
 
 fn decoder() -> Decoder {
     let config = Config {
@@ -22,65 +23,57 @@ fn shard(dir: &std::path::Path, lengths: &[u32]) -> TokenShard {
     )
 }
 
-/// Each piece of each document alone through the decoder.
-fn naively(
-    ctx: &mut Ctx,
-    decoder: &Decoder,
-    shard: &TokenShard,
-    documents: &[usize],
-    length: usize,
-) -> f64 {
-    let mut nats = 0.0;
-    for &document in documents {
-        let tokens: Vec<u32> = shard.document(document).map(|at| shard.get(at)).collect();
-        for start in (0..tokens.len() - 1).step_by(length) {
-            let end = (start + length).min(tokens.len() - 1);
-            let hidden = decoder.forward(
-                ctx,
-                &tokens[start..end],
-                &Segments::packed(&[end - start]),
-                None,
-            );
-            let losses = decoder.token_losses(ctx, &hidden, &tokens[start + 1..end + 1]);
-            nats += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+const BEGIN: u32 = 1;
+
+/// Each piece of each document alone through the decoder: nats of the texts, and of their ends.
+fn naively(ctx: &mut Ctx, decoder: &Decoder, shard: &TokenShard, length: usize) -> (f64, f64) {
+    let (mut text, mut end) = (0.0, 0.0);
+    for document in 0..shard.documents() {
+        let targets: Vec<u32> = shard.document(document).map(|at| shard.get(at)).collect();
+        let inputs = [&[BEGIN], &targets[..targets.len() - 1]].concat();
+        for (inputs, targets) in inputs.chunks(length).zip(targets.chunks(length)) {
+            let hidden = decoder.forward(ctx, inputs, &Segments::packed(&[inputs.len()]), None);
+            let losses = decoder.token_losses(ctx, &hidden, targets);
+            text += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         }
+        // The last loss of each document is its end's.
+        let last = (targets.len() - 1) / length * length;
+        let inputs = &inputs[last..];
+        let hidden = decoder.forward(ctx, inputs, &Segments::packed(&[inputs.len()]), None);
+        let losses = decoder.token_losses(ctx, &hidden, &targets[last..]);
+        end += f64::from(losses[losses.len() - 1]);
     }
-    nats
+    (text - end, end)
+}
+
+fn validation(dir: &std::path::Path, lengths: &[u32], budget: Option<u64>) -> Result<Validation> {
+    Validation::new(shard(dir, lengths), BEGIN, budget, 16, 24)
 }
 
 #[test]
 fn measures_are_those_of_each_document_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let lengths = [5, 40, 1, 16, 17, 3];
     let (mut ctx, decoder) = (context(2), decoder());
-    let validation = Validation::new(shard(dir.path(), &lengths), None, 16, 24).unwrap();
+    let validation = validation(dir.path(), &[5, 40, 1, 0, 16, 15, 3], None).unwrap();
     let found = validation.measure(&mut ctx, &decoder).unwrap();
-    let nats = naively(
-        &mut ctx,
-        &decoder,
-        &validation.shard,
-        &[0, 1, 2, 3, 4, 5],
-        16,
-    );
+    let (text, end) = naively(&mut ctx, &decoder, &validation.shard, 16);
+    let nats = (text + end) / 87.0;
+    let bits = text / std::f64::consts::LN_2 / 80.0; // a byte an id
     assert!(
-        (found.nats_per_token - nats / 82.0).abs() < 1e-6,
+        (found.nats_per_token - nats).abs() < 1e-6,
         "{found:?}, not {nats}"
     );
     assert!(
-        (found.bits_per_byte - nats / std::f64::consts::LN_2 / 82.0).abs() < 1e-6,
-        "a byte an id"
+        (found.bits_per_byte - bits).abs() < 1e-6,
+        "{found:?}, not {bits}"
     );
-    assert_eq!((found.tokens, found.bytes, found.documents), (82, 82, 6));
+    assert_eq!((found.tokens, found.bytes, found.documents), (87, 80, 7));
 }
 
 #[test]
 fn a_budget_takes_whole_documents_from_all_over() {
     let dir = tempfile::tempdir().unwrap();
-    let take = |budget| {
-        Validation::new(shard(dir.path(), &[9; 40]), budget, 16, 24)
-            .unwrap()
-            .documents
-    };
+    let take = |budget| validation(dir.path(), &[9; 40], budget).unwrap().documents;
     let some = take(Some(95));
     assert_eq!(some.len(), 10, "documents of ten tokens until there are 95");
     assert_eq!(some, take(Some(95)), "the same ones each time");
@@ -92,7 +85,7 @@ fn a_budget_takes_whole_documents_from_all_over() {
 #[test]
 fn nothing_to_measure_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let problem = Validation::new(shard(dir.path(), &[0, 0]), None, 16, 24)
+    let problem = validation(dir.path(), &[0, 0], None)
         .unwrap_err()
         .to_string();
     assert!(problem.contains("nothing to validate on"), "{problem}");
