@@ -3,7 +3,6 @@
 //! Settings are checked once, here; the loop does not doubt them again. What the recipe left open is filled in, so that
 //! the resolved settings say everything the result is a function of.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
@@ -12,18 +11,14 @@ use russet_kernels::Pool;
 use russet_model::config::RopeScaling;
 use russet_model::{Config, Family};
 use russet_tokenizer::{SpecialIds, TokenShard, Tokenizer};
-use serde::Serialize;
 use serde_json::Value;
 
 use crate::loader::Packing;
 use crate::optimizer::AdamWSettings;
+use crate::price::{Description, Estimate, estimate, memory, training_flops};
 use crate::schedule::Schedule;
 use crate::settings::{ModelSettings, Settings, TrainSettings};
 use crate::{Result, TrainError};
-
-/// The share of the measured peak that a whole step reaches, for estimates: 0.6 to 0.75 on models of 1 to 30 million
-/// weights (`examples/profile_step.rs`).
-const EXPECTED_MFU: f64 = 0.6;
 
 /// Settings that never change the weights or what is said of them; a run that differs in these alone is the same run.
 const IDLE_SETTINGS: [(&str, &str); 4] = [
@@ -46,101 +41,6 @@ pub struct Plan {
     shard_tokens: u64,
     shard_documents: u64,
     begin_of_text: u32,
-}
-
-/// What a plan amounts to.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Description {
-    /// All weights.
-    pub parameters: usize,
-    /// Those in the embedding and, where it is another, the output table.
-    pub embedding_parameters: usize,
-    /// Entries of the vocabulary.
-    pub vocab: usize,
-    /// Updates of the weights.
-    pub steps: u64,
-    /// Tokens of a step.
-    pub tokens_per_step: u64,
-    /// Tokens seen in all.
-    pub tokens: u64,
-    /// Tokens in the training shard.
-    pub shard_tokens: u64,
-    /// Documents in the training shard.
-    pub shard_documents: u64,
-    /// How often each token is seen.
-    pub epochs: f64,
-    /// Floating-point operations that the model needs for it, forward and backward, of full windows.
-    pub flops: f64,
-    /// Memory at one time.
-    pub memory: Memory,
-    /// Threads.
-    pub threads: usize,
-    /// Whether there is something held out to measure.
-    pub validates: bool,
-}
-
-/// Bytes that a step takes, by formula.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Memory {
-    /// The weights.
-    pub weights: usize,
-    /// Their gradients.
-    pub gradients: usize,
-    /// The optimizer's moments.
-    pub optimizer: usize,
-    /// What the forward pass of one micro-batch keeps for the backward pass, and the largest gradients of activations.
-    pub activations: usize,
-}
-
-/// What a recipe costs, known before any token exists: for a look ahead of the run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Price {
-    /// All weights.
-    pub parameters: usize,
-    /// Updates of the weights.
-    pub steps: u64,
-    /// Tokens seen in all.
-    pub tokens: u64,
-    /// Floating-point operations that the model needs for it, forward and backward, of full windows.
-    pub flops: f64,
-    /// Memory at one time.
-    pub memory: Memory,
-}
-
-impl Price {
-    /// The price of checked settings with a vocabulary of `vocab`.
-    ///
-    /// # Errors
-    /// When a setting cannot be.
-    pub fn new(mut settings: Settings, vocab: usize) -> Result<Price> {
-        resolve(&mut settings)?;
-        check_train(&settings.train)?;
-        let config = decoder_config(&settings.model, &SpecialIds::default(), vocab)?;
-        let packing = packing(&settings.train);
-        let steps = settings.train.steps.expect("resolved");
-        let tokens = steps * (packing.batch_sequences * packing.sequence_length) as u64;
-        Ok(Price {
-            parameters: config.parameters(),
-            steps,
-            tokens,
-            flops: training_flops(&config, packing, tokens),
-            memory: memory(&config, packing),
-        })
-    }
-
-    /// How long it takes on a machine of the given rate, which [`crate::matmul_gflops`] measures.
-    pub fn estimate(&self, gflops: f64) -> Estimate {
-        estimate(self.flops, gflops)
-    }
-}
-
-/// How long a plan takes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Estimate {
-    /// Were the machine to do nothing but the model's products at the given rate.
-    pub seconds_at_peak: f64,
-    /// At the share of it that whole steps usually reach.
-    pub seconds: f64,
 }
 
 impl Plan {
@@ -344,15 +244,7 @@ impl Plan {
     }
 }
 
-fn estimate(flops: f64, gflops: f64) -> Estimate {
-    let seconds_at_peak = flops / (gflops * 1e9);
-    Estimate {
-        seconds_at_peak,
-        seconds: seconds_at_peak / EXPECTED_MFU,
-    }
-}
-
-fn packing(train: &TrainSettings) -> Packing {
+pub(crate) fn packing(train: &TrainSettings) -> Packing {
     Packing {
         sequence_length: train.sequence_length,
         batch_sequences: train.batch_sequences,
@@ -361,40 +253,8 @@ fn packing(train: &TrainSettings) -> Packing {
     }
 }
 
-/// Forward once and backward at twice its price; a token sees half of its window on average.
-fn training_flops(config: &Config, packing: Packing, tokens: u64) -> f64 {
-    3.0 * tokens as f64 * config.forward_flops(packing.sequence_length / 2)
-}
-
-/// The bytes that a step takes. What the tape keeps of N tokens in each block: the residual stream before both norms and
-/// after (4 D), queries, keys and values before and after rotation, the attention's output, gate and up and their product
-/// (3 F), and a few numbers a head; behind the blocks the last norm's input and output with its gradient. The gradients of
-/// activations are largest in the feed-forward layer.
-fn memory(config: &Config, packing: Packing) -> Memory {
-    let Config {
-        width,
-        layers,
-        heads,
-        kv_heads,
-        head_dim,
-        ffn,
-        ..
-    } = *config;
-    let rows = packing.micro_batch_sequences * packing.sequence_length;
-    let block =
-        4 * width + 2 * config.qkv_width() + heads * head_dim + 3 * ffn + 2 + 2 * heads + kv_heads;
-    let backward = 3 * ffn + 2 * width;
-    let floats = size_of::<f32>();
-    Memory {
-        weights: config.parameters() * floats,
-        gradients: config.parameters() * floats,
-        optimizer: 2 * config.parameters() * floats,
-        activations: rows * (layers * block + 3 * width + backward) * floats,
-    }
-}
-
 /// Fills in what was left open.
-fn resolve(settings: &mut Settings) -> Result<()> {
+pub(crate) fn resolve(settings: &mut Settings) -> Result<()> {
     let Settings { model, train, .. } = settings;
     for (key, size) in [
         ("model.width", model.width),
@@ -461,7 +321,7 @@ fn resolve(settings: &mut Settings) -> Result<()> {
 }
 
 /// Whether the numbers of `[train]` make sense. Comparisons are written so that NaN fails them.
-fn check_train(train: &TrainSettings) -> Result<()> {
+pub(crate) fn check_train(train: &TrainSettings) -> Result<()> {
     let refuse = |key, problem: String| Err(TrainError::setting(key, problem));
     let (batch, micro) = (
         train.batch_sequences,
@@ -540,7 +400,11 @@ fn check_train(train: &TrainSettings) -> Result<()> {
     Ok(())
 }
 
-fn decoder_config(model: &ModelSettings, special: &SpecialIds, vocab: usize) -> Result<Config> {
+pub(crate) fn decoder_config(
+    model: &ModelSettings,
+    special: &SpecialIds,
+    vocab: usize,
+) -> Result<Config> {
     let config = Config {
         family: Family::Qwen3,
         vocab,
@@ -582,58 +446,6 @@ fn check_tokenizer(shard: &TokenShard, tokenizer: &Tokenizer, folder: &Path) -> 
         place: shard.path().to_owned(),
         problem,
     })
-}
-
-impl fmt::Display for Description {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millions = |count: usize| count as f64 / 1e6;
-        let mib = |bytes: usize| bytes as f64 / (1u64 << 20) as f64;
-        writeln!(
-            f,
-            "model    {:.2} M parameters, {:.2} M of them in the table of {} tokens",
-            millions(self.parameters),
-            millions(self.embedding_parameters),
-            self.vocab
-        )?;
-        writeln!(
-            f,
-            "training {} steps of {} tokens = {:.2} M tokens, {:.2} epochs of {:.2} M tokens in {} documents",
-            self.steps,
-            self.tokens_per_step,
-            self.tokens as f64 / 1e6,
-            self.epochs,
-            self.shard_tokens as f64 / 1e6,
-            self.shard_documents
-        )?;
-        writeln!(
-            f,
-            "work     {:.3e} floating-point operations on {} threads",
-            self.flops, self.threads
-        )?;
-        write!(
-            f,
-            "memory   {:.0} MiB: weights {:.0}, gradients {:.0}, optimizer {:.0}, activations {:.0}",
-            mib(self.memory.total()),
-            mib(self.memory.weights),
-            mib(self.memory.gradients),
-            mib(self.memory.optimizer),
-            mib(self.memory.activations)
-        )?;
-        if !self.validates {
-            write!(
-                f,
-                "\nnothing is held out: set `data.validation` to a shard's name to measure as it trains"
-            )?;
-        }
-        Ok(())
-    }
-}
-
-impl Memory {
-    /// All of it.
-    pub fn total(&self) -> usize {
-        self.weights + self.gradients + self.optimizer + self.activations
-    }
 }
 
 #[cfg(test)]

@@ -106,27 +106,25 @@ impl Loop<'_> {
             state.step += 1;
 
             let step = state.step;
-            let log_every = self.log.as_ref().map_or(1, |(every, _)| *every);
-            if step == 1 || step == self.steps || step.is_multiple_of(log_every) {
-                let seconds = state.tally.seconds - logged.seconds;
-                let fields = [
-                    ("loss", f64::from(loss)),
-                    ("learning_rate", rate),
-                    ("gradient_norm", norm),
-                    (
-                        "tokens_per_second",
-                        (state.tally.tokens - logged.tokens) as f64 / seconds,
-                    ),
-                    (
-                        "mfu",
-                        (state.tally.flops - logged.flops) / seconds / self.peak_flops,
-                    ),
-                ];
-                logged = state.tally;
+            let seconds = state.tally.seconds - logged.seconds;
+            let fields = [
+                ("loss", f64::from(loss)),
+                ("learning_rate", rate),
+                ("gradient_norm", norm),
+                (
+                    "tokens_per_second",
+                    (state.tally.tokens - logged.tokens) as f64 / seconds,
+                ),
+                (
+                    "mfu",
+                    (state.tally.flops - logged.flops) / seconds / self.peak_flops,
+                ),
+            ];
+            self.progress.update(step, &fields);
+            let every = self.log.as_ref().map_or(1, |(every, _)| *every);
+            if step == 1 || step == self.steps || step.is_multiple_of(every) {
                 self.log(step, &fields)?;
-                self.progress.update(step, &fields);
-            } else {
-                self.progress.update(step, &[("loss", f64::from(loss))]);
+                logged = state.tally;
             }
             self.measure(ctx, state)?;
             let saves = self

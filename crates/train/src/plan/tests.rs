@@ -1,4 +1,5 @@
 use super::*;
+use crate::Price;
 use crate::common;
 use crate::loader::{Batches, PackedShard};
 use crate::{NextToken, Objective};
