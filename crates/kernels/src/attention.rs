@@ -1,9 +1,21 @@
-//! Causal attention with grouped key heads on flat tokens (plain version; the tiled one replaces it).
+//! Causal attention with grouped key heads on flat tokens, forward and backward.
+//!
+//! Scores exist a tile of 64 keys at a time, never as a matrix (FlashAttention-2, arXiv 2307.08691). Tiles begin at multiples
+//! of 64 positions wherever the keys lie, and every element of every product is one chain in a fixed order, so a row has the same
+//! bits in training, prefill of any chunks, decoding, and any batch.
+//!
+//! The oracle follows the formula in f64.
 
 use crate::pool::Pool;
 use crate::rope::HeadShape;
 
+mod backward;
+mod forward;
+#[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod tests;
+mod tile;
 
 /// Tokens of a cache page, and keys of a tile.
 pub const PAGE_TOKENS: usize = 64;
@@ -112,6 +124,9 @@ pub fn append_to_pages(
 ///
 /// `q`: row n, head h at `q[n * q_stride + h * K..]`; `out` `[N, H·K]`; `lse` `[N, H]`, natural
 /// logarithm of the sum of exponentials. Rows in no query are left alone.
+///
+/// # Panics
+/// When a query leaves `q`, `out` or its keys, or two queries share a row.
 pub fn attention_forward(
     pool: &Pool,
     shape: HeadShape,
@@ -121,11 +136,15 @@ pub fn attention_forward(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    let _ = pool;
-    oracle::forward(shape, q, q_stride, queries, out, lse);
+    check_disjoint(queries.iter().map(|query| (query.start, query.len)));
+    forward::forward(pool, shape, q, q_stride, queries, out, lse);
 }
 
-/// `d_qkv` on the rows of `segments` (start, len), each a sequence attending to itself.
+/// `d_qkv` on the rows of `segments` (start, len), each a sequence attending to itself; `out` and `lse` are the
+/// forward pass's. Other rows are left alone.
+///
+/// # Panics
+/// When a segment leaves the rows, or two share one.
 pub fn attention_backward(
     pool: &Pool,
     shape: HeadShape,
@@ -136,6 +155,21 @@ pub fn attention_backward(
     d_out: &[f32],
     d_qkv: &mut [f32],
 ) {
-    let _ = (pool, out, lse);
-    oracle::backward(shape, qkv, segments, d_out, d_qkv);
+    check_disjoint(segments.iter().copied());
+    backward::backward(pool, shape, qkv, segments, out, lse, d_out, d_qkv);
+}
+
+/// Tasks write the rows of their own run only, so runs must not overlap.
+fn check_disjoint(runs: impl Iterator<Item = (usize, usize)>) {
+    let mut runs: Vec<(usize, usize)> = runs.collect();
+    runs.sort_unstable();
+    for pair in runs.windows(2) {
+        let [(start, len), (next, _)] = pair else {
+            unreachable!("windows of two")
+        };
+        assert!(
+            start + len <= *next,
+            "rows {start}+{len} and {next} overlap"
+        );
+    }
 }

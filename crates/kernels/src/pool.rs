@@ -189,6 +189,17 @@ impl<'a, T> Disjoint<'a, T> {
         // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
+
+    /// Where element `start` lies, for strided writes within `[start, start + len)`; bounds are checked.
+    pub(crate) fn pointer(&self, start: usize, len: usize) -> *mut T {
+        assert!(
+            start <= self.len && len <= self.len - start,
+            "range {start}+{len} of {}",
+            self.len
+        );
+        // SAFETY: in bounds by the assertion.
+        unsafe { self.start.add(start) }
+    }
 }
 
 thread_local! {

@@ -1,0 +1,148 @@
+//! Attention against the formula, on every instruction set, from rows and from pages.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::isa::Isa;
+use crate::random::normal;
+
+fn isas() -> Vec<Isa> {
+    [Isa::Scalar, Isa::Avx2, Isa::Avx512]
+        .into_iter()
+        .filter(|&isa| isa <= Isa::best())
+        .collect()
+}
+
+fn numbers(len: usize, seed: u64) -> Vec<f32> {
+    (0..len).map(|i| normal(seed, 0, i as u64)).collect()
+}
+
+/// Rounding of f32 sums over a few hundred terms of order one.
+fn close(got: &[f32], want: &[f32], what: &str) {
+    for (i, (a, b)) in got.iter().zip(want).enumerate() {
+        assert!(
+            (a - b).abs() <= 2e-5 * (1.0 + b.abs()) * 4.0,
+            "{what}[{i}]: {a}, formula {b}"
+        );
+    }
+}
+
+fn check(shape: HeadShape, lengths: &[usize], seed: u64) {
+    let tokens: usize = lengths.iter().sum();
+    let (width, q_width) = (shape.qkv_width(), shape.q_width());
+    let qkv = numbers(tokens * width, seed);
+    let d_out = numbers(tokens * q_width, seed + 1);
+    let mut segments = Vec::new();
+    for &len in lengths {
+        let start = segments.last().map_or(0, |&(start, len)| start + len);
+        segments.push((start, len));
+    }
+    let queries: Vec<Query> = segments
+        .iter()
+        .map(|&(start, len)| Query::flat(shape, &qkv, start, len))
+        .collect();
+    let (mut out, mut lse) = (vec![0.0; tokens * q_width], vec![0.0; tokens * shape.heads]);
+    oracle::forward(shape, &qkv, width, &queries, &mut out, &mut lse);
+    let mut d_qkv = vec![0.0; tokens * width];
+    oracle::backward(shape, &qkv, &segments, &d_out, &mut d_qkv);
+    for isa in isas() {
+        let mut bits: Vec<Vec<f32>> = Vec::new();
+        for threads in [1, 3] {
+            let pool = Pool::with_isa(threads, isa);
+            let (mut got, mut got_lse) = (vec![f32::NAN; out.len()], vec![f32::NAN; lse.len()]);
+            attention_forward(&pool, shape, &qkv, width, &queries, &mut got, &mut got_lse);
+            close(&got, &out, "out");
+            close(&got_lse, &lse, "lse");
+            let mut got_d = vec![f32::NAN; d_qkv.len()];
+            attention_backward(
+                &pool, shape, &qkv, &segments, &got, &got_lse, &d_out, &mut got_d,
+            );
+            close(&got_d, &d_qkv, "d_qkv");
+            bits.push([got, got_lse, got_d].concat());
+        }
+        assert!(bits[0] == bits[1], "threads change bits on {isa:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn every_body_equals_the_formula(
+        kv_heads in 1usize..3,
+        group in 1usize..4,
+        head_dim in prop::sample::select(vec![2usize, 8, 16, 20, 32, 64]),
+        lengths in prop::collection::vec(0usize..90, 1..4),
+        seed in 0u64..1000,
+    ) {
+        check(HeadShape { heads: kv_heads * group, kv_heads, head_dim }, &lengths, seed);
+    }
+}
+
+#[test]
+fn long_sequences_and_wide_heads_equal_the_formula() {
+    check(
+        HeadShape {
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 128,
+        },
+        &[200],
+        5,
+    );
+    check(
+        HeadShape {
+            heads: 3,
+            kv_heads: 3,
+            head_dim: 64,
+        },
+        &[129, 64, 1],
+        6,
+    );
+}
+
+#[test]
+fn keys_in_pages_chunks_and_batches_give_the_bits_of_the_flat_pass() {
+    let shape = HeadShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+    };
+    let (width, q_width, tokens) = (shape.qkv_width(), shape.q_width(), 150);
+    let qkv = numbers(tokens * width, 1);
+    for isa in isas() {
+        let pool = Pool::with_isa(2, isa);
+        let mut flat = vec![0.0; tokens * q_width];
+        let mut lse = vec![0.0; tokens * shape.heads];
+        let query = Query::flat(shape, &qkv, 0, tokens);
+        attention_forward(&pool, shape, &qkv, width, &[query], &mut flat, &mut lse);
+        for chunks in [vec![150], vec![64, 86], vec![1; 150], vec![100, 1, 49]] {
+            let page_stride = page_len(shape);
+            let mut arena = vec![f32::NAN; 4 * page_stride]; // what is not written must not be read
+            let table = [2u32, 0, 3];
+            let mut past = 0;
+            for len in chunks {
+                let rows = &qkv[past * width..(past + len) * width];
+                append_to_pages(shape, rows, past, &mut arena, page_stride, &table);
+                let keys = Keys::Pages {
+                    arena: &arena,
+                    page_stride,
+                    table: &table,
+                };
+                let query = Query {
+                    start: 0,
+                    len,
+                    past,
+                    keys,
+                };
+                let (mut out, mut lse) = (vec![0.0; len * q_width], vec![0.0; len * shape.heads]);
+                attention_forward(&pool, shape, rows, width, &[query], &mut out, &mut lse);
+                assert!(
+                    out == flat[past * q_width..(past + len) * q_width],
+                    "{isa:?}, from {past}"
+                );
+                past += len;
+            }
+        }
+    }
+}
