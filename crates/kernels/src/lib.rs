@@ -9,6 +9,7 @@
 pub mod isa;
 pub mod pool;
 pub mod random;
+mod scratch;
 mod simd;
 
 pub mod attention;

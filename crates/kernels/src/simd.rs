@@ -21,6 +21,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const REGISTERS: usize;
     /// A vector.
     type V: Copy;
+    /// `LANES` vectors.
+    type Block: Copy + AsRef<[Self::V]>;
 
     fn splat(self, x: f32) -> Self::V;
     /// # Safety
@@ -56,6 +58,20 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sum(self, v: Self::V) -> f32;
     /// The maximum over lanes.
     fn maximum(self, v: Self::V) -> f32;
+    /// Asks for the cache line at `at`, which need not be a valid address.
+    fn prefetch(self, at: *const f32);
+    /// Reads a block of `rows` x `cols` (each 1..=`LANES`), rows at a distance of `stride`, and
+    /// transposes it: lane i of vector j is `at[i * stride + j]`. Lanes from `rows` on and vectors
+    /// from `cols` on hold numbers of no meaning.
+    /// # Safety
+    /// The block is readable.
+    unsafe fn load_transposed(
+        self,
+        at: *const f32,
+        stride: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Self::Block;
 
     /// eˣ to 2 units in the last place. 0 below -87.3 (where the result would be subnormal), finite
     /// above 88.3 (clamped), NaN for NaN.
@@ -76,7 +92,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
             8.333_452e-3,
             4.166_579_6e-2,
             1.666_666_5e-1,
-            5.000_000_1e-1,
+            0.5,
         ] {
             y = self.mul_add(y, r, self.splat(coefficient));
         }
@@ -116,10 +132,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 }
 
 /// A body that runs on any instruction set.
+///
+/// Its `run`, and every generic function it calls with the vectors, must be `inline(always)`, and it
+/// must not use vectors in a closure that it hands to another function: what is not inlined is
+/// compiled without the instruction set, a hundred times slower.
 pub(crate) trait Body {
     /// What it returns.
     type Out;
-    /// The body; must be `inline(always)`.
+    /// The body.
     fn run<S: Simd>(self, simd: S) -> Self::Out;
 }
 
@@ -167,6 +187,7 @@ impl Simd for Scalar {
     const LANES: usize = 1;
     const REGISTERS: usize = 16;
     type V = f32;
+    type Block = [f32; 1];
 
     #[inline(always)]
     fn splat(self, x: f32) -> f32 {
@@ -237,6 +258,13 @@ impl Simd for Scalar {
     #[inline(always)]
     fn maximum(self, v: f32) -> f32 {
         v
+    }
+    #[inline(always)]
+    fn prefetch(self, _: *const f32) {}
+    #[inline(always)]
+    unsafe fn load_transposed(self, at: *const f32, _: usize, _: usize, _: usize) -> [f32; 1] {
+        // SAFETY: the caller's promise.
+        [unsafe { *at }]
     }
 }
 

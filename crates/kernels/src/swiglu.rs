@@ -10,7 +10,7 @@ use crate::simd::{Body, Simd, dispatch};
 /// When the lengths do not fit.
 pub fn forward(pool: &Pool, gate_up: &[f32], ffn: usize, out: &mut [f32]) {
     assert!(
-        ffn > 0 && gate_up.len() == 2 * out.len() && out.len() % ffn == 0,
+        ffn > 0 && gate_up.len() == 2 * out.len() && out.len().is_multiple_of(ffn),
         "swiglu: {} of gate_up into {} of out, ffn {ffn}",
         gate_up.len(),
         out.len()
@@ -33,7 +33,7 @@ pub fn backward(pool: &Pool, gate_up: &[f32], ffn: usize, d_out: &[f32], d_gate_
         ffn > 0
             && gate_up.len() == 2 * d_out.len()
             && d_gate_up.len() == gate_up.len()
-            && d_out.len() % ffn == 0,
+            && d_out.len().is_multiple_of(ffn),
         "swiglu backward: gate_up {}, d_out {}, d_gate_up {}, ffn {ffn}",
         gate_up.len(),
         d_out.len(),

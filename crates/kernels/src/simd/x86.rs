@@ -52,6 +52,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
     type V = __m256;
+    type Block = [__m256; 8];
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -149,12 +150,56 @@ impl Simd for Avx2 {
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
     }
+    #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        // SAFETY: a prefetch reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_transposed(
+        self,
+        at: *const f32,
+        stride: usize,
+        rows: usize,
+        cols: usize,
+    ) -> [__m256; 8] {
+        // SAFETY: rows beyond the last repeat it, so every read lies in the block.
+        unsafe {
+            let mut r = [_mm256_setzero_ps(); 8];
+            for (i, r) in r.iter_mut().enumerate() {
+                *r = self.load_up_to(at.add(i.min(rows - 1) * stride), cols);
+            }
+            // Pairs of numbers.
+            let mut t = r;
+            for i in 0..4 {
+                t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            // Pairs of pairs: u[4 h + j] has columns j and 4 + j in its halves, rows 4 h .. 4 h + 4.
+            let mut u = t;
+            for h in 0..2 {
+                for j in 0..2 {
+                    let a = _mm256_castps_pd(t[4 * h + j]);
+                    let b = _mm256_castps_pd(t[4 * h + 2 + j]);
+                    u[4 * h + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+                    u[4 * h + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+                }
+            }
+            let mut columns = u;
+            for j in 0..4 {
+                columns[j] = _mm256_permute2f128_ps::<0x20>(u[j], u[4 + j]);
+                columns[4 + j] = _mm256_permute2f128_ps::<0x31>(u[j], u[4 + j]);
+            }
+            columns
+        }
+    }
 }
 
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
     type V = __m512;
+    type Block = [__m512; 16];
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -243,5 +288,61 @@ impl Simd for Avx512 {
     fn maximum(self, v: __m512) -> f32 {
         // SAFETY: see the top of the implementation.
         unsafe { _mm512_reduce_max_ps(v) }
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        // SAFETY: a prefetch reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_transposed(
+        self,
+        at: *const f32,
+        stride: usize,
+        rows: usize,
+        cols: usize,
+    ) -> [__m512; 16] {
+        // SAFETY: rows beyond the last repeat it, so every read lies in the block.
+        unsafe {
+            let mut r = [_mm512_setzero_ps(); 16];
+            for (i, r) in r.iter_mut().enumerate() {
+                *r = self.load_up_to(at.add(i.min(rows - 1) * stride), cols);
+            }
+            // Pairs of numbers.
+            let mut t = r;
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            // Pairs of pairs: u[4 h + j] has columns j, 4 + j, 8 + j, 12 + j in its quarters, rows 4 h .. 4 h + 4.
+            let mut u = t;
+            for h in 0..4 {
+                for j in 0..2 {
+                    let a = _mm512_castps_pd(t[4 * h + j]);
+                    let b = _mm512_castps_pd(t[4 * h + 2 + j]);
+                    u[4 * h + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                    u[4 * h + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+                }
+            }
+            // Quarters, twice: w[4 h + j] has columns j and 8 + j, w[8 + 4 h + j] columns 4 + j and 12 + j,
+            // rows 8 h .. 8 h + 8.
+            let mut w = u;
+            for h in 0..2 {
+                for j in 0..4 {
+                    let (a, b) = (u[8 * h + j], u[8 * h + 4 + j]);
+                    w[4 * h + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                    w[8 + 4 * h + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+                }
+            }
+            let mut columns = w;
+            for q in 0..2 {
+                for j in 0..4 {
+                    let (a, b) = (w[8 * q + j], w[8 * q + 4 + j]);
+                    columns[4 * q + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                    columns[8 + 4 * q + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+                }
+            }
+            columns
+        }
     }
 }
