@@ -3,7 +3,7 @@
 //! With P = e^(S − lse), D = Σ dO·O a row: dV = Pᵀ dO, dP = dO Vᵀ, dS = P (dP − D) / √K, dQ = dS K, dK = dSᵀ Q.
 
 use super::Query;
-use super::tile::{Left, TILE, product, tile_of, transpose, with_scratch};
+use super::tile::{Left, Scratch, TILE, product, tile_of, transpose};
 use crate::pool::{Disjoint, Pool};
 use crate::rope::HeadShape;
 use crate::simd::{Body, Simd, dispatch};
@@ -76,130 +76,130 @@ impl Body for Task<'_> {
         );
         let scale = (k as f32).sqrt().recip();
         let query = Query::flat(shape, self.qkv, start, len);
-        with_scratch(group * len + 4 * k * TILE + 2 * TILE * TILE, |scratch| {
-            let (dots, rest) = scratch.split_at_mut(group * len); // D, [group, len]
-            let (keys_t, rest) = rest.split_at_mut(k * TILE); // [K, TILE]
-            let (values_t, rest) = rest.split_at_mut(k * TILE); // [K, TILE]
-            let (d_keys, rest) = rest.split_at_mut(TILE * k); // [TILE, K]
-            let (d_values, rest) = rest.split_at_mut(TILE * k); // [TILE, K]
-            let (p, d_s) = rest.split_at_mut(TILE * TILE); // [rows, TILE] each
-            for (h, dots) in dots.chunks_exact_mut(len).enumerate() {
-                for (row, dot) in dots.iter_mut().enumerate() {
-                    let at = (start + row) * q_width + (kv_head * group + h) * k;
-                    let pairs = self.out[at..][..k].iter().zip(&self.d_out[at..][..k]);
-                    *dot = pairs.map(|(o, d)| o * d).sum();
-                }
+        let mut scratch = Scratch::take(group * len + 4 * k * TILE + 2 * TILE * TILE);
+        let scratch = scratch.floats();
+        let (dots, rest) = scratch.split_at_mut(group * len); // D, [group, len]
+        let (keys_t, rest) = rest.split_at_mut(k * TILE); // [K, TILE]
+        let (values_t, rest) = rest.split_at_mut(k * TILE); // [K, TILE]
+        let (d_keys, rest) = rest.split_at_mut(TILE * k); // [TILE, K]
+        let (d_values, rest) = rest.split_at_mut(TILE * k); // [TILE, K]
+        let (p, d_s) = rest.split_at_mut(TILE * TILE); // [rows, TILE] each
+        for (h, dots) in dots.chunks_exact_mut(len).enumerate() {
+            for (row, dot) in dots.iter_mut().enumerate() {
+                let at = (start + row) * q_width + (kv_head * group + h) * k;
+                let pairs = self.out[at..][..k].iter().zip(&self.d_out[at..][..k]);
+                *dot = pairs.map(|(o, d)| o * d).sum();
             }
-            for tile in 0..len.div_ceil(TILE) {
-                let first_key = tile * TILE;
-                let count = TILE.min(len - first_key);
-                let (keys, values) = tile_of(shape, query.keys, tile, count, kv_head);
-                transpose(keys, count, k, keys_t);
-                transpose(values, count, k, values_t);
-                d_keys.fill(0.0);
-                d_values.fill(0.0);
-                for (h, dots) in dots.chunks_exact(len).enumerate() {
-                    let head = kv_head * group + h;
-                    for first in (first_key..len).step_by(TILE) {
-                        let rows = TILE.min(len - first);
-                        let q = &self.qkv[(start + first) * width + head * k..];
-                        let q = &q[..(rows - 1) * width + k];
-                        let d_out = &self.d_out[(start + first) * q_width + head * k..];
-                        let d_out = &d_out[..(rows - 1) * q_width + k];
-                        let q_left = Left {
-                            at: q.as_ptr(),
-                            row: width,
+        }
+        for tile in 0..len.div_ceil(TILE) {
+            let first_key = tile * TILE;
+            let count = TILE.min(len - first_key);
+            let (keys, values) = tile_of(shape, query.keys, tile, count, kv_head);
+            transpose(keys, count, k, keys_t);
+            transpose(values, count, k, values_t);
+            d_keys.fill(0.0);
+            d_values.fill(0.0);
+            for (h, dots) in dots.chunks_exact(len).enumerate() {
+                let head = kv_head * group + h;
+                for first in (first_key..len).step_by(TILE) {
+                    let rows = TILE.min(len - first);
+                    let q = &self.qkv[(start + first) * width + head * k..];
+                    let q = &q[..(rows - 1) * width + k];
+                    let d_out = &self.d_out[(start + first) * q_width + head * k..];
+                    let d_out = &d_out[..(rows - 1) * q_width + k];
+                    let q_left = Left {
+                        at: q.as_ptr(),
+                        row: width,
+                        col: 1,
+                    };
+                    let d_left = Left {
+                        at: d_out.as_ptr(),
+                        row: q_width,
+                        col: 1,
+                    };
+                    // SAFETY: `rows` rows of K numbers, as cut above, times [K, TILE] to [rows, TILE] of the scratch.
+                    unsafe {
+                        let size = [rows, TILE, k];
+                        product(
+                            simd,
+                            size,
+                            q_left,
+                            (keys_t.as_ptr(), TILE),
+                            (p.as_mut_ptr(), TILE),
+                            false,
+                        );
+                        product(
+                            simd,
+                            size,
+                            d_left,
+                            (values_t.as_ptr(), TILE),
+                            (d_s.as_mut_ptr(), TILE),
+                            false,
+                        );
+                    }
+                    for row in 0..rows {
+                        let seen = (first + row + 1 - first_key).min(TILE);
+                        let lse = self.lse[(start + first + row) * shape.heads + head];
+                        let (p, d_s) =
+                            (&mut p[row * TILE..][..TILE], &mut d_s[row * TILE..][..TILE]);
+                        gradients_of_scores(simd, p, d_s, seen, lse, dots[first + row], scale);
+                    }
+                    let transposed = |at: &[f32]| Left {
+                        at: at.as_ptr(),
+                        row: 1,
+                        col: TILE,
+                    };
+                    let q_at = (start + first) * width + head * k;
+                    // SAFETY: the first two multiply [count, rows] by rows of K numbers into [count, K] of the scratch. The third
+                    // writes K columns of this head in `rows` rows of this segment, which are this task's alone.
+                    unsafe {
+                        let size = [count, k, rows];
+                        product(
+                            simd,
+                            size,
+                            transposed(p),
+                            (d_out.as_ptr(), q_width),
+                            (d_values.as_mut_ptr(), k),
+                            true,
+                        );
+                        product(
+                            simd,
+                            size,
+                            transposed(d_s),
+                            (q.as_ptr(), width),
+                            (d_keys.as_mut_ptr(), k),
+                            true,
+                        );
+                        let left = Left {
+                            at: d_s.as_ptr(),
+                            row: TILE,
                             col: 1,
                         };
-                        let d_left = Left {
-                            at: d_out.as_ptr(),
-                            row: q_width,
-                            col: 1,
-                        };
-                        // SAFETY: `rows` rows of K numbers, as cut above, times [K, TILE] to [rows, TILE] of the scratch.
-                        unsafe {
-                            let size = [rows, TILE, k];
-                            product(
-                                simd,
-                                size,
-                                q_left,
-                                (keys_t.as_ptr(), TILE),
-                                (p.as_mut_ptr(), TILE),
-                                false,
-                            );
-                            product(
-                                simd,
-                                size,
-                                d_left,
-                                (values_t.as_ptr(), TILE),
-                                (d_s.as_mut_ptr(), TILE),
-                                false,
-                            );
-                        }
-                        for row in 0..rows {
-                            let seen = (first + row + 1 - first_key).min(TILE);
-                            let lse = self.lse[(start + first + row) * shape.heads + head];
-                            let (p, d_s) =
-                                (&mut p[row * TILE..][..TILE], &mut d_s[row * TILE..][..TILE]);
-                            gradients_of_scores(simd, p, d_s, seen, lse, dots[first + row], scale);
-                        }
-                        let transposed = |at: &[f32]| Left {
-                            at: at.as_ptr(),
-                            row: 1,
-                            col: TILE,
-                        };
-                        let q_at = (start + first) * width + head * k;
-                        // SAFETY: the first two multiply [count, rows] by rows of K numbers into [count, K] of the scratch. The third
-                        // writes K columns of this head in `rows` rows of this segment, which are this task's alone.
-                        unsafe {
-                            let size = [count, k, rows];
-                            product(
-                                simd,
-                                size,
-                                transposed(p),
-                                (d_out.as_ptr(), q_width),
-                                (d_values.as_mut_ptr(), k),
-                                true,
-                            );
-                            product(
-                                simd,
-                                size,
-                                transposed(d_s),
-                                (q.as_ptr(), width),
-                                (d_keys.as_mut_ptr(), k),
-                                true,
-                            );
-                            let left = Left {
-                                at: d_s.as_ptr(),
-                                row: TILE,
-                                col: 1,
-                            };
-                            let d_q = self.d_qkv.pointer(q_at, (rows - 1) * width + k);
-                            product(
-                                simd,
-                                [rows, k, count],
-                                left,
-                                (keys.at.as_ptr(), keys.stride),
-                                (d_q, width),
-                                tile > 0,
-                            );
-                        }
+                        let d_q = self.d_qkv.pointer(q_at, (rows - 1) * width + k);
+                        product(
+                            simd,
+                            [rows, k, count],
+                            left,
+                            (keys.at.as_ptr(), keys.stride),
+                            (d_q, width),
+                            tile > 0,
+                        );
                     }
                 }
-                for row in 0..count {
-                    let at = (start + first_key + row) * width + q_width + kv_head * k;
-                    // SAFETY: this kv head's columns of this segment's rows are this task's alone.
-                    let (to_key, to_value) = unsafe {
-                        (
-                            self.d_qkv.range(at, k),
-                            self.d_qkv.range(at + shape.kv_width(), k),
-                        )
-                    };
-                    to_key.copy_from_slice(&d_keys[row * k..][..k]);
-                    to_value.copy_from_slice(&d_values[row * k..][..k]);
-                }
             }
-        });
+            for row in 0..count {
+                let at = (start + first_key + row) * width + q_width + kv_head * k;
+                // SAFETY: this kv head's columns of this segment's rows are this task's alone.
+                let (to_key, to_value) = unsafe {
+                    (
+                        self.d_qkv.range(at, k),
+                        self.d_qkv.range(at + shape.kv_width(), k),
+                    )
+                };
+                to_key.copy_from_slice(&d_keys[row * k..][..k]);
+                to_value.copy_from_slice(&d_values[row * k..][..k]);
+            }
+        }
     }
 }
 

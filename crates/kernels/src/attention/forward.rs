@@ -1,7 +1,7 @@
 //! Attention forward: online softmax over tiles of keys.
 
 use super::Query;
-use super::tile::{Left, TILE, product, tile_of, transpose, with_scratch};
+use super::tile::{Left, Scratch, TILE, product, tile_of, transpose};
 use crate::pool::{Disjoint, Pool};
 use crate::rope::HeadShape;
 use crate::simd::{Body, Simd, dispatch};
@@ -65,104 +65,100 @@ impl Body for Task<'_> {
     fn run<S: Simd>(self, simd: S) {
         let (group, head_dim) = (self.shape.group(), self.shape.head_dim);
         let rows = self.positions * group;
-        with_scratch(
-            rows * (2 * head_dim + TILE + 2) + head_dim * TILE,
-            |scratch| {
-                let (q, rest) = scratch.split_at_mut(rows * head_dim); // [rows, K], scaled
-                let (sums, rest) = rest.split_at_mut(rows * head_dim); // [rows, K]
-                let (scores, rest) = rest.split_at_mut(rows * TILE); // [rows, TILE]
-                let (highest, rest) = rest.split_at_mut(rows);
-                let (totals, keys_t) = rest.split_at_mut(rows); // and [K, TILE]
-                let scale = (head_dim as f32).sqrt().recip();
-                for (row, q) in q.chunks_exact_mut(head_dim).enumerate() {
-                    let (n, head) = self.place(row);
-                    let from = &self.q[n * self.q_stride + head * head_dim..][..head_dim];
-                    q.iter_mut()
-                        .zip(from)
-                        .for_each(|(to, &from)| *to = scale * from);
+        let mut scratch = Scratch::take(rows * (2 * head_dim + TILE + 2) + head_dim * TILE);
+        let scratch = scratch.floats();
+        let (q, rest) = scratch.split_at_mut(rows * head_dim); // [rows, K], scaled
+        let (sums, rest) = rest.split_at_mut(rows * head_dim); // [rows, K]
+        let (scores, rest) = rest.split_at_mut(rows * TILE); // [rows, TILE]
+        let (highest, rest) = rest.split_at_mut(rows);
+        let (totals, keys_t) = rest.split_at_mut(rows); // and [K, TILE]
+        let scale = (head_dim as f32).sqrt().recip();
+        for (row, q) in q.chunks_exact_mut(head_dim).enumerate() {
+            let (n, head) = self.place(row);
+            let from = &self.q[n * self.q_stride + head * head_dim..][..head_dim];
+            q.iter_mut()
+                .zip(from)
+                .for_each(|(to, &from)| *to = scale * from);
+        }
+        sums.fill(0.0);
+        highest.fill(f32::NEG_INFINITY);
+        totals.fill(0.0);
+        let end = self.query.past + self.first + self.positions; // keys that the last row sees
+        for tile in 0..end.div_ceil(TILE) {
+            let count = TILE.min(end - tile * TILE);
+            let (keys, values) = tile_of(self.shape, self.query.keys, tile, count, self.kv_head);
+            transpose(keys, count, head_dim, keys_t);
+            let a = Left {
+                at: q.as_ptr(),
+                row: head_dim,
+                col: 1,
+            };
+            // SAFETY: [rows, K] times [K, TILE] to [rows, TILE], all of them whole parts of the scratch.
+            unsafe {
+                let to = (scores.as_mut_ptr(), TILE);
+                product(
+                    simd,
+                    [rows, TILE, head_dim],
+                    a,
+                    (keys_t.as_ptr(), TILE),
+                    to,
+                    false,
+                );
+            }
+            for row in 0..rows {
+                let position = self.query.past + self.first + row / group;
+                let seen = (position + 1).saturating_sub(tile * TILE).min(TILE);
+                let scores = &mut scores[row * TILE..][..TILE];
+                if seen == 0 {
+                    scores.fill(0.0);
+                    continue;
                 }
-                sums.fill(0.0);
-                highest.fill(f32::NEG_INFINITY);
-                totals.fill(0.0);
-                let end = self.query.past + self.first + self.positions; // keys that the last row sees
-                for tile in 0..end.div_ceil(TILE) {
-                    let count = TILE.min(end - tile * TILE);
-                    let (keys, values) =
-                        tile_of(self.shape, self.query.keys, tile, count, self.kv_head);
-                    transpose(keys, count, head_dim, keys_t);
-                    let a = Left {
-                        at: q.as_ptr(),
-                        row: head_dim,
-                        col: 1,
-                    };
-                    // SAFETY: [rows, K] times [K, TILE] to [rows, TILE], all of them whole parts of the scratch.
-                    unsafe {
-                        let to = (scores.as_mut_ptr(), TILE);
-                        product(
-                            simd,
-                            [rows, TILE, head_dim],
-                            a,
-                            (keys_t.as_ptr(), TILE),
-                            to,
-                            false,
-                        );
-                    }
-                    for row in 0..rows {
-                        let position = self.query.past + self.first + row / group;
-                        let seen = (position + 1).saturating_sub(tile * TILE).min(TILE);
-                        let scores = &mut scores[row * TILE..][..TILE];
-                        if seen == 0 {
-                            scores.fill(0.0);
-                            continue;
-                        }
-                        let before = highest[row];
-                        let top = scores[..seen].iter().fold(before, |a, &b| a.max(b));
-                        let total = exponentials(simd, scores, seen, top);
-                        let fade = (before - top).exp();
-                        highest[row] = top;
-                        totals[row] = totals[row] * fade + total;
-                        sums[row * head_dim..][..head_dim]
-                            .iter_mut()
-                            .for_each(|sum| *sum *= fade);
-                    }
-                    let a = Left {
-                        at: scores.as_ptr(),
-                        row: TILE,
-                        col: 1,
-                    };
-                    // SAFETY: [rows, count] of the scores times `count` rows of K values, which `tile_of` has bounded, to [rows, K].
-                    unsafe {
-                        let to = (sums.as_mut_ptr(), head_dim);
-                        product(
-                            simd,
-                            [rows, head_dim, count],
-                            a,
-                            (values.at.as_ptr(), values.stride),
-                            to,
-                            true,
-                        );
-                    }
-                }
-                for row in 0..rows {
-                    let (n, head) = self.place(row);
-                    let at = n * self.shape.heads + head;
-                    let inverse = totals[row].recip();
-                    // SAFETY: row n and head belong to this task alone: queries share no rows, tasks of a query share neither
-                    // positions nor heads.
-                    let (out, lse) = unsafe {
-                        (
-                            self.out.range(at * head_dim, head_dim),
-                            self.lse.range(at, 1),
-                        )
-                    };
-                    let sums = &sums[row * head_dim..][..head_dim];
-                    out.iter_mut()
-                        .zip(sums)
-                        .for_each(|(out, &sum)| *out = sum * inverse);
-                    lse[0] = highest[row] + totals[row].ln();
-                }
-            },
-        );
+                let before = highest[row];
+                let top = scores[..seen].iter().fold(before, |a, &b| a.max(b));
+                let total = exponentials(simd, scores, seen, top);
+                let fade = (before - top).exp();
+                highest[row] = top;
+                totals[row] = totals[row] * fade + total;
+                sums[row * head_dim..][..head_dim]
+                    .iter_mut()
+                    .for_each(|sum| *sum *= fade);
+            }
+            let a = Left {
+                at: scores.as_ptr(),
+                row: TILE,
+                col: 1,
+            };
+            // SAFETY: [rows, count] of the scores times `count` rows of K values, which `tile_of` has bounded, to [rows, K].
+            unsafe {
+                let to = (sums.as_mut_ptr(), head_dim);
+                product(
+                    simd,
+                    [rows, head_dim, count],
+                    a,
+                    (values.at.as_ptr(), values.stride),
+                    to,
+                    true,
+                );
+            }
+        }
+        for row in 0..rows {
+            let (n, head) = self.place(row);
+            let at = n * self.shape.heads + head;
+            let inverse = totals[row].recip();
+            // SAFETY: row n and head belong to this task alone: queries share no rows, tasks of a query share neither
+            // positions nor heads.
+            let (out, lse) = unsafe {
+                (
+                    self.out.range(at * head_dim, head_dim),
+                    self.lse.range(at, 1),
+                )
+            };
+            let sums = &sums[row * head_dim..][..head_dim];
+            out.iter_mut()
+                .zip(sums)
+                .for_each(|(out, &sum)| *out = sum * inverse);
+            lse[0] = highest[row] + totals[row].ln();
+        }
     }
 }
 

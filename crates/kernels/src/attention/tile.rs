@@ -16,16 +16,31 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `len` floats of unspecified content, kept by the thread for its next task.
-pub(super) fn with_scratch<R>(len: usize, body: impl FnOnce(&mut [f32]) -> R) -> R {
-    // Taken out while in use, so that a panic in `body` leaves an empty one behind.
-    let mut scratch = SCRATCH.take();
-    if scratch.len() < len {
-        scratch.resize(len, 0.0);
+/// Floats of unspecified content, which the thread keeps for its next task.
+///
+/// A guard and not a function that takes a closure: what a closure does with vectors would be compiled without the
+/// instruction set, a hundred times slower.
+pub(super) struct Scratch(Vec<f32>);
+
+impl Scratch {
+    pub(super) fn take(len: usize) -> Scratch {
+        let mut scratch = SCRATCH.take();
+        if scratch.len() < len {
+            scratch.resize(len, 0.0);
+        }
+        Scratch(scratch)
     }
-    let result = body(&mut scratch[..len]);
-    SCRATCH.replace(scratch);
-    result
+
+    #[inline(always)]
+    pub(super) fn floats(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        SCRATCH.replace(std::mem::take(&mut self.0));
+    }
 }
 
 /// Rows of keys or values of one tile: row i is `at[i * stride..][..head_dim]`.
@@ -127,10 +142,18 @@ pub(super) unsafe fn product<S: Simd>(
                 let to = (c.add(row * c_stride + col), c_stride);
                 let left = cols - col;
                 match (wide, rows - row >= 4) {
-                    (true, true) => block::<S, 4, WIDE>(simd, depth, left, a, at, to, accumulate),
-                    (true, false) => block::<S, 1, WIDE>(simd, depth, left, a, at, to, accumulate),
-                    (false, true) => block::<S, 4, 1>(simd, depth, left, a, at, to, accumulate),
-                    (false, false) => block::<S, 1, 1>(simd, depth, left, a, at, to, accumulate),
+                    (true, true) => {
+                        block::<S, 4, WIDE, true>(simd, depth, left, a, at, to, accumulate)
+                    }
+                    (true, false) => {
+                        block::<S, 1, WIDE, true>(simd, depth, left, a, at, to, accumulate)
+                    }
+                    (false, true) => {
+                        block::<S, 4, 1, false>(simd, depth, left, a, at, to, accumulate)
+                    }
+                    (false, false) => {
+                        block::<S, 1, 1, false>(simd, depth, left, a, at, to, accumulate)
+                    }
                 }
                 row += if rows - row >= 4 { 4 } else { 1 };
             }
@@ -139,12 +162,13 @@ pub(super) unsafe fn product<S: Simd>(
     }
 }
 
-/// `ROWS` rows by `VECTORS` vectors of C, of which `left` columns exist.
+/// `ROWS` rows by `VECTORS` vectors of C, of which `left` columns exist: all of them where it is `WHOLE`, so that
+/// the loop has no branches.
 ///
 /// # Safety
 /// As for [`product`].
 #[inline(always)]
-unsafe fn block<S: Simd, const ROWS: usize, const VECTORS: usize>(
+unsafe fn block<S: Simd, const ROWS: usize, const VECTORS: usize, const WHOLE: bool>(
     simd: S,
     depth: usize,
     left: usize,
@@ -161,7 +185,12 @@ unsafe fn block<S: Simd, const ROWS: usize, const VECTORS: usize>(
             for (r, sums) in sums.iter_mut().enumerate() {
                 for (v, sum) in sums.iter_mut().enumerate() {
                     let (at, left) = column(v);
-                    *sum = simd.load_up_to(c.add(r * c_stride + at), left);
+                    let from = c.add(r * c_stride + at);
+                    *sum = if WHOLE {
+                        simd.load(from)
+                    } else {
+                        simd.load_up_to(from, left)
+                    };
                 }
             }
         }
@@ -170,7 +199,12 @@ unsafe fn block<S: Simd, const ROWS: usize, const VECTORS: usize>(
             let mut loaded = [simd.splat(0.0); VECTORS];
             for (v, loaded) in loaded.iter_mut().enumerate() {
                 let (at, left) = column(v);
-                *loaded = simd.load_up_to(row.add(at), left);
+                let from = row.add(at);
+                *loaded = if WHOLE {
+                    simd.load(from)
+                } else {
+                    simd.load_up_to(from, left)
+                };
             }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let x = simd.splat(*a.at.add(r * a.row + p * a.col));
@@ -182,7 +216,12 @@ unsafe fn block<S: Simd, const ROWS: usize, const VECTORS: usize>(
         for (r, sums) in sums.iter().enumerate() {
             for (v, &sum) in sums.iter().enumerate() {
                 let (at, left) = column(v);
-                simd.store_up_to(c.add(r * c_stride + at), left, sum);
+                let to = c.add(r * c_stride + at);
+                if WHOLE {
+                    simd.store(to, sum)
+                } else {
+                    simd.store_up_to(to, left, sum)
+                }
             }
         }
     }
