@@ -33,7 +33,8 @@ pub struct Usage(pub String);
 impl App {
     pub fn new(json: bool, threads: Option<u16>) -> Result<App> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let pool = Pool::new(threads.map_or(cores, usize::from)).map_err(|error| Usage(error.to_string()))?;
+        let pool = Pool::new(threads.map_or(cores, usize::from))
+            .map_err(|error| Usage(error.to_string()))?;
         Ok(App {
             json,
             tool: Tool::new(env!("CARGO_PKG_VERSION"), env!("RUSSET_COMMIT")),
@@ -55,7 +56,11 @@ impl App {
 
     /// Prints the result: the JSON object where that was asked for, else what a person reads.
     pub fn print(&self, json: &Value, text: &str) -> Result<()> {
-        let line = if self.json { format!("{json}\n") } else { format!("{text}\n") };
+        let line = if self.json {
+            format!("{json}\n")
+        } else {
+            format!("{text}\n")
+        };
         write_stdout(line.as_bytes()).context("standard output is closed")
     }
 }
@@ -78,7 +83,9 @@ impl Model {
     pub fn open(folder: &Path, adapter: Option<&Path>) -> Result<Model> {
         if !folder.is_dir() {
             let shown = folder.display();
-            anyhow::bail!("{shown}: there is no such folder; `russet run recipes/tiny` makes a model under runs/tiny");
+            anyhow::bail!(
+                "{shown}: there is no such folder; `russet run recipes/tiny` makes a model under runs/tiny"
+            );
         }
         let mut decoder = checkpoint::open(folder)?;
         if let Some(adapter) = adapter {
@@ -98,20 +105,33 @@ impl Model {
     /// The token that stands before a text.
     pub fn bos(&self) -> Result<u32> {
         let special = self.tokenizer.special();
-        let bos = special.bos.or(self.decoder.config().bos).or(special.eos.first().copied());
+        let bos = special
+            .bos
+            .or(self.decoder.config().bos)
+            .or(special.eos.first().copied());
         bos.context("the model names no token that begins a text (bos_token_id in config.json)")
     }
 
     /// Tokens that end a text.
     pub fn eos(&self) -> Vec<u32> {
         let mut eos = self.tokenizer.special().eos.clone();
-        eos.extend(self.decoder.config().eos.iter().filter(|id| !self.tokenizer.special().eos.contains(id)));
+        eos.extend(
+            self.decoder
+                .config()
+                .eos
+                .iter()
+                .filter(|id| !self.tokenizer.special().eos.contains(id)),
+        );
         eos
     }
 
     /// A prompt's tokens: as the tokenizer begins a text, or its first token alone where the prompt is empty.
     pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
         let tokens = self.tokenizer.encode(prompt, true)?;
-        Ok(if tokens.is_empty() { vec![self.bos()?] } else { tokens })
+        Ok(if tokens.is_empty() {
+            vec![self.bos()?]
+        } else {
+            tokens
+        })
     }
 }

@@ -15,18 +15,35 @@ use crate::text::{continue_prompt, sampling};
 pub fn chat(app: &App, args: &ChatArgs) -> Result<()> {
     let sampling = sampling(&args.sampling)?;
     if args.max_tokens == 0 {
-        return Err(Usage("--max-tokens is 0, so there would be no answers; allow at least 1".into()).into());
+        return Err(Usage(
+            "--max-tokens is 0, so there would be no answers; allow at least 1".into(),
+        )
+        .into());
     }
     let model = Model::open(&args.model, args.adapter.as_deref())?;
     let (stop_tokens, context) = (model.eos(), model.decoder.config().context);
-    let Model { decoder, mut tokenizer } = model;
+    let Model {
+        decoder,
+        mut tokenizer,
+    } = model;
     if tokenizer.chat_template().is_none() {
-        eprintln!("{}: there is no chat template, so ChatML is used", args.model.display());
+        eprintln!(
+            "{}: there is no chat template, so ChatML is used",
+            args.model.display()
+        );
         tokenizer = tokenizer.with_chat_template(ChatTemplate::chatml().source())?;
     }
-    let config = EngineConfig { reuse: Reuse::Prefix, ..EngineConfig::new(context, 1) };
+    let config = EngineConfig {
+        reuse: Reuse::Prefix,
+        ..EngineConfig::new(context, 1)
+    };
     let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
-    let beginning = || args.system.iter().map(|text| message("system", text)).collect::<Vec<_>>();
+    let beginning = || {
+        args.system
+            .iter()
+            .map(|text| message("system", text))
+            .collect::<Vec<_>>()
+    };
     let mut messages = beginning();
     let interactive = std::io::stdin().is_terminal() && !app.json;
     if interactive {
@@ -49,22 +66,39 @@ pub fn chat(app: &App, args: &ChatArgs) -> Result<()> {
                 messages.push(message("user", text));
                 let prompt = tokenizer.encode_chat(&messages, true)?;
                 if prompt.len() >= context {
-                    eprintln!("The conversation has {} tokens, but the model sees only {context}; /new begins again.", prompt.len());
+                    eprintln!(
+                        "The conversation has {} tokens, but the model sees only {context}; /new begins again.",
+                        prompt.len()
+                    );
                     messages.pop();
                     continue;
                 }
                 let stop_tokens = stop_tokens.clone();
-                let request = Request { prompt, max_tokens: args.max_tokens, sampling, stop_tokens };
+                let request = Request {
+                    prompt,
+                    max_tokens: args.max_tokens,
+                    sampling,
+                    stop_tokens,
+                };
                 let stops = &args.sampling.stop;
-                let made = continue_prompt(&mut engine, &tokenizer, &request, stops, true, &mut |piece| {
-                    if !app.json {
-                        let _ = write_stdout(piece.as_bytes());
-                    }
-                })?;
+                let made = continue_prompt(
+                    &mut engine,
+                    &tokenizer,
+                    &request,
+                    stops,
+                    true,
+                    &mut |piece| {
+                        if !app.json {
+                            let _ = write_stdout(piece.as_bytes());
+                        }
+                    },
+                )?;
                 let json = json!({"text": made.text, "tokens": made.generation.tokens.len(), "finish": made.finish.to_string()});
                 app.print(&json, "")?;
                 if made.finish == Finish::Context {
-                    eprintln!("The model's context of {context} tokens is full; /new begins again.");
+                    eprintln!(
+                        "The model's context of {context} tokens is full; /new begins again."
+                    );
                 }
                 messages.push(message("assistant", &made.text));
             }
@@ -74,5 +108,8 @@ pub fn chat(app: &App, args: &ChatArgs) -> Result<()> {
 }
 
 fn message(role: &str, content: &str) -> Message {
-    Message { role: role.to_owned(), content: content.to_owned() }
+    Message {
+        role: role.to_owned(),
+        content: content.to_owned(),
+    }
 }

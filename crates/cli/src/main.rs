@@ -35,7 +35,11 @@ fn main() -> ExitCode {
                 }
             }
             eprintln!("error: {said}");
-            if error.is::<app::Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            if error.is::<app::Usage>() {
+                ExitCode::from(2)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -45,13 +49,19 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Run(args) => run::run(app, &args),
         Verb::Tokenizer(TokenizerVerb::Train(args)) => run::single(app, &args, "tokenizer"),
         Verb::Tokenizer(TokenizerVerb::Shards(args)) => run::single(app, &args, "tokens"),
-        Verb::Tokenizer(TokenizerVerb::Encode { model, text, special }) => text::encode(app, &model, &text, special),
+        Verb::Tokenizer(TokenizerVerb::Encode {
+            model,
+            text,
+            special,
+        }) => text::encode(app, &model, &text, special),
         Verb::Pretrain(args) => run::single(app, &args, "pretrain"),
         Verb::Palettize(args) => run::palettize(app, &args),
         Verb::Generate(args) => text::generate(app, &args),
         Verb::Chat(args) => chat::chat(app, &args),
         Verb::Eval(EvalVerb::Perplexity(args)) => measure::perplexity(app, &args),
-        Verb::Eval(EvalVerb::Logits { model, tokens, out }) => measure::logits(app, &model, &tokens, &out),
+        Verb::Eval(EvalVerb::Logits { model, tokens, out }) => {
+            measure::logits(app, &model, &tokens, &out)
+        }
         Verb::Bench(args) => measure::bench(app, &args),
         Verb::Convert(args) => text::convert(app, &args),
         Verb::Completions { shell } => {

@@ -24,7 +24,10 @@ pub fn documents(tokenizer: &Tokenizer, path: &Path) -> Result<Vec<Document>> {
         let text = text?;
         let tokens = tokenizer.encode(&text, false)?;
         if !tokens.is_empty() {
-            documents.push(Document { tokens, bytes: text.len() as u64 });
+            documents.push(Document {
+                tokens,
+                bytes: text.len() as u64,
+            });
         }
     }
     if documents.is_empty() {
@@ -38,10 +41,14 @@ pub fn settings(model: &Model, window: Option<usize>) -> Result<Settings> {
     let context = model.decoder.config().context;
     match window {
         Some(window) if window == 0 || window > context => {
-            let sentence = format!("the window is {window} tokens, but the model sees from 1 to {context}");
+            let sentence =
+                format!("the window is {window} tokens, but the model sees from 1 to {context}");
             Err(Usage(sentence).into())
         }
-        window => Ok(Settings::new(model.bos()?, window.unwrap_or(context.min(WINDOW)))),
+        window => Ok(Settings::new(
+            model.bos()?,
+            window.unwrap_or(context.min(WINDOW)),
+        )),
     }
 }
 
@@ -55,7 +62,14 @@ pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<()> {
     let (scores, divergence) = match &args.against {
         None => {
             let progress = &mut *app.progress;
-            let scores = russet_eval::perplexity(&model.decoder, &mut ctx, &documents, &settings, progress, &app.interrupt)?;
+            let scores = russet_eval::perplexity(
+                &model.decoder,
+                &mut ctx,
+                &documents,
+                &settings,
+                progress,
+                &app.interrupt,
+            )?;
             (scores, None)
         }
         Some(against) => {
@@ -68,7 +82,15 @@ pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<()> {
                 );
             }
             let (a, b, progress) = (&reference.decoder, &model.decoder, &mut *app.progress);
-            let both = russet_eval::compare(a, b, &mut ctx, &documents, &settings, progress, &app.interrupt)?;
+            let both = russet_eval::compare(
+                a,
+                b,
+                &mut ctx,
+                &documents,
+                &settings,
+                progress,
+                &app.interrupt,
+            )?;
             (both.other, Some((both.kld, both.same_top)))
         }
     };
@@ -84,7 +106,10 @@ pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<()> {
         scores.perplexity, scores.bits_per_byte, scores.tokens
     );
     if let Some((kld, same_top)) = divergence {
-        text += &format!("; divergence {kld:.4} nats, same likeliest token {:.1} %", 100.0 * same_top);
+        text += &format!(
+            "; divergence {kld:.4} nats, same likeliest token {:.1} %",
+            100.0 * same_top
+        );
     }
     app.print(&json, &text)
 }
@@ -94,34 +119,63 @@ pub fn logits(app: &App, model: &Path, tokens: &[u32], out: &Path) -> Result<()>
     let decoder = russet_model::checkpoint::open(model)?;
     let vocab = decoder.config().vocab;
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-        return Err(Usage(format!("token {token} is not in the model's vocabulary of {vocab}")).into());
+        return Err(Usage(format!(
+            "token {token} is not in the model's vocabulary of {vocab}"
+        ))
+        .into());
     }
-    let (Some(folder), Some(stem)) = (out.parent(), out.file_name().and_then(|n| n.to_str()?.strip_suffix(".safetensors")))
-    else {
-        return Err(Usage(format!("{}: the file's name must end in .safetensors", out.display())).into());
+    let (Some(folder), Some(stem)) = (
+        out.parent(),
+        out.file_name()
+            .and_then(|n| n.to_str()?.strip_suffix(".safetensors")),
+    ) else {
+        return Err(Usage(format!(
+            "{}: the file's name must end in .safetensors",
+            out.display()
+        ))
+        .into());
     };
     let mut ctx = Ctx::new(app.pool.clone());
     let hidden = decoder.forward(&mut ctx, tokens, &Segments::packed(&[tokens.len()]), None);
     let logits = decoder.logits(&mut ctx, &hidden);
     let shape = logits.shape().to_vec();
-    let tensor = Output { name: "logits".into(), dtype: DType::F32, shape, bytes: logits.bytes() };
+    let tensor = Output {
+        name: "logits".into(),
+        dtype: DType::F32,
+        shape,
+        bytes: logits.bytes(),
+    };
     stored::write(folder, stem, &[tensor], usize::MAX)?;
     let json = json!({"out": out, "shape": logits.shape()});
-    app.print(&json, &format!("{}: logits of {} tokens", out.display(), tokens.len()))
+    app.print(
+        &json,
+        &format!("{}: logits of {} tokens", out.display(), tokens.len()),
+    )
 }
 
 /// Prefill and decode speed, beside what the memory can deliver.
 pub fn bench(app: &App, args: &BenchArgs) -> Result<()> {
-    for (flag, value) in [("-p", args.prompt_tokens), ("-n", args.generate_tokens), ("-r", args.repeats)] {
+    for (flag, value) in [
+        ("-p", args.prompt_tokens),
+        ("-n", args.generate_tokens),
+        ("-r", args.repeats),
+    ] {
         if value == 0 {
             return Err(Usage(format!("{flag} is 0, so there is nothing to measure")).into());
         }
     }
     let decoder = russet_model::checkpoint::open(&args.model)?;
-    let config = BenchConfig { prompt: args.prompt_tokens, generate: args.generate_tokens, repeats: args.repeats };
+    let config = BenchConfig {
+        prompt: args.prompt_tokens,
+        generate: args.generate_tokens,
+        repeats: args.repeats,
+    };
     let measured = russet_engine::bench(&decoder, &app.pool, &config)?;
     let dram = probe::dram_read_gb_s(&app.pool);
-    let (pp, tg) = (format!("pp{}", args.prompt_tokens), format!("tg{}", args.generate_tokens));
+    let (pp, tg) = (
+        format!("pp{}", args.prompt_tokens),
+        format!("tg{}", args.generate_tokens),
+    );
     let json = json!({
         pp.clone(): measured.prefill_tokens_per_second,
         tg.clone(): measured.decode_tokens_per_second,

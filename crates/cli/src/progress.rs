@@ -12,7 +12,11 @@ const LINE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A bar on a terminal; else, or where JSON was asked for, lines.
 pub fn progress(json: bool) -> Box<dyn Progress> {
-    if !json && std::io::stderr().is_terminal() { Box::new(Bar::default()) } else { Box::new(Lines::default()) }
+    if !json && std::io::stderr().is_terminal() {
+        Box::new(Bar::default())
+    } else {
+        Box::new(Lines::default())
+    }
 }
 
 #[derive(Default)]
@@ -38,7 +42,10 @@ impl Progress for Bar {
     fn update(&mut self, done: u64, fields: &[(&str, f64)]) {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
-            let fields: Vec<String> = fields.iter().map(|(name, value)| format!("{name} {}", short(*value))).collect();
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(name, value)| format!("{name} {}", short(*value)))
+                .collect();
             bar.set_message(fields.join("  "));
         }
     }
@@ -82,10 +89,13 @@ struct Lines {
 
 impl Lines {
     fn line(&mut self) {
-        let seconds = self.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
-        let left = self.total.filter(|_| self.done > 0).map(|total| {
-            seconds * total.saturating_sub(self.done) as f64 / self.done as f64
-        });
+        let seconds = self
+            .started
+            .map_or(0.0, |started| started.elapsed().as_secs_f64());
+        let left = self
+            .total
+            .filter(|_| self.done > 0)
+            .map(|total| seconds * total.saturating_sub(self.done) as f64 / self.done as f64);
         let line = json!({
             "stage": self.stage, "done": self.done, "total": self.total, "unit": self.unit,
             "seconds": seconds, "seconds_left": left, "fields": self.fields,
@@ -111,7 +121,10 @@ impl Progress for Lines {
 
     fn update(&mut self, done: u64, fields: &[(&str, f64)]) {
         self.done = done;
-        self.fields = fields.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+        self.fields = fields
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), json!(value)))
+            .collect();
         if self.last.is_none_or(|last| last.elapsed() >= LINE_INTERVAL) {
             self.line();
         }
@@ -135,6 +148,9 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        assert_eq!([0.0, 0.00001, 2.34567, 45.678, 5432.1, 1e7].map(short), ["0", "1.00e-5", "2.3457", "45.68", "5432", "1.00e7"]);
+        assert_eq!(
+            [0.0, 0.00001, 2.34567, 45.678, 5432.1, 1e7].map(short),
+            ["0", "1.00e-5", "2.3457", "45.68", "5432", "1.00e7"]
+        );
     }
 }

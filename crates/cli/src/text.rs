@@ -16,7 +16,11 @@ use crate::stop::StopFilter;
 /// Prints the token ids of a text.
 pub fn encode(app: &App, model: &Path, text: &str, special: bool) -> Result<()> {
     let tokenizer = Tokenizer::open(model)?;
-    let special = if special { SpecialTokens::Parse } else { SpecialTokens::Text };
+    let special = if special {
+        SpecialTokens::Parse
+    } else {
+        SpecialTokens::Text
+    };
     let ids = tokenizer.encode_with(text, true, special)?;
     let shown: Vec<String> = ids.iter().map(ToString::to_string).collect();
     app.print(&json!({"ids": ids, "tokens": ids.len()}), &shown.join(" "))
@@ -53,7 +57,11 @@ pub fn continue_prompt(
     on_text: &mut dyn FnMut(&str),
 ) -> Result<Continuation> {
     let mut filter = StopFilter::new(stops);
-    let mut pieces = if begins_text { tokenizer.detokenizer(true) } else { tokenizer.detokenizer_continuing(true) };
+    let mut pieces = if begins_text {
+        tokenizer.detokenizer(true)
+    } else {
+        tokenizer.detokenizer_continuing(true)
+    };
     let (mut text, mut stopped) = (String::new(), false);
     let mut show = |piece: &str, text: &mut String| {
         on_text(piece);
@@ -73,21 +81,37 @@ pub fn continue_prompt(
             show(&filter.finish(), &mut text);
         }
     }
-    let finish = if stopped { Finish::Stop } else { generation.finish };
-    Ok(Continuation { text, generation, finish })
+    let finish = if stopped {
+        Finish::Stop
+    } else {
+        generation.finish
+    };
+    Ok(Continuation {
+        text,
+        generation,
+        finish,
+    })
 }
 
 /// Continues a prompt and prints the text as it comes.
 pub fn generate(app: &App, args: &GenerateArgs) -> Result<()> {
     let sampling = sampling(&args.sampling)?;
     if args.max_tokens == 0 {
-        return Err(Usage("--max-tokens is 0, so there is nothing to generate; ask for at least 1".into()).into());
+        return Err(Usage(
+            "--max-tokens is 0, so there is nothing to generate; ask for at least 1".into(),
+        )
+        .into());
     }
     let model = Model::open(&args.model, args.adapter.as_deref())?;
     let prompt = model.encode_prompt(&args.prompt)?;
     let context = model.decoder.config().context;
     let needed = prompt.len().saturating_add(args.max_tokens).min(context);
-    let request = Request { prompt, max_tokens: args.max_tokens, sampling, stop_tokens: model.eos() };
+    let request = Request {
+        prompt,
+        max_tokens: args.max_tokens,
+        sampling,
+        stop_tokens: model.eos(),
+    };
     let Model { decoder, tokenizer } = model;
     let mut engine = Engine::new(decoder, app.pool.clone(), EngineConfig::new(needed, 1))?;
     if !app.json {
@@ -96,9 +120,16 @@ pub fn generate(app: &App, args: &GenerateArgs) -> Result<()> {
     let mut closed = false;
     let stops = &args.sampling.stop;
     let begins = args.prompt.is_empty();
-    let made = continue_prompt(&mut engine, &tokenizer, &request, stops, begins, &mut |piece| {
-        closed |= !app.json && write_stdout(piece.as_bytes()).is_err();
-    })?;
+    let made = continue_prompt(
+        &mut engine,
+        &tokenizer,
+        &request,
+        stops,
+        begins,
+        &mut |piece| {
+            closed |= !app.json && write_stdout(piece.as_bytes()).is_err();
+        },
+    )?;
     if closed {
         bail!("standard output was closed before the text ended");
     }
@@ -121,7 +152,9 @@ pub fn generate(app: &App, args: &GenerateArgs) -> Result<()> {
     app.print(&json, "")?;
     if !app.json {
         let (prompt, tokens) = (generation.prompt_tokens, generation.tokens.len());
-        eprintln!("{prompt} prompt tokens, {tokens} generated at {speed:.1} tokens/s, ended by {finish}");
+        eprintln!(
+            "{prompt} prompt tokens, {tokens} generated at {speed:.1} tokens/s, ended by {finish}"
+        );
     }
     Ok(())
 }
@@ -129,20 +162,38 @@ pub fn generate(app: &App, args: &GenerateArgs) -> Result<()> {
 /// Converts a model's files to a Hugging Face folder in f32.
 pub fn convert(app: &App, args: &ConvertArgs) -> Result<()> {
     if args.to != Format::Hf {
-        return Err(Usage("`--to` knows hf, a Hugging Face folder; llama2.c's files are read, not written".into()).into());
+        return Err(Usage(
+            "`--to` knows hf, a Hugging Face folder; llama2.c's files are read, not written".into(),
+        )
+        .into());
     }
     let (decoder, tokenizer) = match args.from {
         Format::Llama2c => {
             let decoder = llama2c::load(&args.input)?;
-            let path = args.tokenizer.clone().map_or_else(|| tokenizer_beside(&args.input), Ok)?;
+            let path = args
+                .tokenizer
+                .clone()
+                .map_or_else(|| tokenizer_beside(&args.input), Ok)?;
             let tokenizer = Tokenizer::from_llama2c(&path, decoder.config().vocab)?;
             (decoder, tokenizer)
         }
-        Format::Hf => (checkpoint::load(&args.input)?, Tokenizer::open(&args.input)?),
+        Format::Hf => (
+            checkpoint::load(&args.input)?,
+            Tokenizer::open(&args.input)?,
+        ),
     };
-    let from = if args.from == Format::Llama2c { "llama2c" } else { "hf" };
+    let from = if args.from == Format::Llama2c {
+        "llama2c"
+    } else {
+        "hf"
+    };
     let inputs = Inputs::new().path("model", &args.input)?;
-    let stage = Stage::new("convert", &app.tool, json!({"stage": "convert", "from": from, "to": "hf"}), inputs);
+    let stage = Stage::new(
+        "convert",
+        &app.tool,
+        json!({"stage": "convert", "from": from, "to": "hf"}),
+        inputs,
+    );
     let draft = Draft::create(&args.out, Kind::Checkpoint)?;
     checkpoint::save(&decoder, draft.path())?;
     tokenizer.save(draft.path())?;
@@ -150,23 +201,38 @@ pub fn convert(app: &App, args: &ConvertArgs) -> Result<()> {
     let config = decoder.config();
     let out = args.out.display();
     let json = json!({"out": args.out, "parameters": config.parameters(), "vocab": config.vocab, "layers": config.layers});
-    app.print(&json, &format!("{out}: {} parameters in f32", config.parameters()))
+    app.print(
+        &json,
+        &format!("{out}: {} parameters in f32", config.parameters()),
+    )
 }
 
 /// llama2.c's tokenizer file beside a model.
 fn tokenizer_beside(model: &Path) -> Result<PathBuf> {
-    let folder = model.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = model
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
         .with_context(|| format!("{}: cannot be listed", folder.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or("");
             path != model && name.starts_with("tok") && name.ends_with(".bin")
         })
         .collect();
     match (found.pop(), found.len()) {
         (Some(path), 0) => Ok(path),
-        (Some(_), _) => bail!("{}: several files could be its tokenizer; name one by --tokenizer", model.display()),
-        (None, _) => bail!("{}: no tok*.bin lies beside it; name its tokenizer file by --tokenizer", model.display()),
+        (Some(_), _) => bail!(
+            "{}: several files could be its tokenizer; name one by --tokenizer",
+            model.display()
+        ),
+        (None, _) => bail!(
+            "{}: no tok*.bin lies beside it; name its tokenizer file by --tokenizer",
+            model.display()
+        ),
     }
 }

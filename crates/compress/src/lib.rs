@@ -1,1 +1,30 @@
-//! placeholder
+//! From a dense checkpoint to a palettized package of a given size.
+//!
+//! Each projection's weights are replaced by 2- or 4-bit indices into tables of 16 or 4 entries, one table for every 16 output
+//! rows (arXiv 2407.21075, section 5). Which entries: k-means weighted by diagonal Fisher information (arXiv 2306.07629), solved
+//! exactly in one dimension, then errors fed forward column by column (arXiv 2210.17323). Which bits: the assignment of least
+//! measured harm that meets the target, an exact knapsack. The embedding goes to 8 bits a row.
+//!
+//! The result is the same on any number of threads. This crate knows nothing of text: calibration comes as tokens. Recovery
+//! adapters, vector palettes and 3 bits are not here.
+
+mod allocate;
+mod calibration;
+mod error;
+mod feedback;
+mod importance;
+mod kmeans;
+pub mod lossless;
+mod matrix;
+mod model;
+mod palettize;
+mod refine;
+mod sensitivity;
+mod settings;
+mod strip;
+mod tap;
+mod watch;
+
+pub use error::CompressError;
+pub use palettize::{Compressed, palettize};
+pub use settings::{LayerReport, Report, Sensitivity, Settings, Weighting};

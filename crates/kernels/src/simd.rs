@@ -56,6 +56,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn zero_where_below(self, x: Self::V, bound: Self::V, value: Self::V) -> Self::V;
     /// The sum over lanes, by halving.
     fn sum(self, v: Self::V) -> f32;
+    /// Lane 0.
+    fn first(self, v: Self::V) -> f32;
     /// The maximum over lanes.
     fn maximum(self, v: Self::V) -> f32;
     /// Asks for the cache line at `at`, which need not be a valid address.
@@ -253,6 +255,10 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn sum(self, v: f32) -> f32 {
+        v
+    }
+    #[inline(always)]
+    fn first(self, v: f32) -> f32 {
         v
     }
     #[inline(always)]

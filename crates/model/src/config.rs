@@ -305,12 +305,9 @@ impl Config {
         }
         let floats = [self.qkv_width(), self.ffn, self.heads * self.head_dim]
             .iter()
-            .try_fold(
-                self.vocab.checked_mul(self.width).unwrap_or(usize::MAX),
-                |sum, rows| {
-                    sum.checked_add(rows.checked_mul(self.width)?.checked_mul(self.layers)?)
-                },
-            )
+            .try_fold(self.vocab.saturating_mul(self.width), |sum, rows| {
+                sum.checked_add(rows.checked_mul(self.width)?.checked_mul(self.layers)?)
+            })
             .filter(|&floats| floats < 1 << 42);
         if floats.is_none() {
             return Err("the sizes describe a model of more than four trillion weights".into());

@@ -189,17 +189,17 @@ impl Decoder {
     /// Every trainable parameter, in a fixed order.
     pub fn parameters(&self) -> Vec<Parameter<'_>> {
         let mut all = Vec::new();
-        let table = |name: &str, embedding| match embedding {
-            &Embedding::Dense(ref tensor) => {
-                let parts = vec![(format!("{name}.weight"), tensor.dims2().0)];
-                Some(Parameter {
-                    parts,
-                    kind: ParameterKind::Embedding,
-                    tensor,
-                })
-            }
-            Embedding::Int8(_) => None,
-        };
+        fn table<'a>(name: &str, embedding: &'a Embedding) -> Option<Parameter<'a>> {
+            let Embedding::Dense(tensor) = embedding else {
+                return None;
+            };
+            let parts = vec![(format!("{name}.weight"), tensor.dims2().0)];
+            Some(Parameter {
+                parts,
+                kind: ParameterKind::Embedding,
+                tensor,
+            })
+        }
         all.extend(table("model.embed_tokens", &self.embedding));
         for (layer, block) in self.blocks.iter().enumerate() {
             block.visit(layer, &mut |parameter| all.push(parameter));

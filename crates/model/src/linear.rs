@@ -214,7 +214,11 @@ impl<L: Linear> Linear for Lora<L> {
     }
 
     fn stored_bytes(&self) -> usize {
-        let own: usize = self.parts.iter().map(|part| part.a.bytes().len() + part.b.bytes().len()).sum();
+        let own: usize = self
+            .parts
+            .iter()
+            .map(|part| part.a.bytes().len() + part.b.bytes().len())
+            .sum();
         self.base.stored_bytes() + own
     }
 

@@ -32,11 +32,16 @@ fn context(threads: usize) -> Ctx {
 }
 
 fn tokens(count: usize, seed: u64) -> Vec<u32> {
-    (0..count).map(|i| random::below(seed, 0, i as u64, 97) as u32).collect()
+    (0..count)
+        .map(|i| random::below(seed, 0, i as u64, 97) as u32)
+        .collect()
 }
 
 fn hidden(ctx: &mut Ctx, decoder: &Decoder, tokens: &[u32], lengths: &[usize]) -> Vec<f32> {
-    decoder.forward(ctx, tokens, &Segments::packed(lengths), None).data().to_vec()
+    decoder
+        .forward(ctx, tokens, &Segments::packed(lengths), None)
+        .data()
+        .to_vec()
 }
 
 #[test]
@@ -45,17 +50,35 @@ fn cached_decoding_equals_the_full_forward() {
     let mut ctx = context(2);
     let tokens = tokens(150, 2);
     let full = hidden(&mut ctx, &decoder, &tokens, &[150]);
-    for chunks in [vec![150], vec![64, 64, 22], vec![70, 1, 1, 78], vec![1; 150]] {
+    for chunks in [
+        vec![150],
+        vec![64, 64, 22],
+        vec![70, 1, 1, 78],
+        vec![1; 150],
+    ] {
         let mut cache = KvCache::new(decoder.config(), 1, 150);
         let (mut got, mut start) = (Vec::new(), 0);
         for len in chunks.clone() {
             let mut segments = Segments::default();
             segments.push(len, cache.extend(0, len).unwrap(), 0);
-            got.extend_from_slice(decoder.forward(&mut ctx, &tokens[start..start + len], &segments, Some(&mut cache)).data());
+            got.extend_from_slice(
+                decoder
+                    .forward(
+                        &mut ctx,
+                        &tokens[start..start + len],
+                        &segments,
+                        Some(&mut cache),
+                    )
+                    .data(),
+            );
             start += len;
         }
         // Products of few rows add up in another order than those of many; 1e-4 is the bound that rollouts promise.
-        let worst = full.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let worst = full
+            .iter()
+            .zip(&got)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
         assert!(worst < 1e-4, "chunks {chunks:?}: off by {worst}");
     }
 }
@@ -66,8 +89,16 @@ fn sequences_packed_together_do_not_see_each_other() {
     let mut ctx = context(2);
     let (a, b) = (tokens(70, 3), tokens(33, 4));
     let both = hidden(&mut ctx, &decoder, &[&a[..], &b[..]].concat(), &[70, 33]);
-    let alone = [hidden(&mut ctx, &decoder, &a, &[70]), hidden(&mut ctx, &decoder, &b, &[33])].concat();
-    let worst = both.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let alone = [
+        hidden(&mut ctx, &decoder, &a, &[70]),
+        hidden(&mut ctx, &decoder, &b, &[33]),
+    ]
+    .concat();
+    let worst = both
+        .iter()
+        .zip(&alone)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
     assert!(worst < 1e-5, "off by {worst}");
 }
 
@@ -83,7 +114,11 @@ fn one_thread_and_three_give_identical_bits() {
         let loss = decoder.loss(&mut ctx, &hidden, &tokens, &[0.01; 100]).loss;
         ctx.backward(&loss, 1.0, &mut gradients);
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let gradients = decoder.parameters().iter().map(|p| bits(gradients.get(p.tensor).unwrap().data())).collect::<Vec<_>>();
+        let gradients = decoder
+            .parameters()
+            .iter()
+            .map(|p| bits(gradients.get(p.tensor).unwrap().data()))
+            .collect::<Vec<_>>();
         (bits(hidden.data()), loss.data()[0].to_bits(), gradients)
     };
     assert!(run(1) == run(3));
@@ -106,7 +141,10 @@ fn a_full_cache_says_so_and_keeps_what_it_has() {
     let mut cache = KvCache::new(&config(), 2, 128);
     cache.extend(0, 128).unwrap();
     cache.extend(1, 64).unwrap(); // the page that each further sequence may leave half filled
-    assert!(matches!(cache.extend(1, 1), Err(ModelError::CacheFull { .. })));
+    assert!(matches!(
+        cache.extend(1, 1),
+        Err(ModelError::CacheFull { .. })
+    ));
     assert_eq!((cache.len(0), cache.len(1)), (128, 64));
     cache.truncate(0, 64);
     assert_eq!(cache.extend(1, 1).unwrap(), 64);

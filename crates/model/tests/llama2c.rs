@@ -9,7 +9,9 @@ use russet_model::llama2c;
 use russet_tensor::{Ctx, Segments};
 
 fn file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/stories260K").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../golden/stories260K")
+        .join(name)
 }
 
 #[test]

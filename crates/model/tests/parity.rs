@@ -13,7 +13,9 @@ use safetensors::SafeTensors;
 const TOLERANCE: f32 = 2e-4;
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../golden/models")
+        .join(name)
 }
 
 /// Compares the logits of both sequences, packed into one batch, with the expected ones.
@@ -21,23 +23,47 @@ fn check(decoder: &Decoder, expected: &Path) {
     let bytes = std::fs::read(expected).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let tokens = file.tensor("tokens").unwrap();
-    let tokens: Vec<u32> = tokens.data().as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as u32).collect();
+    let tokens: Vec<u32> = tokens
+        .data()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| i64::from_le_bytes(b) as u32)
+        .collect();
     let logits = file.tensor("logits").unwrap();
-    let logits: Vec<f32> = logits.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+    let logits: Vec<f32> = logits
+        .data()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| f32::from_le_bytes(b))
+        .collect();
     for isa in [Isa::Scalar, Isa::best()] {
         let mut ctx = Ctx::new(Arc::new(Pool::with_isa(2, isa)));
         let segments = Segments::packed(&[tokens.len() / 2; 2]);
         let hidden = decoder.forward(&mut ctx, &tokens, &segments, None);
         let got = decoder.logits(&mut ctx, &hidden);
         assert_eq!(got.len(), logits.len());
-        let worst = got.data().iter().zip(&logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(worst <= TOLERANCE, "{}: off by {worst} on {isa:?}", expected.display());
+        let worst = got
+            .data()
+            .iter()
+            .zip(&logits)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert!(
+            worst <= TOLERANCE,
+            "{}: off by {worst} on {isa:?}",
+            expected.display()
+        );
     }
 }
 
 fn check_model(name: &str) {
     let folder = golden(name);
-    check(&checkpoint::load(&folder).unwrap(), &folder.join("expected.safetensors"));
+    check(
+        &checkpoint::load(&folder).unwrap(),
+        &folder.join("expected.safetensors"),
+    );
 }
 
 #[test]
@@ -78,7 +104,8 @@ fn llama_with_scaled_rotation() {
 #[test]
 fn a_peft_adapter_equals_the_merged_model() {
     let folder = golden("qwen3-gqa-tied");
-    let decoder = adapter::attach(checkpoint::load(&folder).unwrap(), &folder.join("adapter")).unwrap();
+    let decoder =
+        adapter::attach(checkpoint::load(&folder).unwrap(), &folder.join("adapter")).unwrap();
     check(&decoder, &folder.join("adapter/expected.safetensors"));
 }
 
@@ -99,7 +126,8 @@ fn what_is_saved_reads_back_to_the_bit() {
 #[test]
 fn a_saved_adapter_reads_back_to_the_bit() {
     let folder = golden("qwen3-gqa-tied");
-    let decoder = adapter::attach(checkpoint::load(&folder).unwrap(), &folder.join("adapter")).unwrap();
+    let decoder =
+        adapter::attach(checkpoint::load(&folder).unwrap(), &folder.join("adapter")).unwrap();
     let out = tempfile::tempdir().unwrap();
     adapter::save(&decoder, "base", out.path()).unwrap();
     let again = adapter::attach(checkpoint::load(&folder).unwrap(), out.path()).unwrap();

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use tokenizers::Model;
 
-use crate::train::{WORD_PATTERN, words};
+use crate::train::{WORD_PATTERN, begins_with_end_of_text, words};
 
 static PATTERN: LazyLock<fancy_regex::Regex> =
     LazyLock::new(|| fancy_regex::Regex::new(WORD_PATTERN).expect("the pattern is a constant"));
@@ -25,7 +25,7 @@ const LONGEST: usize = 64;
 pub(crate) fn applies(file: &Value) -> bool {
     let pre = &file["pre_tokenizer"];
     file["normalizer"].is_null()
-        && file["post_processor"].is_null()
+        && file["post_processor"] == begins_with_end_of_text()
         && pre["type"] == "Split"
         && pre["pattern"]["Regex"] == WORD_PATTERN
         && pre["behavior"] == "Isolated"

@@ -150,7 +150,7 @@ impl Tokenizer {
     }
 
     /// Text to ids. The names of special tokens inside `text` are ordinary text; `add_special` puts
-    /// around it what the tokenizer's post-processor says (often `bos`; nothing for tokenizers trained here).
+    /// around it what the tokenizer's post-processor says (`bos`, where it is trained here).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         self.encode_with(text, add_special, SpecialTokens::Text)
     }
@@ -163,7 +163,9 @@ impl Tokenizer {
         special: SpecialTokens,
     ) -> Result<Vec<u32>> {
         match (special, &self.way) {
-            (SpecialTokens::Text, Way::Words) => self.encode_words(text, &mut Seen::default()),
+            (SpecialTokens::Text, Way::Words) => {
+                self.encode_words(text, add_special, &mut Seen::default())
+            }
             (SpecialTokens::Text, Way::Greedy(greedy)) => {
                 let bos = self.special.bos.filter(|_| add_special);
                 Ok(bos.into_iter().chain(greedy.encode(text)).collect())
@@ -198,9 +200,14 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// [`crate::direct`]; there is no post-processor then, so nothing is put around the text.
-    fn encode_words(&self, text: &str, seen: &mut Seen) -> Result<Vec<u32>> {
-        let mut ids = Vec::new();
+    /// [`crate::direct`]; the post-processor is then known to put `<|endoftext|>` before a text.
+    fn encode_words(&self, text: &str, add_special: bool, seen: &mut Seen) -> Result<Vec<u32>> {
+        let mut ids: Vec<u32> = self
+            .special
+            .bos
+            .filter(|_| add_special)
+            .into_iter()
+            .collect();
         guarded(|| direct::encode(self.plain.get_model(), text, seen, &mut ids))?;
         Ok(ids)
     }
@@ -215,7 +222,7 @@ impl Tokenizer {
             return texts
                 .par_iter()
                 .map_init(Seen::default, |seen, text| {
-                    self.encode_words(text.as_ref(), seen)
+                    self.encode_words(text.as_ref(), add_special, seen)
                 })
                 .collect();
         }

@@ -479,7 +479,7 @@ fn build(alphabet: &[char], merges: &[Pair]) -> Result<Tokenizer> {
         "pre_tokenizer": {
             "type": "Split", "pattern": {"Regex": WORD_PATTERN}, "behavior": "Isolated", "invert": false
         },
-        "post_processor": null,
+        "post_processor": begins_with_end_of_text(),
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -517,6 +517,19 @@ fn build(alphabet: &[char], merges: &[Pair]) -> Result<Tokenizer> {
 }
 
 /// The definition of [`merges`]: count every pair anew before each merge. Quadratic; for tests.
+/// The post-processor of tokenizers trained here: a text begins with the token that ends the one before it, as
+/// documents in a shard do.
+pub(crate) fn begins_with_end_of_text() -> Value {
+    let first = |type_id: u32| json!({"SpecialToken": {"id": END_OF_TEXT, "type_id": type_id}});
+    let text = |name: &str, type_id: u32| json!({"Sequence": {"id": name, "type_id": type_id}});
+    json!({
+        "type": "TemplateProcessing",
+        "single": [first(0), text("A", 0)],
+        "pair": [first(0), text("A", 0), first(1), text("B", 1)],
+        "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}}
+    })
+}
+
 #[cfg(test)]
 fn merges_naively(corpus: &Corpus, room: usize, min_frequency: u64) -> Merges {
     let mut names = Names::new(&corpus.alphabet);

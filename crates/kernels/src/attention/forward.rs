@@ -1,13 +1,18 @@
 //! Attention forward: online softmax over tiles of keys.
 
 use super::Query;
-use super::tile::{Left, Scratch, TILE, product, tile_of, transpose};
+use super::tile::{Left, Right, Rows, TILE, gather, product, tile_of, transpose};
 use crate::pool::{Disjoint, Pool};
 use crate::rope::HeadShape;
+use crate::scratch::with_scratch;
 use crate::simd::{Body, Simd, dispatch};
 
-/// Positions that share a pass over the keys; times the heads of a group they are the rows of the products.
-const POSITIONS: usize = 32;
+/// Rows of the products of one task, about: positions times the heads that share their keys. Enough to
+/// amortise transposing the keys, few enough for L2.
+const ROWS: usize = 96;
+
+/// For so few rows the values are read once or twice, and not worth copying.
+const FEW_ROWS: usize = 12;
 
 /// See [`super::attention_forward`].
 pub(super) fn forward(
@@ -19,16 +24,17 @@ pub(super) fn forward(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    // A task is (query, tile of positions, kv head).
-    let tiles = queries.iter().enumerate().flat_map(|(index, query)| {
+    // A task is (query, run of positions, kv head).
+    let step = (ROWS / shape.group()).clamp(8, 64);
+    let runs = queries.iter().enumerate().flat_map(|(index, query)| {
         (0..query.len)
-            .step_by(POSITIONS)
+            .step_by(step)
             .map(move |first| (index, first))
     });
-    let tiles: Vec<(usize, usize)> = tiles.collect();
+    let runs: Vec<(usize, usize)> = runs.collect();
     let (out, lse) = (Disjoint::new(out), Disjoint::new(lse));
-    pool.run(tiles.len() * shape.kv_heads, |task| {
-        let (index, first) = tiles[task / shape.kv_heads];
+    pool.run(runs.len() * shape.kv_heads, |task| {
+        let (index, first) = runs[task / shape.kv_heads];
         let query = &queries[index];
         let task = Task {
             shape,
@@ -36,16 +42,21 @@ pub(super) fn forward(
             q_stride,
             query,
             first,
-            positions: POSITIONS.min(query.len - first),
+            positions: step.min(query.len - first),
             kv_head: task % shape.kv_heads,
             out: &out,
             lse: &lse,
         };
-        dispatch(pool.isa(), task);
+        let rows = task.positions * shape.group();
+        let len = rows * (2 * shape.head_dim + TILE + 2) + 2 * shape.head_dim * TILE;
+        with_scratch(len, |scratch| {
+            dispatch(pool.isa(), Attend { task, scratch })
+        });
     });
 }
 
 /// Some positions of one query for the heads that share a kv head.
+#[derive(Clone, Copy)]
 struct Task<'a> {
     shape: HeadShape,
     q: &'a [f32],
@@ -56,110 +67,6 @@ struct Task<'a> {
     kv_head: usize,
     out: &'a Disjoint<'a, f32>,
     lse: &'a Disjoint<'a, f32>,
-}
-
-impl Body for Task<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let (group, head_dim) = (self.shape.group(), self.shape.head_dim);
-        let rows = self.positions * group;
-        let mut scratch = Scratch::take(rows * (2 * head_dim + TILE + 2) + head_dim * TILE);
-        let scratch = scratch.floats();
-        let (q, rest) = scratch.split_at_mut(rows * head_dim); // [rows, K], scaled
-        let (sums, rest) = rest.split_at_mut(rows * head_dim); // [rows, K]
-        let (scores, rest) = rest.split_at_mut(rows * TILE); // [rows, TILE]
-        let (highest, rest) = rest.split_at_mut(rows);
-        let (totals, keys_t) = rest.split_at_mut(rows); // and [K, TILE]
-        let scale = (head_dim as f32).sqrt().recip();
-        for (row, q) in q.chunks_exact_mut(head_dim).enumerate() {
-            let (n, head) = self.place(row);
-            let from = &self.q[n * self.q_stride + head * head_dim..][..head_dim];
-            q.iter_mut()
-                .zip(from)
-                .for_each(|(to, &from)| *to = scale * from);
-        }
-        sums.fill(0.0);
-        highest.fill(f32::NEG_INFINITY);
-        totals.fill(0.0);
-        let end = self.query.past + self.first + self.positions; // keys that the last row sees
-        for tile in 0..end.div_ceil(TILE) {
-            let count = TILE.min(end - tile * TILE);
-            let (keys, values) = tile_of(self.shape, self.query.keys, tile, count, self.kv_head);
-            transpose(keys, count, head_dim, keys_t);
-            let a = Left {
-                at: q.as_ptr(),
-                row: head_dim,
-                col: 1,
-            };
-            // SAFETY: [rows, K] times [K, TILE] to [rows, TILE], all of them whole parts of the scratch.
-            unsafe {
-                let to = (scores.as_mut_ptr(), TILE);
-                product(
-                    simd,
-                    [rows, TILE, head_dim],
-                    a,
-                    (keys_t.as_ptr(), TILE),
-                    to,
-                    false,
-                );
-            }
-            for row in 0..rows {
-                let position = self.query.past + self.first + row / group;
-                let seen = (position + 1).saturating_sub(tile * TILE).min(TILE);
-                let scores = &mut scores[row * TILE..][..TILE];
-                if seen == 0 {
-                    scores.fill(0.0);
-                    continue;
-                }
-                let before = highest[row];
-                let top = scores[..seen].iter().fold(before, |a, &b| a.max(b));
-                let total = exponentials(simd, scores, seen, top);
-                let fade = (before - top).exp();
-                highest[row] = top;
-                totals[row] = totals[row] * fade + total;
-                sums[row * head_dim..][..head_dim]
-                    .iter_mut()
-                    .for_each(|sum| *sum *= fade);
-            }
-            let a = Left {
-                at: scores.as_ptr(),
-                row: TILE,
-                col: 1,
-            };
-            // SAFETY: [rows, count] of the scores times `count` rows of K values, which `tile_of` has bounded, to [rows, K].
-            unsafe {
-                let to = (sums.as_mut_ptr(), head_dim);
-                product(
-                    simd,
-                    [rows, head_dim, count],
-                    a,
-                    (values.at.as_ptr(), values.stride),
-                    to,
-                    true,
-                );
-            }
-        }
-        for row in 0..rows {
-            let (n, head) = self.place(row);
-            let at = n * self.shape.heads + head;
-            let inverse = totals[row].recip();
-            // SAFETY: row n and head belong to this task alone: queries share no rows, tasks of a query share neither
-            // positions nor heads.
-            let (out, lse) = unsafe {
-                (
-                    self.out.range(at * head_dim, head_dim),
-                    self.lse.range(at, 1),
-                )
-            };
-            let sums = &sums[row * head_dim..][..head_dim];
-            out.iter_mut()
-                .zip(sums)
-                .for_each(|(out, &sum)| *out = sum * inverse);
-            lse[0] = highest[row] + totals[row].ln();
-        }
-    }
 }
 
 impl Task<'_> {
@@ -174,19 +81,166 @@ impl Task<'_> {
     }
 }
 
-/// e^(score − top) of the first `seen` scores, zeros after; returns their sum.
-#[inline(always)]
-fn exponentials<S: Simd>(simd: S, scores: &mut [f32], seen: usize, top: f32) -> f32 {
-    scores[seen..].fill(f32::NEG_INFINITY);
-    let top = simd.splat(top);
-    let mut total = simd.splat(0.0);
-    for chunk in scores.chunks_exact_mut(S::LANES) {
-        // SAFETY: the chunk has LANES numbers.
-        unsafe {
-            let e = simd.exp(simd.sub(simd.load(chunk.as_ptr()), top));
-            total = simd.add(total, e);
-            simd.store(chunk.as_mut_ptr(), e);
+struct Attend<'a> {
+    task: Task<'a>,
+    scratch: &'a mut [f32],
+}
+
+impl Body for Attend<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Attend { task, scratch } = self;
+        let Task {
+            shape,
+            query,
+            first,
+            positions,
+            kv_head,
+            ..
+        } = task;
+        let (group, head_dim) = (shape.group(), shape.head_dim);
+        let rows = positions * group;
+        let (q, rest) = scratch.split_at_mut(rows * head_dim); // [rows, K], scaled
+        let (sums, rest) = rest.split_at_mut(rows * head_dim); // [rows, K]
+        let (scores, rest) = rest.split_at_mut(rows * TILE); // [rows, TILE]
+        let (highest, rest) = rest.split_at_mut(rows);
+        let (totals, rest) = rest.split_at_mut(rows);
+        let (keys_t, values_copy) = rest.split_at_mut(head_dim * TILE); // [K, TILE], [TILE, K]
+        let scale = (head_dim as f32).sqrt().recip();
+        for (row, q) in q.chunks_exact_mut(head_dim).enumerate() {
+            let (n, head) = task.place(row);
+            let from = &task.q[n * task.q_stride + head * head_dim..][..head_dim];
+            for (to, from) in q.iter_mut().zip(from) {
+                *to = scale * from;
+            }
+        }
+        sums.fill(0.0);
+        highest.fill(f32::NEG_INFINITY);
+        totals.fill(0.0);
+        let begin = query.past + first; // position of the first row
+        let end = begin + positions; // keys that the last row sees
+        for tile in 0..end.div_ceil(TILE) {
+            let count = TILE.min(end - tile * TILE);
+            let (keys, values) = tile_of(shape, query.keys, tile, count, kv_head);
+            transpose(simd, keys, count, head_dim, keys_t);
+            let values = if rows > FEW_ROWS && values.stride != head_dim {
+                gather(values, count, head_dim, values_copy);
+                Rows {
+                    at: values_copy,
+                    stride: head_dim,
+                }
+            } else {
+                values
+            };
+            // Rows before this one see no key of the tile.
+            let skip = (tile * TILE).saturating_sub(begin) * group;
+            let left = |at: &[f32], row: usize| Left {
+                at: at[skip * row..].as_ptr(),
+                row,
+                col: 1,
+            };
+            // SAFETY: [rows, K] times [K, TILE] to [rows, TILE], all of them whole rows of the scratch.
+            unsafe {
+                let keys = Right {
+                    at: keys_t.as_ptr(),
+                    stride: TILE,
+                };
+                let to = Right {
+                    at: scores[skip * TILE..].as_mut_ptr(),
+                    stride: TILE,
+                };
+                product(
+                    simd,
+                    [rows - skip, TILE, head_dim],
+                    left(q, head_dim),
+                    keys,
+                    to,
+                    false,
+                );
+            }
+            for row in skip..rows {
+                let seen = (begin + row / group + 1 - tile * TILE).min(TILE);
+                let scores = &mut scores[row * TILE..][..TILE];
+                scores[seen..].fill(f32::NEG_INFINITY);
+                let sums = &mut sums[row * head_dim..][..head_dim];
+                soften(simd, scores, sums, &mut highest[row], &mut totals[row]);
+            }
+            // SAFETY: [rows, count] of the scores times `count` rows of K values, which `tile_of` has
+            // bounded, to [rows, K].
+            unsafe {
+                let values = Right {
+                    at: values.at.as_ptr(),
+                    stride: values.stride,
+                };
+                let to = Right {
+                    at: sums[skip * head_dim..].as_mut_ptr(),
+                    stride: head_dim,
+                };
+                product(
+                    simd,
+                    [rows - skip, head_dim, count],
+                    left(scores, TILE),
+                    values,
+                    to,
+                    true,
+                );
+            }
+        }
+        for row in 0..rows {
+            let (n, head) = task.place(row);
+            let at = n * shape.heads + head;
+            // SAFETY: row n and head belong to this task alone: queries share no rows, tasks of a query
+            // share neither positions nor heads.
+            let (out, lse) = unsafe {
+                (
+                    task.out.range(at * head_dim, head_dim),
+                    task.lse.range(at, 1),
+                )
+            };
+            let inverse = totals[row].recip();
+            for (out, sum) in out.iter_mut().zip(&sums[row * head_dim..]) {
+                *out = sum * inverse;
+            }
+            lse[0] = highest[row] + totals[row].ln();
         }
     }
-    simd.sum(total)
+}
+
+/// Turns the scores of a tile into e^(score - highest), where `highest` is first raised to the tile's, and scales
+/// what was summed under the old one.
+#[inline(always)]
+fn soften<S: Simd>(
+    simd: S,
+    scores: &mut [f32],
+    sums: &mut [f32],
+    highest: &mut f32,
+    total: &mut f32,
+) {
+    let mut top = simd.splat(*highest);
+    for scores in scores.chunks_exact(S::LANES) {
+        // SAFETY: the chunk has LANES numbers.
+        top = simd.max(top, unsafe { simd.load(scores.as_ptr()) });
+    }
+    let new = simd.maximum(top);
+    let top = simd.splat(new);
+    let mut sum = simd.splat(0.0);
+    for scores in scores.chunks_exact_mut(S::LANES) {
+        // SAFETY: the chunk has LANES numbers.
+        unsafe {
+            let e = simd.exp(simd.sub(simd.load(scores.as_ptr()), top));
+            sum = simd.add(sum, e);
+            simd.store(scores.as_mut_ptr(), e);
+        }
+    }
+    if new > *highest {
+        let fade = simd.first(simd.exp(simd.splat(*highest - new)));
+        *highest = new;
+        *total *= fade;
+        for sum in sums {
+            *sum *= fade;
+        }
+    }
+    *total += simd.sum(sum);
 }

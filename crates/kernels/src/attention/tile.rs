@@ -1,47 +1,11 @@
 //! What forward and backward share: tiles of keys, and small products in registers.
 
-use std::cell::RefCell;
-
 use super::{Keys, PAGE_TOKENS};
 use crate::rope::HeadShape;
 use crate::simd::Simd;
 
 /// Keys of a tile.
 pub(super) const TILE: usize = PAGE_TOKENS;
-
-/// Vectors of a block of columns where there are 32 registers, as on AVX-512.
-const WIDE: usize = 4;
-
-thread_local! {
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Floats of unspecified content, which the thread keeps for its next task.
-///
-/// A guard and not a function that takes a closure: what a closure does with vectors would be compiled without the
-/// instruction set, a hundred times slower.
-pub(super) struct Scratch(Vec<f32>);
-
-impl Scratch {
-    pub(super) fn take(len: usize) -> Scratch {
-        let mut scratch = SCRATCH.take();
-        if scratch.len() < len {
-            scratch.resize(len, 0.0);
-        }
-        Scratch(scratch)
-    }
-
-    #[inline(always)]
-    pub(super) fn floats(&mut self) -> &mut [f32] {
-        &mut self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        SCRATCH.replace(std::mem::take(&mut self.0));
-    }
-}
 
 /// Rows of keys or values of one tile: row i is `at[i * stride..][..head_dim]`.
 #[derive(Clone, Copy)]
@@ -88,18 +52,49 @@ pub(super) fn tile_of<'a>(
 
 /// `[count, head_dim]` rows to columns `[head_dim, TILE]`, zeros beyond `count`.
 #[inline(always)]
-pub(super) fn transpose(from: Rows, count: usize, head_dim: usize, to: &mut [f32]) {
-    for i in 0..TILE {
-        if i < count {
-            let row = &from.at[i * from.stride..][..head_dim];
-            for (k, &x) in row.iter().enumerate() {
-                to[k * TILE + i] = x;
-            }
-        } else {
-            for k in 0..head_dim {
-                to[k * TILE + i] = 0.0;
+pub(super) fn transpose<S: Simd>(
+    simd: S,
+    from: Rows,
+    count: usize,
+    head_dim: usize,
+    to: &mut [f32],
+) {
+    assert!(count <= TILE && (count == 0 || from.at.len() >= (count - 1) * from.stride + head_dim));
+    assert!(to.len() >= head_dim * TILE);
+    for row in (0..count).step_by(S::LANES) {
+        let rows = S::LANES.min(count - row);
+        for k in (0..head_dim).step_by(S::LANES) {
+            let cols = S::LANES.min(head_dim - k);
+            // SAFETY: the block lies in `from` and its transpose in `to`, by the assertions; LANES divides TILE.
+            unsafe {
+                let at = from.at.as_ptr().add(row * from.stride + k);
+                let block = simd.load_transposed(at, from.stride, rows, cols);
+                let to = to.as_mut_ptr().add(k * TILE + row);
+                let columns = block.as_ref();
+                let columns = if cols == S::LANES {
+                    &columns[..S::LANES]
+                } else {
+                    &columns[..cols]
+                };
+                for (j, &column) in columns.iter().enumerate() {
+                    simd.store(to.add(j * TILE), column);
+                }
             }
         }
+    }
+    if count < TILE {
+        for column in to.chunks_exact_mut(TILE).take(head_dim) {
+            column[count..].fill(0.0);
+        }
+    }
+}
+
+/// `[count, head_dim]` rows, one after the other. A row of the packed qkv begins a power of two or nearly after the
+/// one before, so that the rows of a tile would share few sets of L1.
+#[inline(always)]
+pub(super) fn gather(from: Rows, count: usize, head_dim: usize, to: &mut [f32]) {
+    for (row, to) in to.chunks_exact_mut(head_dim).take(count).enumerate() {
+        to.copy_from_slice(&from.at[row * from.stride..][..head_dim]);
     }
 }
 
@@ -111,116 +106,146 @@ pub(super) struct Left {
     pub col: usize,
 }
 
+/// The right operand, or the result, of a [`product`]: rows at a distance of `stride`.
+#[derive(Clone, Copy)]
+pub(super) struct Right<P> {
+    pub at: P,
+    pub stride: usize,
+}
+
 /// C`[rows, cols]` (+)= A`[rows, depth]` B`[depth, cols]`. Each element is one chain in the order of depth, however the rows and
 /// columns are blocked.
 ///
 /// # Safety
-/// All elements of A, B (rows at a distance of `b_stride`) and C (`c_stride`) are readable, those of C writable and
-/// no one else's.
+/// All elements of A, B and C are readable, those of C writable and no one else's.
 #[inline(always)]
 pub(super) unsafe fn product<S: Simd>(
     simd: S,
     [rows, cols, depth]: [usize; 3],
     a: Left,
-    (b, b_stride): (*const f32, usize),
-    (c, c_stride): (*mut f32, usize),
+    b: Right<*const f32>,
+    c: Right<*mut f32>,
     accumulate: bool,
 ) {
-    let strip = WIDE * S::LANES;
     let mut col = 0;
-    // SAFETY: blocks lie within `rows` and `cols`, so what they touch is what the caller vouches for.
+    // SAFETY: strips lie within `cols`, so what they touch is what the caller vouches for.
     unsafe {
         while col < cols {
-            let wide = cols - col >= strip;
-            let mut row = 0;
-            while row < rows {
-                let a = Left {
-                    at: a.at.add(row * a.row),
-                    ..a
-                };
-                let at = (b.add(col), b_stride);
-                let to = (c.add(row * c_stride + col), c_stride);
-                let left = cols - col;
-                match (wide, rows - row >= 4) {
-                    (true, true) => {
-                        block::<S, 4, WIDE, true>(simd, depth, left, a, at, to, accumulate)
-                    }
-                    (true, false) => {
-                        block::<S, 1, WIDE, true>(simd, depth, left, a, at, to, accumulate)
-                    }
-                    (false, true) => {
-                        block::<S, 4, 1, false>(simd, depth, left, a, at, to, accumulate)
-                    }
-                    (false, false) => {
-                        block::<S, 1, 1, false>(simd, depth, left, a, at, to, accumulate)
-                    }
-                }
-                row += if rows - row >= 4 { 4 } else { 1 };
+            let strip = Strip {
+                simd,
+                rows,
+                depth,
+                left: cols - col,
+                a,
+                b: Right {
+                    at: b.at.add(col),
+                    ..b
+                },
+                c: Right {
+                    at: c.at.add(col),
+                    ..c
+                },
+                accumulate,
+            };
+            // As many vectors as leave room for six rows of sums, one of B and one of A.
+            if S::REGISTERS >= 32 && strip.left >= 4 * S::LANES {
+                strip.multiply::<4>();
+                col += 4 * S::LANES;
+            } else if strip.left >= 2 * S::LANES {
+                strip.multiply::<2>();
+                col += 2 * S::LANES;
+            } else {
+                strip.multiply::<1>();
+                col += S::LANES;
             }
-            col += if wide { strip } else { S::LANES };
         }
     }
 }
 
-/// `ROWS` rows by `VECTORS` vectors of C, of which `left` columns exist: all of them where it is `WHOLE`, so that
-/// the loop has no branches.
-///
-/// # Safety
-/// As for [`product`].
-#[inline(always)]
-unsafe fn block<S: Simd, const ROWS: usize, const VECTORS: usize, const WHOLE: bool>(
+/// Some columns of a product.
+#[derive(Clone, Copy)]
+struct Strip<S> {
     simd: S,
+    rows: usize,
     depth: usize,
+    /// Columns from the first on that exist.
     left: usize,
     a: Left,
-    (b, b_stride): (*const f32, usize),
-    (c, c_stride): (*mut f32, usize),
+    b: Right<*const f32>,
+    c: Right<*mut f32>,
     accumulate: bool,
-) {
-    // SAFETY: the caller vouches for `ROWS` rows, and `left` bounds what of the last vector is touched.
-    unsafe {
-        let column = |v: usize| (v * S::LANES, left - (v * S::LANES).min(left));
-        let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
-        if accumulate {
-            for (r, sums) in sums.iter_mut().enumerate() {
-                for (v, sum) in sums.iter_mut().enumerate() {
-                    let (at, left) = column(v);
-                    let from = c.add(r * c_stride + at);
-                    *sum = if WHOLE {
-                        simd.load(from)
-                    } else {
-                        simd.load_up_to(from, left)
-                    };
-                }
+}
+
+impl<S: Simd> Strip<S> {
+    /// `VECTORS` vectors of columns.
+    ///
+    /// # Safety
+    /// As for [`product`].
+    #[inline(always)]
+    unsafe fn multiply<const VECTORS: usize>(&self) {
+        let mut row = 0;
+        // SAFETY: blocks lie within `rows`.
+        unsafe {
+            while self.rows - row >= 6 {
+                self.block::<6, VECTORS>(row);
+                row += 6;
+            }
+            while self.rows - row >= 2 {
+                self.block::<2, VECTORS>(row);
+                row += 2;
+            }
+            if row < self.rows {
+                self.block::<1, VECTORS>(row);
             }
         }
-        for p in 0..depth {
-            let row = b.add(p * b_stride);
-            let mut loaded = [simd.splat(0.0); VECTORS];
-            for (v, loaded) in loaded.iter_mut().enumerate() {
-                let (at, left) = column(v);
-                let from = row.add(at);
-                *loaded = if WHOLE {
-                    simd.load(from)
-                } else {
-                    simd.load_up_to(from, left)
-                };
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let x = simd.splat(*a.at.add(r * a.row + p * a.col));
-                for (sum, &loaded) in sums.iter_mut().zip(&loaded) {
-                    *sum = simd.mul_add(x, loaded, *sum);
+    }
+
+    /// `ROWS` rows from `row` on.
+    ///
+    /// # Safety
+    /// As for [`product`]; the rows exist.
+    #[inline(always)]
+    unsafe fn block<const ROWS: usize, const VECTORS: usize>(&self, row: usize) {
+        let Strip {
+            simd,
+            depth,
+            left,
+            a,
+            b,
+            c,
+            accumulate,
+            ..
+        } = *self;
+        // Only a strip of one vector may be partial.
+        let left = if VECTORS == 1 { left } else { S::LANES };
+        // SAFETY: the caller vouches for `ROWS` rows, and `left` bounds what of a vector is touched.
+        unsafe {
+            let a = a.at.add(row * a.row);
+            let c_at = c.at.add(row * c.stride);
+            let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
+            if accumulate {
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = simd.load_up_to(c_at.add(r * c.stride + v * S::LANES), left);
+                    }
                 }
             }
-        }
-        for (r, sums) in sums.iter().enumerate() {
-            for (v, &sum) in sums.iter().enumerate() {
-                let (at, left) = column(v);
-                let to = c.add(r * c_stride + at);
-                if WHOLE {
-                    simd.store(to, sum)
-                } else {
-                    simd.store_up_to(to, left, sum)
+            for p in 0..depth {
+                let at = b.at.add(p * b.stride);
+                let mut loaded = [simd.splat(0.0); VECTORS];
+                for (v, loaded) in loaded.iter_mut().enumerate() {
+                    *loaded = simd.load_up_to(at.add(v * S::LANES), left);
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let x = simd.splat(*a.add(r * self.a.row + p * self.a.col));
+                    for (sum, &loaded) in sums.iter_mut().zip(&loaded) {
+                        *sum = simd.mul_add(x, loaded, *sum);
+                    }
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                for (v, &sum) in sums.iter().enumerate() {
+                    simd.store_up_to(c_at.add(r * c.stride + v * S::LANES), left, sum);
                 }
             }
         }

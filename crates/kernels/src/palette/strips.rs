@@ -350,8 +350,10 @@ fn tile(isa: Isa) -> Tile {
     }
 }
 
-/// Weight bytes of a task when the weights pass once (at most a panel of tokens).
-const STREAM_TASK: usize = 64 << 10;
+/// Weight bytes of a task when the weights pass once (at most a panel of tokens). A task begins with
+/// a wait for memory and ends by prefetching what another thread will read: 64 KiB cost a tenth of
+/// the bandwidth of two threads against 256 KiB, which in turn leave small products too few tasks.
+const STREAM_TASK: std::ops::RangeInclusive<usize> = 64 << 10..=256 << 10;
 /// Activation bytes that a task keeps in L2 while its strips pass.
 const PANEL_TASK: usize = 384 << 10;
 /// Multiply-adds of a task when there are many tokens: some tens of microseconds.
@@ -395,9 +397,11 @@ pub(crate) fn product<'m, 's: 'm>(
     let panel_bytes = x.width() * x.cols().next_multiple_of(BLOCK);
     let panels_each = (PANEL_TASK / panel_bytes).clamp(1, panels);
     let runs = panels.div_ceil(panels_each);
+    let bytes: usize = (0..parts).map(part).map(|part| part.data.len()).sum();
+    let stream = (bytes / 4).clamp(*STREAM_TASK.start(), *STREAM_TASK.end());
     let strips_each = |part: &Strips<'_>| {
         let wanted = if panels == 1 {
-            STREAM_TASK / (part.lines() * LINE)
+            stream / (part.lines() * LINE)
         } else {
             GEMM_TASK / (STRIP * part.cols * panels_each * x.width())
         };

@@ -142,6 +142,11 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn first(self, v: __m256) -> f32 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_cvtss_f32(v) }
+    }
+    #[inline(always)]
     fn maximum(self, v: __m256) -> f32 {
         // SAFETY: see the top of the implementation.
         unsafe {
@@ -283,6 +288,11 @@ impl Simd for Avx512 {
     fn sum(self, v: __m512) -> f32 {
         // SAFETY: see the top of the implementation.
         unsafe { _mm512_reduce_add_ps(v) }
+    }
+    #[inline(always)]
+    fn first(self, v: __m512) -> f32 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_cvtss_f32(v) }
     }
     #[inline(always)]
     fn maximum(self, v: __m512) -> f32 {

@@ -1,0 +1,297 @@
+//! The stage: a dense checkpoint in, a palettized package out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use russet_artifact::{Interrupt, Progress};
+use russet_kernels::palette::Bits;
+use russet_kernels::{Pool, int8};
+use russet_model::package::{self, Package, PaletteTensors};
+use russet_model::{Config, Decoder, ParameterKind, checkpoint};
+use russet_tensor::Tensor;
+
+use crate::allocate::{Choice, allocate};
+use crate::calibration::Calibration;
+use crate::importance::Weights;
+use crate::model::Model;
+use crate::settings::{LayerReport, Report, Sensitivity, Settings, Weighting};
+use crate::watch::Watch;
+use crate::{CompressError, refine, sensitivity};
+
+/// Files that go from the checkpoint into the package as they are, where they exist.
+const COPIED: [&str; 12] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "LICENSE",
+    "NOTICE",
+];
+
+/// A palettized decoder in memory, in the form in which a package stores it.
+pub struct Compressed {
+    pub(crate) config: Config,
+    pub(crate) tables: BTreeMap<String, int8::Quantized>,
+    pub(crate) modules: BTreeMap<String, PaletteTensors>,
+    pub(crate) norms: BTreeMap<String, Tensor>,
+}
+
+/// Palettizes the dense checkpoint in the folder `checkpoint` and writes the package, with the checkpoint's
+/// tokenizer, chat template and generation settings, into the folder `draft`. `documents` are token ids of calibration
+/// text, encoded by the checkpoint's tokenizer. The result is the same on any number of threads.
+///
+/// # Errors
+/// When the checkpoint is missing, damaged or palettized already, the settings ask for what cannot be, the text has no
+/// token to predict, the disk refuses, or `interrupt` is raised.
+pub fn palettize<D: AsRef<[u32]>>(
+    pool: &Arc<Pool>,
+    settings: &Settings,
+    checkpoint: &Path,
+    documents: &[D],
+    draft: &Path,
+    progress: &mut dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<Report, CompressError> {
+    settings.validate()?;
+    let started = Instant::now();
+    let decoder = checkpoint::open(checkpoint)?;
+    let mut watch = Watch::new(progress, interrupt);
+    let calibration = settings.calibrate(documents, decoder.config())?;
+    let (compressed, mut report) = run(pool, settings, decoder, &calibration, &mut watch)?;
+    compressed.write(draft)?;
+    for name in COPIED {
+        let from = checkpoint.join(name);
+        if from.exists() {
+            std::fs::copy(&from, draft.join(name)).map_err(|problem| CompressError::File {
+                path: from,
+                problem,
+            })?;
+        }
+    }
+    let package = package::load(draft)?;
+    report.loss_after = watch.part(
+        "checking the package",
+        calibration.tokens(),
+        "tokens",
+        |watch| calibration.loss(pool, &package, &mut |tokens| watch.step(tokens, &[])),
+    )?;
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+impl Settings {
+    fn calibrate<D: AsRef<[u32]>>(
+        &self,
+        documents: &[D],
+        config: &Config,
+    ) -> Result<Calibration, CompressError> {
+        Calibration::new(
+            documents,
+            self.sequence.min(config.context),
+            self.calibration_tokens,
+            config.vocab,
+        )
+    }
+}
+
+impl Compressed {
+    /// Writes `config.json`, `generation_config.json` and the weights. Returns the bytes of the tensors.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write(self, folder: &Path) -> Result<usize, CompressError> {
+        let norms = self
+            .norms
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.data()))
+            .collect();
+        let package = Package {
+            config: &self.config,
+            tables: self.tables,
+            modules: self.modules,
+            norms,
+        };
+        Ok(package::write(&package, folder)?)
+    }
+
+    /// Bytes of all tensors.
+    fn bytes(&self) -> u64 {
+        let tables = self
+            .tables
+            .values()
+            .map(|table| table.data.len() + 2 * table.scales.len())
+            .sum::<usize>();
+        let modules = self
+            .modules
+            .values()
+            .map(PaletteTensors::bytes)
+            .sum::<usize>();
+        let norms = self
+            .norms
+            .values()
+            .map(|norm| norm.bytes().len())
+            .sum::<usize>();
+        (tables + modules + norms) as u64
+    }
+}
+
+/// All but the files; the report still lacks `loss_after` and `seconds`.
+pub(crate) fn run(
+    pool: &Arc<Pool>,
+    settings: &Settings,
+    decoder: Decoder,
+    calibration: &Calibration,
+    watch: &mut Watch,
+) -> Result<(Compressed, Report), CompressError> {
+    let mut model = Model::new(decoder)?;
+    let needed = bytes_to_save(&model, settings.target_bpw)?;
+    let fisher =
+        settings.weighting == Weighting::Fisher || settings.sensitivity == Sensitivity::Predicted;
+    let loss_before = watch.part(
+        "reading calibration text",
+        calibration.tokens(),
+        "tokens",
+        |watch| model.gather(pool, calibration, fisher, watch),
+    )?;
+    from_gathered(
+        pool,
+        settings,
+        &model,
+        needed,
+        calibration,
+        loss_before,
+        watch,
+    )
+}
+
+/// Chooses bits and makes the matrices of a model whose moments are known.
+pub(crate) fn from_gathered(
+    pool: &Arc<Pool>,
+    settings: &Settings,
+    model: &Model,
+    needed: u64,
+    calibration: &Calibration,
+    loss_before: f64,
+    watch: &mut Watch,
+) -> Result<(Compressed, Report), CompressError> {
+    let weights = Weights::new(model, settings.weighting);
+    let rises = match settings.sensitivity {
+        Sensitivity::Predicted => sensitivity::predicted(pool, model, &weights, watch)?,
+        Sensitivity::Measured => sensitivity::measured(pool, model, &weights, calibration, watch)?,
+    };
+    let choices: Vec<Choice> = model
+        .projections
+        .iter()
+        .zip(&rises)
+        .map(|(projection, &rise)| Choice {
+            saved: projection.bytes[1] - projection.bytes[0],
+            rise,
+        })
+        .collect();
+    let taken = allocate(&choices, needed).expect("that much can be saved was checked before");
+    let bits: Vec<Bits> = taken
+        .iter()
+        .map(|&two| if two { Bits::Two } else { Bits::Four })
+        .collect();
+    let fits = refine::matrices(pool, settings, model, &weights, &bits, calibration, watch)?;
+
+    let mut modules = BTreeMap::new();
+    let mut layers = Vec::new();
+    for (((projection, fit), bits), sensitivity) in
+        model.projections.iter().zip(fits).zip(bits).zip(rises)
+    {
+        let name = projection.name.clone();
+        let error = fit.relative_error();
+        layers.push(LayerReport {
+            name: name.clone(),
+            bits: bits.bits() as u32,
+            error,
+            sensitivity,
+        });
+        let packed = fit.matrix.pack().map_err(|problem| CompressError::Layout {
+            name: name.clone(),
+            problem,
+        })?;
+        modules.insert(name, packed);
+    }
+    let bytes: usize = modules.values().map(PaletteTensors::bytes).sum();
+    let (tables, norms) = tables_and_norms(&model.decoder)?;
+    let compressed = Compressed {
+        config: model.decoder.config().clone(),
+        tables,
+        modules,
+        norms,
+    };
+    let report = Report {
+        bpw: 8.0 * bytes as f64 / model.weights() as f64,
+        bits_per_parameter: 8.0 * compressed.bytes() as f64 / compressed.config.parameters() as f64,
+        bytes: compressed.bytes(),
+        seconds: 0.0,
+        weights: model.weights(),
+        calibration_tokens: calibration.tokens() as u64,
+        loss_before,
+        loss_after: f64::NAN,
+        layers,
+    };
+    Ok((compressed, report))
+}
+
+/// Bytes that two bits must save over four bits everywhere.
+pub(crate) fn bytes_to_save(model: &Model, target_bpw: f64) -> Result<u64, CompressError> {
+    let [least, most] =
+        [0, 1].map(|bits| model.projections.iter().map(|p| p.bytes[bits]).sum::<u64>());
+    let bpw = |bytes: u64| 8.0 * bytes as f64 / model.weights() as f64;
+    // What a person reads off the sentence below, rounded, must be accepted.
+    let budget = target_bpw * model.weights() as f64 / 8.0;
+    if target_bpw < bpw(least) || target_bpw > bpw(most) {
+        let problem = format!(
+            "this model can have {:.3} (two bits everywhere) to {:.3} (four bits everywhere) bits a weight, tables \
+             and scales included; choose a target in between",
+            (bpw(least) * 1000.0).ceil() / 1000.0,
+            (bpw(most) * 1000.0).floor() / 1000.0,
+        );
+        return Err(CompressError::Setting {
+            key: "target_bpw",
+            value: target_bpw.to_string(),
+            problem,
+        });
+    }
+    Ok(most - (budget.floor() as u64).min(most))
+}
+
+type TablesAndNorms = (BTreeMap<String, int8::Quantized>, BTreeMap<String, Tensor>);
+
+/// What is not palettized: tables in eight bits, norms as they are.
+fn tables_and_norms(decoder: &Decoder) -> Result<TablesAndNorms, CompressError> {
+    let (mut tables, mut norms) = (BTreeMap::new(), BTreeMap::new());
+    for parameter in decoder.parameters() {
+        let name = &parameter.parts[0].0;
+        match parameter.kind {
+            ParameterKind::Norm => {
+                norms.insert(name.clone(), parameter.tensor.clone());
+            }
+            ParameterKind::Embedding => {
+                let name = name.strip_suffix(".weight").unwrap_or(name);
+                let (rows, cols) = parameter.tensor.dims2();
+                let table =
+                    int8::quantize(rows, cols, parameter.tensor.data()).map_err(|problem| {
+                        CompressError::Layout {
+                            name: name.to_owned(),
+                            problem,
+                        }
+                    })?;
+                tables.insert(name.to_owned(), table);
+            }
+            ParameterKind::Matrix | ParameterKind::Adapter { .. } => {}
+        }
+    }
+    Ok((tables, norms))
+}

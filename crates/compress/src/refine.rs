@@ -1,0 +1,155 @@
+//! The matrices that a package stores, for bits that are chosen.
+
+use std::sync::Arc;
+
+use russet_kernels::Pool;
+use russet_kernels::palette::Bits;
+use russet_tensor::Ctx;
+
+use crate::CompressError;
+use crate::calibration::Calibration;
+use crate::feedback::{Curvature, Refinement};
+use crate::importance::Weights;
+use crate::matrix::{self, Fitted};
+use crate::model::{Model, Product};
+use crate::settings::{Settings, Weighting};
+use crate::tap::{Covariance, Listen};
+use crate::watch::Watch;
+
+/// Bytes of covariances that are held at a time; where they take more, the text is read again.
+const BYTES: usize = 2 << 30;
+
+/// One matrix a projection.
+pub(crate) fn matrices(
+    pool: &Arc<Pool>,
+    settings: &Settings,
+    model: &Model,
+    weights: &Weights,
+    bits: &[Bits],
+    calibration: &Calibration,
+    watch: &mut Watch,
+) -> Result<Vec<Fitted>, CompressError> {
+    let mut fits = watch.part(
+        "palettizing",
+        model.weights() as usize,
+        "weights",
+        |watch| {
+            model
+                .projections
+                .iter()
+                .zip(bits)
+                .map(|(projection, &bits)| {
+                    let importance = weights.of(model, projection);
+                    let fit = matrix::palettize(
+                        pool,
+                        model.weight(projection),
+                        projection.cols,
+                        importance,
+                        bits,
+                    );
+                    watch.step(
+                        model.weight(projection).len(),
+                        &[("error", fit.relative_error())],
+                    )?;
+                    Ok(fit)
+                })
+                .collect::<Result<Vec<_>, CompressError>>()
+        },
+    )?;
+    if settings.error_feedback {
+        watch.part(
+            "feeding errors back",
+            model.weights() as usize,
+            "weights",
+            |watch| feed_back(pool, settings, model, calibration, &mut fits, watch),
+        )?;
+    }
+    Ok(fits)
+}
+
+fn feed_back(
+    pool: &Arc<Pool>,
+    settings: &Settings,
+    model: &Model,
+    calibration: &Calibration,
+    fits: &mut [Fitted],
+    watch: &mut Watch,
+) -> Result<(), CompressError> {
+    let mut first = 0;
+    while first < model.products.len() {
+        let mut last = first;
+        let mut bytes = 0;
+        while last < model.products.len()
+            && (last == first || bytes + covariance_bytes(&model.products[last]) <= BYTES)
+        {
+            bytes += covariance_bytes(&model.products[last]);
+            last += 1;
+        }
+        let fisher = settings.weighting == Weighting::Fisher;
+        for product in &model.products[first..last] {
+            let token_weights = if fisher {
+                product.moments.token_weights.clone()
+            } else {
+                Vec::new()
+            };
+            product.tap.listen(Listen::Covariance(Covariance::new(
+                product.layout.inputs,
+                Arc::new(token_weights),
+            )));
+        }
+        let mut ctx = Ctx::new(Arc::clone(pool));
+        for batch in &calibration.batches {
+            model
+                .decoder
+                .forward(&mut ctx, &batch.tokens, &batch.segments(), None);
+            watch.step(0, &[])?;
+        }
+        for number in first..last {
+            let product = &model.products[number];
+            let Listen::Covariance(covariance) = product.tap.listen(Listen::Nothing) else {
+                unreachable!("covariance was asked for")
+            };
+            let curvature = Curvature::new(pool, covariance.sum, product.layout.inputs);
+            let all = model
+                .projections
+                .iter()
+                .zip(&mut *fits)
+                .filter(|(projection, _)| projection.product == number);
+            for (projection, fit) in all {
+                let row_weights = if fisher {
+                    product.moments.row_weights(projection.rows.clone())
+                } else {
+                    vec![1.0; projection.rows.len()]
+                };
+                let mut refinement = Refinement::new(
+                    pool,
+                    &curvature,
+                    model.weight(projection),
+                    &row_weights,
+                    fit.matrix.clone(),
+                );
+                // Errors fed forward column by column, tables and scales refitted to what that chose, then single indices
+                // changed as long as the error falls.
+                refinement.feed_back();
+                refinement.refit();
+                refinement.descend();
+                fit.error = refinement.error();
+                fit.energy = refinement.energy();
+                fit.matrix = refinement.finish();
+                watch.step(
+                    model.weight(projection).len(),
+                    &[("error", fit.relative_error())],
+                )?;
+            }
+        }
+        first = last;
+    }
+    for product in &model.products {
+        product.tap.replace(None);
+    }
+    Ok(())
+}
+
+fn covariance_bytes(product: &Product) -> usize {
+    product.layout.inputs * product.layout.inputs * size_of::<f32>()
+}

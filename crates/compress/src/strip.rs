@@ -1,0 +1,606 @@
+//! One strip of a weight matrix: sixteen rows, one table, a scale a row.
+//!
+//! Minimised is the weighted squared error of what is *stored*, with int8 entries p and f16 scales s:
+//! ```text
+//! E = Σ ω[r, c] (w[r, c] − s[r] · p[index[r, c]])²
+//! ```
+//! The table starts as the exact weighted k-means of the rows divided by their size (a histogram of 1024 bins, four
+//! times finer than int8 entries), then three steps alternate, each exact for the others held: the best entries are a
+//! weighted mean rounded to int8, the best scale of a row is a quotient rounded to f16 (the nearest representable
+//! number minimises a parabola), the best index is the nearest entry. So E never rises.
+//! Weighting by Fisher information is SqueezeLLM's (Kim et al., arXiv 2306.07629).
+
+use half::f16;
+use russet_kernels::palette::{Bits, STRIP};
+
+use crate::kmeans::Sorted;
+
+/// Bins of the histogram that k-means runs on.
+const BINS: usize = 1024;
+
+/// At most so many rounds of entries, scales, indices; three to six are usual.
+const ROUNDS: usize = 12;
+
+/// Rounds end when one gains less than this part of E.
+const GAIN: f64 = 1e-3;
+
+/// Entries of the largest table.
+const ENTRIES: usize = 16;
+
+/// How much each weight of some rows matters: its own number, or one for each column, common to all rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Importance<'a> {
+    data: &'a [f32],
+    row_stride: usize,
+}
+
+impl<'a> Importance<'a> {
+    /// `[cols]`, common to all rows.
+    pub fn columns(data: &'a [f32]) -> Importance<'a> {
+        Importance {
+            data,
+            row_stride: 0,
+        }
+    }
+
+    /// `[rows, cols]`.
+    pub fn elements(data: &'a [f32], cols: usize) -> Importance<'a> {
+        Importance {
+            data,
+            row_stride: cols,
+        }
+    }
+
+    /// That of row `row`, `[cols]`.
+    pub fn row(self, row: usize, cols: usize) -> &'a [f32] {
+        &self.data[row * self.row_stride..][..cols]
+    }
+
+    /// That of the rows from `row` on.
+    pub fn skip_rows(self, row: usize) -> Importance<'a> {
+        Importance {
+            data: &self.data[row * self.row_stride..],
+            ..self
+        }
+    }
+}
+
+/// A table with its row scales, as stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Table {
+    /// Ascending; the first 4 or 16 count.
+    pub entries: [i8; ENTRIES],
+    /// One a row, 0 for rows that there are not.
+    pub scales: [f16; STRIP],
+    /// 4 or 16.
+    len: usize,
+}
+
+/// What fitting a strip gives.
+#[derive(Clone, Debug)]
+pub(crate) struct Fit {
+    pub table: Table,
+    /// `[rows, cols]`, one a byte.
+    pub indices: Vec<u8>,
+    /// E.
+    pub error: f64,
+    /// Σ ω w²: the error of a table of zeros.
+    pub energy: f64,
+}
+
+/// Up to sixteen rows `[rows, cols]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Strip<'a> {
+    pub weight: &'a [f32],
+    pub cols: usize,
+    pub importance: Importance<'a>,
+}
+
+/// What E is made of besides the table: Σωw and Σω of each row's weights by entry.
+#[derive(Clone)]
+struct Sums {
+    first: [[f64; ENTRIES]; STRIP],
+    weight: [[f64; ENTRIES]; STRIP],
+}
+
+/// Fits table, scales and indices of a strip; see the module.
+pub(crate) fn fit(strip: Strip, bits: Bits) -> Fit {
+    let energy = strip.energy();
+    let fits = [RowSize::RootMeanSquare, RowSize::Largest].map(|size| {
+        let table = strip.start(bits.entries(), size);
+        strip.improve(table, energy, &mut |_| ())
+    });
+    let [a, b] = fits;
+    if b.error < a.error { b } else { a }
+}
+
+/// What rows are divided by before they share a table.
+#[derive(Clone, Copy)]
+enum RowSize {
+    /// Makes rows of equal distribution equal, whatever their outliers.
+    RootMeanSquare,
+    /// Recovers rows that were made from a table exactly, and keeps entries for outliers.
+    Largest,
+}
+
+impl Table {
+    /// The entries that count.
+    pub fn entries(&self) -> &[i8] {
+        &self.entries[..self.len]
+    }
+
+    /// The best entries for given sums and scales.
+    fn refit_entries(&mut self, sums: &Sums) {
+        for k in 0..self.len {
+            let (mut first, mut weight) = (0.0, 0.0);
+            for (row, scale) in self.scales.iter().enumerate() {
+                let scale = scale.to_f64();
+                first += scale * sums.first[row][k];
+                weight += scale * scale * sums.weight[row][k];
+            }
+            if weight > 0.0 {
+                self.entries[k] = (first / weight).round() as i8; // saturates
+            }
+        }
+    }
+
+    /// The best scales for given sums and entries.
+    fn refit_scales(&mut self, sums: &Sums) {
+        for row in 0..STRIP {
+            let (first, weight) = self.moments(sums, row);
+            if weight > 0.0 {
+                self.scales[row] = to_scale(first / weight);
+            }
+        }
+    }
+
+    /// Σ ω p w and Σ ω p² of a row.
+    fn moments(&self, sums: &Sums, row: usize) -> (f64, f64) {
+        self.entries()
+            .iter()
+            .enumerate()
+            .fold((0.0, 0.0), |(first, weight), (k, &p)| {
+                let p = f64::from(p);
+                (
+                    first + p * sums.first[row][k],
+                    weight + p * p * sums.weight[row][k],
+                )
+            })
+    }
+
+    fn error(&self, sums: &Sums, energy: f64) -> f64 {
+        let change: f64 = (0..STRIP)
+            .map(|row| {
+                let (scale, (first, weight)) = (self.scales[row].to_f64(), self.moments(sums, row));
+                scale * (scale * weight - 2.0 * first)
+            })
+            .sum();
+        (energy + change).max(0.0)
+    }
+
+    /// Each of a row's weights to its nearest entry.
+    fn assign(&self, row: usize, weight: &[f32], indices: &mut [u8]) {
+        match self.len {
+            4 => nearest::<3>(self.scales[row], self.entries(), weight, indices),
+            16 => nearest::<15>(self.scales[row], self.entries(), weight, indices),
+            len => unreachable!("tables have 4 or 16 entries, not {len}"),
+        }
+    }
+}
+
+/// Counts the midpoints between entries that lie below a weight; `MIDDLES` is one less than there are entries.
+fn nearest<const MIDDLES: usize>(scale: f16, entries: &[i8], weight: &[f32], indices: &mut [u8]) {
+    debug_assert!(entries.is_sorted(), "{entries:?}");
+    let scale = scale.to_f32();
+    let inverse = if scale == 0.0 { 0.0 } else { scale.recip() };
+    let mut middles = [0.0f32; MIDDLES];
+    for (k, middle) in middles.iter_mut().enumerate() {
+        *middle = 0.5 * (f32::from(entries[k]) + f32::from(entries[k + 1]));
+    }
+    for (index, &w) in indices.iter_mut().zip(weight) {
+        let x = w * inverse;
+        let mut below = 0;
+        for &middle in &middles {
+            below += i32::from(x > middle);
+        }
+        *index = below as u8;
+    }
+}
+
+/// The nearest scale that can be stored. A negative one is as good as another: it turns the table around.
+fn to_scale(scale: f64) -> f16 {
+    f16::from_f64(scale.clamp(-65504.0, 65504.0))
+}
+
+impl Strip<'_> {
+    fn rows(&self) -> usize {
+        self.weight.len() / self.cols
+    }
+
+    fn row(&self, row: usize) -> (&[f32], &[f32]) {
+        (
+            &self.weight[row * self.cols..][..self.cols],
+            self.importance.row(row, self.cols),
+        )
+    }
+
+    fn energy(&self) -> f64 {
+        let square = |(&w, &o): (&f32, &f32)| f64::from(o) * f64::from(w) * f64::from(w);
+        (0..self.rows())
+            .map(|row| {
+                let (weight, importance) = self.row(row);
+                weight.iter().zip(importance).map(square).sum::<f64>()
+            })
+            .sum()
+    }
+
+    /// The table of exact k-means over all rows, each divided by its size.
+    fn start(&self, entries: usize, size: RowSize) -> Table {
+        let sizes: Vec<f64> = (0..self.rows())
+            .map(|row| row_size(self.row(row).0, size))
+            .collect();
+        let points = self.points(&sizes);
+        let clusters = points.cluster(entries);
+        let mut centres = [0.0; ENTRIES];
+        let mut last = f64::NEG_INFINITY;
+        for (centre, members) in centres.iter_mut().zip(&clusters.members) {
+            // A cluster of nothing takes the place of the one before, so that the table stays ascending.
+            last = points.mean(members.clone()).unwrap_or(last);
+            *centre = last;
+        }
+        let centres = centres.map(|centre| if centre.is_finite() { centre } else { 0.0 });
+        let largest = centres
+            .iter()
+            .fold(0.0f64, |largest, centre| largest.max(centre.abs()));
+        let mut table = Table {
+            entries: [0; ENTRIES],
+            scales: [f16::ZERO; STRIP],
+            len: entries,
+        };
+        if largest > 0.0 {
+            for (entry, centre) in table.entries.iter_mut().zip(&centres[..entries]) {
+                *entry = (centre / largest * 127.0).round() as i8;
+            }
+            table.entries[..entries].sort_unstable(); // leading empty clusters are zeros
+            for (scale, size) in table.scales.iter_mut().zip(&sizes) {
+                *scale = to_scale(size * largest / 127.0);
+            }
+        }
+        table
+    }
+
+    /// The weights divided by their rows' sizes, in order: all of them where they are few, else a histogram.
+    fn points(&self, sizes: &[f64]) -> Sorted {
+        let rows = || sizes.iter().enumerate().filter(|(_, size)| **size > 0.0);
+        if self.weight.len() <= BINS {
+            let mut all = Vec::with_capacity(self.weight.len());
+            for (row, &size) in rows() {
+                let (weight, importance) = self.row(row);
+                let point =
+                    |(&w, &o): (&f32, &f32)| (f64::from(w) / size, f64::from(o) * size * size);
+                all.extend(weight.iter().zip(importance).map(point));
+            }
+            all.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+            return Sorted::new(all.into_iter().map(|(x, o)| [o, o * x, o * x * x]));
+        }
+        let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
+        for (row, &size) in rows() {
+            let inverse = size.recip() as f32;
+            for &w in self.row(row).0 {
+                low = low.min(w * inverse);
+                high = high.max(w * inverse);
+            }
+        }
+        let per_unit = if high > low {
+            BINS as f32 / (high - low)
+        } else {
+            0.0
+        };
+        let mut bins = vec![[0.0f64; 3]; BINS];
+        for (row, &size) in rows() {
+            let (weight, importance) = self.row(row);
+            let (inverse, square) = (size.recip() as f32, (size * size) as f32);
+            for (&w, &o) in weight.iter().zip(importance) {
+                let x = w * inverse;
+                let bin = (((x - low) * per_unit) as usize).min(BINS - 1);
+                let (x, o) = (f64::from(x), f64::from(o * square));
+                for (sum, part) in bins[bin].iter_mut().zip([o, o * x, o * x * x]) {
+                    *sum += part;
+                }
+            }
+        }
+        Sorted::new(bins.into_iter().filter(|bin| bin[0] > 0.0))
+    }
+
+    /// Entries, scales and indices in turn until little is gained. `seen` is told E after each round.
+    fn improve(&self, table: Table, energy: f64, seen: &mut dyn FnMut(f64)) -> Fit {
+        let mut indices = vec![0; self.weight.len()];
+        let mut sums = self.assign(&table, &mut indices);
+        let error = table.error(&sums, energy);
+        let mut best = Fit {
+            table,
+            indices,
+            error,
+            energy,
+        };
+        let mut indices = vec![0; self.weight.len()];
+        seen(error);
+        for _ in 0..ROUNDS {
+            let mut table = best.table;
+            table.refit_entries(&sums);
+            table.refit_scales(&sums);
+            table.refit_entries(&sums);
+            table.entries[..table.len].sort_unstable(); // rarely, new scales make neighbours swap
+            sums = self.assign(&table, &mut indices);
+            let error = table.error(&sums, energy);
+            if error >= best.error {
+                break;
+            }
+            let enough = best.error - error < GAIN * best.error;
+            best.table = table;
+            best.error = error;
+            std::mem::swap(&mut best.indices, &mut indices);
+            seen(error);
+            if enough {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Chooses all indices and sums up the weights by them.
+    fn assign(&self, table: &Table, indices: &mut [u8]) -> Sums {
+        let mut sums = Sums {
+            first: [[0.0; ENTRIES]; STRIP],
+            weight: [[0.0; ENTRIES]; STRIP],
+        };
+        for (row, indices) in indices.chunks_exact_mut(self.cols).enumerate() {
+            let (weight, importance) = self.row(row);
+            table.assign(row, weight, indices);
+            // Two sets of sums, so that neighbours with the same index need not wait for one another.
+            let mut first = [[0.0f64; ENTRIES]; 2];
+            let mut total = [[0.0f64; ENTRIES]; 2];
+            for (column, ((&w, &o), &index)) in
+                weight.iter().zip(importance).zip(&*indices).enumerate()
+            {
+                let (set, k) = (column & 1, usize::from(index) & (ENTRIES - 1));
+                first[set][k] += f64::from(o) * f64::from(w);
+                total[set][k] += f64::from(o);
+            }
+            for k in 0..ENTRIES {
+                sums.first[row][k] = first[0][k] + first[1][k];
+                sums.weight[row][k] = total[0][k] + total[1][k];
+            }
+        }
+        sums
+    }
+}
+
+fn row_size(weight: &[f32], size: RowSize) -> f64 {
+    match size {
+        RowSize::Largest => f64::from(
+            weight
+                .iter()
+                .fold(0.0f32, |largest, w| largest.max(w.abs())),
+        ),
+        RowSize::RootMeanSquare => {
+            let square: f64 = weight.iter().map(|&w| f64::from(w) * f64::from(w)).sum();
+            (square / weight.len() as f64).sqrt()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use russet_kernels::random;
+
+    /// Rows of normal weights of different sizes with a few outliers, and uneven importance.
+    fn data(rows: usize, cols: usize, seed: u64) -> (Vec<f32>, Vec<f32>) {
+        let weight = (0..rows * cols).map(|i| {
+            let outlier = if random::below(seed, 2, i as u64, 50) == 0 {
+                6.0
+            } else {
+                1.0
+            };
+            outlier * 0.02 * (1 + i / cols % 3) as f32 * random::normal(seed, 0, i as u64)
+        });
+        let importance = (0..rows * cols).map(|i| random::normal(seed, 1, i as u64).powi(2));
+        (weight.collect(), importance.collect())
+    }
+
+    /// E by its definition.
+    fn error(strip: Strip, fit: &Fit) -> f64 {
+        let mut sum = 0.0;
+        for (i, (&w, &index)) in strip.weight.iter().zip(&fit.indices).enumerate() {
+            let (row, col) = (i / strip.cols, i % strip.cols);
+            let stored =
+                fit.table.scales[row].to_f64() * f64::from(fit.table.entries[usize::from(index)]);
+            sum += f64::from(strip.importance.row(row, strip.cols)[col])
+                * (f64::from(w) - stored).powi(2);
+        }
+        sum
+    }
+
+    fn check(rows: usize, cols: usize, seed: u64, bits: Bits) -> Fit {
+        let (weight, importance) = data(rows, cols, seed);
+        let strip = Strip {
+            weight: &weight,
+            cols,
+            importance: Importance::elements(&importance, cols),
+        };
+        let fit = fit(strip, bits);
+        assert_eq!(
+            (fit.indices.len(), fit.table.len),
+            (rows * cols, bits.entries())
+        );
+        let want = error(strip, &fit);
+        assert!(
+            (fit.error - want).abs() <= 1e-9 * fit.energy,
+            "error {}, by its definition {want}",
+            fit.error
+        );
+        // No other entry serves a weight better; the choice is made in f32.
+        for (i, (&w, &index)) in weight.iter().zip(&fit.indices).enumerate() {
+            let off =
+                |p: i8| (f64::from(w) - fit.table.scales[i / cols].to_f64() * f64::from(p)).abs();
+            let least = fit
+                .table
+                .entries()
+                .iter()
+                .map(|&p| off(p))
+                .fold(f64::INFINITY, f64::min);
+            assert!(
+                off(fit.table.entries[usize::from(index)]) <= least + 1e-6,
+                "weight {i}"
+            );
+        }
+        fit
+    }
+
+    #[test]
+    fn the_error_is_that_of_what_is_stored() {
+        for (rows, cols) in [(16, 40), (16, 300), (3, 17), (1, 1), (16, 1), (5, 2000)] {
+            check(rows, cols, 7, Bits::Four);
+            check(rows, cols, 8, Bits::Two);
+        }
+    }
+
+    #[test]
+    fn the_error_never_rises() {
+        let mut rounds = 0;
+        for seed in 0..20 {
+            let (weight, importance) = data(16, 64 + 40 * (seed as usize % 2), seed);
+            let cols = weight.len() / 16;
+            let strip = Strip {
+                weight: &weight,
+                cols,
+                importance: Importance::elements(&importance, cols),
+            };
+            for (entries, size) in [(4, RowSize::Largest), (16, RowSize::RootMeanSquare)] {
+                let mut seen = Vec::new();
+                strip.improve(strip.start(entries, size), strip.energy(), &mut |error| {
+                    seen.push(error)
+                });
+                assert!(seen.windows(2).all(|pair| pair[1] < pair[0]), "{seen:?}");
+                rounds += seen.len() - 1;
+            }
+        }
+        assert!(
+            rounds > 40,
+            "only {rounds} rounds gained anything, so the test shows nothing"
+        );
+    }
+
+    #[test]
+    fn sixteen_entries_serve_better_than_four_and_weights_that_matter_best() {
+        let (four, two) = (check(16, 200, 1, Bits::Four), check(16, 200, 1, Bits::Two));
+        assert!(
+            four.error < 0.02 * four.energy && two.error < 0.25 * two.energy,
+            "{} {} {}",
+            four.error,
+            two.error,
+            two.energy
+        );
+        // Fitting without importance costs more of what matters.
+        let (weight, importance) = data(16, 200, 1);
+        let ones = vec![1.0; 200];
+        let plain = fit(
+            Strip {
+                weight: &weight,
+                cols: 200,
+                importance: Importance::columns(&ones),
+            },
+            Bits::Two,
+        );
+        let strip = Strip {
+            weight: &weight,
+            cols: 200,
+            importance: Importance::elements(&importance, 200),
+        };
+        assert!(
+            error(strip, &plain) > 1.05 * two.error,
+            "{} weighted, {} plain",
+            two.error,
+            error(strip, &plain)
+        );
+    }
+
+    #[test]
+    fn weights_that_come_from_a_table_come_back() {
+        let table: [i8; 16] = [
+            -127, -90, -60, -41, -30, -19, -8, -2, 3, 9, 20, 33, 47, 66, 90, 120,
+        ];
+        let scale = |row: usize| f16::from_f32(0.001 * (1.0 + row as f32)).to_f32();
+        let weight: Vec<f32> = (0..16 * 50)
+            .map(|i| {
+                // Every row has the largest entry, as rows of any length do.
+                let index = if i % 50 == 0 {
+                    0
+                } else {
+                    random::below(3, 0, i as u64, 16) as usize
+                };
+                scale(i / 50) * f32::from(table[index])
+            })
+            .collect();
+        let ones = vec![1.0; 50];
+        let fit = fit(
+            Strip {
+                weight: &weight,
+                cols: 50,
+                importance: Importance::columns(&ones),
+            },
+            Bits::Four,
+        );
+        assert_eq!(
+            (fit.table.entries, fit.error < 1e-12 * fit.energy),
+            (table, true),
+            "{}",
+            fit.error / fit.energy
+        );
+    }
+
+    #[test]
+    fn rows_of_zeros_and_weights_that_matter_nothing_do_no_harm() {
+        let (mut weight, mut importance) = data(16, 40, 5);
+        weight[80..120].fill(0.0);
+        importance[..40].fill(0.0);
+        let strip = Strip {
+            weight: &weight,
+            cols: 40,
+            importance: Importance::elements(&importance, 40),
+        };
+        let fitted = fit(strip, Bits::Four);
+        assert!(fitted.error < 0.02 * fitted.energy);
+        assert_eq!(fitted.table.scales[2], f16::ZERO);
+        for nothing in [
+            Importance::columns(&[0.0; 40]),
+            Importance::columns(&[1.0; 40]),
+        ] {
+            let fit = fit(
+                Strip {
+                    weight: &[0.0; 640],
+                    cols: 40,
+                    importance: nothing,
+                },
+                Bits::Two,
+            );
+            assert_eq!((fit.error, fit.energy), (0.0, 0.0));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn any_finite_weights_are_fitted(
+            weight in prop::collection::vec(prop::num::f32::NORMAL | prop::num::f32::ZERO, 1..80), rows in 1usize..5
+        ) {
+            let cols = weight.len().div_ceil(rows);
+            let weight = &weight[..weight.len() / cols * cols];
+            let ones = vec![1.0; cols];
+            let fit = fit(Strip { weight, cols, importance: Importance::columns(&ones) }, Bits::Two);
+            prop_assert!(fit.error <= fit.energy && fit.table.scales.iter().all(|scale| scale.is_finite()));
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! The stage as a whole, on small checkpoints of both families.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use russet_artifact::{Interrupt, NoProgress, Progress};
+use russet_compress::{
+    CompressError, Report, Sensitivity, Settings, Weighting, lossless, palettize,
+};
+use russet_kernels::palette::Bits;
+use russet_kernels::{Pool, random};
+use russet_model::{Config, Decoder, KvCache, checkpoint, llama2c, package};
+use russet_tensor::{Ctx, Segments, Tensor};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../golden")
+        .join(name)
+}
+
+fn pool(threads: usize) -> Arc<Pool> {
+    Arc::new(Pool::new(threads).unwrap())
+}
+
+/// Documents of random tokens.
+fn noise(config: &Config) -> Vec<Vec<u32>> {
+    let token = |document: u64, i: u64| random::below(7, document, i, config.vocab as u64) as u32;
+    (0..6)
+        .map(|document| (0..20).map(|i| token(document, i)).collect())
+        .collect()
+}
+
+fn run(
+    threads: usize,
+    settings: &Settings,
+    from: &Path,
+    documents: &[Vec<u32>],
+    to: &Path,
+) -> Result<Report, CompressError> {
+    palettize(
+        &pool(threads),
+        settings,
+        from,
+        documents,
+        to,
+        &mut NoProgress,
+        &Interrupt::new(),
+    )
+}
+
+fn hidden(decoder: &Decoder, tokens: &[u32]) -> Tensor {
+    decoder.forward(
+        &mut Ctx::new(pool(2)),
+        tokens,
+        &Segments::packed(&[tokens.len()]),
+        None,
+    )
+}
+
+/// All files of a folder.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(folder)
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|entry| entry.path().is_file());
+    entries
+        .map(|entry| {
+            (
+                entry.file_name().into_string().unwrap(),
+                std::fs::read(entry.path()).unwrap(),
+            )
+        })
+        .collect()
+}
+
+/// The share of the way from two bits everywhere to four that a target of bits a weight is, for any model.
+fn target(config: &Config, share: f64) -> f64 {
+    let (width, ffn) = (config.width, config.ffn);
+    let (q, kv) = (
+        config.heads * config.head_dim,
+        config.kv_heads * config.head_dim,
+    );
+    let shapes = [
+        (q, width),
+        (kv, width),
+        (kv, width),
+        (width, q),
+        (ffn, width),
+        (ffn, width),
+        (width, ffn),
+    ];
+    let bytes = |bits: Bits| -> usize {
+        let size = |&(rows, cols)| {
+            let sizes = russet_kernels::palette::sizes(bits, rows, cols).unwrap();
+            sizes.indices + sizes.palette + 2 * sizes.scales
+        };
+        config.layers * shapes.iter().map(size).sum::<usize>()
+    };
+    let [low, high] = [Bits::Two, Bits::Four]
+        .map(|bits| 8.0 * bytes(bits) as f64 / config.projection_parameters() as f64);
+    low + (high - low) * share
+}
+
+#[test]
+fn every_family_becomes_a_package_of_at_most_the_bits_asked_for() {
+    for name in [
+        "qwen3-gqa-tied",
+        "qwen3-mha-untied",
+        "qwen3-bf16",
+        "llama-gqa-tied",
+        "llama-mha-untied",
+        "llama-gqa-sharded",
+    ] {
+        let from = golden("models").join(name);
+        let config = Config::open(&from).unwrap();
+        let settings = Settings {
+            target_bpw: target(&config, 0.6),
+            ..Settings::default()
+        };
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let documents = noise(&config);
+        let report = run(1, &settings, &from, &documents, one.path()).unwrap();
+        run(2, &settings, &from, &documents, two.path()).unwrap();
+        assert!(
+            files(one.path()) == files(two.path()),
+            "{name}: the number of threads changed a file"
+        );
+
+        let package = package::load(one.path()).unwrap();
+        let stored: usize = package.linears().map(|linear| linear.stored_bytes()).sum();
+        let bpw = 8.0 * stored as f64 / config.projection_parameters() as f64;
+        assert!(
+            (report.bpw - bpw).abs() < 1e-9 && bpw <= settings.target_bpw,
+            "{name}: {} reported, {bpw} stored",
+            report.bpw
+        );
+        let header = 4096;
+        let on_disk = files(one.path())["model.safetensors"].len() as u64;
+        assert!(
+            report.bytes <= on_disk && on_disk < report.bytes + 3 * header,
+            "{name}: {} of {on_disk}",
+            report.bytes
+        );
+        assert_eq!(
+            report.bits_per_parameter,
+            8.0 * report.bytes as f64 / config.parameters() as f64
+        );
+        assert_eq!(
+            (report.layers.len(), report.weights),
+            (7 * config.layers, config.projection_parameters() as u64)
+        );
+        assert!(
+            report.layers.iter().any(|l| l.bits == 2) && report.layers.iter().any(|l| l.bits == 4)
+        );
+        assert!(
+            report
+                .layers
+                .iter()
+                .all(|layer| layer.error > 0.0 && layer.error < 0.5),
+            "{:?}",
+            report.layers
+        );
+        // Random models know nothing, so being compressed cannot cost them much.
+        assert!(
+            (report.loss_after - report.loss_before).abs() < 0.5
+                && report.calibration_tokens == 6 * 19
+        );
+        assert!(report.seconds > 0.0);
+    }
+}
+
+/// A trained model and text that it has written itself: 24 stories of 200 tokens.
+fn stories() -> (Decoder, Vec<Vec<u32>>) {
+    let decoder = llama2c::load(&golden("stories260K/stories260K.bin")).unwrap();
+    let (count, vocab) = (24, decoder.config().vocab);
+    let mut ctx = Ctx::new(pool(2));
+    let mut cache = KvCache::new(decoder.config(), count, count * 256);
+    let mut stories = vec![vec![1]; count];
+    for step in 0..200 {
+        let (mut tokens, mut segments) = (Vec::new(), Segments::default());
+        for (slot, story) in stories.iter().enumerate() {
+            segments.push(1, cache.extend(slot, 1).unwrap(), slot);
+            tokens.push(story[step]);
+        }
+        let hidden = decoder.forward(&mut ctx, &tokens, &segments, Some(&mut cache));
+        let logits = decoder.logits(&mut ctx, &hidden);
+        for (slot, (story, row)) in stories
+            .iter_mut()
+            .zip(logits.data().chunks_exact(vocab))
+            .enumerate()
+        {
+            let largest = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+            let total: f32 = row.iter().map(|z| (z - largest).exp()).sum();
+            let mut left = total * random::uniform(5, slot as u64, step as u64);
+            let passed = row.iter().position(|z| {
+                left -= (z - largest).exp();
+                left < 0.0
+            });
+            story.push(passed.unwrap_or(vocab - 1) as u32);
+        }
+    }
+    (decoder, stories)
+}
+
+#[test]
+fn each_idea_makes_a_trained_model_lose_less() {
+    let (decoder, stories) = stories();
+    let from = tempfile::tempdir().unwrap();
+    checkpoint::save(&decoder, from.path()).unwrap();
+    let rise = |settings: &Settings| {
+        let to = tempfile::tempdir().unwrap();
+        let report = run(2, settings, from.path(), &stories, to.path()).unwrap();
+        report.loss_after - report.loss_before
+    };
+    let best = Settings {
+        target_bpw: target(decoder.config(), 0.75),
+        ..Settings::default()
+    };
+    let without_feedback = Settings {
+        error_feedback: false,
+        ..best.clone()
+    };
+    let (with, without) = (rise(&best), rise(&without_feedback));
+    assert!(
+        with < 0.9 * without,
+        "a rise of {with} nats with error feedback, {without} without"
+    );
+    // The least bits cost far more than the most.
+    let rises = [0.0, 1.0].map(|share| {
+        rise(&Settings {
+            target_bpw: target(decoder.config(), share) * (1.0 + 1e-12 * (1.0 - 2.0 * share)),
+            ..best.clone()
+        })
+    });
+    assert!(
+        rises[1] > 0.0 && rises[1] < with && with < 0.3 * rises[0],
+        "{rises:?}, {with} between"
+    );
+    let by_size = rise(&Settings {
+        weighting: Weighting::None,
+        ..without_feedback.clone()
+    });
+    assert!(
+        without < by_size,
+        "a rise of {without} nats weighted by Fisher information, {by_size} unweighted"
+    );
+}
+
+/// A decoder of ragged sizes whose weights are drawn from tables of two bits in q and gate, four elsewhere.
+fn exact(family: &str, seed: u64) -> (Decoder, russet_compress::Compressed) {
+    let json = serde_json::json!({
+        "architectures": [family], "vocab_size": 50, "hidden_size": 36, "num_hidden_layers": 2,
+        "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 20, "intermediate_size": 70,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 64, "hidden_act": "silu",
+        "tie_word_embeddings": seed.is_multiple_of(2), "bos_token_id": 0, "eos_token_id": 0,
+    });
+    let config = Config::parse(json.as_object().unwrap()).unwrap();
+    let two = |name: &str| name.ends_with("q_proj") || name.ends_with("gate_proj");
+    lossless::decoder(&pool(2), &config, seed, |name| {
+        if two(name) { Bits::Two } else { Bits::Four }
+    })
+    .unwrap()
+}
+
+#[test]
+fn a_lossless_package_equals_its_dense_form_but_for_rounded_activations() {
+    for (family, seed) in [("Qwen3ForCausalLM", 1), ("LlamaForCausalLM", 2)] {
+        let (dense, compressed) = exact(family, seed);
+        let folder = tempfile::tempdir().unwrap();
+        compressed.write(folder.path()).unwrap();
+        let package = package::load(folder.path()).unwrap();
+        let tokens: Vec<u32> = (0..40).map(|i| i * 7 % 50).collect();
+        let (got, want) = (hidden(&package, &tokens), hidden(&dense, &tokens));
+        let squares =
+            |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>();
+        let off = squares(&mut got.data().iter().zip(want.data()).map(|(a, b)| a - b));
+        let size = squares(&mut want.data().iter().copied());
+        // Activations round to 1/127 of a block's largest: 0.3 % of their size at a product, about 1 % after two layers of four.
+        assert!(
+            off > 0.0 && (off / size).sqrt() < 0.03,
+            "{family}: off by {}",
+            (off / size).sqrt()
+        );
+    }
+}
+
+#[test]
+fn weights_that_come_from_tables_come_back_exactly() {
+    for (seed, weighting, error_feedback) in [
+        (3, Weighting::Fisher, true),
+        (4, Weighting::Activation, false),
+        (5, Weighting::None, true),
+    ] {
+        let (dense, compressed) = exact("Qwen3ForCausalLM", seed);
+        let (from, want, to) = (
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir().unwrap(),
+        );
+        checkpoint::save(&dense, from.path()).unwrap();
+        compressed.write(want.path()).unwrap();
+        let package = package::load(want.path()).unwrap();
+        let stored: usize = package.linears().map(|linear| linear.stored_bytes()).sum();
+        let settings = Settings {
+            // Just what the tables take: a byte less would have to spoil something.
+            target_bpw: 8.0 * (stored as f64 + 0.5) / dense.config().projection_parameters() as f64,
+            weighting,
+            error_feedback,
+            sensitivity: if seed == 4 {
+                Sensitivity::Measured
+            } else {
+                Sensitivity::Predicted
+            },
+            ..Settings::default()
+        };
+        let report = run(2, &settings, from.path(), &noise(dense.config()), to.path()).unwrap();
+        assert!(
+            report.layers.iter().all(|layer| layer.error < 1e-9),
+            "{:?}",
+            report.layers
+        );
+        let again = package::load(to.path()).unwrap();
+        let tokens = [3, 1, 4, 1, 5, 9, 2, 6];
+        assert_eq!(
+            hidden(&again, &tokens).data(),
+            hidden(&package, &tokens).data()
+        );
+    }
+}
+
+#[test]
+fn tokenizer_and_settings_of_generation_travel_along() {
+    let from = tempfile::tempdir().unwrap();
+    for (name, bytes) in files(&golden("models/qwen3-gqa-tied"))
+        .iter()
+        .filter(|(name, _)| *name != "expected.safetensors")
+    {
+        std::fs::write(from.path().join(name), bytes).unwrap();
+    }
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ] {
+        std::fs::write(from.path().join(name), format!("the {name} of this model")).unwrap();
+    }
+    let to = tempfile::tempdir().unwrap();
+    let config = Config::open(from.path()).unwrap();
+    let settings = Settings {
+        target_bpw: target(&config, 0.5),
+        ..Settings::default()
+    };
+    run(2, &settings, from.path(), &noise(&config), to.path()).unwrap();
+    let files = files(to.path());
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ] {
+        assert_eq!(
+            files[name],
+            format!("the {name} of this model").into_bytes()
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_a_sentence() {
+    let from = golden("models/qwen3-gqa-tied");
+    let config = Config::open(&from).unwrap();
+    let refused = |settings: Settings, from: &Path, documents: &[Vec<u32>], part: &str| {
+        let to = tempfile::tempdir().unwrap();
+        let problem = run(1, &settings, from, documents, to.path())
+            .unwrap_err()
+            .to_string();
+        assert!(problem.contains(part), "{problem}");
+        assert!(files(to.path()).is_empty());
+    };
+    let documents = noise(&config);
+    for target_bpw in [0.5, 16.0] {
+        let range = format!(
+            "this model can have {:.3}",
+            (target(&config, 0.0) * 1000.0).ceil() / 1000.0
+        );
+        refused(
+            Settings {
+                target_bpw,
+                ..Settings::default()
+            },
+            &from,
+            &documents,
+            &range,
+        );
+    }
+    let possible = Settings {
+        target_bpw: target(&config, 0.5),
+        ..Settings::default()
+    };
+    refused(
+        possible.clone(),
+        &from,
+        &[],
+        "the calibration text has no document",
+    );
+    refused(possible.clone(), &from, &[vec![1, 2, 9999]], "token 9999");
+    refused(
+        possible.clone(),
+        &golden("models/none"),
+        &documents,
+        "config.json",
+    );
+    refused(
+        Settings {
+            sequence: 0,
+            ..possible.clone()
+        },
+        &from,
+        &documents,
+        "`sequence` is 0",
+    );
+
+    let package = tempfile::tempdir().unwrap();
+    run(2, &possible, &from, &documents, package.path()).unwrap();
+    refused(
+        possible.clone(),
+        package.path(),
+        &documents,
+        "palettized already",
+    );
+
+    let mut diverged = checkpoint::load(&from).unwrap();
+    let mut number = 0;
+    diverged.visit_mut(&mut |tensor| {
+        number += 1;
+        if number == 3 {
+            tensor.data_mut()[33] = f32::NAN; // the first packed product, second row
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    checkpoint::save(&diverged, folder.path()).unwrap();
+    refused(
+        possible,
+        folder.path(),
+        &documents,
+        "tensor `model.layers.0.self_attn.q_proj.weight` holds NaN at row 1, column 1",
+    );
+}
+
+#[test]
+fn an_interrupt_stops_every_part_and_leaves_nothing() {
+    /// Raises the interrupt when a part begins.
+    struct Impatient {
+        parts: usize,
+        patience: usize,
+        open: i32,
+        interrupt: Interrupt,
+    }
+    impl Progress for Impatient {
+        fn begin(&mut self, _: &str, total: Option<u64>, _: &str) {
+            assert!(total.is_some_and(|total| total > 0));
+            self.open += 1;
+            self.parts += 1;
+            if self.parts > self.patience {
+                self.interrupt.raise();
+            }
+        }
+        fn update(&mut self, _: u64, _: &[(&str, f64)]) {
+            assert_eq!(self.open, 1);
+        }
+        fn message(&mut self, _: &str) {}
+        fn end(&mut self) {
+            self.open -= 1;
+        }
+    }
+    let from = golden("models/qwen3-gqa-tied");
+    let config = Config::open(&from).unwrap();
+    let settings = Settings {
+        target_bpw: target(&config, 0.5),
+        ..Settings::default()
+    };
+    for patience in 0..6 {
+        let to = tempfile::tempdir().unwrap();
+        let interrupt = Interrupt::new();
+        let mut progress = Impatient {
+            parts: 0,
+            patience,
+            open: 0,
+            interrupt: interrupt.clone(),
+        };
+        let result = palettize(
+            &pool(1),
+            &settings,
+            &from,
+            &noise(&config),
+            to.path(),
+            &mut progress,
+            &interrupt,
+        );
+        assert_eq!(progress.open, 0);
+        match result {
+            Err(CompressError::Interrupted) => assert!(patience < 5),
+            Ok(_) => assert_eq!((patience, progress.parts), (5, 5)),
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
