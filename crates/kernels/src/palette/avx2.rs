@@ -10,7 +10,7 @@
 // Arrays are registers here; `t`, `s` and `half` name them.
 #![allow(clippy::needless_range_loop)]
 
-use super::strips::{Format, LINE, Output, STRIP, Strips};
+use super::strips::{Format, LINE, Results, STRIP, Strips};
 use crate::quantize::{BLOCK, Panel};
 use std::arch::x86_64::*;
 
@@ -20,16 +20,17 @@ pub(super) unsafe fn tile(
     first: usize,
     count: usize,
     panel: &Panel<'_>,
-    out: Output,
+    results: &mut Results,
+    column: usize,
 ) {
-    for strip in first..first + count {
-        // SAFETY: the caller's promise holds for each of the strips, 16 columns apart.
+    for index in 0..count {
+        let (strip, column) = (first + index, column + index * STRIP);
+        // SAFETY: the caller's promise holds for each of the strips.
         unsafe {
-            let out = out.shifted(0, (strip - first) * STRIP);
             match strips.format {
-                Format::Two => by_tokens::<2>(strips, strip, panel, out),
-                Format::Four => by_tokens::<4>(strips, strip, panel, out),
-                Format::Eight => by_tokens::<8>(strips, strip, panel, out),
+                Format::Two => by_tokens::<2>(strips, strip, panel, results, column),
+                Format::Four => by_tokens::<4>(strips, strip, panel, results, column),
+                Format::Eight => by_tokens::<8>(strips, strip, panel, results, column),
             }
         }
     }
@@ -43,17 +44,17 @@ unsafe fn by_tokens<const BITS: usize>(
     strips: &Strips<'_>,
     strip: usize,
     panel: &Panel<'_>,
-    out: Output,
+    results: &mut Results,
+    column: usize,
 ) {
     for token in (0..panel.tokens).step_by(4) {
-        // SAFETY: tokens `token..token + T` exist, and their rows of `out` are the caller's.
+        // SAFETY: tokens `token..token + T` exist.
         unsafe {
-            let out = out.shifted(token, 0);
             match panel.tokens - token {
-                1 => body::<BITS, 1>(strips, strip, panel, token, out),
-                2 => body::<BITS, 2>(strips, strip, panel, token, out),
-                3 => body::<BITS, 3>(strips, strip, panel, token, out),
-                _ => body::<BITS, 4>(strips, strip, panel, token, out),
+                1 => body::<BITS, 1>(strips, strip, panel, token, results, column),
+                2 => body::<BITS, 2>(strips, strip, panel, token, results, column),
+                3 => body::<BITS, 3>(strips, strip, panel, token, results, column),
+                _ => body::<BITS, 4>(strips, strip, panel, token, results, column),
             }
         }
     }
@@ -62,15 +63,15 @@ unsafe fn by_tokens<const BITS: usize>(
 /// T tokens of a panel, from `token`, x one strip.
 ///
 /// # Safety
-/// As for a tile of one strip; `token + T <= panel.tokens`, `out` is at `token`; BITS is the
-/// format's.
+/// As for a tile of one strip; `token + T <= panel.tokens`; BITS is the format's.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn body<const BITS: usize, const T: usize>(
     strips: &Strips<'_>,
     strip: usize,
     panel: &Panel<'_>,
     token: usize,
-    out: Output,
+    results: &mut Results,
+    column: usize,
 ) {
     let per_block = BITS * BLOCK / 32; // lines
     let table = table::<BITS>(strips, strip);
@@ -114,21 +115,17 @@ unsafe fn body<const BITS: usize, const T: usize>(
             }
         }
     }
-    let rows = strips.rows_of(strip);
     let scales = &strips.scales[strip * STRIP..(strip + 1) * STRIP];
     for (t, totals) in totals.iter().enumerate() {
-        let mut row = [0.0f32; STRIP];
+        let result = &mut results.0[token + t][column..column + STRIP];
         for half in 0..2 {
             // SAFETY: 8 scales of 2 bytes and 8 floats from half * 8 <= 8, of 16 each.
             unsafe {
                 let scale = _mm_loadu_si128(scales.as_ptr().add(half * 8).cast());
                 let total = _mm256_mul_ps(totals[half], _mm256_cvtph_ps(scale));
-                _mm256_storeu_ps(row.as_mut_ptr().add(half * 8), total);
+                _mm256_storeu_ps(result.as_mut_ptr().add(half * 8), total);
             }
         }
-        // SAFETY: token t and `rows` rows are the caller's rectangle.
-        let out = unsafe { std::slice::from_raw_parts_mut(out.at.add(t * out.stride), rows) };
-        out.copy_from_slice(&row[..rows]);
     }
 }
 

@@ -8,7 +8,7 @@
 // Arrays are registers here; `t`, `s` and `half` name them.
 #![allow(clippy::needless_range_loop)]
 
-use super::strips::{Format, LINE, Output, STRIP, Strips};
+use super::strips::{Format, LINE, Results, STRIP, Strips};
 use crate::quantize::{BLOCK, PANEL, Panel};
 use std::arch::x86_64::*;
 use std::hint::black_box;
@@ -24,14 +24,15 @@ pub(super) unsafe fn tile(
     first: usize,
     count: usize,
     panel: &Panel<'_>,
-    out: Output,
+    results: &mut Results,
+    column: usize,
 ) {
     // SAFETY: handed on unchanged.
     unsafe {
         match strips.format {
-            Format::Two => by_tokens::<2>(strips, first, count, panel, out),
-            Format::Four => by_tokens::<4>(strips, first, count, panel, out),
-            Format::Eight => by_tokens::<8>(strips, first, count, panel, out),
+            Format::Two => by_tokens::<2>(strips, first, count, panel, results, column),
+            Format::Four => by_tokens::<4>(strips, first, count, panel, results, column),
+            Format::Eight => by_tokens::<8>(strips, first, count, panel, results, column),
         }
     }
 }
@@ -43,15 +44,16 @@ unsafe fn by_tokens<const BITS: usize>(
     first: usize,
     count: usize,
     panel: &Panel<'_>,
-    out: Output,
+    results: &mut Results,
+    column: usize,
 ) {
     let mut totals = Totals([MaybeUninit::uninit(); PANEL * 2]);
     let totals = &mut totals;
     macro_rules! body {
         ($($tokens:literal)*) => {
             match (panel.tokens, count) {
-                $(($tokens, 1) => body::<BITS, $tokens, 1>(strips, first, panel, totals, out),
-                ($tokens, 2) => body::<BITS, $tokens, 2>(strips, first, panel, totals, out),)*
+                $(($tokens, 1) => body::<BITS, $tokens, 1>(strips, first, panel, totals, results, column),
+                ($tokens, 2) => body::<BITS, $tokens, 2>(strips, first, panel, totals, results, column),)*
                 _ => unreachable!("a tile of {} tokens x {count} strips", panel.tokens),
             }
         };
@@ -76,7 +78,8 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
     first: usize,
     panel: &Panel<'_>,
     memory: &mut Totals,
-    out: Output,
+    results: &mut Results,
+    column: usize,
 ) {
     let lines = strips.lines();
     let per_block = BITS * BLOCK / 32; // lines
@@ -188,21 +191,19 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
         }
     }
     for s in 0..S {
-        let rows = strips.rows_of(first + s);
-        let mask = (0xffffu32 >> (STRIP - rows)) as __mmask16;
-        // SAFETY: scales hold 16 values for every strip; totals are as above. The mask keeps the
-        // store to the rows that exist, which with T tokens is the caller's rectangle.
-        unsafe {
-            let scale = strips.scales.as_ptr().add((first + s) * STRIP);
-            let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scale.cast()));
-            for t in 0..T {
-                let at = out.at.add(t * out.stride + s * STRIP);
+        let scales = &strips.scales[(first + s) * STRIP..][..STRIP];
+        // SAFETY: 16 scales of 2 bytes.
+        let scale = unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(scales.as_ptr().cast())) };
+        for t in 0..T {
+            let result = &mut results.0[t][column + s * STRIP..][..STRIP];
+            // SAFETY: the result has 16 places; totals are as above.
+            unsafe {
                 let total = if in_memory {
                     *memory.add(s * T + t)
                 } else {
                     totals[s][t]
                 };
-                _mm512_mask_storeu_ps(at, mask, _mm512_mul_ps(total, scale));
+                _mm512_storeu_ps(result.as_mut_ptr(), _mm512_mul_ps(total, scale));
             }
         }
     }

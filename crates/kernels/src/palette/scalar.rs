@@ -1,34 +1,30 @@
 //! The product in plain Rust: the oracle of the other bodies, and what runs on every other CPU.
 
-use super::strips::{Format, LINE, Output, STRIP, Strips};
+use super::strips::{Format, LINE, Results, STRIP, Strips};
 use crate::quantize::{BLOCK, PANEL, Panel};
 
-/// See [`super::strips::Tile`].
-pub(super) unsafe fn tile(
+/// See [`super::strips::Tile`]; nothing here is unsafe.
+pub(super) fn tile(
     strips: &Strips<'_>,
     first: usize,
     count: usize,
     panel: &Panel<'_>,
-    out: Output,
+    results: &mut Results,
+    column: usize,
 ) {
-    for strip in first..first + count {
-        // SAFETY: the caller's promise holds for each of the strips, 16 columns apart.
-        unsafe {
-            one(
-                strips,
-                strip,
-                panel,
-                out.shifted(0, (strip - first) * STRIP),
-            );
-        }
+    for index in 0..count {
+        one(
+            strips,
+            first + index,
+            panel,
+            results,
+            column + index * STRIP,
+        );
     }
 }
 
 /// One strip times one panel.
-///
-/// # Safety
-/// As for a tile with `count == 1`.
-unsafe fn one(strips: &Strips<'_>, strip: usize, panel: &Panel<'_>, out: Output) {
+fn one(strips: &Strips<'_>, strip: usize, panel: &Panel<'_>, results: &mut Results, column: usize) {
     let mut totals = [[0.0f32; STRIP]; PANEL];
     let mut weights = [[0i8; BLOCK]; STRIP];
     for block in 0..strips.cols.div_ceil(BLOCK) {
@@ -48,13 +44,10 @@ unsafe fn one(strips: &Strips<'_>, strip: usize, panel: &Panel<'_>, out: Output)
             }
         }
     }
-    let rows = strips.rows_of(strip);
-    let scales = &strips.scales[strip * STRIP..strip * STRIP + rows];
-    for (token, totals) in totals[..panel.tokens].iter().enumerate() {
-        // SAFETY: token < panel.tokens and row < existing rows: the caller's rectangle.
-        let out = unsafe { std::slice::from_raw_parts_mut(out.at.add(token * out.stride), rows) };
-        for ((out, total), scale) in out.iter_mut().zip(totals).zip(scales) {
-            *out = total * scale.to_f32();
+    let scales = &strips.scales[strip * STRIP..(strip + 1) * STRIP];
+    for (results, totals) in results.0.iter_mut().zip(&totals).take(panel.tokens) {
+        for (row, result) in results[column..column + STRIP].iter_mut().enumerate() {
+            *result = totals[row] * scales[row].to_f32();
         }
     }
 }

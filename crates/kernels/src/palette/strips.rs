@@ -14,7 +14,8 @@
 use super::scalar;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
-use crate::quantize::{BLOCK, Panel, QuantizedRows};
+use crate::pool::Disjoint;
+use crate::quantize::{BLOCK, PANEL, Panel, QuantizedRows};
 use crate::{Isa, Pool};
 use half::f16;
 
@@ -225,11 +226,6 @@ impl<'a> Strips<'a> {
         let entries = self.format.entries();
         &self.palette[strip * entries..(strip + 1) * entries]
     }
-
-    /// Rows of a strip that exist: 16, but for the last.
-    pub fn rows_of(&self, strip: usize) -> usize {
-        STRIP.min(self.rows - strip * STRIP)
-    }
 }
 
 /// Where row-major value (row, col) lies in strip order: the byte, and the bit inside it.
@@ -305,40 +301,29 @@ pub(crate) fn check_values(
     }
 }
 
-/// Where a product writes: row-major with `stride` columns.
-#[derive(Clone, Copy)]
-pub(super) struct Output {
-    pub at: *mut f32,
-    pub stride: usize,
-}
+/// Strips whose results are gathered before they are written.
+const TOGETHER: usize = 8;
 
-impl Output {
-    /// The same columns, from another place.
-    ///
-    /// # Safety
-    /// The place lies inside the same allocation.
-    pub unsafe fn shifted(&self, rows: usize, cols: usize) -> Output {
-        // SAFETY: the caller's promise.
-        let at = unsafe { self.at.add(rows * self.stride + cols) };
-        Output {
-            at,
-            stride: self.stride,
-        }
-    }
-}
+/// Results of up to 12 tokens x 8 strips. Tiles write here, and whole runs of 512 bytes go out: a
+/// tile of its own would touch twelve pages for 128 bytes each, at a stride that is often a power
+/// of two, and that costs a fifth of the GEMM's speed.
+#[repr(align(64))]
+pub(super) struct Results(pub [[f32; TOGETHER * STRIP]; PANEL]);
 
-// SAFETY: tasks of a product share it and write disjoint rectangles of tokens x rows; `product`
-// says why.
-unsafe impl Sync for Output {}
-
-/// One or two neighbouring strips times one panel.
+/// One or two neighbouring strips times one panel, to `results[token][column..]`, 16 columns for
+/// each strip (those of rows that do not exist have no meaning).
 ///
 /// # Safety
-/// `first + count <= strips.count()`, `count` is 1 or 2; the panel belongs to activations with
-/// `strips.cols` columns; `out.at` points to token 0 of the panel and row 0 of strip `first`, and
-/// the rectangle of `panel.tokens` x (existing rows of these strips) at that place may be written
-/// and is written by nobody else meanwhile; the CPU has the instructions of the body.
-pub(super) type Tile = unsafe fn(&Strips<'_>, first: usize, count: usize, &Panel<'_>, Output);
+/// `first + count <= strips.count()`; `count` is 1 or 2; the panel belongs to activations with
+/// `strips.cols` columns; the CPU has the instructions of the body.
+pub(super) type Tile = unsafe fn(
+    &Strips<'_>,
+    first: usize,
+    count: usize,
+    &Panel<'_>,
+    results: &mut Results,
+    column: usize,
+);
 
 fn tile(isa: Isa) -> Tile {
     match isa {
@@ -356,8 +341,8 @@ fn tile(isa: Isa) -> Tile {
 const STREAM_TASK: std::ops::RangeInclusive<usize> = 64 << 10..=256 << 10;
 /// Activation bytes that a task keeps in L2 while its strips pass.
 const PANEL_TASK: usize = 384 << 10;
-/// Multiply-adds of a task when there are many tokens: some tens of microseconds.
-const GEMM_TASK: usize = 16 << 20;
+/// Multiply-adds of a task at most: some tens of microseconds.
+const GEMM_TASK: usize = 48 << 20;
 
 /// `out[n, ·] = x[n, ·] · (the parts' rows, one part after another)ᵀ`.
 ///
@@ -400,11 +385,8 @@ pub(crate) fn product<'m, 's: 'm>(
     let bytes: usize = (0..parts).map(part).map(|part| part.data.len()).sum();
     let stream = (bytes / 4).clamp(*STREAM_TASK.start(), *STREAM_TASK.end());
     let strips_each = |part: &Strips<'_>| {
-        let wanted = if panels == 1 {
-            stream / (part.lines() * LINE)
-        } else {
-            GEMM_TASK / (STRIP * part.cols * panels_each * x.width())
-        };
+        let work = STRIP * part.cols * panels_each * x.width();
+        let wanted = (stream / (part.lines() * LINE)).min(GEMM_TASK / work);
         wanted.clamp(2, part.count().max(2)).next_multiple_of(2)
     };
     let groups: usize = (0..parts)
@@ -414,11 +396,7 @@ pub(crate) fn product<'m, 's: 'm>(
     // With few tokens the tile is bound by memory, and one stream of bytes arrives faster than two.
     let pair = if x.rows() <= 4 { 1 } else { 2 };
     let tile = tile(pool.isa());
-    let out = Output {
-        at: out.as_mut_ptr(),
-        stride: width,
-    };
-    let out = &out;
+    let out = Disjoint::new(out);
 
     pool.run(groups * runs, |task| {
         let (run, mut group) = (task / groups, task % groups);
@@ -431,19 +409,26 @@ pub(crate) fn product<'m, 's: 'm>(
                 column += part.rows;
                 continue;
             }
+            let mut results = Results([[0.0; TOGETHER * STRIP]; PANEL]);
             let last = part.count().min((group + 1) * each);
-            for first in (group * each..last).step_by(pair) {
+            for start in (group * each..last).step_by(TOGETHER) {
+                let end = last.min(start + TOGETHER);
+                let rows = part.rows.min(end * STRIP) - start * STRIP;
                 for index in run * panels_each..panels.min((run + 1) * panels_each) {
                     let panel = x.panel(index);
-                    let token = index * x.width();
-                    // SAFETY: `first < last <= count`, and the count passed stays within `last`.
-                    // The rectangle starts at token < N and column + 16 first < width, so inside
-                    // `out`, whose length was checked; tokens and rows that exist end inside it.
-                    // (run, group) names this task alone, and its panels and strips are its own.
-                    // The columns were compared above; the pool vouches for its instructions.
-                    unsafe {
-                        let out = out.shifted(token, column + first * STRIP);
-                        tile(part, first, (last - first).min(pair), &panel, out);
+                    for first in (start..end).step_by(pair) {
+                        let column = (first - start) * STRIP;
+                        let count = pair.min(end - first);
+                        // SAFETY: first + count <= end <= part.count(); count is 1 or 2; columns
+                        // were compared above; the pool vouches for its instructions.
+                        unsafe { tile(part, first, count, &panel, &mut results, column) };
+                    }
+                    for (token, results) in results.0[..panel.tokens].iter().enumerate() {
+                        let token = index * x.width() + token;
+                        let at = token * width + column + start * STRIP;
+                        // SAFETY: (run, group) names this task alone; its panels, hence tokens, and
+                        // its strips of this part, hence columns, are its own.
+                        unsafe { out.range(at, rows) }.copy_from_slice(&results[..rows]);
                     }
                 }
             }
