@@ -1,8 +1,8 @@
 //! Indices, tables and scales chosen by the error of the product's output.
 //!
-//! With inputs x and H = E[a x xᵀ] the output's error of a matrix W stored as Q is, γ weighting the rows,
+//! With inputs x and H = E[a x xᵀ] the output's error of a matrix W stored as Q is
 //! ```text
-//! J = Σᵣ γᵣ Δᵣ H Δᵣᵀ,   Δ = W − Q
+//! J = Σᵣ Δᵣ H Δᵣᵀ,   Δ = W − Q
 //! ```
 //! where errors of correlated inputs can cancel, which k-means (the diagonal of H) cannot know. Three steps lower J:
 //!
@@ -42,8 +42,7 @@ pub(crate) struct Curvature {
 pub(crate) struct Refinement<'a> {
     pool: &'a Pool,
     curvature: &'a Curvature,
-    weight: &'a [f32],      // [F, D]
-    row_weights: &'a [f32], // γ, [F]
+    weight: &'a [f32], // [F, D]
     matrix: Matrix,
     delta: Vec<f32>,    // W − Q, [F, D]
     weight_h: Vec<f32>, // W H, [F, D]
@@ -141,25 +140,23 @@ fn factor(pool: &Pool, h: &[f32], width: usize) -> Vec<f32> {
 }
 
 impl<'a> Refinement<'a> {
-    /// Of a matrix that k-means made of `weight [F, D]`, with rows weighted by `row_weights [F]`.
+    /// Of a matrix that k-means made of `weight [F, D]`.
     pub fn new(
         pool: &'a Pool,
         curvature: &'a Curvature,
         weight: &'a [f32],
-        row_weights: &'a [f32],
         matrix: Matrix,
     ) -> Self {
         let (rows, cols) = (matrix.rows, matrix.cols);
         assert_eq!(
-            (weight.len(), row_weights.len(), curvature.width),
-            (rows * cols, rows, cols),
+            (weight.len(), curvature.width),
+            (rows * cols, cols),
             "a {rows} x {cols} matrix"
         );
         let mut refinement = Refinement {
             pool,
             curvature,
             weight,
-            row_weights,
             matrix,
             delta: Vec::new(),
             weight_h: Vec::new(),
@@ -174,7 +171,7 @@ impl<'a> Refinement<'a> {
         self.matrix
     }
 
-    /// J, with γ as given and H relative to its mean.
+    /// J, with H relative to its mean.
     pub fn error(&self) -> f64 {
         let delta_h = self.by_h(&self.delta);
         self.strip_sums(|row| dot(self.row(&self.delta, row), self.row(&delta_h, row)))
@@ -227,11 +224,11 @@ impl<'a> Refinement<'a> {
         &x[row * self.matrix.cols..][..self.matrix.cols]
     }
 
-    /// Σ γ `of(row)` over the rows of each strip.
+    /// Σ `of(row)` over the rows of each strip.
     fn strip_sums(&self, mut of: impl FnMut(usize) -> f64) -> Vec<f64> {
         let mut sums = vec![0.0; self.matrix.rows.div_ceil(STRIP)];
         for row in 0..self.matrix.rows {
-            sums[row / STRIP] += f64::from(self.row_weights[row]) * of(row);
+            sums[row / STRIP] += of(row);
         }
         sums
     }
@@ -382,7 +379,7 @@ impl<'a> Refinement<'a> {
     /// All entries of each strip at once: conjugate gradients on its 4 or 16 equations, from ΔH.
     fn refit_entries(&mut self, delta_h: &[f32]) {
         let entries = self.matrix.bits.entries();
-        // −½ dJ/dp = γ s Σ (ΔH) over the weights that use an entry.
+        // −½ dJ/dp = Σ s (ΔH) over the weights that use an entry.
         let mut residual = self.gather(delta_h);
         let mut change = vec![0.0; residual.len()];
         let mut direction = residual.clone();
@@ -445,7 +442,7 @@ impl<'a> Refinement<'a> {
         errors
     }
 
-    /// `out[strip, k] = Σ γ s x[r, c]` over the weights of the strip that use entry k.
+    /// `out[strip, k] = Σ s x[r, c]` over the weights of the strip that use entry k.
     fn gather(&self, x: &[f32]) -> Vec<f64> {
         let (entries, cols) = (self.matrix.bits.entries(), self.matrix.cols);
         let mut out = vec![0.0; self.matrix.palette.len()];
@@ -458,7 +455,7 @@ impl<'a> Refinement<'a> {
                 {
                     sums[usize::from(index) & 15] += f64::from(x);
                 }
-                let factor = f64::from(self.row_weights[row]) * self.matrix.scales[row].to_f64();
+                let factor = self.matrix.scales[row].to_f64();
                 out.iter_mut()
                     .zip(sums)
                     .for_each(|(out, sum)| *out += factor * sum);
@@ -569,7 +566,7 @@ mod tests {
                 let product: f64 = (0..cols)
                     .map(|j| f64::from(h[i * cols + j]) * delta[j])
                     .sum();
-                sum += f64::from(refinement.row_weights[row]) * delta[i] * product;
+                sum += delta[i] * product;
             }
         }
         sum
@@ -581,12 +578,9 @@ mod tests {
         let weight: Vec<f32> = (0..rows * cols)
             .map(|i| 0.05 * random::normal(4, 0, i as u64))
             .collect();
-        let row_weights: Vec<f32> = (0..rows)
-            .map(|i| 0.5 + random::uniform(4, 1, i as u64))
-            .collect();
         let diagonal: Vec<f32> = (0..cols).map(|i| curvature.h[i * cols + i]).collect();
         let start = palettize(&pool, &weight, cols, Importance::columns(&diagonal), bits).matrix;
-        let mut refinement = Refinement::new(&pool, &curvature, &weight, &row_weights, start);
+        let mut refinement = Refinement::new(&pool, &curvature, &weight, start);
         let mut last = refinement.error();
         let mut expect = |refinement: &Refinement, at_most: f64, step: &str| {
             let (error, want) = (refinement.error(), error(refinement, &curvature.h));
@@ -640,8 +634,7 @@ mod tests {
         };
         let mut weight = vec![0.0; 16 * 40];
         matrix.dequantize(&pool, &mut weight);
-        let mut refinement =
-            Refinement::new(&pool, &curvature, &weight, &[1.0; 16], matrix.clone());
+        let mut refinement = Refinement::new(&pool, &curvature, &weight, matrix.clone());
         refinement.feed_back();
         refinement.refit();
         refinement.descend();
@@ -663,7 +656,7 @@ mod tests {
             Bits::Four,
         )
         .matrix;
-        let mut refinement = Refinement::new(&pool, &curvature, &weight, &[1.0; 16], start);
+        let mut refinement = Refinement::new(&pool, &curvature, &weight, start);
         let before = refinement.error();
         refinement.feed_back();
         refinement.refit();

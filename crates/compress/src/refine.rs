@@ -116,16 +116,10 @@ fn feed_back(
                 .zip(&mut *fits)
                 .filter(|(projection, _)| projection.product == number);
             for (projection, fit) in all {
-                let row_weights = if fisher {
-                    product.moments.row_weights(projection.rows.clone())
-                } else {
-                    vec![1.0; projection.rows.len()]
-                };
                 let mut refinement = Refinement::new(
                     pool,
                     &curvature,
                     model.weight(projection),
-                    &row_weights,
                     fit.matrix.clone(),
                 );
                 // Errors fed forward column by column, tables and scales refitted to what that chose, then single indices
@@ -143,9 +137,6 @@ fn feed_back(
             }
         }
         first = last;
-    }
-    for product in &model.products {
-        product.tap.replace(None);
     }
     Ok(())
 }

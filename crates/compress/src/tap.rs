@@ -9,7 +9,6 @@
 //! which is one matrix product of squares. Squaring the gradient of a whole batch instead, as a plain tape would
 //! allow, estimates the same from far fewer samples: one a batch and not one a token.
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use russet_kernels::{Mat, MatMut, Pool, matmul};
@@ -35,8 +34,6 @@ pub(crate) struct Moments {
     pub inputs: Vec<f64>,
     /// Σ g²x², `[F, D]`; empty without a tape.
     pub fisher: Vec<f32>,
-    /// Σ g², `[F]`; empty without a tape.
-    pub outputs: Vec<f64>,
     /// Each token's mean of g² over the outputs, `[N]`; empty without a tape.
     pub token_weights: Vec<f32>,
 }
@@ -168,16 +165,6 @@ impl Moments {
             |row: &[f32]| (row.iter().map(|&g| f64::from(g)).sum::<f64>() / features as f64) as f32;
         self.token_weights
             .extend(g.chunks_exact(features).map(mean));
-        add_squares(&mut self.outputs, d_y);
-    }
-
-    /// The rows' mean squares of gradients, relative to the mean of all; 1 where there is no gradient at all.
-    pub fn row_weights(&self, rows: Range<usize>) -> Vec<f32> {
-        let mean = self.outputs.iter().sum::<f64>() / self.outputs.len() as f64;
-        self.outputs[rows]
-            .iter()
-            .map(|&g| if mean > 0.0 { (g / mean) as f32 } else { 1.0 })
-            .collect()
     }
 }
 
@@ -210,5 +197,161 @@ impl Covariance {
             MatMut::new(&mut self.sum, width, width),
             true,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use russet_artifact::{Interrupt, NoProgress};
+    use russet_model::Config;
+    use russet_tensor::{Gradients, Segments};
+
+    use crate::calibration::Calibration;
+    use crate::model::Model;
+    use crate::watch::Watch;
+
+    fn config() -> Config {
+        let json = serde_json::json!({
+            "architectures": ["Qwen3ForCausalLM"], "vocab_size": 30, "hidden_size": 12, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 6, "intermediate_size": 20,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 32, "hidden_act": "silu",
+            "tie_word_embeddings": true, "bos_token_id": 0, "eos_token_id": 0,
+        });
+        Config::parse(json.as_object().unwrap()).unwrap()
+    }
+
+    fn close(got: &[f32], want: &[f32], what: &str) {
+        let largest = want
+            .iter()
+            .fold(1e-30f32, |largest, x| largest.max(x.abs()));
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            assert!(
+                (got - want).abs() < 1e-4 * largest,
+                "{what}, element {i}: {got}, not {want}"
+            );
+        }
+        assert_eq!(got.len(), want.len(), "{what}");
+    }
+
+    /// With one token a sequence, the gradient of a sequence's loss is that of a token.
+    #[test]
+    fn fisher_information_is_the_mean_square_of_single_tokens_gradients() {
+        let pool = Arc::new(Pool::new(2).unwrap());
+        let documents: Vec<[u32; 2]> = (0..9).map(|i| [i * 3, i * 5 % 30]).collect();
+        let calibration = Calibration::new(&documents, 8, 100, 30).unwrap();
+        let mut model = Model::new(Decoder::random(&config(), 1)).unwrap();
+        let interrupt = Interrupt::new();
+        let mut progress = NoProgress;
+        let mut watch = Watch::new(&mut progress, &interrupt);
+        let loss = model.gather(&pool, &calibration, true, &mut watch).unwrap();
+        // With a tape a softmax is kept, without one only its sum is: the last bit of a loss may differ.
+        let measured = calibration
+            .loss(&pool, &model.decoder, &mut |_| Ok(()))
+            .unwrap();
+        assert!(
+            (measured - loss).abs() < 1e-6 * loss,
+            "{measured} and {loss}"
+        );
+
+        let decoder = Decoder::random(&config(), 1);
+        let mut sums: Vec<Vec<f32>> = model
+            .products
+            .iter()
+            .map(|product| vec![0.0; product.weight.len()])
+            .collect();
+        for [token, target] in documents {
+            let mut ctx = Ctx::new(Arc::clone(&pool));
+            let mut gradients = Gradients::default();
+            ctx.start_tape(
+                decoder
+                    .parameters()
+                    .iter()
+                    .map(|parameter| parameter.tensor.id()),
+            );
+            let hidden = decoder.forward(&mut ctx, &[token], &Segments::packed(&[1]), None);
+            let loss = decoder.loss(&mut ctx, &hidden, &[target], &[1.0]).loss;
+            ctx.backward(&loss, 1.0, &mut gradients);
+            for (linear, sum) in decoder.linears().zip(&mut sums) {
+                linear.visit(&mut |parameter| {
+                    let gradient = gradients.get(parameter.tensor).unwrap();
+                    sum.iter_mut()
+                        .zip(gradient.data())
+                        .for_each(|(sum, g)| *sum += g * g);
+                });
+            }
+        }
+        for (product, want) in model.products.iter().zip(&sums) {
+            assert_eq!(product.moments.token_weights.len(), 9);
+            close(
+                &product.moments.fisher,
+                want,
+                &product.layout.projections[0].name,
+            );
+        }
+        assert_eq!(model.tokens, 9);
+    }
+
+    #[test]
+    fn moments_and_covariances_are_of_the_products_inputs() {
+        struct Keep(Layout, Arc<Mutex<Vec<f32>>>);
+        impl Linear for Keep {
+            fn forward(&self, _: &mut Ctx, x: &Tensor) -> Tensor {
+                self.1.lock().unwrap().extend_from_slice(x.data());
+                Tensor::new(
+                    &[x.dims2().0, self.0.rows()],
+                    vec![0.0; x.dims2().0 * self.0.rows()],
+                )
+            }
+            fn layout(&self) -> &Layout {
+                &self.0
+            }
+            fn stored_bytes(&self) -> usize {
+                0
+            }
+            fn visit<'a>(&'a self, _: &mut dyn FnMut(Parameter<'a>)) {}
+            fn visit_mut(&mut self, _: &mut dyn FnMut(&mut Tensor)) {}
+        }
+        let mut ctx = Ctx::new(Arc::new(Pool::new(1).unwrap()));
+        let (decoder, taps) = tapped(Decoder::random(&config(), 1));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let layout = decoder.linears().nth(5).unwrap().layout().clone();
+        let width = layout.inputs;
+        taps[5].replace(Some(Arc::new(Keep(layout, Arc::clone(&seen)))));
+        let mut run = |listen| {
+            taps[5].listen(listen);
+            for tokens in [[1, 2, 3], [4, 5, 6]] {
+                decoder.forward(&mut ctx, &tokens, &Segments::packed(&[2, 1]), None);
+            }
+            taps[5].listen(Listen::Nothing)
+        };
+        let Listen::Moments(moments) = run(Listen::Moments(Moments::default())) else {
+            panic!("moments")
+        };
+        let x = std::mem::take(&mut *seen.lock().unwrap());
+        let squares: Vec<f32> = moments.inputs.iter().map(|&sum| sum as f32).collect();
+        let square = |i: usize| x.chunks_exact(width).map(|row| row[i] * row[i]).sum();
+        close(
+            &squares,
+            &(0..width).map(square).collect::<Vec<f32>>(),
+            "squares",
+        );
+        for weights in [vec![], vec![0.5, 2.0, 0.0, 3.0, 1.0, 0.25]] {
+            let weight = |token: usize| weights.get(token).copied().unwrap_or(1.0);
+            let asked = Covariance::new(width, Arc::new(weights.clone()));
+            let Listen::Covariance(covariance) = run(Listen::Covariance(asked)) else {
+                panic!("covariance")
+            };
+            let product = |i: usize, j: usize| -> f32 {
+                x.chunks_exact(width)
+                    .enumerate()
+                    .map(|(token, row)| weight(token) * row[i] * row[j])
+                    .sum()
+            };
+            let want: Vec<f32> = (0..width * width)
+                .map(|k| product(k / width, k % width))
+                .collect();
+            close(&covariance.sum, &want, "covariance");
+        }
     }
 }

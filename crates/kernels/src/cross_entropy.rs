@@ -230,8 +230,8 @@ impl Body for LogSumExp<'_> {
             let x = unsafe { simd.load(row.as_ptr().add(i)) };
             sum = simd.add(sum, simd.exp(simd.sub(x, shift)));
         }
-        let tail: f32 = row[whole..].iter().map(|x| (x - highest).exp()).sum();
-        highest + (simd.sum(sum) + tail).ln()
+        let tail: f32 = row[whole..].iter().map(|x| libm::expf(x - highest)).sum();
+        highest + libm::logf(simd.sum(sum) + tail)
     }
 }
 
@@ -261,13 +261,13 @@ impl Body for Softmax<'_> {
         }
         let mut total = simd.sum(sum);
         for x in &mut row[whole..] {
-            *x = (*x - highest).exp();
+            *x = libm::expf(*x - highest);
             total += *x;
         }
         let scale = self.factor / total;
         for x in row {
             *x *= scale;
         }
-        highest + total.ln()
+        highest + libm::logf(total)
     }
 }

@@ -59,7 +59,7 @@ pub fn adamw_step(
         step,
     } = *adamw;
     // In f64: 1 - β₂ᵗ loses its digits in f32 at small t.
-    let correction = |beta: f32| 1.0 - f64::from(beta).powf(step as f64);
+    let correction = |beta: f32| 1.0 - libm::pow(f64::from(beta), step as f64);
     let rate = (f64::from(lr) / correction(beta1)) as f32;
     let unbias = (1.0 / correction(beta2).sqrt()) as f32;
     let keep = (1.0 - f64::from(lr) * f64::from(weight_decay)) as f32;

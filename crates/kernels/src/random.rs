@@ -39,7 +39,7 @@ pub fn normal(seed: u64, stream: u64, counter: u64) -> f32 {
     // (0, 1], so that the logarithm is finite.
     let radius = ((bits >> 32) as f64 + 1.0) / (1u64 << 32) as f64;
     let angle = (bits & 0xFFFF_FFFF) as f64 / (1u64 << 32) as f64;
-    ((-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32
+    ((-2.0 * libm::log(radius)).sqrt() * libm::cos(std::f64::consts::TAU * angle)) as f32
 }
 
 /// The output function of SplitMix64: a bijection of 64 bits in which every input bit moves every output bit.

@@ -75,7 +75,7 @@ pub struct RopeTable {
 impl RopeTable {
     /// For positions `0..positions` with frequencies θ^(-2i/K).
     pub fn new(positions: usize, head_dim: usize, theta: f64) -> RopeTable {
-        let frequency = |i: usize| theta.powf(-2.0 * i as f64 / head_dim as f64) as f32;
+        let frequency = |i: usize| libm::pow(theta, -2.0 * i as f64 / head_dim as f64) as f32;
         RopeTable::from_frequencies(
             positions,
             &(0..head_dim / 2).map(frequency).collect::<Vec<_>>(),
@@ -90,7 +90,7 @@ impl RopeTable {
         let angles =
             (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
         let (cos, sin) = angles
-            .map(|angle| (angle.cos() as f32, angle.sin() as f32))
+            .map(|angle| (libm::cos(angle) as f32, libm::sin(angle) as f32))
             .unzip();
         RopeTable { cos, sin, half }
     }

@@ -139,7 +139,7 @@ impl Config {
         };
         for &position in positions {
             for &frequency in &frequencies {
-                let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+                let (sin, cos) = libm::sincos(f64::from(position as f32 * frequency));
                 table.cos.push(cos as f32);
                 table.sin.push(sin as f32);
             }
@@ -168,10 +168,7 @@ impl Config {
                 }
             }
         };
-        let power = |i: usize| {
-            self.rope_theta
-                .powf(-((2 * i) as f64) / self.head_dim as f64)
-        };
+        let power = |i: usize| libm::pow(self.rope_theta, -((2 * i) as f64) / self.head_dim as f64);
         (0..self.head_dim / 2)
             .map(|i| stretch(power(i)) as f32)
             .collect()

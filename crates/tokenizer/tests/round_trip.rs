@@ -53,7 +53,11 @@ fn a_name_of_a_byte_or_special_token_is_ordinary_text() {
         let ids = TRAINED.encode(name, false).unwrap();
         assert!(ids.len() > 1, "{name} is {ids:?}");
         let begun = TRAINED.encode(name, true).unwrap();
-        assert_eq!(begun, [&[0], &ids[..]].concat(), "a text begins with {END_OF_TEXT}");
+        assert_eq!(
+            begun,
+            [&[0], &ids[..]].concat(),
+            "a text begins with {END_OF_TEXT}"
+        );
         assert!(ids.iter().all(|&id| !TRAINED.is_special(id)));
     }
     for (id, name) in [(0, END_OF_TEXT), (1, PAD), (2, IM_START), (3, IM_END)] {

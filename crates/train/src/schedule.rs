@@ -32,7 +32,7 @@ impl Schedule {
             return self.peak * self.final_ratio;
         }
         let angle = std::f64::consts::PI * (n - warmup) as f64 / (self.steps - warmup) as f64;
-        self.peak * (self.final_ratio + (1.0 - self.final_ratio) * 0.5 * (1.0 + angle.cos()))
+        self.peak * (self.final_ratio + (1.0 - self.final_ratio) * 0.5 * (1.0 + libm::cos(angle)))
     }
 }
 

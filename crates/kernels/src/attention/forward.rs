@@ -203,7 +203,7 @@ impl Body for Attend<'_> {
             for (out, sum) in out.iter_mut().zip(&sums[row * head_dim..]) {
                 *out = sum * inverse;
             }
-            lse[0] = highest[row] + totals[row].ln();
+            lse[0] = highest[row] + libm::logf(totals[row]);
         }
     }
 }
