@@ -1,10 +1,22 @@
-//! One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101), weight decay decoupled from the gradient.
+//! One step of an optimizer over one matrix, in place: AdamW here, AdaStar and RMSProp in files of their own.
+//!
+//! AdamW (Loshchilov and Hutter, arXiv 1711.05101), weight decay decoupled from the gradient:
 //!
 //! ```text
 //! m ← β₁ m + (1-β₁) g          v ← β₂ v + (1-β₂) g²
 //! w ← w (1 - lr·λ) - lr · (m / (1-β₁ᵗ)) / (√(v / (1-β₂ᵗ)) + ε)
 //! ```
-//! It knows nothing of schedules, clipping or which weights decay: the caller says.
+//! They know nothing of schedules, norms or which weights decay: the caller says. Each multiplies the gradient by a factor
+//! as it reads it, so that clipping costs no pass of its own. The loops are plain and free of fused products, so every
+//! instruction set and number of threads gives the same bits; memory is the limit.
+
+mod adastar;
+mod average;
+mod rmsprop;
+
+pub use adastar::{AdaStar, adastar_step};
+pub use average::average_step;
+pub use rmsprop::{RmsProp, rmsprop_step};
 
 use crate::pool::{Disjoint, Pool};
 use crate::simd::vectorize;
@@ -22,6 +34,8 @@ pub struct AdamW {
     pub eps: f32,
     /// λ; the weight shrinks by lr · λ.
     pub weight_decay: f32,
+    /// What the gradient is multiplied by first; 1 for the gradient as it is.
+    pub grad_scale: f32,
     /// t, counted from 1; corrects the moments, which start at zero.
     pub step: u64,
 }
@@ -56,6 +70,7 @@ pub fn adamw_step(
         beta2,
         eps,
         weight_decay,
+        grad_scale,
         step,
     } = *adamw;
     // In f64: 1 - β₂ᵗ loses its digits in f32 at small t.
@@ -83,6 +98,7 @@ pub fn adamw_step(
         let grad = &grad[start..][..count];
         vectorize(pool.isa(), || {
             for (((w, &g), m), v) in weight.iter_mut().zip(grad).zip(m).zip(v) {
+                let g = grad_scale * g;
                 *m = beta1 * *m + gain1 * g;
                 *v = beta2 * *v + gain2 * (g * g);
                 *w = keep * *w - rate * (*m / (v.sqrt() * unbias + eps));
@@ -101,6 +117,7 @@ mod tests {
     fn oracle(adamw: &AdamW, w: &mut f64, g: f64, m: &mut f64, v: &mut f64) {
         let (b1, b2) = (f64::from(adamw.beta1), f64::from(adamw.beta2));
         let (lr, t) = (f64::from(adamw.lr), adamw.step as f64);
+        let g = f64::from(adamw.grad_scale) * g;
         *m = b1 * *m + (1.0 - b1) * g;
         *v = b2 * *v + (1.0 - b2) * g * g;
         let direction =
@@ -129,6 +146,7 @@ mod tests {
                         beta2: 0.95,
                         eps: 1e-8,
                         weight_decay: 0.1,
+                        grad_scale: 0.5,
                         step,
                     };
                     let grad = draw(step);
