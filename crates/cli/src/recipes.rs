@@ -56,8 +56,13 @@ pub struct TokensInputs {
 pub struct PretrainRecipe {
     pub stage: String,
     pub inputs: PretrainInputs,
+    #[serde(default)]
     pub model: russet_train::settings::ModelSettings,
     pub train: russet_train::settings::TrainSettings,
+    #[serde(default)]
+    pub optimizer: russet_train::settings::OptimizerSettings,
+    #[serde(default)]
+    pub schedule: russet_train::settings::ScheduleSettings,
     #[serde(default)]
     pub data: russet_train::settings::DataSettings,
     #[serde(default)]
@@ -68,6 +73,9 @@ pub struct PretrainRecipe {
 #[serde(deny_unknown_fields)]
 pub struct PretrainInputs {
     pub tokens: PathBuf,
+    /// The checkpoint to begin with; random weights where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<PathBuf>,
 }
 
 /// `stage = "palettize"`: a checkpoint to a package.

@@ -9,7 +9,7 @@ use russet_engine::{Engine, EngineConfig, Request, Sampling};
 use russet_kernels::Pool;
 use russet_tensor::Ctx;
 use russet_tokenizer::{Tokenizer, TrainConfig, read_texts};
-use russet_train::{Outcome, Plan, Resume};
+use russet_train::{Outcome, Plan, Resume, Sources};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -271,16 +271,58 @@ fn pretrain_price(pool: &Pool, recipe: PretrainRecipe, all: &[Recipe]) -> Result
         return Ok(Value::Null);
     };
     let vocab = tokenizer.parse::<TokenizerRecipe>()?.tokenizer.vocab_size;
-    let price = russet_train::Price::new(settings(recipe), vocab)?;
+    let start = match &recipe.inputs.checkpoint {
+        Some(name) => match shape_to_come(name, vocab, all, all.len())? {
+            None => return Ok(Value::Null),
+            start => start,
+        },
+        None => None,
+    };
+    let price = russet_train::Price::new(settings(recipe), vocab, start.as_ref())?;
     let mut json = serde_json::to_value(price)?;
     json["estimate"] = serde_json::to_value(price.estimate(russet_train::matmul_gflops(pool)))?;
     Ok(json)
+}
+
+/// The shape of the checkpoint that a recipe begins with: by the recipe of the same folder that will make it, which may
+/// itself begin with another's, or as it lies on the disk. `None` where it comes from a stage of another kind. A chain has
+/// at most `left` recipes.
+fn shape_to_come(
+    name: &Path,
+    vocab: usize,
+    all: &[Recipe],
+    left: usize,
+) -> Result<Option<russet_model::Config>> {
+    let Some(recipe) = all.iter().find(|recipe| Path::new(recipe.name()) == name) else {
+        return Ok(Some(russet_model::Config::open(name)?));
+    };
+    if left == 0 {
+        bail!(
+            "{}: it begins with a checkpoint that begins with its own",
+            recipe.name()
+        );
+    }
+    if stage_name(recipe)? != "pretrain" {
+        return Ok(None);
+    }
+    let recipe: PretrainRecipe = recipe.parse()?;
+    let start = match &recipe.inputs.checkpoint {
+        Some(before) => match shape_to_come(before, vocab, all, left - 1)? {
+            None => return Ok(None),
+            start => start,
+        },
+        None => None,
+    };
+    let shape = russet_train::price::shape(settings(recipe), vocab, start.as_ref())?;
+    Ok(Some(shape))
 }
 
 fn settings(recipe: PretrainRecipe) -> russet_train::Settings {
     let PretrainRecipe {
         model,
         train,
+        optimizer,
+        schedule,
         data,
         compute,
         ..
@@ -289,6 +331,8 @@ fn settings(recipe: PretrainRecipe) -> russet_train::Settings {
         stage: russet_train::settings::StageName::Pretrain,
         model,
         train,
+        optimizer,
+        schedule,
         data,
         compute,
     }
@@ -439,10 +483,20 @@ fn tokens(app: &mut App, recipe: &Recipe, place: &Place) -> Result<(bool, String
 /// Trains; returns the report as JSON with a `summary` beside.
 fn pretrain(app: &mut App, recipe: &Recipe, place: &Place) -> Result<(bool, Value)> {
     let parsed: PretrainRecipe = recipe.parse()?;
-    let tokens = place.input(&parsed.inputs.tokens);
+    let input = |name: &PathBuf| place.input(name);
+    let sources = Sources {
+        tokens: input(&parsed.inputs.tokens),
+        checkpoint: parsed.inputs.checkpoint.as_ref().map(input),
+        mixture: parsed
+            .data
+            .mixture
+            .iter()
+            .map(|part| part.tokens.as_ref().map(input))
+            .collect(),
+    };
     let mut settings = settings(parsed);
     settings.compute.threads.get_or_insert(app.pool.threads());
-    let plan = Plan::new(settings, &tokens)?;
+    let plan = Plan::new(settings, sources)?;
     let outcome = russet_train::pretrain(
         &plan,
         &place.out,

@@ -109,13 +109,21 @@ pub(crate) fn assemble(
 /// # Errors
 /// When the disk refuses.
 pub fn save(decoder: &Decoder, folder: &Path) -> Result<(), ModelError> {
-    write_config(decoder.config(), None, folder)?;
     let parameters = decoder.parameters();
     let mut tensors = Vec::new();
     for parameter in &parameters {
         tensors.extend(outputs(&parameter.parts, parameter.tensor));
     }
-    stored::write(folder, "model", &tensors, stored::SHARD_BYTES)
+    save_tensors(decoder.config(), &tensors, folder)
+}
+
+/// As [`save`], of weights that lie elsewhere than in a decoder: a copy of them, a mean.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn save_tensors(config: &Config, tensors: &[Output], folder: &Path) -> Result<(), ModelError> {
+    write_config(config, None, folder)?;
+    stored::write(folder, "model", tensors, stored::SHARD_BYTES)
 }
 
 /// A packed tensor as the named tensors it is made of.

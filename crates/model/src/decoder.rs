@@ -104,6 +104,12 @@ impl Decoder {
         Decoder::new(config.clone(), embedding, blocks, ones(config.width), head)
     }
 
+    /// The same weights with other rotary positions, for another length of context.
+    pub fn with_positions(mut self, rope_theta: f64, context: usize) -> Decoder {
+        (self.config.rope_theta, self.config.context) = (rope_theta, context);
+        self
+    }
+
     /// Its shape.
     pub fn config(&self) -> &Config {
         &self.config

@@ -17,8 +17,9 @@ use russet_kernels::{
 use russet_model::config::RopeScaling;
 use russet_model::{Config, Decoder, Family};
 use russet_tensor::{Ctx, Gradients, Segments};
-use russet_train::optimizer::{clip_gradients, gradient_norm};
-use russet_train::{AdamWSettings, Batch, NextToken, Objective, Optimizer, matmul_gflops};
+use russet_train::optimizer::{Step, clip_factor, gradient_norm};
+use russet_train::settings::OptimizerSettings;
+use russet_train::{Batch, NextToken, Objective, Optimizer, matmul_gflops};
 
 const SEQUENCES: usize = 8;
 const LENGTH: usize = 256;
@@ -100,19 +101,13 @@ fn whole_step(config: &Config, pool: &Arc<Pool>) -> f64 {
     let tokens = SEQUENCES * LENGTH;
     let mut ctx = Ctx::new(pool.clone());
     let mut decoder = Decoder::random(config, 1);
-    let settings = AdamWSettings {
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.1,
-    };
-    let mut optimizer = Optimizer::adamw(settings, &decoder);
+    let mut optimizer = Optimizer::new(OptimizerSettings::default(), &decoder);
     let batch = Batch {
         tokens: ids(tokens, config.vocab),
         segments: Segments::packed(&[LENGTH; SEQUENCES]),
         targets: ids(tokens, config.vocab),
         weights: vec![1.0 / tokens as f32; tokens],
-        documents: vec![],
+        origins: vec![],
     };
     let mut gradients = Gradients::default();
     let mut best = [f64::INFINITY; 4];
@@ -134,8 +129,13 @@ fn whole_step(config: &Config, pool: &Arc<Pool>) -> f64 {
         ctx.backward(&loss, 1.0, &mut gradients);
         let backward = lap();
         let norm = gradient_norm(pool, &decoder, &gradients);
-        clip_gradients(pool, &decoder, &mut gradients, norm, 1.0);
-        optimizer.update(pool, &mut decoder, &gradients, step, 1e-3);
+        let now = Step {
+            update: step,
+            rate: 1e-3,
+            share: 1.0,
+            grad_scale: clip_factor(norm, Some(1.0)),
+        };
+        optimizer.update(pool, &mut decoder, &gradients, now);
         gradients.clear();
         let update = lap();
         let whole = forward + backward + update;
@@ -345,6 +345,7 @@ fn kernels(config: &Config, pool: &Pool) -> Vec<(String, f64)> {
         beta2: 0.95,
         eps: 1e-8,
         weight_decay: 0.1,
+        grad_scale: 1.0,
         step: 3,
     };
     row(

@@ -45,6 +45,17 @@ pub enum TrainError {
         /// What is wrong with it and what to do.
         problem: String,
     },
+    /// No thread for what goes on beside training.
+    #[error("the system gives no thread to save with: {0}; stop other programs and run again")]
+    Thread(std::io::Error),
+    /// The state that a stop should have saved.
+    #[error("{what} could not be saved: {source}")]
+    Unsaved {
+        /// "the state of step 200".
+        what: String,
+        /// Why.
+        source: Box<TrainError>,
+    },
     /// The run has diverged, or a batch is poisonous.
     #[error(
         "step {step}: the {what} is {value}, so training stops here; the step saw {documents}. Look at \

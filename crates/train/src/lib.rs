@@ -1,9 +1,9 @@
 //! Training: one loop, whatever is learnt.
 //!
 //! ```text
-//! tokens ─▶ Batches ─▶ Objective ─▶ gradients ─▶ clip ─▶ Optimizer ─▶ weights      x steps
-//!                                                        Schedule ─┘
-//!             every so often: Validation, RunLog, TrainState; at the end: a checkpoint
+//! tokens ─▶ Batches ─▶ Objective ─▶ gradients ─▶ skip, clip ─▶ Optimizer ─▶ weights ─▶ Average      x steps
+//!                                                              Schedule ─┘
+//!             every so often: Validation, RunLog, TrainState (by a thread of its own); at the end: a checkpoint
 //! ```
 //!
 //! [`train`] is that loop. It does not know what a batch means: [`Batches`] brings the tokens and an [`Objective`] makes a
@@ -13,13 +13,16 @@
 //! The same recipe on the same tokens gives the same weights to the last bit, on any number of threads, in one go or
 //! killed and resumed at any moment. (On another instruction set sums round differently; a resumed run says so.)
 //!
-//! Left out for now: every compute type but `f32`, more than one machine, and optimizers other than AdamW.
+//! Left out for now: every compute type but `f32`, and more than one machine.
 
+pub mod average;
+mod check;
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
 mod error;
 pub mod loader;
+mod named;
 pub mod objective;
 pub mod optimizer;
 mod permutation;
@@ -27,22 +30,25 @@ pub mod plan;
 mod pretrain;
 pub mod price;
 mod probe;
+mod publish;
 mod run;
+pub mod save;
 pub mod schedule;
 pub mod settings;
+pub mod spike;
 pub mod state;
 pub mod validation;
 
 pub use error::{Result, TrainError};
-pub use loader::{Batch, Batches, PackedShard};
+pub use loader::{Batch, Batches, Mixture, Origin};
 pub use objective::{NextToken, Objective};
-pub use optimizer::{AdamWSettings, Optimizer};
+pub use optimizer::Optimizer;
 pub use permutation::Permutation;
-pub use plan::Plan;
+pub use plan::{Plan, Sources};
 pub use pretrain::{Outcome, Resume, TrainReport, pretrain};
 pub use price::{Description, Estimate, Price};
 pub use probe::matmul_gflops;
-pub use run::{Ended, Loop, Measure, train};
+pub use run::{Ended, Loop, Measure, Saving, train};
 pub use schedule::Schedule;
 pub use settings::Settings;
 pub use state::{State, StateStore, Tally};

@@ -1,9 +1,10 @@
-//! Documents packed into sequences.
+//! Documents packed into sequences, sequences dealt to steps.
 //!
-//! The stream of a shard's tokens is cut into windows of T targets, met in an order that a keyed permutation gives anew each
-//! epoch. From the second epoch on the cuts begin at another offset, so that a text is not always broken at the same word.
-//! Within a window each document is a segment of its own: tokens attend only within it, and positions count from where it
-//! or the window begins. Every token is a target once an epoch. The input before a document's first token is the token
+//! ```text
+//! shards ─▶ sequences of T tokens (`shard`) ─▶ a mixture by weight (`mixture`) ─▶ batches, some ahead of the loop
+//! ```
+//! Within a sequence each document is a segment of its own: tokens attend only within it, and positions count from where
+//! it or the sequence begins. Every token is a target once an epoch. The input before a document's first token is the token
 //! that begins texts, and its last target is the one that ends them (`<|endoftext|>` both, in tokenizers trained here):
 //! what is measured and generated later begins and ends the same way, and nothing is predicted from another document.
 //!
@@ -13,23 +14,24 @@
 //! segments  └───────────────────┘  └────────┘
 //! ```
 //!
-//! Everything is a function of (shard, settings, epoch, index): that pair is the loader's whole state.
+//! A batch is a function of (shards, settings, step): the step is the loader's whole state, and whoever shares the work of
+//! a step out over several machines finds the same batch in each.
+
+mod mixture;
+mod shard;
 
 use std::ops::Range;
 
-use russet_kernels::random;
 use russet_tensor::Segments;
 use russet_tensor::ops::IGNORE;
 use russet_tokenizer::TokenShard;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::permutation::Permutation;
-use crate::{Result, TrainError};
+pub(crate) use mixture::MOST;
+pub use mixture::{Mixture, Part};
 
-/// Streams of random numbers that belong to a run's seed, apart from those of the initial weights (which are small).
-const SHUFFLE: u64 = 0x5348_5546_464c_4500;
-const OFFSET: u64 = 0x4f46_4653_4554_0000;
+use crate::Result;
+use crate::settings::PackingKind;
 
 /// What one forward and backward pass sees: N tokens in one or more segments.
 #[derive(Clone, Debug, Default)]
@@ -42,8 +44,19 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// What each token's loss counts, `[N]`.
     pub weights: Vec<f32>,
-    /// Where it comes from, for messages: documents or examples by number.
-    pub documents: Vec<Range<usize>>,
+    /// Where it comes from, for messages and counts.
+    pub origins: Vec<Origin>,
+}
+
+/// Where tokens of a batch come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The source, by its place in [`Batches::names`].
+    pub source: usize,
+    /// Its documents or examples, by number.
+    pub documents: Range<usize>,
+    /// How many tokens of the batch they gave.
+    pub tokens: usize,
 }
 
 /// Where the loop gets its data. Position in the data is its only state.
@@ -64,13 +77,18 @@ pub trait Batches {
     /// When that is no place in this data.
     fn restore(&mut self, state: &Value) -> Result<()>;
 
-    /// What the documents of a batch are numbers of: "train.tokens.safetensors".
-    fn name(&self) -> String;
+    /// What documents are numbers of, a name a source: "runs/tiny/02-tokens/train.tokens.safetensors".
+    fn names(&self) -> Vec<String>;
+
+    /// The sources' names in the log, each once: "train".
+    fn labels(&self) -> Vec<String>;
 }
 
-/// How a shard is cut.
+/// How shards are cut and dealt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packing {
+    /// How documents become sequences.
+    pub kind: PackingKind,
     /// T, tokens of a sequence.
     pub sequence_length: usize,
     /// Sequences of a step.
@@ -81,82 +99,12 @@ pub struct Packing {
     pub seed: u64,
 }
 
-/// A token shard as an endless row of batches.
-#[derive(Debug)]
-pub struct PackedShard {
-    shard: TokenShard,
-    begin_of_text: u32,
-    packing: Packing,
-    place: Place,
-}
-
-/// How many windows have been taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Place {
-    epoch: u64,
-    index: u64,
-}
-
-impl PackedShard {
-    /// Begins at the first epoch. `begin_of_text` stands before each document's first token.
-    ///
-    /// # Errors
-    /// When the shard is shorter than one sequence.
-    pub fn new(shard: TokenShard, begin_of_text: u32, packing: Packing) -> Result<PackedShard> {
-        if shard.tokens() < packing.sequence_length {
-            let problem = format!(
-                "it has {} tokens, but one sequence needs {}; encode more text or lower `train.sequence_length`",
-                shard.tokens(),
-                packing.sequence_length
-            );
-            return Err(TrainError::Data {
-                place: shard.path().to_owned(),
-                problem,
-            });
-        }
-        Ok(PackedShard {
-            shard,
-            begin_of_text,
-            packing,
-            place: Place::default(),
-        })
-    }
-
-    /// Where the windows of an epoch begin, and how many there are.
-    fn cut(&self, epoch: u64) -> (usize, u64) {
-        let (length, tokens) = (self.packing.sequence_length, self.shard.tokens());
-        let offset = match epoch {
-            0 => 0,
-            _ => {
-                let room = length.min(tokens - length + 1) as u64;
-                random::below(self.packing.seed, OFFSET, epoch, room) as usize
-            }
-        };
-        (offset, ((tokens - offset) / length) as u64)
-    }
-
-    /// The first target of the next window.
-    fn advance(&mut self) -> usize {
-        let Place { epoch, index } = self.place;
-        let (offset, windows) = self.cut(epoch);
-        self.place = match index + 1 {
-            next if next < windows => Place { epoch, index: next },
-            _ => Place {
-                epoch: epoch + 1,
-                index: 0,
-            },
-        };
-        let order = Permutation::new(windows, self.packing.seed ^ SHUFFLE, epoch);
-        offset + order.at(index) as usize * self.packing.sequence_length
-    }
-}
-
 /// Appends the tokens `range` of a shard as targets, and before each the input that predicts it, cut into segments at the
 /// beginnings of documents. Weights stay to be set.
 pub(crate) fn append(
     batch: &mut Batch,
     shard: &TokenShard,
+    source: usize,
     begin_of_text: u32,
     range: Range<usize>,
 ) -> Result<()> {
@@ -182,55 +130,12 @@ pub(crate) fn append(
         at = stop;
         document += 1;
     }
-    batch.documents.push(first..document);
+    batch.origins.push(Origin {
+        source,
+        documents: first..document,
+        tokens: range.len(),
+    });
     Ok(())
-}
-
-impl Batches for PackedShard {
-    fn next(&mut self) -> Result<Vec<Batch>> {
-        let Packing {
-            batch_sequences,
-            micro_batch_sequences,
-            ..
-        } = self.packing;
-        let mut batches = Vec::with_capacity(batch_sequences / micro_batch_sequences);
-        for _ in 0..batch_sequences / micro_batch_sequences {
-            let mut batch = Batch::default();
-            for _ in 0..micro_batch_sequences {
-                let start = self.advance();
-                let targets = start..start + self.packing.sequence_length;
-                append(&mut batch, &self.shard, self.begin_of_text, targets)?;
-            }
-            batches.push(batch);
-        }
-        weigh_evenly(&mut batches);
-        Ok(batches)
-    }
-
-    fn state(&self) -> Value {
-        json!(self.place)
-    }
-
-    fn restore(&mut self, state: &Value) -> Result<()> {
-        let place: Option<Place> = serde_json::from_value(state.clone()).ok();
-        match place.filter(|place| place.index < self.cut(place.epoch).1) {
-            Some(place) => self.place = place,
-            None => {
-                let problem = format!(
-                    "{state} is no place in its batches; the saved state belongs to other data"
-                );
-                return Err(TrainError::Data {
-                    place: self.shard.path().to_owned(),
-                    problem,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    fn name(&self) -> String {
-        self.shard.path().display().to_string()
-    }
 }
 
 /// Gives each target of a step the same weight, 1 / (targets counted in all its micro-batches).

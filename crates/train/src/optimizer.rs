@@ -1,74 +1,84 @@
 //! From gradients to weights.
 //!
-//! AdamW (arXiv 1711.05101) over `decoder.parameters()`. Weight decay goes to matrices and tables, never to norms: a norm's
-//! weight multiplies what has just been brought to unit size, so pulling it to zero shrinks the signal and regularises
-//! nothing. The embedding decays with the matrices because where it is tied it *is* the output matrix, and without decay
-//! the logits grow freely; a row whose token never comes shrinks, which is what a row that means nothing should do.
+//! One of three rules over `decoder.parameters()`; the formulas stand in `russet_kernels::optimizer`. Weight decay goes to
+//! matrices and tables, never to norms: a norm's weight multiplies what has just been brought to unit size, so pulling it
+//! to zero shrinks the signal and regularises nothing. The embedding decays with the matrices because where it is tied it
+//! *is* the output matrix, and without decay the logits grow freely; a row whose token never comes shrinks, which is what
+//! a row that means nothing should do.
 //!
-//! Gradients are first brought below a norm, all of them together (arXiv 1211.5063). Sums of squares are taken in f64 in a
-//! fixed order, so the norm does not depend on threads.
+//! A *parameter block*, whose update AdaStar limits, is one named matrix of one layer, as in AXLearn. What is packed here
+//! for the sake of larger products is several blocks: query, key and value are three row ranges of one tensor, gate and up
+//! two. A norm is a block, and so is a table.
+//!
+//! muP-simple (AFM; arXiv 2309.14322 calls it so): the rate of every matrix is multiplied by base width / model width, that
+//! of tables and norms by 1. The matrices of an adapter keep 1: their rate is not one found at another width.
+//!
+//! Gradients are first brought below a norm, all of them together (arXiv 1211.5063), and from another norm on the step is
+//! skipped. Sums of squares are taken in f64 in a fixed order, so norms do not depend on threads. The factor that shortens
+//! is handed to the rule, which multiplies as it reads.
 
 use std::path::Path;
 
-use russet_kernels::optimizer::{self as kernel};
+use russet_kernels::optimizer as kernel;
 use russet_kernels::{Pool, elementwise};
-use russet_model::stored::{self, Output, Stored};
+use russet_model::stored::{self, Stored};
 use russet_model::{Decoder, Parameter, ParameterKind};
-use russet_tensor::{DType, Gradients};
-use serde::{Deserialize, Serialize};
+use russet_tensor::Gradients;
 
 use crate::Result;
+use crate::named::{self, Parts};
+use crate::settings::OptimizerSettings;
 
 /// The file of a saved optimizer, without its ending.
 const FILE: &str = "optimizer";
 
 /// A rule for updating weights, with what it remembers of earlier steps.
-#[derive(Debug)]
-pub enum Optimizer {
-    /// Adam with decoupled weight decay.
-    AdamW(AdamW),
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    rule: OptimizerSettings,
+    moments: Vec<Moments>, // in the order of `decoder.parameters()`
 }
 
-/// Settings of AdamW.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AdamWSettings {
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub epsilon: f64,
-    /// λ; a step takes `learning rate · λ` of each decayed weight.
-    pub weight_decay: f64,
+/// What one step is told.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// Which update of the weights this is, counted from 1; skipped ones are not counted.
+    pub update: u64,
+    /// The learning rate.
+    pub rate: f64,
+    /// The learning rate as a share of its peak.
+    pub share: f64,
+    /// What gradients are multiplied by; see [`clip_factor`].
+    pub grad_scale: f32,
 }
 
-/// AdamW's moments, in the order of `decoder.parameters()`.
-#[derive(Debug)]
-pub struct AdamW {
-    settings: AdamWSettings,
-    moments: Vec<Moments>,
-}
-
-#[derive(Debug)]
+/// What is remembered of one parameter. All rules keep two numbers a weight: a mean of updates or gradients, and one of
+/// squares.
+#[derive(Clone, Debug)]
 struct Moments {
+    parts: Parts, // the blocks
     decays: bool,
+    multiplier: f64, // of the rate
     m: Vec<f32>,
     v: Vec<f32>,
 }
 
 impl Optimizer {
-    /// AdamW before its first step.
-    pub fn adamw(settings: AdamWSettings, decoder: &Decoder) -> Optimizer {
+    /// Before the first step.
+    pub fn new(rule: OptimizerSettings, decoder: &Decoder) -> Optimizer {
+        let width = decoder.config().width;
         let moments = |parameter: Parameter| Moments {
+            parts: named::parts(&parameter),
             decays: decays(parameter.kind),
+            multiplier: multiplier(&rule, parameter.kind, width),
             m: vec![0.0; parameter.tensor.len()],
             v: vec![0.0; parameter.tensor.len()],
         };
         let moments = decoder.parameters().into_iter().map(moments).collect();
-        Optimizer::AdamW(AdamW { settings, moments })
+        Optimizer { rule, moments }
     }
 
-    /// Updates every weight that has a gradient. `step` counts from 1.
+    /// Updates every weight that has a gradient.
     ///
     /// # Panics
     /// When the decoder is not the one that the optimizer was made for.
@@ -77,31 +87,18 @@ impl Optimizer {
         pool: &Pool,
         decoder: &mut Decoder,
         gradients: &Gradients,
-        step: u64,
-        rate: f64,
+        step: Step,
     ) {
-        let Optimizer::AdamW(AdamW { settings, moments }) = self;
-        let mut moments = moments.iter_mut();
+        let rule = self.rule;
+        let mut moments = self.moments.iter_mut();
         decoder.visit_mut(&mut |tensor| {
-            let Moments { decays, m, v } = moments
+            let moments = moments
                 .next()
                 .expect("a decoder with the parameters of the optimizer's");
-            let Some(gradient) = gradients.get(tensor) else {
-                return;
-            };
-            let adamw = kernel::AdamW {
-                lr: rate as f32,
-                beta1: settings.beta1 as f32,
-                beta2: settings.beta2 as f32,
-                eps: settings.epsilon as f32,
-                weight_decay: if *decays {
-                    settings.weight_decay as f32
-                } else {
-                    0.0
-                },
-                step,
-            };
-            kernel::adamw_step(pool, &adamw, tensor.data_mut(), gradient.data(), m, v);
+            if let Some(gradient) = gradients.get(tensor) {
+                let (weight, gradient) = (tensor.data_mut(), gradient.data());
+                moments.update(pool, &rule, step, weight, gradient);
+            }
         });
         assert!(
             moments.next().is_none(),
@@ -111,8 +108,7 @@ impl Optimizer {
 
     /// Bytes that it remembers.
     pub fn bytes(&self) -> usize {
-        let Optimizer::AdamW(AdamW { moments, .. }) = self;
-        moments
+        self.moments
             .iter()
             .map(|moments| size_of_val(&moments.m[..]) + size_of_val(&moments.v[..]))
             .sum()
@@ -122,24 +118,11 @@ impl Optimizer {
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn save(&self, decoder: &Decoder, folder: &Path) -> Result<()> {
-        let Optimizer::AdamW(AdamW { moments, .. }) = self;
+    pub fn save(&self, folder: &Path) -> Result<()> {
         let mut outputs = Vec::new();
-        for (parameter, moments) in decoder.parameters().iter().zip(moments) {
-            for (moment, values) in [("m", &moments.m), ("v", &moments.v)] {
-                let mut rest = &values[..];
-                for (name, shape) in parts(parameter) {
-                    let (part, after) = rest.split_at(shape.iter().product());
-                    let bytes = bytemuck::cast_slice(part);
-                    outputs.push(Output {
-                        name: format!("{name}.{moment}"),
-                        dtype: DType::F32,
-                        shape,
-                        bytes,
-                    });
-                    rest = after;
-                }
-            }
+        for Moments { parts, m, v, .. } in &self.moments {
+            named::write(parts, m, ".m", &mut outputs);
+            named::write(parts, v, ".v", &mut outputs);
         }
         Ok(stored::write(folder, FILE, &outputs, stored::SHARD_BYTES)?)
     }
@@ -148,22 +131,85 @@ impl Optimizer {
     ///
     /// # Errors
     /// When the file is missing, damaged, or of another decoder.
-    pub fn load(&mut self, decoder: &Decoder, folder: &Path) -> Result<()> {
-        let Optimizer::AdamW(AdamW { moments, .. }) = self;
+    pub fn load(&mut self, folder: &Path) -> Result<()> {
         let mut stored = Stored::open(folder, FILE)?;
-        for (parameter, moments) in decoder.parameters().iter().zip(moments) {
-            for (moment, values) in [("m", &mut moments.m), ("v", &mut moments.v)] {
-                let mut rest = &mut values[..];
-                for (name, shape) in parts(parameter) {
-                    let (part, after) = rest.split_at_mut(shape.iter().product());
-                    part.copy_from_slice(
-                        stored.take_f32(&format!("{name}.{moment}"), &shape)?.data(),
-                    );
-                    rest = after;
-                }
-            }
+        for Moments { parts, m, v, .. } in &mut self.moments {
+            named::read(parts, m, ".m", &mut stored)?;
+            named::read(parts, v, ".v", &mut stored)?;
         }
         Ok(stored.finish()?)
+    }
+}
+
+impl Moments {
+    fn update(
+        &mut self,
+        pool: &Pool,
+        rule: &OptimizerSettings,
+        step: Step,
+        weight: &mut [f32],
+        gradient: &[f32],
+    ) {
+        let decay = if self.decays {
+            rule.weight_decay()
+        } else {
+            0.0
+        };
+        let rate = step.rate * self.multiplier;
+        let (m, v) = (&mut self.m[..], &mut self.v[..]);
+        match rule {
+            OptimizerSettings::AdamW(settings) => {
+                let adamw = kernel::AdamW {
+                    lr: rate as f32,
+                    beta1: settings.beta1 as f32,
+                    beta2: settings.beta2 as f32,
+                    eps: settings.epsilon as f32,
+                    weight_decay: decay as f32,
+                    grad_scale: step.grad_scale,
+                    step: step.update,
+                };
+                kernel::adamw_step(pool, &adamw, weight, gradient, m, v);
+            }
+            OptimizerSettings::AdaStar(settings) => {
+                let adastar = kernel::AdaStar {
+                    rate: rate as f32,
+                    decay: (step.share * decay) as f32,
+                    beta1: settings.beta1 as f32,
+                    beta2: settings.beta2 as f32,
+                    eps: settings.epsilon as f32,
+                    clip_rms: match settings.clip_rms {
+                        0.0 => f32::INFINITY,
+                        limit => limit as f32,
+                    },
+                    grad_scale: step.grad_scale,
+                    step: step.update,
+                };
+                let mut start = 0;
+                for (_, shape) in &self.parts {
+                    let block = start..start + shape.iter().product::<usize>();
+                    start = block.end;
+                    kernel::adastar_step(
+                        pool,
+                        &adastar,
+                        &mut weight[block.clone()],
+                        &gradient[block.clone()],
+                        &mut m[block.clone()],
+                        &mut v[block],
+                    );
+                }
+            }
+            OptimizerSettings::RmsProp(settings) => {
+                let rmsprop = kernel::RmsProp {
+                    lr: rate as f32,
+                    alpha: settings.alpha as f32,
+                    momentum: settings.momentum as f32,
+                    eps: settings.epsilon as f32,
+                    weight_decay: decay as f32,
+                    grad_scale: step.grad_scale,
+                };
+                kernel::rmsprop_step(pool, &rmsprop, weight, gradient, m, v);
+            }
+        }
     }
 }
 
@@ -175,21 +221,13 @@ fn decays(kind: ParameterKind) -> bool {
     }
 }
 
-/// The named tensors that a parameter packs, each with its shape.
-fn parts(parameter: &Parameter) -> Vec<(String, Vec<usize>)> {
-    let shape = parameter.tensor.shape();
-    let width = *shape.last().expect("a parameter has a shape");
-    let part = |(name, rows): &(String, usize)| {
-        (
-            name.clone(),
-            if shape.len() == 1 {
-                vec![width]
-            } else {
-                vec![*rows, width]
-            },
-        )
-    };
-    parameter.parts.iter().map(part).collect()
+/// muP-simple's multiplier of the rate; see the top of the file.
+fn multiplier(rule: &OptimizerSettings, kind: ParameterKind, width: usize) -> f64 {
+    match (rule.mup_base_width(), kind) {
+        (0, _) => 1.0,
+        (base, ParameterKind::Matrix) => base as f64 / width as f64,
+        (_, ParameterKind::Embedding | ParameterKind::Norm | ParameterKind::Adapter { .. }) => 1.0,
+    }
 }
 
 /// The Euclidean norm of all gradients as one vector.
@@ -204,21 +242,11 @@ pub fn gradient_norm(pool: &Pool, decoder: &Decoder, gradients: &Gradients) -> f
         .sqrt()
 }
 
-/// Multiplies every gradient by `limit / norm` where `norm`, which [`gradient_norm`] gave, is above `limit`.
-pub fn clip_gradients(
-    pool: &Pool,
-    decoder: &Decoder,
-    gradients: &mut Gradients,
-    norm: f64,
-    limit: f64,
-) {
-    if norm <= limit {
-        return;
-    }
-    for parameter in decoder.parameters() {
-        if let Some(gradient) = gradients.get_mut(parameter.tensor) {
-            elementwise::scale_in_place(pool, gradient, (limit / norm) as f32);
-        }
+/// What shortens gradients of the given norm to `limit`; 1 where they are no longer than that.
+pub fn clip_factor(norm: f64, limit: Option<f64>) -> f32 {
+    match limit {
+        Some(limit) if norm > limit => (limit / norm) as f32,
+        _ => 1.0,
     }
 }
 

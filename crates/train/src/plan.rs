@@ -8,25 +8,52 @@ use std::thread::available_parallelism;
 
 use russet_artifact::{Artifact, Inputs, Kind, Recipe, Stage, Tool};
 use russet_kernels::Pool;
-use russet_model::config::RopeScaling;
-use russet_model::{Config, Family};
-use russet_tokenizer::{SpecialIds, TokenShard, Tokenizer};
+use russet_model::Config;
+use russet_tokenizer::{TokenShard, Tokenizer};
 use serde_json::Value;
 
-use crate::loader::Packing;
-use crate::optimizer::AdamWSettings;
-use crate::price::{Description, Estimate, estimate, memory, training_flops};
+use crate::check::{self, decoder_config, resolve};
+use crate::loader::{Mixture, Packing, Part};
+use crate::price::{Description, Estimate, SourceDescription, estimate, memory, training_flops};
 use crate::schedule::Schedule;
-use crate::settings::{ModelSettings, Settings, TrainSettings};
+use crate::settings::{MixtureSettings, OptimizerSettings, Settings};
 use crate::{Result, TrainError};
 
 /// Settings that never change the weights or what is said of them; a run that differs in these alone is the same run.
-const IDLE_SETTINGS: [(&str, &str); 4] = [
+const IDLE_SETTINGS: [(&str, &str); 7] = [
     ("compute", "threads"),
     ("train", "log_every"),
     ("train", "checkpoint_every"),
+    ("train", "keep_last"),
+    ("train", "keep_best"),
+    ("train", "spike_deviations"),
     ("train", "validate_every"),
 ];
+
+/// Where the inputs of a recipe lie.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// The tokens artifact.
+    pub tokens: PathBuf,
+    /// The checkpoint that the first weights are those of; at random where absent.
+    pub checkpoint: Option<PathBuf>,
+    /// The tokens artifact of each `[[data.mixture]]`; `tokens` where absent.
+    pub mixture: Vec<Option<PathBuf>>,
+}
+
+impl<P: AsRef<Path>> From<&P> for Sources
+where
+    P: ?Sized,
+{
+    /// Tokens alone.
+    fn from(tokens: &P) -> Sources {
+        Sources {
+            tokens: tokens.as_ref().to_owned(),
+            checkpoint: None,
+            mixture: Vec::new(),
+        }
+    }
+}
 
 /// A checked recipe with its data.
 #[derive(Debug)]
@@ -34,23 +61,39 @@ pub struct Plan {
     settings: Settings,
     config: Config,
     steps: u64,
-    tokens: Artifact,
+    inputs: Inputs,
     tokenizer: PathBuf,
-    train: PathBuf,
+    checkpoint: Option<PathBuf>,
+    train: Vec<Source>,
     validation: Option<PathBuf>,
-    shard_tokens: u64,
-    shard_documents: u64,
     begin_of_text: u32,
 }
 
+/// A shard to train on.
+#[derive(Debug)]
+struct Source {
+    path: PathBuf,
+    label: String,
+    weight: f64,
+    tokens: u64,
+    documents: u64,
+}
+
 impl Plan {
-    /// Checks settings against each other and against the tokens in the folder `tokens`.
+    /// Checks settings against each other, the tokens and the checkpoint to begin with. Where there is no more than a tokens
+    /// artifact, its folder stands for all sources.
     ///
     /// # Errors
-    /// When a setting cannot be, or the folder is no tokens artifact with the shards and the tokenizer that are needed.
-    pub fn new(mut settings: Settings, tokens: &Path) -> Result<Plan> {
-        resolve(&mut settings)?;
-        check_train(&settings.train)?;
+    /// When a setting cannot be, a folder is no tokens artifact with the shards and the tokenizer that are needed, or the
+    /// checkpoint is none or of another tokenizer.
+    pub fn new(mut settings: Settings, sources: impl Into<Sources>) -> Result<Plan> {
+        let sources = sources.into();
+        let start = sources
+            .checkpoint
+            .as_deref()
+            .map(Config::open)
+            .transpose()?;
+        resolve(&mut settings, start.as_ref())?;
         if settings.compute.dtype != "f32" {
             let problem = format!(
                 "is \"{}\", but only \"f32\" is implemented; write that",
@@ -69,39 +112,51 @@ impl Plan {
             ));
         }
 
-        let tokens = Artifact::open(tokens, Kind::Tokens)?;
-        let train = shard_path(&tokens, &settings.data.train)?;
+        let tokens = Artifact::open(&sources.tokens, Kind::Tokens)?;
+        let mut inputs = Inputs::new().artifact("tokens", &tokens)?;
+        let folder = match tokens.file("tokenizer.json") {
+            Ok(_) => tokens.dir().to_owned(),
+            Err(_) => tokens.input("tokenizer")?.dir().to_owned(),
+        };
+        let tokenizer = Tokenizer::open(&folder)?;
+        let (train, others) = open_sources(&settings, &sources, &tokens)?;
+        for (number, other) in &others {
+            inputs = inputs.artifact(&format!("mixture-{number}"), other)?;
+        }
         let validation = settings
             .data
             .validation
             .as_ref()
             .map(|name| shard_path(&tokens, name))
             .transpose()?;
-        let folder = match tokens.file("tokenizer.json") {
-            Ok(_) => tokens.dir().to_owned(),
-            Err(_) => tokens.input("tokenizer")?.dir().to_owned(),
-        };
-        let tokenizer = Tokenizer::open(&folder)?;
-        let shard = TokenShard::open(&train)?;
-        check_tokenizer(&shard, &tokenizer, &folder)?;
-        if let Some(path) = &validation {
+        for path in train.iter().map(|source| &source.path).chain(&validation) {
             check_tokenizer(&TokenShard::open(path)?, &tokenizer, &folder)?;
         }
+        if let (Some(path), Some(start)) = (&sources.checkpoint, &start) {
+            check_checkpoint(path, start, &tokenizer, &folder)?;
+            // A folder that is no artifact of ours, a downloaded checkpoint say, counts by its bytes.
+            inputs = match Artifact::open(path, Kind::Checkpoint) {
+                Ok(artifact) => inputs.artifact("checkpoint", &artifact)?,
+                Err(_) => inputs.path("checkpoint", path)?,
+            };
+        }
 
-        let mut config = decoder_config(&settings.model, tokenizer.special(), shard.vocab_size())?;
+        let special = tokenizer.special();
+        let vocab = tokenizer.vocab_size();
+        let mut config = decoder_config(&settings.model, start.as_ref(), special, vocab)?;
         // A tokenizer that names no beginning of texts begins each with the end of the one before.
-        let begin_of_text = *config.bos.get_or_insert(shard.end_of_text());
+        let end_of_text = TokenShard::open(&train[0].path)?.end_of_text();
+        let begin_of_text = *config.bos.get_or_insert(end_of_text);
         let steps = settings.train.steps.expect("resolved above");
         Ok(Plan {
             config,
             steps,
+            inputs,
             tokenizer: folder,
+            checkpoint: sources.checkpoint,
             train,
             validation,
-            shard_tokens: shard.tokens() as u64,
-            shard_documents: shard.documents() as u64,
             begin_of_text,
-            tokens,
             settings,
         })
     }
@@ -126,37 +181,24 @@ impl Plan {
         &self.tokenizer
     }
 
+    /// The folder of the checkpoint that the first weights are those of, if they are not random.
+    pub fn checkpoint(&self) -> Option<&Path> {
+        self.checkpoint.as_deref()
+    }
+
     /// The learning rates.
     pub fn schedule(&self) -> Schedule {
-        let train = &self.settings.train;
-        Schedule {
-            peak: train.peak_lr,
-            warmup_steps: train.warmup_steps.expect("resolved"),
-            steps: self.steps,
-            final_ratio: train.final_lr_ratio,
-        }
+        check::schedule(&self.settings)
     }
 
-    /// The optimizer's settings.
-    pub fn adamw(&self) -> AdamWSettings {
-        let TrainSettings {
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
-            ..
-        } = self.settings.train;
-        AdamWSettings {
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
-        }
+    /// The rule that updates weights.
+    pub fn optimizer(&self) -> OptimizerSettings {
+        self.settings.optimizer
     }
 
-    /// How the training shard is cut.
+    /// How shards are cut and dealt.
     pub fn packing(&self) -> Packing {
-        packing(&self.settings.train)
+        check::packing(&self.settings)
     }
 
     /// The token that stands before each document.
@@ -164,18 +206,26 @@ impl Plan {
         self.begin_of_text
     }
 
-    /// Opens the training shard.
+    /// Opens what is trained on, at the first step.
     ///
     /// # Errors
-    /// When it has gone or changed since the plan was made.
-    pub fn open_train(&self) -> Result<TokenShard> {
-        Ok(TokenShard::open(&self.train)?)
+    /// When a shard has gone or changed since the plan was made, or is too short for one sequence.
+    pub fn open_train(&self) -> Result<Mixture> {
+        let open = |source: &Source| {
+            Ok(Part {
+                shard: TokenShard::open(&source.path)?,
+                label: source.label.clone(),
+                weight: source.weight,
+            })
+        };
+        let parts = self.train.iter().map(open).collect::<Result<_>>()?;
+        Mixture::new(parts, self.begin_of_text, self.packing())
     }
 
     /// Opens the held-out shard, if there is one.
     ///
     /// # Errors
-    /// As [`Plan::open_train`].
+    /// When it has gone or changed since the plan was made.
     pub fn open_validation(&self) -> Result<Option<TokenShard>> {
         Ok(self.validation.as_ref().map(TokenShard::open).transpose()?)
     }
@@ -199,7 +249,7 @@ impl Plan {
     /// often something is logged, saved or validated are not part of it.
     ///
     /// # Errors
-    /// When the tokens have gone.
+    /// When the settings have no JSON form.
     pub fn stage(&self, tool: &Tool) -> Result<Stage> {
         let mut recipe = Recipe::resolved_json(&self.settings)?;
         for (table, key) in IDLE_SETTINGS {
@@ -207,12 +257,7 @@ impl Plan {
                 table.remove(key);
             }
         }
-        Ok(Stage::new(
-            "pretrain",
-            tool,
-            recipe,
-            Inputs::new().artifact("tokens", &self.tokens)?,
-        ))
+        Ok(Stage::new("pretrain", tool, recipe, self.inputs.clone()))
     }
 
     /// What it amounts to.
@@ -221,6 +266,14 @@ impl Plan {
         let tokens_per_step = (packing.batch_sequences * packing.sequence_length) as u64;
         let tokens = self.steps * tokens_per_step;
         let flops = training_flops(&self.config, packing, tokens);
+        let all: f64 = self.train.iter().map(|source| source.weight).sum();
+        let describe = |source: &Source| SourceDescription {
+            name: source.label.clone(),
+            share: source.weight / all,
+            tokens: source.tokens,
+            documents: source.documents,
+            epochs: tokens as f64 * (source.weight / all) / source.tokens as f64,
+        };
         Description {
             parameters: self.config.parameters(),
             embedding_parameters: self.config.embedding_parameters(),
@@ -228,11 +281,9 @@ impl Plan {
             steps: self.steps,
             tokens_per_step,
             tokens,
-            shard_tokens: self.shard_tokens,
-            shard_documents: self.shard_documents,
-            epochs: tokens as f64 / self.shard_tokens as f64,
+            sources: self.train.iter().map(describe).collect(),
             flops,
-            memory: memory(&self.config, self.packing()),
+            memory: memory(&self.config, &self.settings),
             threads: self.threads(),
             validates: self.validation.is_some(),
         }
@@ -242,190 +293,6 @@ impl Plan {
     pub fn estimate(&self, gflops: f64) -> Estimate {
         estimate(self.describe().flops, gflops)
     }
-}
-
-pub(crate) fn packing(train: &TrainSettings) -> Packing {
-    Packing {
-        sequence_length: train.sequence_length,
-        batch_sequences: train.batch_sequences,
-        micro_batch_sequences: train.micro_batch_sequences.expect("resolved"),
-        seed: train.seed,
-    }
-}
-
-/// Fills in what was left open.
-pub(crate) fn resolve(settings: &mut Settings) -> Result<()> {
-    let Settings { model, train, .. } = settings;
-    for (key, size) in [
-        ("model.width", model.width),
-        ("model.layers", model.layers),
-        ("model.heads", model.heads),
-        ("model.kv_heads", model.kv_heads),
-        ("model.ffn", model.ffn),
-        ("model.head_dim", model.head_dim.unwrap_or(1)),
-        ("model.context", model.context.unwrap_or(1)),
-        ("train.batch_sequences", train.batch_sequences),
-        ("train.sequence_length", train.sequence_length),
-        (
-            "train.micro_batch_sequences",
-            train.micro_batch_sequences.unwrap_or(1),
-        ),
-    ] {
-        if !(1..=1 << 24).contains(&size) {
-            return Err(TrainError::setting(
-                key,
-                format!("is {size}; it must be from 1 to 16777216"),
-            ));
-        }
-    }
-    if model.head_dim.is_none() {
-        if !model.width.is_multiple_of(model.heads) {
-            let problem = format!(
-                "is missing, and `model.width` {} is no multiple of `model.heads` {}; say how wide a head is",
-                model.width, model.heads
-            );
-            return Err(TrainError::setting("model.head_dim", problem));
-        }
-        model.head_dim = Some(model.width / model.heads);
-    }
-    model.context.get_or_insert(train.sequence_length);
-    train
-        .micro_batch_sequences
-        .get_or_insert(train.batch_sequences);
-    let per_step = (train.batch_sequences * train.sequence_length) as u64;
-    let steps = match (train.steps, train.tokens.take()) {
-        (Some(_), Some(_)) => {
-            return Err(TrainError::setting(
-                "train.tokens",
-                "stands beside `train.steps`; keep one of them",
-            ));
-        }
-        (None, None) => {
-            return Err(TrainError::setting(
-                "train.steps",
-                "is missing; say how long to train",
-            ));
-        }
-        (Some(steps), None) => steps,
-        (None, Some(tokens)) => tokens.div_ceil(per_step),
-    };
-    if !(1..=1 << 32).contains(&steps) {
-        return Err(TrainError::setting(
-            "train.steps",
-            format!("is {steps}; it must be from 1 to 4294967296"),
-        ));
-    }
-    train.steps = Some(steps);
-    train.warmup_steps.get_or_insert(steps.div_ceil(100));
-    Ok(())
-}
-
-/// Whether the numbers of `[train]` make sense. Comparisons are written so that NaN fails them.
-pub(crate) fn check_train(train: &TrainSettings) -> Result<()> {
-    let refuse = |key, problem: String| Err(TrainError::setting(key, problem));
-    let (batch, micro) = (
-        train.batch_sequences,
-        train.micro_batch_sequences.expect("resolved"),
-    );
-    if !batch.is_multiple_of(micro) {
-        return refuse(
-            "train.micro_batch_sequences",
-            format!("is {micro}, which does not divide the batch of {batch}"),
-        );
-    }
-    if batch * train.sequence_length > 1 << 31 {
-        return refuse(
-            "train.batch_sequences",
-            "times `train.sequence_length` is more than 2^31 tokens".to_owned(),
-        );
-    }
-    let (warmup, steps) = (
-        train.warmup_steps.expect("resolved"),
-        train.steps.expect("resolved"),
-    );
-    if warmup > steps {
-        return refuse(
-            "train.warmup_steps",
-            format!("is {warmup}, more than all {steps} steps"),
-        );
-    }
-    if !(train.peak_lr > 0.0 && train.peak_lr <= 10.0) {
-        return refuse(
-            "train.peak_lr",
-            format!("is {}; it must be above 0 and at most 10", train.peak_lr),
-        );
-    }
-    if !(0.0..=1.0).contains(&train.final_lr_ratio) {
-        return refuse(
-            "train.final_lr_ratio",
-            format!("is {}; it must be from 0 to 1", train.final_lr_ratio),
-        );
-    }
-    if !(0.0..=1.0 / train.peak_lr).contains(&train.weight_decay) {
-        let problem = format!(
-            "is {}; it must be from 0 to 1 / `train.peak_lr`",
-            train.weight_decay
-        );
-        return refuse("train.weight_decay", problem);
-    }
-    for (key, beta) in [("train.beta1", train.beta1), ("train.beta2", train.beta2)] {
-        if !(0.0..1.0).contains(&beta) {
-            return refuse(key, format!("is {beta}; it must be at least 0 and below 1"));
-        }
-    }
-    if !(train.epsilon > 0.0 && train.epsilon <= 1.0) {
-        return refuse(
-            "train.epsilon",
-            format!("is {}; it must be above 0 and at most 1", train.epsilon),
-        );
-    }
-    if !(train.clip_norm >= 0.0 && train.clip_norm.is_finite()) {
-        return refuse(
-            "train.clip_norm",
-            format!(
-                "is {}; it must be positive, or 0 for no limit",
-                train.clip_norm
-            ),
-        );
-    }
-    if train.log_every == 0 {
-        return refuse("train.log_every", "is 0; it must be at least 1".to_owned());
-    }
-    if train.validation_tokens == Some(0) {
-        return refuse(
-            "train.validation_tokens",
-            "is 0; leave it out to measure the whole shard".to_owned(),
-        );
-    }
-    Ok(())
-}
-
-pub(crate) fn decoder_config(
-    model: &ModelSettings,
-    special: &SpecialIds,
-    vocab: usize,
-) -> Result<Config> {
-    let config = Config {
-        family: Family::Qwen3,
-        vocab,
-        width: model.width,
-        layers: model.layers,
-        heads: model.heads,
-        kv_heads: model.kv_heads,
-        head_dim: model.head_dim.expect("resolved"),
-        ffn: model.ffn,
-        norm_epsilon: model.norm_epsilon as f32,
-        rope_theta: model.rope_theta,
-        rope_scaling: RopeScaling::None,
-        context: model.context.expect("resolved"),
-        tied: model.tied,
-        bos: special.bos,
-        eos: special.eos.clone(),
-    };
-    config
-        .check()
-        .map_err(|problem| TrainError::setting("model", format!("cannot be built: {problem}")))?;
-    Ok(config)
 }
 
 fn shard_path(tokens: &Artifact, name: &str) -> Result<PathBuf> {
@@ -446,6 +313,59 @@ fn check_tokenizer(shard: &TokenShard, tokenizer: &Tokenizer, folder: &Path) -> 
         place: shard.path().to_owned(),
         problem,
     })
+}
+
+/// A checkpoint can go on with tokens of its own tokenizer only.
+fn check_checkpoint(path: &Path, start: &Config, tokens: &Tokenizer, folder: &Path) -> Result<()> {
+    let own = Tokenizer::open(path)?;
+    if own.blake3() == tokens.blake3() && start.vocab >= tokens.vocab_size() {
+        return Ok(());
+    }
+    let problem = format!(
+        "was not trained with the tokenizer in {}; make tokens with the checkpoint's own",
+        folder.display()
+    );
+    Err(TrainError::Data {
+        place: path.to_owned(),
+        problem,
+    })
+}
+
+/// The shards to train on, and the tokens artifacts besides the recipe's own by their places in the mixture.
+fn open_sources(
+    settings: &Settings,
+    sources: &Sources,
+    tokens: &Artifact,
+) -> Result<(Vec<Source>, Vec<(usize, Artifact)>)> {
+    let single = settings.data.train.iter().map(|split| MixtureSettings {
+        tokens: None,
+        split: split.clone(),
+        weight: 1.0,
+    });
+    let parts: Vec<MixtureSettings> = single.chain(settings.data.mixture.clone()).collect();
+    let (mut opened, mut others) = (Vec::<Source>::new(), Vec::new());
+    for (number, part) in parts.into_iter().enumerate() {
+        let other = sources.mixture.get(number).and_then(Option::as_ref);
+        let other = other
+            .map(|path| Artifact::open(path, Kind::Tokens))
+            .transpose()?;
+        let path = shard_path(other.as_ref().unwrap_or(tokens), &part.split)?;
+        let shard = TokenShard::open(&path)?;
+        // Splits of several artifacts may share a name; the log needs one each.
+        let mut label = part.split.clone();
+        while opened.iter().any(|source| source.label == label) {
+            label = format!("{}-{number}", part.split);
+        }
+        opened.push(Source {
+            label,
+            weight: part.weight,
+            tokens: shard.tokens() as u64,
+            documents: shard.documents() as u64,
+            path,
+        });
+        others.extend(other.map(|other| (number, other)));
+    }
+    Ok((opened, others))
 }
 
 #[cfg(test)]

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! OUT/         the checkpoint: a Hugging Face folder, written at the end
+//! OUT.best/    that of the lowest validation loss, where it is kept
 //! OUT.state/   where the run stands, while it runs
 //! OUT.log/     losses and rates, kept
 //! ```
+//! Where a running mean of the weights is kept, it is what is validated and what the checkpoints are.
 
+use std::cell::Cell;
 use std::ffi::OsString;
-use std::fmt::Write;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,14 +18,16 @@ use russet_model::{Decoder, checkpoint};
 use russet_tensor::Ctx;
 use serde::Serialize;
 
-use crate::loader::{Batches, PackedShard};
+use crate::average::Average;
+use crate::loader::Batches;
 use crate::objective::NextToken;
-use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::probe::matmul_gflops;
-use crate::run::{Ended, Loop, Measure, train};
+use crate::publish::Checkpoint;
+use crate::run::{Ended, Keep, Loop, Measure, Saving, train};
+use crate::save::{Job, Writer};
 use crate::state::{State, StateStore};
-use crate::validation::{Validation, ValidationResult};
+use crate::validation::Validation;
 use crate::{Result, TrainError};
 
 /// What to do with what an earlier process left.
@@ -74,16 +77,13 @@ pub struct TrainReport {
     pub validation_nats: Option<f64>,
     /// The same in bits per byte of text.
     pub bits_per_byte: Option<f64>,
-    /// The most bytes of weights, gradients, moments and activations at one time in this process.
+    /// Steps whose gradients were thrown away.
+    pub skipped: u64,
+    /// The step of the lowest validation loss, where its checkpoint is kept.
+    pub best_step: Option<u64>,
+    /// The most bytes of weights, gradients, moments, a copy being saved and activations at one time in this process.
     pub peak_bytes: usize,
 }
-
-/// Files of a tokenizer's folder that go with the model.
-const TOKENIZER_FILES: [&str; 3] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-];
 
 /// Trains a decoder by `plan` and leaves its checkpoint in `out`. Killed at any moment and called again, it leaves the
 /// same weights to the last bit.
@@ -99,7 +99,8 @@ pub fn pretrain(
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let stage = plan.stage(tool)?;
-    let store = StateStore::new(beside(out, "state")?, stage.clone());
+    let settings = &plan.settings().train;
+    let store = StateStore::new(beside(out, "state")?, stage.clone(), settings.keep_last);
     match resume {
         Resume::Restart => store.remove()?,
         Resume::Continue if stage.current(out, Kind::Checkpoint).is_ok() => {
@@ -113,15 +114,19 @@ pub fn pretrain(
     }
     // Before the work: a place that cannot be written to is found now.
     let draft = Draft::create(out, Kind::Checkpoint)?;
+    let best = beside(out, "best")?;
+    if settings.keep_best {
+        drop(Draft::create(&best, Kind::Checkpoint)?);
+    }
 
-    let settings = &plan.settings().train;
     let mut ctx = Ctx::new(Arc::new(plan.pool()?));
     let peak_flops = matmul_gflops(&ctx.pool) * 1e9;
-    let mut batches = PackedShard::new(plan.open_train()?, plan.begin_of_text(), plan.packing())?;
-    let mut state = match store.load(
-        |decoder| Optimizer::adamw(plan.adamw(), decoder),
-        ctx.pool.isa(),
-    )? {
+    let mut batches = plan.open_train()?;
+    let fresh = |decoder: Decoder| State {
+        average: (settings.ema > 0.0).then(|| Average::new(settings.ema, &decoder)),
+        ..State::new(decoder, plan.optimizer())
+    };
+    let mut state = match store.load(fresh, ctx.pool.isa())? {
         Some(loaded) => {
             batches.restore(&loaded.batches)?;
             progress.message(&format!(
@@ -139,9 +144,14 @@ pub fn pretrain(
             loaded.state
         }
         None => {
-            let decoder = Decoder::random(plan.config(), settings.seed);
-            let optimizer = Optimizer::adamw(plan.adamw(), &decoder);
-            State::new(decoder, optimizer)
+            let config = plan.config();
+            fresh(match plan.checkpoint() {
+                Some(folder) => {
+                    progress.message(&format!("beginning with {}", folder.display()));
+                    checkpoint::load(folder)?.with_positions(config.rope_theta, config.context)
+                }
+                None => Decoder::random(config, settings.seed),
+            })
         }
     };
     let log_dir = beside(out, "log")?;
@@ -161,30 +171,56 @@ pub fn pretrain(
         )
     });
     let validation = validation.transpose()?;
-    let mut measured = None;
+    let measured = Cell::new(None);
     let mut measure = |ctx: &mut Ctx, decoder: &Decoder| {
         let validation = validation
             .as_ref()
             .expect("only handed over where there is one");
         let result = validation.measure(ctx, decoder)?;
-        measured = Some(result);
+        measured.set(Some(result));
         Ok(vec![
             ("validation_loss", result.nats_per_token),
             ("validation_bits_per_byte", result.bits_per_byte),
         ])
     };
     let measure: &mut Measure = &mut measure;
+    let keep = |state: &State| {
+        let checkpoint = Checkpoint::of(plan, state, measured.get());
+        let mut stage = stage.clone();
+        stage.name = "pretrain-best".to_owned();
+        stage.recipe["best_step"] = state.step.into();
+        let place = best.clone();
+        let work = move || {
+            let draft = Draft::create(&place, Kind::Checkpoint)?;
+            checkpoint.write(&draft)?;
+            draft.commit(&stage)?;
+            Ok(())
+        };
+        Ok(Job {
+            what: format!("the best checkpoint, of step {},", state.step),
+            work: Box::new(work),
+        })
+    };
+    let keep: &Keep = &keep;
+    let mut writer = Writer::new()?;
     let run = Loop {
         name: "pretrain",
         steps: plan.steps(),
         schedule: plan.schedule(),
         clip_norm: (settings.clip_norm > 0.0).then_some(settings.clip_norm),
+        skip_norm: (settings.skip_norm > 0.0).then_some(settings.skip_norm),
+        spike_deviations: settings.spike_deviations,
         objective: &NextToken,
         batches: &mut batches,
         measure: validation
             .is_some()
             .then_some((settings.validate_every, measure)),
-        store: Some((settings.checkpoint_every, &store)),
+        saving: Some(Saving {
+            every: settings.checkpoint_every,
+            store: &store,
+            writer: &mut writer,
+            best: settings.keep_best.then_some(keep),
+        }),
         log: Some((settings.log_every, &mut log)),
         progress,
         interrupt,
@@ -193,11 +229,18 @@ pub fn pretrain(
     if train(run, &mut ctx, &mut state)? == Ended::Interrupted {
         return Ok(Outcome::Interrupted { step: state.step });
     }
-    write_checkpoint(plan, &state, measured, &draft)?;
+    let measured = measured.get();
+    if let Some(average) = &mut state.average {
+        average.swap(&mut state.decoder);
+    }
+    Checkpoint::of(plan, &state, measured).write(&draft)?;
     draft.commit(&stage)?;
     store.remove()?;
 
     let weights = plan.config().parameters() * size_of::<f32>();
+    let average = state.average.as_ref().map_or(0, Average::bytes);
+    let kept = weights + state.optimizer.bytes() + average;
+    let saves = settings.checkpoint_every > 0 && settings.checkpoint_every < state.step;
     let tally = state.tally;
     Ok(Outcome::Finished(TrainReport {
         first_loss: tally.first_loss,
@@ -210,94 +253,10 @@ pub fn pretrain(
         peak_gflops: peak_flops / 1e9,
         validation_nats: measured.map(|result| result.nats_per_token),
         bits_per_byte: measured.map(|result| result.bits_per_byte),
-        peak_bytes: weights + state.optimizer.bytes() + ctx.peak_bytes(),
+        skipped: tally.skipped,
+        best_step: tally.best.map(|(step, _)| step),
+        peak_bytes: kept + if saves { kept } else { 0 } + ctx.peak_bytes(),
     }))
-}
-
-/// Fills a draft with everything that a folder of the Hugging Face hub has. No time goes into it, nor a name: the same run
-/// leaves the same bytes.
-fn write_checkpoint(
-    plan: &Plan,
-    state: &State,
-    measured: Option<ValidationResult>,
-    draft: &Draft,
-) -> Result<()> {
-    checkpoint::save(&state.decoder, draft.path())?;
-    for name in TOKENIZER_FILES {
-        let from = plan.tokenizer().join(name);
-        match fs::read(&from) {
-            Ok(bytes) => draft.write(name, &bytes)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                let problem = format!("cannot be read, and the checkpoint needs it: {error}");
-                return Err(TrainError::Data {
-                    place: from,
-                    problem,
-                });
-            }
-        }
-    }
-    draft.write("README.md", model_card(plan, state, measured).as_bytes())?;
-    Ok(())
-}
-
-fn model_card(plan: &Plan, state: &State, measured: Option<ValidationResult>) -> String {
-    let (config, train) = (plan.config(), &plan.settings().train);
-    let mut card = String::from(
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [russet]\n---\n\n# Base model\n\n\
-         A decoder trained from scratch with Russet to predict the next token. It continues text; it has not been taught to \
-         follow instructions.\n\n| | |\n|---|---|\n",
-    );
-    let mut row = |name: &str, value: String| {
-        writeln!(card, "| {name} | {value} |").expect("a string takes what is written");
-    };
-    row("parameters", config.parameters().to_string());
-    row(
-        "layers x width",
-        format!("{} x {}", config.layers, config.width),
-    );
-    let heads = format!(
-        "{} query, {} key-value, {} wide",
-        config.heads, config.kv_heads, config.head_dim
-    );
-    row("heads", heads);
-    row("feed-forward width", config.ffn.to_string());
-    row("vocabulary", config.vocab.to_string());
-    row("context", config.context.to_string());
-    row("steps", state.step.to_string());
-    row("tokens seen", state.tally.tokens.to_string());
-    row(
-        "batch",
-        format!(
-            "{} sequences of {} tokens",
-            train.batch_sequences, train.sequence_length
-        ),
-    );
-    row(
-        "optimizer",
-        format!(
-            "AdamW, peak learning rate {}, weight decay {}",
-            train.peak_lr, train.weight_decay
-        ),
-    );
-    row(
-        "training loss",
-        format!("{:.4} nats per token, last step", state.tally.last_loss),
-    );
-    if let Some(result) = measured {
-        let ValidationResult {
-            nats_per_token,
-            bits_per_byte,
-            documents,
-            ..
-        } = result;
-        let value = format!(
-            "{nats_per_token:.4} nats per token, {bits_per_byte:.4} bits per byte, {documents} held-out documents"
-        );
-        row("validation loss", value);
-    }
-    card.push_str("\nSettings, inputs and hashes stand in `manifest.json`.\n");
-    card
 }
 
 /// The folder beside `out` that has its name and `.WORD`.

@@ -7,8 +7,8 @@ use russet_tokenizer::SpecialIds;
 use serde::Serialize;
 
 use crate::Result;
+use crate::check::{decoder_config, packing, resolve};
 use crate::loader::Packing;
-use crate::plan::{check_train, decoder_config, packing, resolve};
 use crate::settings::Settings;
 
 /// The share of the measured peak that a whole step reaches, for estimates: 0.6 to 0.75 on models of 1 to 30 million
@@ -30,12 +30,8 @@ pub struct Description {
     pub tokens_per_step: u64,
     /// Tokens seen in all.
     pub tokens: u64,
-    /// Tokens in the training shard.
-    pub shard_tokens: u64,
-    /// Documents in the training shard.
-    pub shard_documents: u64,
-    /// How often each token is seen.
-    pub epochs: f64,
+    /// What they come from.
+    pub sources: Vec<SourceDescription>,
     /// Floating-point operations that the model needs for it, forward and backward, of full windows.
     pub flops: f64,
     /// Memory at one time.
@@ -46,6 +42,21 @@ pub struct Description {
     pub validates: bool,
 }
 
+/// A shard that is trained on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SourceDescription {
+    /// Its name in the log.
+    pub name: String,
+    /// Its share of the sequences.
+    pub share: f64,
+    /// Tokens in it.
+    pub tokens: u64,
+    /// Documents in it.
+    pub documents: u64,
+    /// How often each token is seen.
+    pub epochs: f64,
+}
+
 /// Bytes that a step takes, by formula.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Memory {
@@ -53,8 +64,10 @@ pub struct Memory {
     pub weights: usize,
     /// Their gradients.
     pub gradients: usize,
-    /// The optimizer's moments.
+    /// The optimizer's two moments, and the running mean of the weights where there is one.
     pub optimizer: usize,
+    /// The copy of weights, moments and mean that is written while training goes on.
+    pub saving: usize,
     /// What the forward pass of one micro-batch keeps for the backward pass, and the largest gradients of activations.
     pub activations: usize,
 }
@@ -75,15 +88,15 @@ pub struct Price {
 }
 
 impl Price {
-    /// The price of checked settings with a vocabulary of `vocab`.
+    /// The price of settings with a vocabulary of `vocab`. `start` is the shape of the checkpoint to begin with, if any;
+    /// see [`shape`].
     ///
     /// # Errors
     /// When a setting cannot be.
-    pub fn new(mut settings: Settings, vocab: usize) -> Result<Price> {
-        resolve(&mut settings)?;
-        check_train(&settings.train)?;
-        let config = decoder_config(&settings.model, &SpecialIds::default(), vocab)?;
-        let packing = packing(&settings.train);
+    pub fn new(mut settings: Settings, vocab: usize, start: Option<&Config>) -> Result<Price> {
+        resolve(&mut settings, start)?;
+        let config = decoder_config(&settings.model, start, &SpecialIds::default(), vocab)?;
+        let packing = packing(&settings);
         let steps = settings.train.steps.expect("resolved");
         let tokens = steps * (packing.batch_sequences * packing.sequence_length) as u64;
         Ok(Price {
@@ -91,7 +104,7 @@ impl Price {
             steps,
             tokens,
             flops: training_flops(&config, packing, tokens),
-            memory: memory(&config, packing),
+            memory: memory(&config, &settings),
         })
     }
 
@@ -99,6 +112,15 @@ impl Price {
     pub fn estimate(&self, gflops: f64) -> Estimate {
         estimate(self.flops, gflops)
     }
+}
+
+/// The shape of the decoder that settings make, for the price of what begins with its checkpoint.
+///
+/// # Errors
+/// When a setting cannot be.
+pub fn shape(mut settings: Settings, vocab: usize, start: Option<&Config>) -> Result<Config> {
+    resolve(&mut settings, start)?;
+    decoder_config(&settings.model, start, &SpecialIds::default(), vocab)
 }
 
 /// How long a plan takes.
@@ -128,7 +150,8 @@ pub(crate) fn training_flops(config: &Config, packing: Packing, tokens: u64) -> 
 /// after (4 D), queries, keys and values before and after rotation, the attention's output, gate and up and their product
 /// (3 F), and a few numbers a head; behind the blocks the last norm's input and output with its gradient. The gradients of
 /// activations are largest in the feed-forward layer.
-pub(crate) fn memory(config: &Config, packing: Packing) -> Memory {
+pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
+    let packing = packing(settings);
     let Config {
         width,
         layers,
@@ -143,10 +166,14 @@ pub(crate) fn memory(config: &Config, packing: Packing) -> Memory {
         4 * width + 2 * config.qkv_width() + heads * head_dim + 3 * ffn + 2 + 2 * heads + kv_heads;
     let backward = 3 * ffn + 2 * width;
     let floats = size_of::<f32>();
+    let weights = config.parameters() * floats;
+    let means = usize::from(settings.train.ema > 0.0);
+    let saves = usize::from(settings.train.checkpoint_every > 0);
     Memory {
-        weights: config.parameters() * floats,
-        gradients: config.parameters() * floats,
-        optimizer: 2 * config.parameters() * floats,
+        weights,
+        gradients: weights,
+        optimizer: (2 + means) * weights,
+        saving: saves * (3 + means) * weights,
         activations: rows * (layers * block + 3 * width + backward) * floats,
     }
 }
@@ -164,14 +191,22 @@ impl fmt::Display for Description {
         )?;
         writeln!(
             f,
-            "training {} steps of {} tokens = {:.2} M tokens, {:.2} epochs of {:.2} M tokens in {} documents",
+            "training {} steps of {} tokens = {:.2} M tokens",
             self.steps,
             self.tokens_per_step,
             self.tokens as f64 / 1e6,
-            self.epochs,
-            self.shard_tokens as f64 / 1e6,
-            self.shard_documents
         )?;
+        for source in &self.sources {
+            writeln!(
+                f,
+                "  from {:.1} % {}, {:.2} epochs of {:.2} M tokens in {} documents",
+                100.0 * source.share,
+                source.name,
+                source.epochs,
+                source.tokens as f64 / 1e6,
+                source.documents
+            )?;
+        }
         writeln!(
             f,
             "work     {:.3e} floating-point operations on {} threads",
@@ -179,11 +214,12 @@ impl fmt::Display for Description {
         )?;
         write!(
             f,
-            "memory   {:.0} MiB: weights {:.0}, gradients {:.0}, optimizer {:.0}, activations {:.0}",
+            "memory   {:.0} MiB: weights {:.0}, gradients {:.0}, optimizer {:.0}, a save {:.0}, activations {:.0}",
             mib(self.memory.total()),
             mib(self.memory.weights),
             mib(self.memory.gradients),
             mib(self.memory.optimizer),
+            mib(self.memory.saving),
             mib(self.memory.activations)
         )?;
         if !self.validates {
@@ -199,6 +235,6 @@ impl fmt::Display for Description {
 impl Memory {
     /// All of it.
     pub fn total(&self) -> usize {
-        self.weights + self.gradients + self.optimizer + self.activations
+        self.weights + self.gradients + self.optimizer + self.saving + self.activations
     }
 }

@@ -3,11 +3,15 @@
 //! ```text
 //! for each step:
 //!     for each micro-batch:  loss → backward, gradients add up
-//!     norm → clip → update
+//!     norm → skip, or clip → update → running mean
 //!     log · validate · save, each every so many steps
 //! ```
 //! A request to stop is honoured between micro-batches: the step begun is dropped, the state before it saved. A loss or
-//! gradient that is not finite ends the run before it touches the weights.
+//! gradient that is not finite ends the run before it touches the weights. Saving is a copy here and the work of another
+//! thread ([`crate::save`]).
+//!
+//! A step whose gradients are skipped counts as a step (the schedule and the data go on) but not as an update: the moments'
+//! correction and the running mean count updates.
 
 use std::time::Instant;
 
@@ -15,16 +19,36 @@ use russet_artifact::{Interrupt, Progress, RunLog};
 use russet_model::Config;
 use russet_tensor::{Ctx, Gradients, Segments};
 
-use crate::loader::{Batch, Batches};
+use crate::loader::{Batch, Batches, Origin};
 use crate::objective::Objective;
-use crate::optimizer::{clip_gradients, gradient_norm};
+use crate::optimizer::{Step, clip_factor, gradient_norm};
+use crate::save::{Job, Writer, Written};
 use crate::schedule::Schedule;
-use crate::state::{State, StateStore};
+use crate::spike::Spike;
+use crate::state::{Snapshot, State, StateStore, Tally};
 use crate::{Result, TrainError};
 
 /// Named numbers that say how good the decoder is now.
 pub type Measure<'a> =
     dyn FnMut(&mut Ctx, &russet_model::Decoder) -> Result<Vec<(&'static str, f64)>> + 'a;
+
+/// The measure whose lowest value is the best.
+const VALIDATION_LOSS: &str = "validation_loss";
+
+/// Where and how a run is saved.
+pub struct Saving<'a> {
+    /// Steps from one saved state to the next (0: only when interrupted).
+    pub every: u64,
+    /// Where states lie.
+    pub store: &'a StateStore,
+    /// The thread that writes.
+    pub writer: &'a mut Writer,
+    /// What keeps the decoder of the best measure so far, if it is kept.
+    pub best: Option<&'a Keep<'a>>,
+}
+
+/// Makes the job that keeps the decoder of a state; where there is a running mean, its weights are that just now.
+pub type Keep<'a> = dyn Fn(&State) -> Result<Job> + 'a;
 
 /// What the loop needs besides the state it changes.
 pub struct Loop<'a> {
@@ -36,14 +60,18 @@ pub struct Loop<'a> {
     pub schedule: Schedule,
     /// The largest norm of the gradients; `None` for no limit.
     pub clip_norm: Option<f64>,
+    /// The norm from which gradients are thrown away; `None` for no such norm.
+    pub skip_norm: Option<f64>,
+    /// A loss so many standard deviations above its mean is reported; 0 never is.
+    pub spike_deviations: f64,
     /// What is learnt.
     pub objective: &'a dyn Objective,
     /// From what.
     pub batches: &'a mut dyn Batches,
     /// How the decoder is measured, every so many steps (0: never but after the last).
     pub measure: Option<(u64, &'a mut Measure<'a>)>,
-    /// Where the state is saved, every so many steps (0: only when interrupted).
-    pub store: Option<(u64, &'a StateStore)>,
+    /// Where the state is saved, if it is.
+    pub saving: Option<Saving<'a>>,
     /// Where numbers are written, every so many steps.
     pub log: Option<(u64, &'a mut RunLog)>,
     /// What is shown.
@@ -78,63 +106,66 @@ pub fn train(mut run: Loop, ctx: &mut Ctx, state: &mut State) -> Result<Ended> {
 impl Loop<'_> {
     fn all_steps(&mut self, ctx: &mut Ctx, state: &mut State) -> Result<Ended> {
         let mut gradients = Gradients::default();
-        let mut logged = state.tally;
+        let labels: Vec<String> = self.batches.labels();
+        let labels: Vec<String> = labels.iter().map(|name| format!("tokens_{name}")).collect();
+        state.tally.tokens_by_source.resize(labels.len(), 0);
+        let Tally {
+            mut seconds,
+            mut tokens,
+            mut flops,
+            ..
+        } = state.tally;
         while state.step < self.steps {
             let begun = Instant::now();
             let before = self.batches.state();
             let batches = self.batches.next()?;
             let Some(loss) = self.forward_backward(ctx, state, &batches, &mut gradients)? else {
                 self.batches.restore(&before)?;
-                self.save(ctx, state)?;
+                self.save(ctx, state);
+                self.saved(true)?;
                 return Ok(Ended::Interrupted);
             };
             let (norm, rate) = self.update(ctx, state, &batches, &mut gradients)?;
-            let tally = &mut state.tally;
-            tally.seconds += begun.elapsed().as_secs_f64();
-            tally.tokens += batches
-                .iter()
-                .map(|batch| batch.tokens.len() as u64)
-                .sum::<u64>();
-            tally.flops += batches
-                .iter()
-                .map(|batch| training_flops(state.decoder.config(), &batch.segments))
-                .sum::<f64>();
-            tally.last_loss = loss;
+            state.tally.seconds += begun.elapsed().as_secs_f64();
+            count(state, &batches);
+            state.tally.last_loss = loss;
             if state.step == 0 {
-                tally.first_loss = loss;
+                state.tally.first_loss = loss;
             }
             state.step += 1;
+            self.watch_for_spikes(state, loss, &batches)?;
 
-            let step = state.step;
-            let seconds = state.tally.seconds - logged.seconds;
-            let fields = [
+            let (step, tally) = (state.step, &state.tally);
+            let passed = tally.seconds - seconds;
+            let speed = (tally.tokens - tokens) as f64 / passed;
+            let utilisation = (tally.flops - flops) / passed / self.peak_flops;
+            let mut fields = vec![
                 ("loss", f64::from(loss)),
                 ("learning_rate", rate),
                 ("gradient_norm", norm),
-                (
-                    "tokens_per_second",
-                    (state.tally.tokens - logged.tokens) as f64 / seconds,
-                ),
-                (
-                    "mfu",
-                    (state.tally.flops - logged.flops) / seconds / self.peak_flops,
-                ),
+                ("tokens_per_second", speed),
+                ("mfu", utilisation),
             ];
             self.progress.update(step, &fields);
             let every = self.log.as_ref().map_or(1, |(every, _)| *every);
             if step == 1 || step == self.steps || step.is_multiple_of(every) {
+                fields.push(("skipped_steps", tally.skipped as f64));
+                let by_source = labels.iter().zip(&tally.tokens_by_source);
+                fields.extend(by_source.map(|(label, &count)| (label.as_str(), count as f64)));
+                (seconds, tokens, flops) = (tally.seconds, tally.tokens, tally.flops);
                 self.log(step, &fields)?;
-                logged = state.tally;
             }
             self.measure(ctx, state)?;
             let saves = self
-                .store
+                .saving
                 .as_ref()
-                .is_some_and(|(every, _)| *every > 0 && step.is_multiple_of(*every));
+                .is_some_and(|saving| saving.every > 0 && step.is_multiple_of(saving.every));
             if saves && step < self.steps {
-                self.save(ctx, state)?;
+                self.save(ctx, state);
             }
+            self.saved(false)?;
         }
+        self.saved(true)?;
         Ok(Ended::Finished)
     }
 
@@ -182,37 +213,135 @@ impl Loop<'_> {
         if !norm.is_finite() {
             return Err(self.not_finite(state, "gradient's norm", norm, batches));
         }
-        if let Some(limit) = self.clip_norm {
-            clip_gradients(&ctx.pool, &state.decoder, gradients, norm, limit);
-        }
         let rate = self.schedule.at(state.step);
-        state.optimizer.update(
-            &ctx.pool,
-            &mut state.decoder,
-            gradients,
-            state.step + 1,
+        if self.skip_norm.is_some_and(|limit| norm >= limit) {
+            gradients.clear();
+            state.tally.skipped += 1;
+            let step = state.step + 1;
+            let documents = document_list(batches, &self.batches.names());
+            let message = format!(
+                "step {step}: the gradient's norm is {norm:.4}, from {} on steps are skipped (`train.skip_norm`); skipped so \
+                 far {}; the step saw {documents}",
+                self.skip_norm.expect("just compared"),
+                state.tally.skipped
+            );
+            self.say(step, "skipped", &message)?;
+            return Ok((norm, rate));
+        }
+        let update = state.step + 1 - state.tally.skipped;
+        let step = Step {
+            update,
             rate,
-        );
+            share: self.schedule.share(state.step),
+            grad_scale: clip_factor(norm, self.clip_norm),
+        };
+        state
+            .optimizer
+            .update(&ctx.pool, &mut state.decoder, gradients, step);
         gradients.clear();
+        if let Some(average) = &mut state.average {
+            average.take(&ctx.pool, &state.decoder, update);
+        }
         Ok((norm, rate))
     }
 
-    fn measure(&mut self, ctx: &mut Ctx, state: &State) -> Result<()> {
+    fn measure(&mut self, ctx: &mut Ctx, state: &mut State) -> Result<()> {
         let step = state.step;
-        let Some((every, measure)) = &mut self.measure else {
+        let due = match &self.measure {
+            Some((every, _)) => step == self.steps || (*every > 0 && step.is_multiple_of(*every)),
+            None => false,
+        };
+        if !due {
+            return Ok(());
+        }
+        // Where there is a running mean, it is what the run leaves, so it is what is measured.
+        swap_average(state);
+        let measured = self.measure_now(ctx, state);
+        swap_average(state);
+        let fields = measured?;
+        self.log(step, &fields)?;
+        self.progress.update(step, &fields);
+        Ok(())
+    }
+
+    fn measure_now(
+        &mut self,
+        ctx: &mut Ctx,
+        state: &mut State,
+    ) -> Result<Vec<(&'static str, f64)>> {
+        let (_, measure) = self.measure.as_mut().expect("it is due");
+        let fields = measure(ctx, &state.decoder)?;
+        let loss = fields.iter().find(|(name, _)| *name == VALIDATION_LOSS);
+        if let (Some(&(_, loss)), Some(saving)) = (loss, &mut self.saving)
+            && let Some(keep) = saving.best
+            && state.tally.best.is_none_or(|(_, least)| loss < least)
+        {
+            state.tally.best = Some((state.step, loss));
+            saving.writer.submit(keep(state)?);
+        }
+        Ok(fields)
+    }
+
+    /// Hands a copy of the state to the thread that writes.
+    fn save(&mut self, ctx: &Ctx, state: &State) {
+        let Some(saving) = &mut self.saving else {
+            return;
+        };
+        let snapshot = Snapshot::of(state, self.batches.state(), ctx.pool.isa());
+        let store = saving.store.clone();
+        saving.writer.submit(Job {
+            what: format!("the state of step {}", snapshot.step()),
+            work: Box::new(move || store.save(&snapshot)),
+        });
+    }
+
+    /// Looks at what has been written, at the end all that is to be. What failed is told, and of the last state at a stop
+    /// it is an error.
+    fn saved(&mut self, at_end: bool) -> Result<()> {
+        let Some(saving) = &mut self.saving else {
             return Ok(());
         };
-        if step == self.steps || (*every > 0 && step.is_multiple_of(*every)) {
-            let fields = measure(ctx, &state.decoder)?;
-            self.log(step, &fields)?;
-            self.progress.update(step, &fields);
+        let written = if at_end {
+            saving.writer.wait()
+        } else {
+            saving.writer.written()
+        };
+        let last = written.len().saturating_sub(1);
+        for (number, Written { what, result }) in written.into_iter().enumerate() {
+            let Err(source) = result else { continue };
+            if at_end && number == last && self.interrupt.is_raised() {
+                let source = Box::new(source);
+                return Err(TrainError::Unsaved { what, source });
+            }
+            self.progress.message(&format!(
+                "{what} could not be saved: {source}. What was saved before is untouched; training goes on, and the next save \
+                 tries again"
+            ));
         }
         Ok(())
     }
 
-    fn save(&mut self, ctx: &Ctx, state: &State) -> Result<()> {
-        match &self.store {
-            Some((_, store)) => store.save(state, self.batches.state(), ctx.pool.isa()),
+    fn watch_for_spikes(&mut self, state: &mut State, loss: f32, batches: &[Batch]) -> Result<()> {
+        let loss = f64::from(loss);
+        let spike = state.tally.spikes.take(loss, self.spike_deviations);
+        let Some(Spike { mean, deviation }) = spike else {
+            return Ok(());
+        };
+        let step = state.step;
+        let documents = document_list(batches, &self.batches.names());
+        let message = format!(
+            "step {step}: the loss is {loss:.4}, {:.1} standard deviations ({deviation:.4}) above its running mean \
+             ({mean:.4}); the step saw {documents}. Look at those documents if this comes again",
+            (loss - mean) / deviation
+        );
+        self.say(step, "spike", &message)
+    }
+
+    /// Tells a person, now and in the log.
+    fn say(&mut self, step: u64, name: &str, message: &str) -> Result<()> {
+        self.progress.message(message);
+        match &mut self.log {
+            Some((_, log)) => Ok(log.text(step, name, message)?),
             None => Ok(()),
         }
     }
@@ -231,7 +360,7 @@ impl Loop<'_> {
         value: f64,
         batches: &[Batch],
     ) -> TrainError {
-        let documents = document_list(batches, &self.batches.name());
+        let documents = document_list(batches, &self.batches.names());
         TrainError::NotFinite {
             step: state.step + 1,
             what,
@@ -253,22 +382,55 @@ fn training_flops(config: &Config, segments: &Segments) -> f64 {
     3.0 * (segments.tokens() as f64 * alone + pairs * pair)
 }
 
-/// "documents 3-7, 12 of NAME", at most a few of them.
-fn document_list(batches: &[Batch], name: &str) -> String {
-    const SHOWN: usize = 16;
-    let ranges: Vec<_> = batches.iter().flat_map(|batch| &batch.documents).collect();
-    let mut list: Vec<String> = ranges
-        .iter()
-        .take(SHOWN)
-        .map(|range| match range.len() {
-            1 => range.start.to_string(),
-            _ => format!("{}-{}", range.start, range.end - 1),
-        })
-        .collect();
-    if ranges.len() > SHOWN {
-        list.push(format!("and {} more sequences", ranges.len() - SHOWN));
+/// Adds a step's batches to the counts.
+fn count(state: &mut State, batches: &[Batch]) {
+    let (config, tally) = (state.decoder.config(), &mut state.tally);
+    for batch in batches {
+        tally.tokens += batch.tokens.len() as u64;
+        tally.flops += training_flops(config, &batch.segments);
+        for origin in &batch.origins {
+            if let Some(count) = tally.tokens_by_source.get_mut(origin.source) {
+                *count += origin.tokens as u64;
+            }
+        }
     }
-    format!("documents {} (counted from 0) of {name}", list.join(", "))
+}
+
+/// Exchanges weights and running mean, where there is one.
+fn swap_average(state: &mut State) {
+    if let Some(average) = &mut state.average {
+        average.swap(&mut state.decoder);
+    }
+}
+
+/// "documents 3-7, 12 (counted from 0) of NAME and 4 of ANOTHER", at most a few of them.
+fn document_list(batches: &[Batch], names: &[String]) -> String {
+    const SHOWN: usize = 16;
+    let origins: Vec<_> = batches.iter().flat_map(|batch| &batch.origins).collect();
+    let mut lists: Vec<String> = Vec::new();
+    for (source, name) in names.iter().enumerate() {
+        let shown = origins.iter().take(SHOWN);
+        let list: Vec<String> = shown
+            .filter(|origin| origin.source == source)
+            .map(|Origin { documents, .. }| match documents.len() {
+                1 => documents.start.to_string(),
+                _ => format!("{}-{}", documents.start, documents.end - 1),
+            })
+            .collect();
+        if !list.is_empty() {
+            let counted = if lists.is_empty() {
+                " (counted from 0)"
+            } else {
+                ""
+            };
+            lists.push(format!("{}{counted} of {name}", list.join(", ")));
+        }
+    }
+    let more = match origins.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(", and {more} more runs of documents"),
+    };
+    format!("documents {}{more}", lists.join(" and "))
 }
 
 #[cfg(test)]

@@ -1,9 +1,18 @@
 //! The recipe of pre-training, as it stands in TOML.
 //!
 //! Nothing is checked here but names and types; [`crate::Plan`] checks what the values mean and fills in those that depend
-//! on others. Defaults follow AFM (arXiv 2407.21075) where it is published and applies to AdamW.
+//! on others. Defaults follow AFM (arXiv 2407.21075) where it is published and applies.
+
+mod rule;
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+pub use rule::{
+    AdaStarSettings, AdamWSettings, Decay, OptimizerSettings, RmsPropSettings, ScheduleSettings,
+    WsdSettings,
+};
 
 /// Everything that pre-training is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,10 +21,17 @@ pub struct Settings {
     /// The verb that the recipe belongs to.
     #[serde(default)]
     pub stage: StageName,
-    /// The decoder.
+    /// The decoder; of one that begins with an earlier checkpoint's weights only what differs.
+    #[serde(default)]
     pub model: ModelSettings,
     /// How it is trained.
     pub train: TrainSettings,
+    /// By which rule.
+    #[serde(default)]
+    pub optimizer: OptimizerSettings,
+    /// With which rates.
+    #[serde(default)]
+    pub schedule: ScheduleSettings,
     /// On what.
     #[serde(default)]
     pub data: DataSettings,
@@ -33,35 +49,42 @@ pub enum StageName {
     Pretrain,
 }
 
-/// `[model]`: the shape of the decoder. The vocabulary is the tokenizer's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// `[model]`: the shape of the decoder. The vocabulary is the tokenizer's. Where the weights come from an earlier
+/// checkpoint the shape is its own, and only `context` and `rope_theta` may stand here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSettings {
     /// D, width of the residual stream.
-    pub width: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
     /// Blocks.
-    pub layers: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<usize>,
     /// H, query heads.
-    pub heads: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
     /// G, key and value heads.
-    pub kv_heads: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_heads: Option<usize>,
     /// K, width of a head; `width / heads` where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
     /// F, hidden width of the feed-forward layer.
-    pub ffn: usize,
-    /// Tokens of context that the model says it is made for; `train.sequence_length` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ffn: Option<usize>,
+    /// Tokens of context that the model says it is made for; `train.sequence_length` where absent, or the checkpoint's if
+    /// that is more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<usize>,
-    /// The base of the rotary frequencies.
-    #[serde(default = "rope_theta")]
-    pub rope_theta: f64,
-    /// Added to the mean square in every norm.
-    #[serde(default = "norm_epsilon")]
-    pub norm_epsilon: f64,
-    /// Whether input and output share one table.
-    #[serde(default = "yes")]
-    pub tied: bool,
+    /// The base of the rotary frequencies; AFM's 500,000 where absent, or the checkpoint's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f64>,
+    /// Added to the mean square in every norm; AFM's 1e-5 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm_epsilon: Option<f64>,
+    /// Whether input and output share one table; yes where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tied: Option<bool>,
 }
 
 /// `[train]`: the loop. One of `steps` and `tokens` is given.
@@ -87,24 +110,18 @@ pub struct TrainSettings {
     /// Steps of the linear rise to it; a hundredth of all steps where absent (AFM: 5000 of about 375,000).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup_steps: Option<u64>,
-    /// The last learning rate as a share of the highest.
-    #[serde(default = "final_lr_ratio")]
-    pub final_lr_ratio: f64,
-    /// λ of AdamW: every step takes `learning rate · λ` of each decayed weight.
-    #[serde(default = "weight_decay")]
-    pub weight_decay: f64,
-    /// Decay of the first moment.
-    #[serde(default = "beta1")]
-    pub beta1: f64,
-    /// Decay of the second moment.
-    #[serde(default = "beta2")]
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    #[serde(default = "epsilon")]
-    pub epsilon: f64,
+    /// The last learning rate as a share of the highest; 0.005 of a cosine and 0 of a decay where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_lr_ratio: Option<f64>,
     /// The largest norm of all gradients together; longer ones are shortened to it. 0 for no limit.
     #[serde(default = "clip_norm")]
     pub clip_norm: f64,
+    /// The norm from which the step's gradients are thrown away and no weight is changed. 0 for no such norm.
+    #[serde(default = "skip_norm")]
+    pub skip_norm: f64,
+    /// Decay of a running mean of the weights, which is then what is validated and written; 0 for none.
+    #[serde(default)]
+    pub ema: f64,
     /// What the first weights and the order of the data follow from.
     #[serde(default)]
     pub seed: u64,
@@ -117,21 +134,61 @@ pub struct TrainSettings {
     /// Steps from one saved state to the next; 0 saves when interrupted only.
     #[serde(default = "checkpoint_every")]
     pub checkpoint_every: u64,
+    /// Saved states that are kept, the newest.
+    #[serde(default = "keep_last")]
+    pub keep_last: usize,
+    /// Whether the weights of the lowest validation loss so far are kept as a checkpoint of their own.
+    #[serde(default)]
+    pub keep_best: bool,
+    /// A loss so many standard deviations above its running mean is reported with the documents that it came from; 0 never
+    /// reports.
+    #[serde(default = "spike_deviations")]
+    pub spike_deviations: f64,
     /// Steps from one line of the log to the next.
     #[serde(default = "log_every")]
     pub log_every: u64,
 }
 
 /// `[data]`: shards of the tokens, by the names of their splits.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
-    /// Trained on.
-    #[serde(default = "train_shard")]
-    pub train: String,
+    /// Trained on; `"train"` where this and `mixture` are absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<String>,
+    /// Several shards to train on, instead of `train`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mixture: Vec<MixtureSettings>,
+    /// How documents become sequences.
+    #[serde(default)]
+    pub packing: PackingKind,
     /// Held out and measured; nothing where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<String>,
+}
+
+/// `[[data.mixture]]`: one shard of several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixtureSettings {
+    /// The tokens artifact that it lies in; `inputs.tokens` where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<PathBuf>,
+    /// The name of its split.
+    pub split: String,
+    /// Its share of the sequences is this over the sum of all weights.
+    pub weight: f64,
+}
+
+/// How documents become sequences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PackingKind {
+    /// All documents one after another, cut every `sequence_length` tokens.
+    #[default]
+    Stream,
+    /// Whole documents where they fit, put together so that little room is left (arXiv 2404.10830).
+    BestFit,
 }
 
 /// `[compute]`: nothing here changes the result, except the type.
@@ -146,15 +203,6 @@ pub struct ComputeSettings {
     pub threads: Option<usize>,
 }
 
-impl Default for DataSettings {
-    fn default() -> Self {
-        DataSettings {
-            train: train_shard(),
-            validation: None,
-        }
-    }
-}
-
 impl Default for ComputeSettings {
     fn default() -> Self {
         ComputeSettings {
@@ -164,40 +212,20 @@ impl Default for ComputeSettings {
     }
 }
 
-fn rope_theta() -> f64 {
-    500_000.0 // AFM
-}
-
-fn norm_epsilon() -> f64 {
-    1e-5 // AFM
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn final_lr_ratio() -> f64 {
-    0.005 // AFM
-}
-
-fn weight_decay() -> f64 {
-    0.1 // With AdamW: GPT-3 (arXiv 2005.14165) and Llama (arXiv 2302.13971). AFM's 3.16e-4 does not scale with the rate.
-}
-
-fn beta1() -> f64 {
-    0.9 // As the weight decay.
-}
-
-fn beta2() -> f64 {
-    0.95 // As the weight decay; AFM's optimizer has it too.
-}
-
-fn epsilon() -> f64 {
-    1e-8
-}
-
 fn clip_norm() -> f64 {
     1.0 // AFM
+}
+
+fn skip_norm() -> f64 {
+    100.0 // AFM
+}
+
+fn keep_last() -> usize {
+    1
+}
+
+fn spike_deviations() -> f64 {
+    6.0
 }
 
 fn checkpoint_every() -> u64 {
@@ -206,10 +234,6 @@ fn checkpoint_every() -> u64 {
 
 fn log_every() -> u64 {
     10
-}
-
-fn train_shard() -> String {
-    "train".to_owned()
 }
 
 fn dtype() -> String {

@@ -1,20 +1,29 @@
 //! Where a run stands, and how that survives the process.
 //!
 //! A saved state is a train-state artifact: `model.safetensors` (an ordinary checkpoint, `config.json` beside it),
-//! `optimizer.safetensors` and `state.json`. It is written as a draft and renamed into place, so a crash while saving
-//! leaves the state before. Its manifest has the key of the run it belongs to (recipe and inputs, without settings that
-//! do not matter): the state of another run is refused, not silently thrown away.
+//! `optimizer.safetensors`, `average.safetensors` where there is a running mean, and `state.json`. It is written as a draft
+//! and renamed into place, so a crash while saving leaves the state before. Its manifest has the key of the run it belongs
+//! to (recipe and inputs, without settings that do not matter): the state of another run is refused, not silently thrown
+//! away.
+//!
+//! The newest lies in `OUT.state`. Where more are kept, older ones lie beside it as `OUT.state-STEP`; the newest of these
+//! is what is gone on from where the first is missing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use russet_artifact::{Artifact, Draft, Kind, Stage};
 use russet_kernels::Isa;
-use russet_model::{Decoder, checkpoint};
+use russet_model::{Config, Decoder, checkpoint};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::average::Average;
+use crate::named::Named;
 use crate::optimizer::Optimizer;
+use crate::settings::OptimizerSettings;
+use crate::spike::SpikeWatch;
 use crate::{Result, TrainError};
 
 /// What the loop changes.
@@ -23,6 +32,8 @@ pub struct State {
     pub decoder: Decoder,
     /// The rule that updates them, with what it remembers.
     pub optimizer: Optimizer,
+    /// The running mean of the weights, where one is kept.
+    pub average: Option<Average>,
     /// Steps done.
     pub step: u64,
     /// What was counted on the way.
@@ -30,7 +41,7 @@ pub struct State {
 }
 
 /// Counted over the whole run, resumes included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tally {
     /// Loss of the first step.
@@ -39,6 +50,14 @@ pub struct Tally {
     pub last_loss: f32,
     /// Tokens seen.
     pub tokens: u64,
+    /// Those of each source.
+    pub tokens_by_source: Vec<u64>,
+    /// Steps whose gradients were thrown away.
+    pub skipped: u64,
+    /// What is remembered of the losses, to tell spikes.
+    pub spikes: SpikeWatch,
+    /// The step and the loss of the best validation so far.
+    pub best: Option<(u64, f64)>,
     /// Floating-point operations that the model needed for them.
     pub flops: f64,
     /// Seconds spent in steps; validation, saving and the time between processes are not counted.
@@ -46,19 +65,65 @@ pub struct Tally {
 }
 
 impl State {
-    /// Before the first step.
-    pub fn new(decoder: Decoder, optimizer: Optimizer) -> State {
+    /// Before the first step, without a running mean.
+    pub fn new(decoder: Decoder, rule: OptimizerSettings) -> State {
         State {
+            optimizer: Optimizer::new(rule, &decoder),
             decoder,
-            optimizer,
+            average: None,
             step: 0,
             tally: Tally::default(),
         }
     }
 }
 
+/// A copy of a state, which can be written while the state goes on.
+#[derive(Debug)]
+pub struct Snapshot {
+    config: Config,
+    weights: Vec<Named>,
+    optimizer: Optimizer,
+    average: Option<Average>,
+    stored: Stored,
+}
+
+impl Snapshot {
+    /// The state as it is, with the place in the data and the instruction set of the steps so far.
+    pub fn of(state: &State, batches: Value, isa: Isa) -> Snapshot {
+        Snapshot {
+            config: state.decoder.config().clone(),
+            weights: Named::weights(&state.decoder),
+            optimizer: state.optimizer.clone(),
+            average: state.average.clone(),
+            stored: Stored {
+                step: state.step,
+                batches,
+                tally: state.tally.clone(),
+                isa: format!("{isa:?}"),
+            },
+        }
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.stored.step
+    }
+
+    fn write(&self, draft: &Draft) -> Result<()> {
+        let weights = Named::outputs(&self.weights);
+        checkpoint::save_tensors(&self.config, &weights, draft.path())?;
+        self.optimizer.save(draft.path())?;
+        if let Some(average) = &self.average {
+            average.save(draft.path())?;
+        }
+        let stored =
+            serde_json::to_vec_pretty(&self.stored).expect("numbers and strings can be written");
+        Ok(draft.write(STATE, &stored)?)
+    }
+}
+
 /// `state.json`.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stored {
     step: u64,
@@ -70,10 +135,11 @@ struct Stored {
 const STATE: &str = "state.json";
 
 /// The folder that a run's state is saved in, and the run's identity.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StateStore {
     dir: PathBuf,
     stage: Stage,
+    keep_last: usize,
 }
 
 /// What [`StateStore::load`] found.
@@ -87,76 +153,143 @@ pub struct Loaded {
 }
 
 impl StateStore {
-    /// States of the run `stage`, in `dir`.
-    pub fn new(dir: PathBuf, stage: Stage) -> StateStore {
-        StateStore { dir, stage }
+    /// States of the run `stage`, in `dir`; the newest `keep_last` are kept.
+    pub fn new(dir: PathBuf, stage: Stage, keep_last: usize) -> StateStore {
+        StateStore {
+            dir,
+            stage,
+            keep_last: keep_last.max(1),
+        }
     }
 
-    /// The folder.
+    /// The folder of the newest.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Replaces the saved state by this one.
+    /// Saves a state, in the place of the oldest where as many are kept as there may be.
     ///
     /// # Errors
-    /// When the disk refuses, or the place holds something else than a state.
-    pub fn save(&self, state: &State, batches: Value, isa: Isa) -> Result<()> {
+    /// When the disk refuses, or the place holds something else than a state. What was saved before is then as it was.
+    pub fn save(&self, snapshot: &Snapshot) -> Result<()> {
         let draft = Draft::create(&self.dir, Kind::TrainState)?;
-        checkpoint::save(&state.decoder, draft.path())?;
-        state.optimizer.save(&state.decoder, draft.path())?;
-        let stored = Stored {
-            step: state.step,
-            batches,
-            tally: state.tally,
-            isa: format!("{isa:?}"),
-        };
-        let stored =
-            serde_json::to_vec_pretty(&stored).expect("numbers and strings can be written");
-        draft.write(STATE, &stored)?;
-        draft.commit(&self.stage)?;
+        snapshot.write(&draft)?;
+        if self.keep_last == 1 {
+            draft.commit(&self.stage)?;
+            return Ok(());
+        }
+        // From here to the rename inside of `commit` the newest state is the one set aside, and `load` finds it there.
+        let aside = self.set_aside()?;
+        if let Err(error) = draft.commit(&self.stage) {
+            if let Some(aside) = aside {
+                fs::rename(&aside, &self.dir).map_err(|error| self.refused("put back", error))?;
+            }
+            return Err(error.into());
+        }
+        let older = self.older();
+        for (_, old) in older.iter().skip(self.keep_last - 1) {
+            self.vanish(old)?;
+        }
         Ok(())
     }
 
-    /// The saved state, if there is one. `optimizer` makes the optimizer, whose memory is then filled.
-    ///
-    /// # Errors
-    /// When what is there is damaged or belongs to another run; the sentence says what differs.
-    pub fn load(
-        &self,
-        optimizer: impl FnOnce(&Decoder) -> Optimizer,
-        isa: Isa,
-    ) -> Result<Option<Loaded>> {
-        let artifact = match self.stage.current(&self.dir, Kind::TrainState) {
-            Ok(artifact) => artifact,
-            Err(_) if is_missing(&self.dir) => return Ok(None),
-            Err(stale) => {
-                let problem = format!(
-                    "this is no state to go on from: {stale}. Undo that, or remove the folder to start over"
-                );
-                return Err(TrainError::State {
-                    dir: self.dir.clone(),
-                    problem,
-                });
-            }
+    /// Renames the newest state to the name with its step; where it went.
+    fn set_aside(&self) -> Result<Option<PathBuf>> {
+        let Ok(artifact) = Artifact::open(&self.dir, Kind::TrainState) else {
+            return Ok(None);
         };
+        let step = self.stored(&artifact)?.step;
+        let Some(aside) = self.beside(&format!("-{step:06}")) else {
+            return Ok(None);
+        };
+        // The same step, from before a resume.
+        if Artifact::open(&aside, Kind::TrainState).is_ok() {
+            self.vanish(&aside)?;
+        }
+        fs::rename(&self.dir, &aside).map_err(|error| self.refused("set aside", error))?;
+        Ok(Some(aside))
+    }
+
+    /// The folder's own name with something behind it.
+    fn beside(&self, end: &str) -> Option<PathBuf> {
+        let name = self.dir.file_name()?.to_str()?;
+        Some(self.dir.with_file_name(format!("{name}{end}")))
+    }
+
+    /// Steps and folders of the states set aside, the newest first.
+    fn older(&self) -> Vec<(u64, PathBuf)> {
+        let (Some(prefix), Some(parent)) = (self.beside("-"), self.dir.parent()) else {
+            return Vec::new();
+        };
+        let parent = match parent.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => parent,
+        };
+        let prefix = prefix.file_name().and_then(|name| name.to_str());
+        let prefix = prefix.expect("made of text just now").to_owned();
+        let step = |path: &Path| -> Option<u64> {
+            let digits = path.file_name()?.to_str()?.strip_prefix(&prefix)?;
+            let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+            plain.then(|| digits.parse().ok()).flatten()
+        };
+        let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+        let mut found: Vec<(u64, PathBuf)> = entries
+            .map(|entry| entry.path())
+            .filter_map(|path| Some((step(&path)?, path)))
+            .filter(|(_, path)| Artifact::open(path, Kind::TrainState).is_ok())
+            .collect();
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found
+    }
+
+    fn refused(&self, what: &str, error: std::io::Error) -> TrainError {
+        TrainError::State {
+            dir: self.dir.clone(),
+            problem: format!(
+                "a saved state cannot be {what}: {error}; look at this folder and those beside it"
+            ),
+        }
+    }
+
+    fn stored(&self, artifact: &Artifact) -> Result<Stored> {
         let path = artifact.file(STATE)?;
         let bad = |problem: String| TrainError::State {
             dir: path.clone(),
             problem,
         };
         let text = fs::read(&path).map_err(|error| bad(format!("cannot be read: {error}")))?;
-        let stored: Stored = serde_json::from_slice(&text)
-            .map_err(|error| bad(format!("is not what was saved: {error}")))?;
-        let decoder = checkpoint::load(artifact.dir())?;
-        let mut optimizer = optimizer(&decoder);
-        optimizer.load(&decoder, artifact.dir())?;
-        let state = State {
-            decoder,
-            optimizer,
-            step: stored.step,
-            tally: stored.tally,
-        };
+        serde_json::from_slice(&text)
+            .map_err(|error| bad(format!("is not what was saved: {error}")))
+    }
+
+    /// The newest saved state, if there is one. `fresh` makes what a decoder is trained with, whose memory is then filled.
+    ///
+    /// # Errors
+    /// When what is there is damaged or belongs to another run; the sentence says what differs.
+    pub fn load(&self, fresh: impl FnOnce(Decoder) -> State, isa: Isa) -> Result<Option<Loaded>> {
+        let mut dir = self.dir.clone();
+        if is_missing(&dir) {
+            match self.older().into_iter().next() {
+                Some((_, older)) => dir = older,
+                None => return Ok(None),
+            }
+        }
+        let artifact = self.stage.current(&dir, Kind::TrainState).map_err(|stale| {
+            let problem = format!(
+                "this is no state to go on from: {stale}. Undo that, or remove the folder to start over"
+            );
+            TrainError::State {
+                dir: dir.clone(),
+                problem,
+            }
+        })?;
+        let stored = self.stored(&artifact)?;
+        let mut state = fresh(checkpoint::load(artifact.dir())?);
+        state.optimizer.load(artifact.dir())?;
+        if let Some(average) = &mut state.average {
+            average.load(artifact.dir())?;
+        }
+        (state.step, state.tally) = (stored.step, stored.tally);
         let other_isa = (stored.isa != format!("{isa:?}")).then_some(stored.isa);
         Ok(Some(Loaded {
             state,
@@ -165,30 +298,36 @@ impl StateStore {
         }))
     }
 
-    /// Removes the saved state of this run, if there is one. It vanishes in one step, by a rename to a name that the next
-    /// draft for this place sweeps up.
+    /// Removes the saved states of this run, if there are any.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn remove(&self) -> Result<()> {
+        for (_, older) in self.older() {
+            self.vanish(&older)?;
+        }
+        match Artifact::open(&self.dir, Kind::TrainState) {
+            Ok(_) => self.vanish(&self.dir),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Removes a state in one step, by a rename to a name that the next draft for this place sweeps up.
+    fn vanish(&self, dir: &Path) -> Result<()> {
+        // From the end, so that drafts of this process, which count from 0, are never met.
+        static NEXT: AtomicU64 = AtomicU64::new(u64::MAX);
+        let number = NEXT.fetch_sub(1, Ordering::Relaxed);
         let Some(name) = self.dir.file_name().and_then(|name| name.to_str()) else {
             return Ok(());
         };
-        if Artifact::open(&self.dir, Kind::TrainState).is_err() {
-            return Ok(());
-        }
-        let aside =
-            self.dir
-                .with_file_name(format!(".{name}.tmp-{}-{}", std::process::id(), u64::MAX));
-        let refused = |error: std::io::Error| {
-            let problem = format!("cannot be removed: {error}; remove this folder yourself");
-            TrainError::State {
-                dir: self.dir.clone(),
-                problem,
-            }
-        };
-        fs::rename(&self.dir, &aside).map_err(refused)?;
-        fs::remove_dir_all(&aside).map_err(refused)
+        let aside = format!(".{name}.tmp-{}-{number}", std::process::id());
+        let aside = self.dir.with_file_name(aside);
+        fs::rename(dir, &aside)
+            .and_then(|()| fs::remove_dir_all(&aside))
+            .map_err(|error| TrainError::State {
+                dir: dir.to_owned(),
+                problem: format!("cannot be removed: {error}; remove this folder yourself"),
+            })
     }
 
     /// Whether a whole state of this run lies there.

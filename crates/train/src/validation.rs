@@ -113,7 +113,7 @@ impl Validation {
                         self.shard.end_of_text(),
                     );
                 }
-                append(&mut pass, &self.shard, self.begin_of_text, piece)?;
+                append(&mut pass, &self.shard, 0, self.begin_of_text, piece)?;
             }
         }
         nats.add(ctx, decoder, pass, self.shard.end_of_text());

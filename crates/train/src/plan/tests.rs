@@ -1,7 +1,8 @@
 use super::*;
 use crate::Price;
 use crate::common;
-use crate::loader::{Batches, PackedShard};
+use crate::loader::Batches;
+use crate::settings::{AdaStarSettings, Decay, ScheduleSettings, WsdSettings};
 use crate::{NextToken, Objective};
 use russet_tensor::{Ctx, Gradients};
 use std::sync::Arc;
@@ -67,6 +68,9 @@ fn the_key_changes_with_what_matters_only() {
         "train.log_every=7",
         "train.checkpoint_every=9",
         "train.validate_every=4",
+        "train.keep_last=3",
+        "train.keep_best=true",
+        "train.spike_deviations=2.5",
     ] {
         assert_eq!(key(&[idle]), base, "{idle}");
     }
@@ -75,7 +79,13 @@ fn the_key_changes_with_what_matters_only() {
         "train.steps=31",
         "train.micro_batch_sequences=4",
         "model.ffn=96",
-        "train.beta2=0.99",
+        "optimizer.beta2=0.99",
+        "optimizer.kind=adastar",
+        "schedule.kind=constant",
+        "train.ema=0.9",
+        "train.skip_norm=50",
+        "data.packing=best-fit",
+        "model.rope_theta=10000",
     ] {
         assert_ne!(key(&[matters]), base, "{matters}");
     }
@@ -96,8 +106,13 @@ fn settings_that_cannot_be_are_refused() {
         ),
         ("train.warmup_steps=31", "more than all 30 steps"),
         ("train.peak_lr=0.0", "`train.peak_lr`"),
-        ("train.beta1=1.0", "`train.beta1`"),
-        ("train.weight_decay=1000.0", "`train.weight_decay`"),
+        ("optimizer.beta1=1.0", "`optimizer.beta1`"),
+        ("optimizer.epsilon=1e-40", "`optimizer.epsilon`"),
+        ("optimizer.weight_decay=1000.0", "`optimizer.weight_decay`"),
+        ("train.skip_norm=-1.0", "`train.skip_norm`"),
+        ("train.ema=1.0", "`train.ema`"),
+        ("train.keep_last=0", "`train.keep_last`"),
+        ("train.final_lr_ratio=2", "`train.final_lr_ratio`"),
         ("train.clip_norm=-1.0", "`train.clip_norm`"),
         ("train.log_every=0", "`train.log_every`"),
         ("train.batch_sequences=0", "`train.batch_sequences` is 0"),
@@ -133,15 +148,7 @@ fn memory_by_formula_is_memory_used() {
         let mut ctx = Ctx::new(Arc::new(plan.pool().unwrap()));
         let decoder = russet_model::Decoder::random(plan.config(), 1);
         let mut gradients = Gradients::default();
-        for batch in PackedShard::new(
-            plan.open_train().unwrap(),
-            plan.begin_of_text(),
-            plan.packing(),
-        )
-        .unwrap()
-        .next()
-        .unwrap()
-        {
+        for batch in plan.open_train().unwrap().next().unwrap() {
             ctx.start_tape(
                 decoder
                     .parameters()
@@ -166,7 +173,7 @@ fn the_price_before_there_are_tokens_is_that_of_the_plan() {
     let dir = tempfile::tempdir().unwrap();
     let tokens = common::tokens(dir.path());
     let description = plan(&tokens, &[]).describe();
-    let price = Price::new(common::settings(&[]), description.vocab).unwrap();
+    let price = Price::new(common::settings(&[]), description.vocab, None).unwrap();
     assert_eq!(
         (
             price.parameters,
@@ -184,4 +191,153 @@ fn the_price_before_there_are_tokens_is_that_of_the_plan() {
         )
     );
     assert_eq!(price.estimate(2.0).seconds_at_peak, price.flops / 2e9);
+}
+
+#[test]
+fn rules_and_schedules_have_their_own_keys() {
+    let parse = |text: &str| {
+        let recipe = format!(
+            "[model]\n[train]\npeak_lr = 0.01\nbatch_sequences = 1\nsequence_length = 8\n{text}"
+        );
+        Recipe::from_text("recipe", &recipe, &[])
+            .unwrap()
+            .parse::<Settings>()
+    };
+    let settings = parse("[optimizer]\nkind = \"adastar\"\n[schedule]\nkind = \"wsd\"").unwrap();
+    let adastar = AdaStarSettings {
+        beta1: 0.95,
+        beta2: 0.95,
+        epsilon: 1e-30,
+        clip_rms: 1.0,
+        weight_decay: 3.16e-4,
+        mup_base_width: 768,
+    };
+    assert_eq!(settings.optimizer, OptimizerSettings::AdaStar(adastar));
+    let wsd = WsdSettings {
+        decay_share: 0.2,
+        decay: Decay::Sqrt,
+    };
+    assert_eq!(settings.schedule, ScheduleSettings::Wsd(wsd));
+    assert_eq!(
+        (settings.train.clip_norm, settings.train.skip_norm),
+        (1.0, 100.0)
+    );
+    for (text, part) in [
+        ("[optimizer]\nkind = \"adamw\"\nclip_rms = 1", "clip_rms"),
+        ("[optimizer]\nkind = \"rmsprop\"\nbeta1 = 0.9", "beta1"),
+        ("[optimizer]\nkind = \"sgd\"", "sgd"),
+        ("[optimizer]\nbeta1 = 0.9", "kind"),
+        (
+            "[schedule]\nkind = \"cosine\"\ndecay_share = 0.1",
+            "decay_share",
+        ),
+        ("[schedule]\nkind = \"constant\"\ndecay = \"sqrt\"", "decay"),
+        ("[schedule]\nkind = \"wsd\"\nshare = 0.1", "share"),
+    ] {
+        let problem = parse(text).unwrap_err().to_string();
+        assert!(problem.contains(part), "{text}: {problem}");
+    }
+}
+
+#[test]
+fn settings_that_do_not_go_together_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = common::tokens(dir.path());
+    for (changes, part) in [
+        (
+            &["schedule.kind=constant", "train.final_lr_ratio=0.1"][..],
+            "stands beside a constant schedule",
+        ),
+        (
+            &["schedule.kind=wsd", "schedule.decay_share=0.95"],
+            "29 steps of decay, which with `train.warmup_steps` 3",
+        ),
+        (
+            &[
+                "data.mixture=[{split='validation', weight=1}]",
+                "data.train=train",
+            ],
+            "`data.train` stands beside",
+        ),
+        (
+            &["data.mixture=[{split='train', weight=0}]"],
+            "of `train` is 0",
+        ),
+        (
+            &["data.mixture=[{split='code', weight=1}]"],
+            "code.tokens.safetensors",
+        ),
+    ] {
+        let problem = Plan::new(common::settings(changes), &tokens)
+            .unwrap_err()
+            .to_string();
+        assert!(problem.contains(part), "{changes:?}: {problem}");
+    }
+    let mut settings: Settings = common::settings(&["train.keep_best=true"]);
+    settings.data.validation = None;
+    let problem = Plan::new(settings, &tokens).unwrap_err().to_string();
+    assert!(
+        problem.contains("`train.keep_best` needs a loss"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn a_mixture_is_described_and_labelled_source_by_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = common::tokens(dir.path());
+    let other = dir.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let other = common::tokens(&other);
+    let mixture =
+        "data.mixture=[{split='train', weight=3}, {tokens='other', split='train', weight=1}]";
+    let sources = Sources {
+        mixture: vec![None, Some(other)],
+        ..Sources::from(&tokens)
+    };
+    let plan = Plan::new(common::settings(&[mixture]), sources).unwrap();
+    let described = plan.describe().sources;
+    let view = |source: &SourceDescription| (source.name.clone(), source.share, source.documents);
+    assert_eq!(
+        described.iter().map(view).collect::<Vec<_>>(),
+        [
+            ("train".to_owned(), 0.75, 60),
+            ("train-1".to_owned(), 0.25, 60)
+        ]
+    );
+    let names = plan.open_train().unwrap().names();
+    assert!(names[0].contains("/tokens/train.") && names[1].contains("/other/tokens/train."));
+    let stage = plan.stage(&common::tool()).unwrap();
+    let alone = Plan::new(common::settings(&[]), &tokens).unwrap();
+    assert_ne!(stage.key(), alone.stage(&common::tool()).unwrap().key());
+}
+
+#[test]
+fn a_chain_of_stages_is_priced_before_any_has_run() {
+    let core = crate::price::shape(common::settings(&[]), 300, None).unwrap();
+    assert_eq!((core.context, core.rope_theta), (32, 500_000.0));
+    let mut longer: Settings =
+        common::settings(&["train.sequence_length=128", "model.rope_theta=6315089"]);
+    let problem = Price::new(longer.clone(), 300, Some(&core))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        problem.contains("`model.width` stands beside `inputs.checkpoint`"),
+        "{problem}"
+    );
+    longer.model = crate::settings::ModelSettings {
+        rope_theta: longer.model.rope_theta,
+        ..Default::default()
+    };
+    let price = Price::new(longer.clone(), 300, Some(&core)).unwrap();
+    assert_eq!(
+        (price.parameters, price.tokens),
+        (core.parameters(), 30 * 4 * 128)
+    );
+    let lengthened = crate::price::shape(longer, 300, Some(&core)).unwrap();
+    assert_eq!(
+        (lengthened.context, lengthened.rope_theta),
+        (128, 6_315_089.0)
+    );
+    assert_eq!(lengthened.width, 32);
 }

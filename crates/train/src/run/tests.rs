@@ -8,9 +8,11 @@ use russet_tensor::ops::IGNORE;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::NextToken;
+use crate::average::Average;
 use crate::loader::weigh_evenly;
-use crate::optimizer::AdamWSettings;
-use crate::{NextToken, Optimizer};
+use crate::schedule::Shape;
+use crate::settings::{AdaStarSettings, OptimizerSettings};
 
 pub(crate) fn context(threads: usize) -> Ctx {
     Ctx::new(Arc::new(Pool::with_isa(threads, Isa::best())))
@@ -50,9 +52,12 @@ pub(crate) fn synthetic(step: u64, micro_batches: usize) -> Vec<Batch> {
             .extend((1..20).map(|i| if i == 12 { IGNORE } else { token(i) }));
         batch.segments.push(12, 0, 0);
         batch.segments.push(7, 0, 0);
-        batch
-            .documents
-            .push(100 * step as usize + 10 * sequence..100 * step as usize + 10 * sequence + 2);
+        let first = 100 * step as usize + 10 * sequence;
+        batch.origins.push(Origin {
+            source: 0,
+            documents: first..first + 2,
+            tokens: 19,
+        });
     }
     weigh_evenly(&mut batches);
     batches
@@ -97,21 +102,17 @@ impl Batches for Source {
         Ok(())
     }
 
-    fn name(&self) -> String {
-        "the toy".to_owned()
+    fn names(&self) -> Vec<String> {
+        vec!["the toy".to_owned()]
+    }
+
+    fn labels(&self) -> Vec<String> {
+        vec!["toy".to_owned()]
     }
 }
 
 fn fresh() -> State {
-    let settings = AdamWSettings {
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.1,
-    };
-    let decoder = tiny();
-    let optimizer = Optimizer::adamw(settings, &decoder);
-    State::new(decoder, optimizer)
+    State::new(tiny(), OptimizerSettings::default())
 }
 
 /// Hears the loss of every step.
@@ -150,26 +151,38 @@ fn go_from(
     steps: u64,
     progress: &mut dyn Progress,
 ) -> Result<Ended> {
-    let run = Loop {
+    let run = plain(batches, interrupt, steps, progress);
+    train(run, ctx, state)
+}
+
+/// A loop that neither measures, saves nor logs.
+fn plain<'a>(
+    batches: &'a mut dyn Batches,
+    interrupt: &'a Interrupt,
+    steps: u64,
+    progress: &'a mut dyn Progress,
+) -> Loop<'a> {
+    Loop {
         name: "toy",
         steps,
         schedule: Schedule {
             peak: 0.01,
             warmup_steps: 4,
             steps: 1000,
-            final_ratio: 0.1,
+            shape: Shape::Cosine { final_ratio: 0.1 },
         },
         clip_norm: Some(1.0),
+        skip_norm: None,
+        spike_deviations: 0.0,
         objective: &NextToken,
         batches,
         measure: None,
-        store: None,
+        saving: None,
         log: None,
         progress,
         interrupt,
         peak_flops: 1e9,
-    };
-    train(run, ctx, state)
+    }
 }
 
 fn bits(decoder: &Decoder) -> Vec<u32> {
@@ -353,8 +366,12 @@ impl Batches for Overflow {
         Ok(())
     }
 
-    fn name(&self) -> String {
-        "the flood".to_owned()
+    fn names(&self) -> Vec<String> {
+        vec!["the flood".to_owned()]
+    }
+
+    fn labels(&self) -> Vec<String> {
+        vec!["flood".to_owned()]
     }
 }
 
@@ -381,6 +398,194 @@ fn gradients_that_overflow_stop_the_run_before_the_weights_change() {
         "{problem}"
     );
     assert_eq!(bits(&state.decoder), before);
+}
+
+/// Hears what is said to a person.
+struct Messages(Vec<String>);
+
+impl Progress for Messages {
+    fn begin(&mut self, _: &str, _: Option<u64>, _: &str) {}
+    fn update(&mut self, _: u64, _: &[(&str, f64)]) {}
+    fn message(&mut self, text: &str) {
+        self.0.push(text.to_owned());
+    }
+    fn end(&mut self) {}
+}
+
+#[test]
+fn a_step_of_too_large_a_norm_changes_no_weight_and_is_named() {
+    let (mut state, mut ctx, mut heard) = (fresh(), context(1), Messages(Vec::new()));
+    let mut source = Source::new(1000, 1);
+    let interrupt = Interrupt::new();
+    let mut run = |steps, skip_norm, state: &mut State| {
+        let run = Loop {
+            skip_norm,
+            ..plain(&mut source, &interrupt, steps, &mut heard)
+        };
+        train(run, &mut ctx, state).unwrap();
+    };
+    run(2, Some(1e9), &mut state);
+    let before = bits(&state.decoder);
+    run(4, Some(1e-9), &mut state);
+    assert_eq!((state.step, state.tally.skipped), (4, 2));
+    assert_eq!(bits(&state.decoder), before);
+    run(5, Some(1e9), &mut state);
+    assert_ne!(bits(&state.decoder), before, "the run goes on");
+    assert_eq!(heard.0.len(), 2);
+    let (first, second) = (&heard.0[0], &heard.0[1]);
+    assert!(
+        first.starts_with("step 3: the gradient's norm is ")
+            && first.contains("skipped so far 1")
+            && first.contains("documents 200-201, 210-211 (counted from 0) of the toy"),
+        "{first}"
+    );
+    assert!(second.contains("skipped so far 2"), "{second}");
+}
+
+#[test]
+fn a_skipped_step_is_no_update() {
+    // Two runs of the same updates, one with a skipped step of other data between: the moments' correction and the mean
+    // count updates, so with a constant rate they end alike.
+    let run = |skips: bool| {
+        let mut state = fresh();
+        state.average = Some(Average::new(0.5, &state.decoder));
+        let (mut ctx, interrupt) = (context(1), Interrupt::new());
+        for step in 0..4 {
+            let mut source = Source::new(1000, 1);
+            for (number, skip_norm) in [(step, None), (900, Some(1e-9))] {
+                if skip_norm.is_some() && !(skips && step == 1) {
+                    continue;
+                }
+                source.step = number;
+                let (steps, mut silent) = (state.step + 1, NoProgress);
+                let run = Loop {
+                    skip_norm,
+                    schedule: Schedule {
+                        peak: 0.01,
+                        warmup_steps: 0,
+                        steps: 10,
+                        shape: Shape::Constant,
+                    },
+                    ..plain(&mut source, &interrupt, steps, &mut silent)
+                };
+                train(run, &mut ctx, &mut state).unwrap();
+            }
+        }
+        let weights = bits(&state.decoder);
+        swap_average(&mut state);
+        (weights, bits(&state.decoder), state.tally.skipped)
+    };
+    let (straight, skipped) = (run(false), run(true));
+    assert_eq!((&straight.0, &straight.1), (&skipped.0, &skipped.1));
+    assert_eq!((straight.2, skipped.2), (0, 1));
+}
+
+#[test]
+fn a_spike_is_named_and_training_goes_on() {
+    /// A batch that is learnt, and once another.
+    struct Jump(u64);
+    impl Batches for Jump {
+        fn next(&mut self) -> Result<Vec<Batch>> {
+            self.0 += 1;
+            Ok(synthetic(if self.0 == 90 { 7 } else { 0 }, 1))
+        }
+        fn state(&self) -> Value {
+            Value::Null
+        }
+        fn restore(&mut self, _: &Value) -> Result<()> {
+            Ok(())
+        }
+        fn names(&self) -> Vec<String> {
+            vec!["the jump".to_owned()]
+        }
+        fn labels(&self) -> Vec<String> {
+            vec!["jump".to_owned()]
+        }
+    }
+    let (mut state, mut heard) = (fresh(), Messages(Vec::new()));
+    let (mut batches, interrupt) = (Jump(0), Interrupt::new());
+    let run = Loop {
+        spike_deviations: 3.0,
+        ..plain(&mut batches, &interrupt, 100, &mut heard)
+    };
+    train(run, &mut context(1), &mut state).unwrap();
+    assert_eq!(state.step, 100);
+    let [message] = &heard.0[..] else {
+        panic!("one spike, found {:?}", heard.0)
+    };
+    assert!(
+        message.starts_with("step 90: the loss is ")
+            && message.contains("standard deviations")
+            && message.contains("documents 700-701, 710-711 (counted from 0) of the jump"),
+        "{message}"
+    );
+}
+
+#[test]
+fn documents_are_told_by_source_and_at_most_a_few() {
+    let origin = |source, documents| Origin {
+        source,
+        documents,
+        tokens: 1,
+    };
+    let names = ["books".to_owned(), "code".to_owned()];
+    let batch = |origins| Batch {
+        origins,
+        ..Batch::default()
+    };
+    let some = [
+        batch(vec![origin(1, 4..5), origin(0, 2..5)]),
+        batch(vec![origin(1, 9..10)]),
+    ];
+    assert_eq!(
+        document_list(&some, &names),
+        "documents 2-4 (counted from 0) of books and 4, 9 of code"
+    );
+    let many = [batch((0..20).map(|i| origin(0, i..i + 1)).collect())];
+    let list = document_list(&many, &names);
+    assert!(
+        list.ends_with("15 (counted from 0) of books, and 4 more runs of documents"),
+        "{list}"
+    );
+}
+
+#[test]
+fn every_rule_learns_the_batch() {
+    for rule in [
+        OptimizerSettings::AdaStar(AdaStarSettings {
+            mup_base_width: 24,
+            ..AdaStarSettings::default()
+        }),
+        OptimizerSettings::RmsProp(crate::settings::RmsPropSettings::default()),
+    ] {
+        let mut state = State::new(tiny(), rule);
+        let (mut source, interrupt) = (Source::new(1, 1), Interrupt::new());
+        let mut silent = NoProgress;
+        let peak = match rule {
+            OptimizerSettings::RmsProp(_) => 1e-3,
+            _ => 0.01,
+        };
+        let schedule = Schedule {
+            peak,
+            warmup_steps: 4,
+            steps: 160,
+            shape: Shape::Cosine { final_ratio: 0.1 },
+        };
+        let run = Loop {
+            schedule,
+            ..plain(&mut source, &interrupt, 160, &mut silent)
+        };
+        train(run, &mut context(2), &mut state).unwrap();
+        let tally = &state.tally;
+        assert!(
+            tally.first_loss > 4.0 && tally.last_loss < 0.5,
+            "{}: {} to {}",
+            rule.name(),
+            tally.first_loss,
+            tally.last_loss
+        );
+        assert_eq!(tally.tokens_by_source, [160 * 38]);
+    }
 }
 
 #[test]

@@ -102,6 +102,8 @@ pub fn settings<T: DeserializeOwned>(changes: &[&str]) -> T {
         checkpoint_every = 5
         validation_tokens = 100
         log_every = 1
+        [optimizer]
+        kind = "adamw"
         [data]
         validation = "validation"
         [compute]
