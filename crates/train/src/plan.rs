@@ -331,12 +331,15 @@ fn check_checkpoint(path: &Path, start: &Config, tokens: &Tokenizer, folder: &Pa
     })
 }
 
+/// Tokens artifacts by their places in the mixture.
+type OtherTokens = Vec<(usize, Artifact)>;
+
 /// The shards to train on, and the tokens artifacts besides the recipe's own by their places in the mixture.
 fn open_sources(
     settings: &Settings,
     sources: &Sources,
     tokens: &Artifact,
-) -> Result<(Vec<Source>, Vec<(usize, Artifact)>)> {
+) -> Result<(Vec<Source>, OtherTokens)> {
     let single = settings.data.train.iter().map(|split| MixtureSettings {
         tokens: None,
         split: split.clone(),

@@ -112,7 +112,7 @@ impl PackedShard {
             }
             let window = self.order(count, epoch).at(index) as usize;
             let start = offset + window * length;
-            return vec![start..start + length];
+            return Vec::from([start..start + length]);
         };
         let (epoch, index) = (number / windows.sequences, number % windows.sequences);
         let sequence = self.order(windows.sequences, epoch).at(index);

@@ -522,6 +522,49 @@ fn a_spike_is_named_and_training_goes_on() {
 }
 
 #[test]
+fn a_save_that_fails_is_told_and_at_a_stop_it_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("state");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::write(place.join("thesis.txt"), "mine").unwrap();
+    let tool = russet_artifact::Tool::new("0.0.0", "test");
+    let stage = russet_artifact::Stage::new("toy", &tool, json!({}), Default::default());
+    let store = StateStore::new(place, stage, 1);
+    let (mut state, mut heard) = (fresh(), Messages(Vec::new()));
+    let mut go = |steps, interrupt_at, state: &mut State| {
+        let mut source = Source {
+            step: state.step,
+            interrupt_at,
+            ..Source::new(1000, 1)
+        };
+        let interrupt = source.interrupt.clone();
+        let mut writer = Writer::new().unwrap();
+        let run = Loop {
+            saving: Some(Saving {
+                every: 2,
+                store: &store,
+                writer: &mut writer,
+                best: None,
+            }),
+            ..plain(&mut source, &interrupt, steps, &mut heard)
+        };
+        train(run, &mut context(1), state)
+    };
+    assert_eq!(go(5, None, &mut state).unwrap(), Ended::Finished);
+    let stopped = go(9, Some(5), &mut state).unwrap_err().to_string();
+    assert!(
+        stopped.starts_with("the state of step 5 could not be saved: ")
+            && stopped.contains("will not be replaced"),
+        "{stopped}"
+    );
+    assert_eq!(heard.0.len(), 2, "{:?}", heard.0);
+    for (message, step) in heard.0.iter().zip([2, 4]) {
+        let begins = format!("the state of step {step} could not be saved: ");
+        assert!(message.starts_with(&begins) && message.contains("the next save tries again"));
+    }
+}
+
+#[test]
 fn documents_are_told_by_source_and_at_most_a_few() {
     let origin = |source, documents| Origin {
         source,
