@@ -168,7 +168,8 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
     let floats = size_of::<f32>();
     let weights = config.parameters() * floats;
     let means = usize::from(settings.train.ema > 0.0);
-    let saves = usize::from(settings.train.checkpoint_every > 0);
+    let every = settings.train.checkpoint_every;
+    let saves = usize::from(every > 0 && every < settings.train.steps.expect("resolved"));
     Memory {
         weights,
         gradients: weights,
