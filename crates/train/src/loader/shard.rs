@@ -112,7 +112,7 @@ impl PackedShard {
             }
             let window = self.order(count, epoch).at(index) as usize;
             let start = offset + window * length;
-            return Vec::from([start..start + length]);
+            return std::iter::once(start..start + length).collect();
         };
         let (epoch, index) = (number / windows.sequences, number % windows.sequences);
         let sequence = self.order(windows.sequences, epoch).at(index);
