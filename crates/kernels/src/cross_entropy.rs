@@ -11,6 +11,7 @@
 use crate::isa::Isa;
 use crate::matmul::{Mat, MatMut, matmul};
 use crate::pool::{Disjoint, Pool};
+use crate::profile::{Kernel, span};
 use crate::simd::{Body, Simd, dispatch};
 
 /// The target of a token that has no loss.
@@ -24,6 +25,7 @@ const CHUNK_LOGITS: usize = 1 << 20;
 /// # Panics
 /// When the lengths do not fit or a target lies outside the vocabulary.
 pub fn forward(pool: &Pool, hidden: &[f32], table: &[f32], targets: &[u32], losses: &mut [f32]) {
+    let _span = span(Kernel::CrossEntropy);
     let Some(Shape { width, vocab }) = check(hidden, table, targets, losses.len()) else {
         return;
     };
@@ -60,6 +62,7 @@ pub fn forward_backward(
     d_hidden: &mut [f32],
     d_table: &mut [f32],
 ) {
+    let _span = span(Kernel::CrossEntropy);
     assert!(
         weights.len() == targets.len()
             && d_hidden.len() == hidden.len()

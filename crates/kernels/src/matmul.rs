@@ -16,6 +16,7 @@
 use std::ops::Range;
 
 use crate::pool::Pool;
+use crate::profile::{Kernel, span};
 
 mod micro;
 mod tile;
@@ -290,6 +291,7 @@ impl<'a> MatMut<'a> {
 /// # Panics
 /// When the shapes do not fit.
 pub fn matmul(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool) {
+    let _span = span(Kernel::Matmul);
     assert!(
         a.cols == b.rows && c.rows == a.rows && c.cols == b.cols,
         "matmul: [{}, {}] x [{}, {}] into [{}, {}]",

@@ -7,6 +7,7 @@
 //! It knows nothing of schedules, clipping or which weights decay: the caller says.
 
 use crate::pool::{Disjoint, Pool};
+use crate::profile::{Kernel, span};
 use crate::simd::vectorize;
 
 /// The settings of a step.
@@ -41,6 +42,7 @@ pub fn adamw_step(
     m: &mut [f32],
     v: &mut [f32],
 ) {
+    let _span = span(Kernel::Optimizer);
     let len = weight.len();
     assert!(
         grad.len() == len && m.len() == len && v.len() == len,
