@@ -25,6 +25,7 @@ pub mod swiglu;
 pub mod int8;
 pub mod palette;
 pub mod probe;
+pub mod process;
 pub mod profile;
 pub mod quantize;
 

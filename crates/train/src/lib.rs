@@ -15,6 +15,7 @@
 //!
 //! Left out for now: every compute type but `f32`, more than one machine, and optimizers other than AdamW.
 
+pub mod bench;
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -33,6 +34,7 @@ pub mod settings;
 pub mod state;
 pub mod validation;
 
+pub use bench::{BenchReport, bench};
 pub use error::{Result, TrainError};
 pub use loader::{Batch, Batches, PackedShard};
 pub use objective::{NextToken, Objective};
