@@ -41,6 +41,8 @@ pub enum Verb {
     Bench(BenchArgs),
     /// Convert a model's files
     Convert(ConvertArgs),
+    /// Show a training run as it goes: loss, learning rate, gradient norm, tokens a second
+    Watch(crate::watch::WatchArgs),
     /// Print a shell's completion script
     Completions {
         /// Which shell

@@ -9,6 +9,7 @@ mod recipes;
 mod run;
 mod stop;
 mod text;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -64,6 +65,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         }
         Verb::Bench(args) => measure::bench(app, &args),
         Verb::Convert(args) => text::convert(app, &args),
+        Verb::Watch(args) => watch::watch(app, &args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "russet", &mut script);
