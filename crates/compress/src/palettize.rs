@@ -18,7 +18,7 @@ use crate::importance::Weights;
 use crate::model::Model;
 use crate::settings::{LayerReport, Report, Sensitivity, Settings, Weighting};
 use crate::watch::Watch;
-use crate::{CompressError, refine, sensitivity};
+use crate::{CompressError, card, refine, sensitivity};
 
 /// Files that go from the checkpoint into the package as they are, where they exist.
 const COPIED: [&str; 12] = [
@@ -36,6 +36,9 @@ const COPIED: [&str; 12] = [
     "NOTICE",
 ];
 
+/// The file of a package that holds the [`Report`], without its seconds.
+pub const REPORT: &str = "palettize.json";
+
 /// A palettized decoder in memory, in the form in which a package stores it.
 pub struct Compressed {
     pub(crate) config: Config,
@@ -45,7 +48,7 @@ pub struct Compressed {
 }
 
 /// Palettizes the dense checkpoint in the folder `checkpoint` and writes the package, with the checkpoint's
-/// tokenizer, chat template and generation settings, into the folder `draft`. `documents` are token ids of calibration
+/// tokenizer, chat template and generation settings, a model card and [`REPORT`], into the folder `draft`. `documents` are token ids of calibration
 /// text, encoded by the checkpoint's tokenizer. The result is the same on any number of threads.
 ///
 /// # Errors
@@ -83,6 +86,14 @@ pub fn palettize<D: AsRef<[u32]>>(
         "tokens",
         |watch| calibration.loss(pool, &package, &mut |tokens| watch.step(tokens, &[])),
     )?;
+    let stored = serde_json::to_value(&report).expect("a report has a JSON form");
+    for (name, text) in [
+        (REPORT, format!("{stored:#}\n")),
+        ("README.md", card::model_card(settings, &report)),
+    ] {
+        let path = draft.join(name);
+        std::fs::write(&path, text).map_err(|problem| CompressError::File { path, problem })?;
+    }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
