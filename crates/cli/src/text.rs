@@ -115,7 +115,7 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
     let Model { decoder, tokenizer } = model;
     let mut engine = Engine::new(decoder, app.pool.clone(), EngineConfig::new(needed, 1))?;
     if !app.json {
-        write_stdout(args.prompt.as_bytes())?;
+        write_stdout(args.prompt.as_bytes()).context("standard output is closed")?;
     }
     let mut closed = false;
     let stops = &args.sampling.stop;

@@ -58,6 +58,7 @@ impl Work for PalettizeRecipe {
                 text: format!("no estimate: {reason}"),
             });
         };
+        self.palettize.check(&config)?;
         let price = self.palettize.price(&config);
         let mut json = serde_json::to_value(price)?;
         let mut text = format!(

@@ -189,7 +189,7 @@ fn the_price_before_there_are_tokens_is_that_of_the_plan() {
 #[test]
 fn a_model_that_no_machine_holds_is_refused_with_a_sentence() {
     if !Path::new("/proc/meminfo").exists() {
-        println!("skipped: the system does not say how much memory is free");
+        eprintln!("skipped: the system does not say how much memory is free");
         return;
     }
     let memory = |changes: &[&str]| {
