@@ -42,7 +42,7 @@ pub use optimizer::{AdamWSettings, Optimizer};
 pub use permutation::Permutation;
 pub use plan::Plan;
 pub use pretrain::{Outcome, Resume, TrainReport, pretrain};
-pub use price::{Description, Estimate, Price};
+pub use price::{Description, Estimate, Memory, Price};
 pub use probe::matmul_gflops;
 pub use run::{Ended, Loop, Measure, train};
 pub use schedule::Schedule;
