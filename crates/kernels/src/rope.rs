@@ -350,3 +350,6 @@ fn check(
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -127,3 +127,6 @@ impl Body for Backward<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
