@@ -3,6 +3,9 @@
 use super::micro::AHEAD;
 use crate::simd::Simd;
 
+/// How many steps of depth ahead packing asks for rows that lie along the panel.
+const ROWS_AHEAD: usize = 16;
+
 /// To the nearest bf16, halves to even; subnormal numbers become 0 of their sign, as in the CPU's own conversion.
 #[inline(always)]
 pub fn round(x: f32) -> f32 {
@@ -58,6 +61,9 @@ pub(super) unsafe fn pack_pairs<S: Simd>(
             for k in (0..depth).step_by(2) {
                 for strip in (0..rows).step_by(S::LANES) {
                     let at = from.add(k * depth_stride + strip);
+                    // Each step of depth is elsewhere in memory, and the CPU does not follow.
+                    simd.prefetch(at.wrapping_add(ROWS_AHEAD * depth_stride));
+                    simd.prefetch(at.wrapping_add((ROWS_AHEAD + 1) * depth_stride));
                     let even = simd.load_up_to(at, rows - strip);
                     let odd = if k + 1 < depth {
                         simd.load_up_to(at.add(depth_stride), rows - strip)

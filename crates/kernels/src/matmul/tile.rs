@@ -102,9 +102,12 @@ fn many_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
         let slice = start..cols.min(start + slice_cols);
         let strip = size.cols * size.depth;
         with_scratch(slice.len().div_ceil(size.cols) * strip, |packed| {
-            pool.for_each_chunk(packed, strip, |index, packed| {
-                let col = slice.start + index * size.cols;
-                let cols = col..slice.end.min(col + size.cols);
+            // Where a row of B is contiguous a task takes several strips of it, so as to read longer runs.
+            let strips = if whole.b.row_stride == 1 { 1 } else { 4 };
+            pool.for_each_chunk(packed, strips * strip, |index, packed| {
+                let width = strips * size.cols;
+                let col = slice.start + index * width;
+                let cols = col..slice.end.min(col + width);
                 dispatch::<BF16, _>(
                     pool.isa(),
                     PackB::<BF16> {
@@ -119,7 +122,8 @@ fn many_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
             let (down, across) = (rows.div_ceil(TASK_ROWS), slice.len().div_ceil(task_cols));
             pool.run(down * across, |task| {
                 let (i, j) = (task % down, task / down);
-                let rows = i * rows / down..(i + 1) * rows / down;
+                // Whole panels, and what is left comes last: a small task to even threads out.
+                let rows = i * TASK_ROWS..rows.min((i + 1) * TASK_ROWS);
                 let panels = Panels::new(rows.len(), size.rows, size.block);
                 let col = slice.start + j * task_cols;
                 let cols = col..slice.end.min(col + task_cols);
