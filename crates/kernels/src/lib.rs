@@ -32,6 +32,6 @@ pub mod quantize;
 pub mod mmap;
 
 pub use isa::{Isa, IsaError};
-pub use matmul::{Mat, MatMut, matmul};
+pub use matmul::{Compute, Mat, MatMut, matmul, matmul_in};
 pub use mmap::Mmap;
 pub use pool::Pool;
