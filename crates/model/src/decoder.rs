@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use russet_kernels::random;
-use russet_tensor::ops::{self, TokenLoss};
+use russet_tensor::ops::{self, LossTerms, TokenLoss};
 use russet_tensor::{Ctx, Segments, Tensor};
 
 use crate::block::{Block, Pass, layouts};
@@ -158,7 +158,20 @@ impl Decoder {
         targets: &[u32],
         weights: &[f32],
     ) -> TokenLoss {
-        self.output_table().loss(ctx, hidden, targets, weights)
+        self.loss_with(ctx, hidden, targets, weights, &LossTerms::default())
+    }
+
+    /// [`Decoder::loss`] with further terms: z-loss, a teacher.
+    pub fn loss_with(
+        &self,
+        ctx: &mut Ctx,
+        hidden: &Tensor,
+        targets: &[u32],
+        weights: &[f32],
+        terms: &LossTerms,
+    ) -> TokenLoss {
+        self.output_table()
+            .loss(ctx, hidden, targets, weights, terms)
     }
 
     /// Each token's loss in nats, `[N]`, without gradients.

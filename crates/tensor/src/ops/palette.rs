@@ -123,7 +123,15 @@ mod tests {
                 ops::linear(&mut ctx, &x, &dense)
             };
             let table = random(&[7, 20], 5);
-            let loss = ops::cross_entropy(&mut ctx, &y, &table, &[0, 1, 2, 3, 4], &[1.0; 5]).loss;
+            let loss = ops::cross_entropy(
+                &mut ctx,
+                &y,
+                &table,
+                &[0, 1, 2, 3, 4],
+                &[1.0; 5],
+                &ops::LossTerms::default(),
+            )
+            .loss;
             ctx.backward(&loss, 1.0, &mut gradients);
             gradients.get(&x).unwrap().data().to_vec()
         };
