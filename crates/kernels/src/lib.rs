@@ -17,7 +17,6 @@ pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 pub mod mask;
-pub mod mask;
 pub mod matmul;
 pub mod norm;
 pub mod optimizer;
