@@ -18,6 +18,7 @@
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
+pub mod distill;
 mod error;
 pub mod loader;
 pub mod objective;
@@ -33,6 +34,7 @@ pub mod settings;
 pub mod state;
 pub mod validation;
 
+pub use distill::{Distill, DistillKind, DistillSettings, Teacher, TeacherInput, teach};
 pub use error::{Result, TrainError};
 pub use loader::{Batch, Batches, PackedShard};
 pub use objective::{NextToken, Objective};
