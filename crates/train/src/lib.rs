@@ -28,6 +28,7 @@ pub mod plan;
 mod pretrain;
 pub mod price;
 mod probe;
+pub mod prune;
 mod run;
 pub mod schedule;
 pub mod settings;

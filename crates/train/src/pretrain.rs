@@ -78,7 +78,7 @@ pub struct TrainReport {
 }
 
 /// Files of a tokenizer's folder that go with the model.
-const TOKENIZER_FILES: [&str; 3] = [
+pub(crate) const TOKENIZER_FILES: [&str; 3] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
