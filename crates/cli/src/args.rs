@@ -9,7 +9,7 @@ use russet_artifact::Override;
 #[derive(Parser)]
 #[command(name = "russet", version, arg_required_else_help = true)]
 pub struct Cli {
-    /// Print one JSON object on standard output; progress goes to standard error as JSON lines
+    /// Print one JSON object on standard output; progress goes to standard error as JSON lines, as it does where that is no terminal
     #[arg(long, global = true)]
     pub json: bool,
     /// Threads to compute on (default: all cores)
@@ -27,7 +27,7 @@ pub enum Verb {
     #[command(subcommand)]
     Tokenizer(TokenizerVerb),
     /// Train a decoder from a recipe
-    Pretrain(RecipeArgs),
+    Pretrain(PretrainArgs),
     /// Palettize a checkpoint to a given number of bits per weight
     Palettize(PalettizeArgs),
     /// Continue a prompt
@@ -41,6 +41,8 @@ pub enum Verb {
     Bench(BenchArgs),
     /// Convert a model's files
     Convert(ConvertArgs),
+    /// Show a training run as it goes: loss, learning rate, gradient norm, tokens a second
+    Watch(crate::watch::WatchArgs),
     /// Print a shell's completion script
     Completions {
         /// Which shell
@@ -76,6 +78,15 @@ pub struct RecipeArgs {
     /// Print what would be done, with parameters, tokens, operations, memory and time
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Args)]
+pub struct PretrainArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Begin at the first step, whatever an earlier run has left
+    #[arg(long)]
+    pub restart: bool,
 }
 
 #[derive(Subcommand)]
@@ -115,6 +126,9 @@ pub struct PalettizeArgs {
     /// Change a further setting: KEY=VALUE, as in palettize.weighting="activation"
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<Override>,
+    /// Print what would be done, with operations, memory and time
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Settings of sampling.

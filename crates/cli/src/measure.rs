@@ -38,17 +38,19 @@ pub fn documents(tokenizer: &Tokenizer, path: &Path) -> Result<Vec<Document>> {
 
 /// How a text is shown to a model.
 pub fn settings(model: &Model, window: Option<usize>) -> Result<Settings> {
-    let context = model.decoder.config().context;
-    match window {
+    let window = self::window(model.decoder.config().context, window)?;
+    Ok(Settings::new(model.bos()?, window))
+}
+
+/// Tokens in view at a time, of a model that sees `context`.
+pub fn window(context: usize, asked: Option<usize>) -> Result<usize> {
+    match asked {
         Some(window) if window == 0 || window > context => {
             let sentence =
                 format!("the window is {window} tokens, but the model sees from 1 to {context}");
             Err(Usage(sentence).into())
         }
-        window => Ok(Settings::new(
-            model.bos()?,
-            window.unwrap_or(context.min(WINDOW)),
-        )),
+        window => Ok(window.unwrap_or(context.min(WINDOW))),
     }
 }
 

@@ -129,6 +129,17 @@ fn dot_chunk(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
+/// The index of the highest number, the lowest of several; 0 where there is none. A NaN is never higher.
+pub fn highest(numbers: &[f32]) -> usize {
+    let mut best = 0;
+    for (index, &number) in numbers.iter().enumerate() {
+        if number > numbers[best] {
+            best = index;
+        }
+    }
+    best
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +175,18 @@ mod tests {
             copy(&pool, &a, &mut out);
             scale_in_place(&pool, &mut out, -3.0);
             check("scale_in_place", &out, &|i| a[i] * -3.0);
+        }
+    }
+
+    #[test]
+    fn of_equal_highest_numbers_the_first_is_named() {
+        for (numbers, index) in [
+            (&[1.0, 3.0, 2.0, 3.0][..], 1),
+            (&[f32::NEG_INFINITY, -2.0, f32::NAN], 1),
+            (&[0.0, -0.0], 0),
+            (&[], 0),
+        ] {
+            assert_eq!(highest(numbers), index, "{numbers:?}");
         }
     }
 

@@ -162,3 +162,6 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     lanes[0]
 }
+
+#[cfg(test)]
+mod tests;

@@ -353,3 +353,6 @@ fn check(
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

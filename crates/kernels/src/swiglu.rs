@@ -130,3 +130,6 @@ impl Body for Backward<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

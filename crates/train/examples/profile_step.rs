@@ -31,13 +31,13 @@ fn main() {
     let pool = Arc::new(Pool::new(threads).expect("RUSSET_ISA that this CPU has"));
     let config = Config {
         family: Family::Qwen3,
-        vocab: 4096,
-        width: 256,
+        vocab: 8192,
+        width: 512,
         layers: 6,
         heads: 8,
-        kv_heads: 4,
-        head_dim: 32,
-        ffn: 704,
+        kv_heads: 2,
+        head_dim: 64,
+        ffn: 1408,
         norm_epsilon: 1e-5,
         rope_theta: 500_000.0,
         rope_scaling: RopeScaling::None,

@@ -119,7 +119,10 @@ impl TeacherInput {
     }
 
     /// Refuses what `settings` cannot use.
-    pub(crate) fn check(&self, settings: &DistillSettings) -> Result<()> {
+    ///
+    /// # Errors
+    /// When stored predictions are asked for what only a model knows, or the other way round.
+    pub fn check(&self, settings: &DistillSettings) -> Result<()> {
         match (self, settings.kind) {
             (TeacherInput::Logits(_), DistillKind::Kl) => Err(TrainError::setting(
                 "distill.kind",

@@ -15,6 +15,7 @@
 //!
 //! Left out for now: every compute type but `f32`, more than one machine, and optimizers other than AdamW.
 
+pub mod bench;
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -35,6 +36,7 @@ pub mod settings;
 pub mod state;
 pub mod validation;
 
+pub use bench::{BenchReport, bench};
 pub use distill::{Distill, DistillKind, DistillSettings, Teacher, TeacherInput, teach};
 pub use error::{Result, TrainError};
 pub use loader::{Batch, Batches, PackedShard};
@@ -43,7 +45,7 @@ pub use optimizer::{AdamWSettings, Optimizer};
 pub use permutation::Permutation;
 pub use plan::Plan;
 pub use pretrain::{Outcome, Resume, TrainReport, pretrain};
-pub use price::{Description, Estimate, Price};
+pub use price::{Description, Estimate, Memory, Price};
 pub use probe::matmul_gflops;
 pub use run::{Ended, Loop, Measure, train};
 pub use schedule::Schedule;

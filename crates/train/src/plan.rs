@@ -17,7 +17,7 @@ use crate::distill::{Distill, TeacherInput};
 use crate::loader::Packing;
 use crate::objective::{NextToken, Objective};
 use crate::optimizer::AdamWSettings;
-use crate::price::{Description, Estimate, estimate, memory, training_flops};
+use crate::price::{Description, Estimate, memory, training_flops};
 use crate::schedule::Schedule;
 use crate::settings::{ModelSettings, Settings, TrainSettings};
 use crate::{Result, TrainError};
@@ -52,29 +52,7 @@ impl Plan {
     /// # Errors
     /// When a setting cannot be, or the folder is no tokens artifact with the shards and the tokenizer that are needed.
     pub fn new(mut settings: Settings, tokens: &Path) -> Result<Plan> {
-        resolve(&mut settings)?;
-        check_train(&settings.train)?;
-        if let Some(distill) = &settings.distill {
-            distill.check()?;
-        }
-        if settings.compute.dtype != "f32" {
-            let problem = format!(
-                "is \"{}\", but only \"f32\" is implemented; write that",
-                settings.compute.dtype
-            );
-            return Err(TrainError::setting("compute.dtype", problem));
-        }
-        if settings
-            .compute
-            .threads
-            .is_some_and(|threads| !(1..=1024).contains(&threads))
-        {
-            return Err(TrainError::setting(
-                "compute.threads",
-                "must be from 1 to 1024; leave it out to use every core",
-            ));
-        }
-
+        settings = settings.resolved()?;
         let tokens = Artifact::open(tokens, Kind::Tokens)?;
         let train = shard_path(&tokens, &settings.data.train)?;
         let validation = settings
@@ -284,7 +262,49 @@ impl Plan {
 
     /// How long it takes on a machine of the given rate, which [`crate::matmul_gflops`] measures.
     pub fn estimate(&self, gflops: f64) -> Estimate {
-        estimate(self.describe().flops, gflops)
+        Estimate::new(self.describe().flops, gflops)
+    }
+}
+
+impl Settings {
+    /// Checked, and with everything filled in that follows without the tokens: what [`Plan::new`] begins with.
+    ///
+    /// # Errors
+    /// When a setting cannot be.
+    pub fn resolved(mut self) -> Result<Settings> {
+        resolve(&mut self)?;
+        check_train(&self.train)?;
+        if let Some(distill) = &self.distill {
+            distill.check()?;
+        }
+        if self.compute.dtype != "f32" {
+            let problem = format!(
+                "is \"{}\", but only \"f32\" is implemented; write that",
+                self.compute.dtype
+            );
+            return Err(TrainError::setting("compute.dtype", problem));
+        }
+        if self
+            .compute
+            .threads
+            .is_some_and(|threads| !(1..=1024).contains(&threads))
+        {
+            return Err(TrainError::setting(
+                "compute.threads",
+                "must be from 1 to 1024; leave it out to use every core",
+            ));
+        }
+        // Of any vocabulary: only its size is the tokens' to say.
+        self.decoder(1)?;
+        Ok(self)
+    }
+
+    /// The decoder that resolved settings describe, over a vocabulary of `vocab`.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn decoder(&self, vocab: usize) -> Result<Config> {
+        decoder_config(&self.model, &SpecialIds::default(), vocab)
     }
 }
 

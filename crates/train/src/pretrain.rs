@@ -110,6 +110,7 @@ pub fn pretrain(
         }
         Resume::Continue => {}
     }
+    plan.describe().memory.check()?;
     // Before the work: a place that cannot be written to is found now.
     let draft = Draft::create(out, Kind::Checkpoint)?;
 

@@ -318,8 +318,7 @@ pub fn prune(
             };
             let kept = (0..config.layers)
                 .map(|layer| {
-                    let scores: Vec<f32> =
-                        (0..config.ffn).map(|i| score(layer, i) as f32).collect();
+                    let scores: Vec<f32> = (0..config.ffn).map(|i| score(layer, i)).collect();
                     greatest(&scores, k)
                 })
                 .collect();

@@ -218,8 +218,7 @@ impl TeacherLogits {
         };
         for at in 0..tokens * k {
             let (id, log_prob) = (logits.id(at), logits.log_prob(at));
-            // NaN fails the comparison.
-            if id as usize >= vocab || !(log_prob <= 0.0) {
+            if id as usize >= vocab || log_prob.is_nan() || log_prob > 0.0 {
                 let (row, of) = (at / k, at % k);
                 return Err(format!(
                     "row {row} gives the token {id} the log-probability {log_prob} in place {of}, out of {vocab} tokens"

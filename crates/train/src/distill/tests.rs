@@ -274,7 +274,8 @@ fn stored_predictions_come_back_and_damage_is_found() {
                 vec![-0.25, -8.0, -0.5, -1.0, 0.0, -30.0]
             )
         );
-        assert_eq!(logits.rows(&[0..2], 1), (vec![99, 0], vec![-0.5, 0.0]));
+        let first = std::slice::from_ref(&(0..2));
+        assert_eq!(logits.rows(first, 1), (vec![99, 0], vec![-0.5, 0.0]));
         drop(logits);
 
         let whole = std::fs::read(&path).unwrap();

@@ -185,3 +185,28 @@ fn the_price_before_there_are_tokens_is_that_of_the_plan() {
     );
     assert_eq!(price.estimate(2.0).seconds_at_peak, price.flops / 2e9);
 }
+
+#[test]
+fn a_model_that_no_machine_holds_is_refused_with_a_sentence() {
+    if !Path::new("/proc/meminfo").exists() {
+        eprintln!("skipped: the system does not say how much memory is free");
+        return;
+    }
+    let memory = |changes: &[&str]| {
+        let price = Price::new(common::settings(changes), 300).unwrap();
+        price.memory.check().map_err(|error| error.to_string())
+    };
+    memory(&[]).unwrap();
+    let problem = memory(&["model.width=65536", "model.ffn=1000000"]).unwrap_err();
+    assert!(
+        problem.starts_with("`model` with this batch needs"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn resolving_twice_changes_nothing() {
+    let once = common::settings::<Settings>(&[]).resolved().unwrap();
+    assert_eq!(once.clone().resolved().unwrap(), once);
+    assert_eq!(once.train.micro_batch_sequences, Some(4));
+}
