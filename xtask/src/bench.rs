@@ -1,37 +1,70 @@
-//! `cargo xtask bench`: `russet bench` in release, and a list of the scripts in bench/ where there are any.
+//! `cargo xtask bench`: the scripts of `bench/` by name, and `russet bench` in release.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::shell::{Done, cargo, root, run};
-use std::path::{Path, PathBuf};
 
-/// With arguments, runs `russet bench ARGUMENTS`; without, lists the scripts of `bench/` with the first line of their comment.
+/// Without arguments, lists the scripts below `bench/` with the first line of their comment. `NAME ARGUMENTS…` runs one of
+/// them; arguments that begin with an option are `russet bench`'s.
 pub fn bench(arguments: &[String]) -> Done {
-    if !arguments.is_empty() {
+    let folder = root().join("bench");
+    let scripts = scripts(&folder);
+    let name = |script: &Path| {
+        let below = script.strip_prefix(&folder).unwrap_or(script);
+        below.to_string_lossy().into_owned()
+    };
+    let Some((first, rest)) = arguments.split_first() else {
+        for script in &scripts {
+            let text = std::fs::read_to_string(script).unwrap_or_default();
+            println!("{:36} {}", name(script), summary(&text));
+        }
+        if scripts.is_empty() {
+            println!("no scripts in bench/");
+        }
+        println!(
+            "cargo xtask bench NAME [ARGUMENTS…] runs one; cargo xtask bench --model DIR [ARGUMENTS…] is `russet bench` built in release"
+        );
+        return Ok(());
+    };
+    if first.starts_with('-') {
         return run(cargo("run --release --package russet-cli -- bench").args(arguments));
     }
-    for script in scripts(&root().join("bench")) {
-        let name = script.strip_prefix(root()).unwrap_or(&script).display();
-        let text = std::fs::read_to_string(&script).unwrap_or_default();
-        println!("{:32} {}", name.to_string(), summary(&text));
-    }
-    println!(
-        "measure a model: cargo xtask bench --model DIR [-p TOKENS] [-n TOKENS] [--threads N], which is `russet bench …` built in release"
-    );
-    Ok(())
+    let Some(script) = scripts.iter().find(|script| name(script) == *first) else {
+        let known: Vec<String> = scripts.iter().map(|script| name(script)).collect();
+        let known = match known.is_empty() {
+            true => "bench/ has none".to_owned(),
+            false => format!("there are {}", known.join(", ")),
+        };
+        return Err(format!(
+            "`{first}` is no benchmark; {known}. `russet bench` takes options: cargo xtask bench --model DIR"
+        ));
+    };
+    run(starter(script)?.arg(script).args(rest).current_dir(root()))
 }
 
-/// The Python and shell scripts under a folder, in order; none where there is no such folder.
+/// The program that a script is for, by its ending.
+fn starter(script: &Path) -> Done<Command> {
+    match script.extension().and_then(|ending| ending.to_str()) {
+        Some("py") => Ok(Command::new(
+            std::env::var_os("RUSSET_PYTHON").unwrap_or_else(|| "python3".into()),
+        )),
+        Some("sh") => Ok(Command::new("sh")),
+        _ => Err(format!(
+            "{}: benchmarks are .py and .sh scripts",
+            script.display()
+        )),
+    }
+}
+
+/// Scripts in a folder and in the folders below it, sorted.
 fn scripts(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let Ok(entries) = std::fs::read_dir(folder) else {
-        return found;
-    };
-    for path in entries.flatten().map(|entry| entry.path()) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
         if path.is_dir() {
             found.extend(scripts(&path));
-        } else if path
-            .extension()
-            .is_some_and(|end| end == "py" || end == "sh")
-        {
+        } else if starter(&path).is_ok() {
             found.push(path);
         }
     }
@@ -56,14 +89,21 @@ fn summary(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn scripts_are_found_in_folders_and_nothing_else_is() {
-        let golden = crate::shell::root().join("golden");
-        let names: Vec<_> = super::scripts(&golden)
-            .iter()
-            .map(|path| path.file_name().unwrap_or_default().to_owned())
-            .collect();
-        assert_eq!(names, ["make_models.py", "make_ops.py", "parity.py"]);
-        assert_eq!(super::scripts(&golden.join("no such folder")).len(), 0);
+    fn a_name_that_is_no_script_is_refused_and_says_what_there_is() {
+        let problem = super::bench(&["tg".to_owned(), "--model".to_owned()]).unwrap_err();
+        assert!(problem.starts_with("`tg` is no benchmark; "), "{problem}");
+    }
+
+    #[test]
+    fn scripts_lie_in_the_folder_and_below_and_have_an_ending() {
+        let folder = std::env::temp_dir().join(format!("russet-bench-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("peers")).unwrap();
+        for name in ["b.sh", "README.md", "peers/a.py"] {
+            std::fs::write(folder.join(name), "").unwrap();
+        }
+        let found = super::scripts(&folder);
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(found, [folder.join("b.sh"), folder.join("peers/a.py")]);
     }
 
     #[test]

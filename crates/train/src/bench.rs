@@ -93,7 +93,8 @@ impl FromStr for Shape {
             seq: of(6)?,
             batch: of(7)?,
         };
-        if shape.dim % (2 * shape.heads) != 0 || shape.heads % shape.kv_heads != 0 {
+        if !shape.dim.is_multiple_of(2 * shape.heads) || !shape.heads.is_multiple_of(shape.kv_heads)
+        {
             return Err(format!(
                 "{} heads must cut dim {} into even widths, and be a multiple of the {} kv_heads",
                 shape.heads, shape.dim, shape.kv_heads
