@@ -28,6 +28,10 @@ pub enum Verb {
     Tokenizer(TokenizerVerb),
     /// Train a decoder from a recipe
     Pretrain(PretrainArgs),
+    /// Store a teacher's predictions of token shards, from a recipe
+    TeacherLogits(RecipeArgs),
+    /// Prune a checkpoint's feed-forward layers, from a recipe
+    Prune(RecipeArgs),
     /// Palettize a checkpoint to a given number of bits per weight
     Palettize(PalettizeArgs),
     /// Continue a prompt
@@ -194,6 +198,8 @@ pub struct ChatArgs {
 pub enum EvalVerb {
     /// Perplexity and bits per byte on a text, and how far a second model is from the first
     Perplexity(PerplexityArgs),
+    /// Whether a model finds a fact that is hidden in a long text, by length and depth
+    Needle(crate::needle::NeedleArgs),
     /// Write the logits of given tokens, to compare with other implementations
     Logits {
         /// A checkpoint or package

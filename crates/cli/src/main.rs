@@ -4,6 +4,7 @@ mod app;
 mod args;
 mod chat;
 mod measure;
+mod needle;
 mod outcome;
 mod progress;
 mod run;
@@ -80,10 +81,15 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
             };
             run::single(app, &args.recipe, StageKind::Pretrain, resume)
         }
+        Verb::TeacherLogits(args) => {
+            run::single(app, &args, StageKind::TeacherLogits, Resume::Continue)
+        }
+        Verb::Prune(args) => run::single(app, &args, StageKind::Prune, Resume::Continue),
         Verb::Palettize(args) => run::palettize(app, &args),
         Verb::Generate(args) => text::generate(app, &args),
         Verb::Chat(args) => chat::chat(app, &args),
         Verb::Eval(EvalVerb::Perplexity(args)) => measure::perplexity(app, &args),
+        Verb::Eval(EvalVerb::Needle(args)) => needle::run(app, &args),
         Verb::Eval(EvalVerb::Logits { model, tokens, out }) => {
             measure::logits(app, &model, &tokens, &out)
         }

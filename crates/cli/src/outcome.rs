@@ -26,7 +26,8 @@ pub fn outcome(error: &anyhow::Error) -> Outcome {
         }
         let interrupted = matches!(cause.downcast_ref(), Some(CompressError::Interrupted))
             || matches!(cause.downcast_ref(), Some(russet_eval::Error::Interrupted))
-            || matches!(cause.downcast_ref(), Some(TokenizerError::Interrupted));
+            || matches!(cause.downcast_ref(), Some(TokenizerError::Interrupted))
+            || matches!(cause.downcast_ref(), Some(TrainError::Interrupted));
         if interrupted {
             return Outcome::Interrupted(Interrupted::again().0);
         }
@@ -101,6 +102,7 @@ mod tests {
             CompressError::Interrupted.into(),
             russet_eval::Error::Interrupted.into(),
             TokenizerError::Interrupted.into(),
+            TrainError::Interrupted.into(),
         ] {
             assert!(matches!(wrapped(stopped), Outcome::Interrupted(_)));
         }

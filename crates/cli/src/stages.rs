@@ -6,7 +6,9 @@
 mod eval;
 mod palettize;
 mod pretrain;
+mod prune;
 mod sample;
+mod teacher_logits;
 mod tokenizer;
 mod tokens;
 
@@ -30,7 +32,10 @@ use crate::app::{App, Usage};
 pub enum StageKind {
     Tokenizer,
     Tokens,
+    #[serde(rename = "teacher-logits")]
+    TeacherLogits,
     Pretrain,
+    Prune,
     Palettize,
     Eval,
     Sample,
@@ -42,7 +47,9 @@ impl StageKind {
         match self {
             StageKind::Tokenizer => "tokenizer",
             StageKind::Tokens => "tokens",
+            StageKind::TeacherLogits => "teacher-logits",
             StageKind::Pretrain => "pretrain",
+            StageKind::Prune => "prune",
             StageKind::Palettize => "palettize",
             StageKind::Eval => "eval",
             StageKind::Sample => "sample",
@@ -54,7 +61,9 @@ impl StageKind {
         Ok(match self {
             StageKind::Tokenizer => Box::new(tokenizer::read(recipe)?),
             StageKind::Tokens => Box::new(tokens::read(recipe)?),
+            StageKind::TeacherLogits => Box::new(teacher_logits::read(recipe)?),
             StageKind::Pretrain => Box::new(pretrain::read(app, recipe)?),
+            StageKind::Prune => Box::new(prune::read(recipe)?),
             StageKind::Palettize => Box::new(palettize::read(recipe)?),
             StageKind::Eval => Box::new(eval::read(recipe)?),
             StageKind::Sample => Box::new(sample::read(recipe)?),

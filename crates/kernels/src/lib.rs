@@ -16,6 +16,7 @@ pub mod attention;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
+pub mod mask;
 pub mod matmul;
 pub mod norm;
 pub mod optimizer;

@@ -61,6 +61,15 @@ impl Block {
         [&*self.qkv, &*self.output, &*self.gate_up, &*self.down]
     }
 
+    pub(crate) fn linears_mut(&mut self) -> [&mut dyn Linear; 4] {
+        [
+            &mut *self.qkv,
+            &mut *self.output,
+            &mut *self.gate_up,
+            &mut *self.down,
+        ]
+    }
+
     pub(crate) fn visit<'a>(&'a self, layer: usize, visit: &mut dyn FnMut(Parameter<'a>)) {
         let norm = |name: &str, tensor| {
             let parts = vec![(format!("model.layers.{layer}.{name}.weight"), 1)];

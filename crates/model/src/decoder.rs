@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use russet_kernels::random;
-use russet_tensor::ops::{self, TokenLoss};
+use russet_tensor::ops::{self, LossTerms, TokenLoss};
 use russet_tensor::{Ctx, Segments, Tensor};
 
 use crate::block::{Block, Pass, layouts};
@@ -17,6 +17,7 @@ pub struct Decoder {
     pub(crate) blocks: Vec<Block>,
     pub(crate) norm: Tensor,            // [D]
     pub(crate) head: Option<Embedding>, // where output and input do not share one table
+    frozen: bool,                       // tables and norms are no parameters
 }
 
 /// What a parameter is, which decides how optimizers treat it.
@@ -65,6 +66,7 @@ impl Decoder {
             blocks,
             norm,
             head,
+            frozen: false,
         }
     }
 
@@ -158,7 +160,20 @@ impl Decoder {
         targets: &[u32],
         weights: &[f32],
     ) -> TokenLoss {
-        self.output_table().loss(ctx, hidden, targets, weights)
+        self.loss_with(ctx, hidden, targets, weights, &LossTerms::default())
+    }
+
+    /// [`Decoder::loss`] with further terms: z-loss, a teacher.
+    pub fn loss_with(
+        &self,
+        ctx: &mut Ctx,
+        hidden: &Tensor,
+        targets: &[u32],
+        weights: &[f32],
+        terms: &LossTerms,
+    ) -> TokenLoss {
+        self.output_table()
+            .loss(ctx, hidden, targets, weights, terms)
     }
 
     /// Each token's loss in nats, `[N]`, without gradients.
@@ -186,9 +201,22 @@ impl Decoder {
         Decoder { blocks, ..self }
     }
 
+    /// The decoder with tables and norms frozen: its parameters are those that its products offer.
+    pub fn freeze(self) -> Decoder {
+        Decoder {
+            frozen: true,
+            ..self
+        }
+    }
+
     /// Every trainable parameter, in a fixed order.
     pub fn parameters(&self) -> Vec<Parameter<'_>> {
         let mut all = Vec::new();
+        if self.frozen {
+            self.linears()
+                .for_each(|linear| linear.visit(&mut |parameter| all.push(parameter)));
+            return all;
+        }
         fn table<'a>(name: &str, embedding: &'a Embedding) -> Option<Parameter<'a>> {
             let Embedding::Dense(tensor) = embedding else {
                 return None;
@@ -216,6 +244,10 @@ impl Decoder {
 
     /// Hands out every trainable tensor to be changed in place, in the order of [`Decoder::parameters`].
     pub fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Tensor)) {
+        if self.frozen {
+            let linears = self.blocks.iter_mut().flat_map(Block::linears_mut);
+            return linears.for_each(|linear| linear.visit_mut(visit));
+        }
         if let Embedding::Dense(table) = &mut self.embedding {
             visit(table);
         }

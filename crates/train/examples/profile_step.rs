@@ -112,7 +112,7 @@ fn whole_step(config: &Config, pool: &Arc<Pool>) -> f64 {
         segments: Segments::packed(&[LENGTH; SEQUENCES]),
         targets: ids(tokens, config.vocab),
         weights: vec![1.0 / tokens as f32; tokens],
-        documents: vec![],
+        ..Batch::default()
     };
     let mut gradients = Gradients::default();
     let mut best = [f64::INFINITY; 4];

@@ -350,7 +350,7 @@ impl Batches for RandomTokens {
             segments: Segments::packed(&vec![seq; batch]),
             targets,
             weights: vec![1.0 / tokens as f32; tokens],
-            documents: vec![],
+            ..Batch::default()
         }])
     }
 

@@ -45,6 +45,9 @@ pub enum TrainError {
         /// What is wrong with it and what to do.
         problem: String,
     },
+    /// Someone asked to stop a job that keeps nothing of what it had.
+    #[error("stopped; the same command begins this again")]
+    Interrupted,
     /// The run has diverged, or a batch is poisonous.
     #[error(
         "step {step}: the {what} is {value}, so training stops here; the step saw {documents}. Look at \

@@ -19,6 +19,7 @@ pub mod bench;
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
+pub mod distill;
 mod error;
 pub mod loader;
 pub mod objective;
@@ -28,6 +29,7 @@ pub mod plan;
 mod pretrain;
 pub mod price;
 mod probe;
+pub mod prune;
 mod run;
 pub mod schedule;
 pub mod settings;
@@ -35,6 +37,7 @@ pub mod state;
 pub mod validation;
 
 pub use bench::{BenchReport, bench};
+pub use distill::{Distill, DistillKind, DistillSettings, Teacher, TeacherInput, teach};
 pub use error::{Result, TrainError};
 pub use loader::{Batch, Batches, PackedShard};
 pub use objective::{NextToken, Objective};

@@ -42,6 +42,8 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// What each token's loss counts, `[N]`.
     pub weights: Vec<f32>,
+    /// Which tokens of the shard the targets are, in order; empty where they come from no shard.
+    pub origins: Vec<Range<usize>>,
     /// Where it comes from, for messages: documents or examples by number.
     pub documents: Vec<Range<usize>>,
 }
@@ -183,6 +185,7 @@ pub(crate) fn append(
         document += 1;
     }
     batch.documents.push(first..document);
+    batch.origins.push(range);
     Ok(())
 }
 

@@ -13,7 +13,9 @@ use russet_model::{Config, Family};
 use russet_tokenizer::{SpecialIds, TokenShard, Tokenizer};
 use serde_json::Value;
 
+use crate::distill::{Distill, TeacherInput};
 use crate::loader::Packing;
+use crate::objective::{NextToken, Objective};
 use crate::optimizer::AdamWSettings;
 use crate::price::{Description, Estimate, memory, training_flops};
 use crate::schedule::Schedule;
@@ -41,6 +43,7 @@ pub struct Plan {
     shard_tokens: u64,
     shard_documents: u64,
     begin_of_text: u32,
+    teacher: Option<TeacherInput>,
 }
 
 impl Plan {
@@ -82,9 +85,48 @@ impl Plan {
             shard_tokens: shard.tokens() as u64,
             shard_documents: shard.documents() as u64,
             begin_of_text,
+            teacher: None,
             tokens,
             settings,
         })
+    }
+
+    /// The plan with a teacher for its `[distill]`.
+    ///
+    /// # Errors
+    /// When there is no `[distill]`, or it asks for what this teacher does not offer.
+    pub fn taught_by(mut self, teacher: TeacherInput) -> Result<Plan> {
+        let Some(distill) = &self.settings.distill else {
+            let problem = "is missing, but `inputs` name a teacher; say what to learn from it, such as kind = \"hard\"";
+            return Err(TrainError::setting("distill", problem));
+        };
+        teacher.check(distill)?;
+        self.teacher = Some(teacher);
+        Ok(self)
+    }
+
+    /// What is learnt. Opens the teacher, if there is one.
+    ///
+    /// # Errors
+    /// When the teacher is missing or knows other tokens.
+    pub fn objective(&self) -> Result<Box<dyn Objective>> {
+        let z_loss = self.settings.train.z_loss as f32;
+        let teacher = match (&self.settings.distill, &self.teacher) {
+            (None, _) if z_loss == 0.0 => return Ok(Box::new(NextToken)),
+            (None, _) => None,
+            (Some(_), None) => {
+                let problem = "is there, but no teacher; name a checkpoint in `inputs.teacher`, or stored predictions in \
+                               `inputs.teacher_logits`";
+                return Err(TrainError::setting("distill", problem));
+            }
+            (Some(distill), Some(input)) => {
+                let split = &self.settings.data.train;
+                let length = self.settings.train.sequence_length;
+                let teacher = input.open(&self.tokens, split, &self.open_train()?, length)?;
+                Some((teacher, *distill))
+            }
+        };
+        Ok(Box::new(Distill { z_loss, teacher }))
     }
 
     /// The settings with everything that was left open filled in, except threads.
@@ -188,12 +230,11 @@ impl Plan {
                 table.remove(key);
             }
         }
-        Ok(Stage::new(
-            "pretrain",
-            tool,
-            recipe,
-            Inputs::new().artifact("tokens", &self.tokens)?,
-        ))
+        let mut inputs = Inputs::new().artifact("tokens", &self.tokens)?;
+        if let Some(teacher) = &self.teacher {
+            inputs = teacher.record(inputs)?;
+        }
+        Ok(Stage::new("pretrain", tool, recipe, inputs))
     }
 
     /// What it amounts to.
@@ -233,6 +274,9 @@ impl Settings {
     pub fn resolved(mut self) -> Result<Settings> {
         resolve(&mut self)?;
         check_train(&self.train)?;
+        if let Some(distill) = &self.distill {
+            distill.check()?;
+        }
         if self.compute.dtype != "f32" {
             let problem = format!(
                 "is \"{}\", but only \"f32\" is implemented; write that",
@@ -406,6 +450,12 @@ pub(crate) fn check_train(train: &TrainSettings) -> Result<()> {
                 "is {}; it must be positive, or 0 for no limit",
                 train.clip_norm
             ),
+        );
+    }
+    if !(0.0..=1.0).contains(&train.z_loss) {
+        return refuse(
+            "train.z_loss",
+            format!("is {}; it must be from 0 to 1", train.z_loss),
         );
     }
     if train.log_every == 0 {

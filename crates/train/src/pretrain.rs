@@ -18,7 +18,6 @@ use russet_tensor::Ctx;
 use serde::Serialize;
 
 use crate::loader::{Batches, PackedShard};
-use crate::objective::NextToken;
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::probe::matmul_gflops;
@@ -79,7 +78,7 @@ pub struct TrainReport {
 }
 
 /// Files of a tokenizer's folder that go with the model.
-const TOKENIZER_FILES: [&str; 3] = [
+pub(crate) const TOKENIZER_FILES: [&str; 3] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
@@ -115,6 +114,7 @@ pub fn pretrain(
     // Before the work: a place that cannot be written to is found now.
     let draft = Draft::create(out, Kind::Checkpoint)?;
 
+    let objective = plan.objective()?;
     let settings = &plan.settings().train;
     let mut ctx = Ctx::new(Arc::new(plan.pool()?));
     let peak_flops = matmul_gflops(&ctx.pool) * 1e9;
@@ -180,7 +180,7 @@ pub fn pretrain(
         steps: plan.steps(),
         schedule: plan.schedule(),
         clip_norm: (settings.clip_norm > 0.0).then_some(settings.clip_norm),
-        objective: &NextToken,
+        objective: &*objective,
         batches: &mut batches,
         measure: validation
             .is_some()

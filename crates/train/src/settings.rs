@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::distill::DistillSettings;
+
 /// Everything that pre-training is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -16,6 +18,9 @@ pub struct Settings {
     pub model: ModelSettings,
     /// How it is trained.
     pub train: TrainSettings,
+    /// From whom besides the text; nobody where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<DistillSettings>,
     /// On what.
     #[serde(default)]
     pub data: DataSettings,
@@ -105,6 +110,9 @@ pub struct TrainSettings {
     /// The largest norm of all gradients together; longer ones are shortened to it. 0 for no limit.
     #[serde(default = "clip_norm")]
     pub clip_norm: f64,
+    /// ζ of the term `ζ (ln Σ exp z)²` of the loss, which keeps logits from drifting; AFM has 1e-6. 0 for none.
+    #[serde(default)]
+    pub z_loss: f64,
     /// What the first weights and the order of the data follow from.
     #[serde(default)]
     pub seed: u64,

@@ -1,18 +1,20 @@
 //! `stage = "pretrain"`: token shards to a checkpoint.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use russet_artifact::Recipe;
 use russet_train::settings::{
     ComputeSettings, DataSettings, ModelSettings, StageName, TrainSettings,
 };
-use russet_train::{Estimate, Memory, Outcome, Price, Settings, TrainError};
+use russet_train::{
+    DistillSettings, Estimate, Memory, Outcome, Price, Settings, TeacherInput, TrainError,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{Made, Outlook, Place, Plan, StageKind, Work, about};
-use crate::app::{App, Interrupted};
+use crate::app::{App, Interrupted, Usage};
 
 /// The recipe as it stands in TOML; but for `inputs` it is [`Settings`].
 #[derive(Deserialize)]
@@ -26,6 +28,7 @@ struct PretrainRecipe {
     inputs: PretrainInputs,
     model: ModelSettings,
     train: TrainSettings,
+    distill: Option<DistillSettings>,
     #[serde(default)]
     data: DataSettings,
     #[serde(default)]
@@ -36,6 +39,12 @@ struct PretrainRecipe {
 #[serde(deny_unknown_fields)]
 struct PretrainInputs {
     tokens: PathBuf,
+    /// A checkpoint that teaches, by `[distill]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teacher: Option<PathBuf>,
+    /// Its predictions, stored beforehand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teacher_logits: Option<PathBuf>,
 }
 
 pub(super) struct Pretrain {
@@ -49,6 +58,7 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
         inputs,
         model,
         train,
+        distill,
         data,
         mut compute,
         ..
@@ -61,12 +71,43 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
         stage: StageName::Pretrain,
         model,
         train,
+        distill,
         data,
         compute,
     };
     let mut settings = settings.resolved()?;
     settings.compute.threads.get_or_insert(app.pool.threads());
+    if inputs.teacher.is_some() && inputs.teacher_logits.is_some() {
+        let sentence =
+            "`inputs.teacher` and `inputs.teacher_logits` are both there; keep one of them";
+        return Err(Usage(sentence.into()).into());
+    }
+    match (inputs.taught_by(Path::to_path_buf), &settings.distill) {
+        (Some(teacher), Some(distill)) => teacher.check(distill)?,
+        (None, None) => {}
+        (Some(_), None) => {
+            let sentence = "`inputs` name a teacher, but there is no `[distill]`; say what to learn from it, such as \
+                            kind = \"hard\"";
+            return Err(Usage(sentence.into()).into());
+        }
+        (None, Some(_)) => {
+            let sentence = "`[distill]` is there, but no teacher; name a checkpoint in `inputs.teacher`, or stored \
+                            predictions in `inputs.teacher_logits`";
+            return Err(Usage(sentence.into()).into());
+        }
+    }
     Ok(Pretrain { inputs, settings })
+}
+
+impl PretrainInputs {
+    /// The teacher, where there is one.
+    fn taught_by(&self, place: impl Fn(&Path) -> PathBuf) -> Option<TeacherInput> {
+        let checkpoint = self.teacher.as_deref().map(&place);
+        let logits = self.teacher_logits.as_deref().map(&place);
+        checkpoint
+            .map(TeacherInput::Checkpoint)
+            .or(logits.map(TeacherInput::Logits))
+    }
 }
 
 impl Work for Pretrain {
@@ -145,7 +186,10 @@ impl Work for Pretrain {
 
     fn run(&self, app: &mut App, _: &str, place: &Place) -> Result<Made> {
         let tokens = place.input(&self.inputs.tokens);
-        let plan = russet_train::Plan::new(self.settings.clone(), &tokens)?;
+        let mut plan = russet_train::Plan::new(self.settings.clone(), &tokens)?;
+        if let Some(teacher) = self.inputs.taught_by(|name| place.input(name)) {
+            plan = plan.taught_by(teacher)?;
+        }
         let outcome = russet_train::pretrain(
             &plan,
             &place.out,
