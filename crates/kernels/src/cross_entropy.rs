@@ -9,7 +9,7 @@
 //! ```
 
 use crate::isa::Isa;
-use crate::matmul::{Mat, MatMut, matmul};
+use crate::matmul::{Compute, Mat, MatMut, matmul_in};
 use crate::pool::{Disjoint, Pool};
 use crate::simd::{Body, Simd, dispatch};
 
@@ -19,11 +19,19 @@ pub const IGNORE: u32 = u32::MAX;
 /// Logits of one chunk: 4 MiB.
 const CHUNK_LOGITS: usize = 1 << 20;
 
-/// Losses in nats, `[N]`, 0 where the target is [`IGNORE`]. `hidden` `[N, D]`, `table` `[V, D]`, `targets` `[N]`.
+/// Losses in nats, `[N]`, 0 where the target is [`IGNORE`]. `hidden` `[N, D]`, `table` `[V, D]`, `targets` `[N]`. Logits and their
+/// products multiply in the type `compute`.
 ///
 /// # Panics
 /// When the lengths do not fit or a target lies outside the vocabulary.
-pub fn forward(pool: &Pool, hidden: &[f32], table: &[f32], targets: &[u32], losses: &mut [f32]) {
+pub fn forward(
+    pool: &Pool,
+    compute: Compute,
+    hidden: &[f32],
+    table: &[f32],
+    targets: &[u32],
+    losses: &mut [f32],
+) {
     let Some(Shape { width, vocab }) = check(hidden, table, targets, losses.len()) else {
         return;
     };
@@ -35,7 +43,7 @@ pub fn forward(pool: &Pool, hidden: &[f32], table: &[f32], targets: &[u32], loss
         .zip(losses.chunks_mut(rows));
     for ((hidden, targets), losses) in chunks {
         let logits = &mut logits[..targets.len() * vocab];
-        project(pool, hidden, table, width, logits);
+        project(pool, compute, hidden, table, width, logits);
         pool.for_each_chunk(losses, 1, |n, loss| {
             let row = &logits[n * vocab..][..vocab];
             loss[0] = match targets[n] {
@@ -52,6 +60,7 @@ pub fn forward(pool: &Pool, hidden: &[f32], table: &[f32], targets: &[u32], loss
 /// As [`forward`].
 pub fn forward_backward(
     pool: &Pool,
+    compute: Compute,
     hidden: &[f32],
     table: &[f32],
     targets: &[u32],
@@ -87,7 +96,7 @@ pub fn forward_backward(
     for (((hidden, targets), weights), (losses, d_hidden)) in inputs.zip(outputs) {
         let count = targets.len();
         let logits = &mut logits[..count * vocab];
-        project(pool, hidden, table, width, logits);
+        project(pool, compute, hidden, table, width, logits);
         let losses = Disjoint::new(losses);
         pool.for_each_chunk(logits, vocab, |n, row| {
             let loss = match targets[n] {
@@ -112,15 +121,17 @@ pub fn forward_backward(
             unsafe { losses.range(n, 1).copy_from_slice(&[loss]) };
         });
         let d_logits = Mat::new(logits, count, vocab);
-        matmul(
+        matmul_in(
             pool,
+            compute,
             d_logits,
             Mat::new(table, vocab, width),
             MatMut::new(d_hidden, count, width),
             false,
         );
-        matmul(
+        matmul_in(
             pool,
+            compute,
             d_logits.t(),
             Mat::new(hidden, count, width),
             MatMut::new(d_table, vocab, width),
@@ -188,11 +199,19 @@ fn rows_per_chunk(vocab: usize) -> usize {
 }
 
 /// logits = hidden tableᵀ
-fn project(pool: &Pool, hidden: &[f32], table: &[f32], width: usize, logits: &mut [f32]) {
+fn project(
+    pool: &Pool,
+    compute: Compute,
+    hidden: &[f32],
+    table: &[f32],
+    width: usize,
+    logits: &mut [f32],
+) {
     let (rows, vocab) = (hidden.len() / width, table.len() / width);
     let table = Mat::new(table, vocab, width);
-    matmul(
+    matmul_in(
         pool,
+        compute,
         Mat::new(hidden, rows, width),
         table.t(),
         MatMut::new(logits, rows, vocab),

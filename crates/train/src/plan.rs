@@ -51,13 +51,6 @@ impl Plan {
     pub fn new(mut settings: Settings, tokens: &Path) -> Result<Plan> {
         resolve(&mut settings)?;
         check_train(&settings.train)?;
-        if settings.compute.dtype != "f32" {
-            let problem = format!(
-                "is \"{}\", but only \"f32\" is implemented; write that",
-                settings.compute.dtype
-            );
-            return Err(TrainError::setting("compute.dtype", problem));
-        }
         if settings
             .compute
             .threads

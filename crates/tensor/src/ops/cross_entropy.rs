@@ -44,6 +44,7 @@ pub fn cross_entropy(
     let (h, w) = (hidden.data(), table.data());
     kernel::forward_backward(
         &ctx.pool,
+        ctx.compute,
         h,
         w,
         targets,
@@ -72,7 +73,14 @@ pub fn cross_entropy(
 /// Each token's loss in nats, `[N]`, without gradients.
 pub fn token_losses(ctx: &mut Ctx, hidden: &Tensor, table: &Tensor, targets: &[u32]) -> Vec<f32> {
     let mut losses = vec![0.0; targets.len()];
-    kernel::forward(&ctx.pool, hidden.data(), table.data(), targets, &mut losses);
+    kernel::forward(
+        &ctx.pool,
+        ctx.compute,
+        hidden.data(),
+        table.data(),
+        targets,
+        &mut losses,
+    );
     losses
 }
 
