@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use russet_kernels::Pool;
+use russet_kernels::{Compute, Pool};
 
 use crate::tape::{Backward, Gradients, Tape};
 use crate::tensor::{Node, Tensor, TensorId};
@@ -12,15 +12,18 @@ use crate::workspace::{Buffer, Workspace};
 pub struct Ctx {
     /// The threads that kernels run on.
     pub pool: Arc<Pool>,
+    /// The type in which dense products multiply; what is kept is `f32`.
+    pub compute: Compute,
     workspace: Arc<Workspace>,
     tape: Option<Tape>,
 }
 
 impl Ctx {
-    /// A context without a tape: inference.
+    /// A context without a tape, whose products multiply in `f32`: inference.
     pub fn new(pool: Arc<Pool>) -> Ctx {
         Ctx {
             pool,
+            compute: Compute::F32,
             workspace: Arc::default(),
             tape: None,
         }
@@ -41,7 +44,14 @@ impl Ctx {
             .tape
             .take()
             .expect("`backward` needs a tape: call `start_tape` before the forward pass");
-        tape.backward(&self.pool, &self.workspace, loss, weight, gradients);
+        tape.backward(
+            &self.pool,
+            self.compute,
+            &self.workspace,
+            loss,
+            weight,
+            gradients,
+        );
     }
 
     /// Whether a gradient must flow to any of `inputs`, so that the operation has to be recorded.

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use russet_kernels::{Pool, elementwise};
+use russet_kernels::{Compute, Pool, elementwise};
 
 use crate::tensor::{Node, Tensor, TensorId};
 use crate::workspace::{Buffer, Workspace};
@@ -29,6 +29,8 @@ pub struct Gradients {
 pub struct Backward<'a> {
     /// The threads that kernels run on.
     pub pool: &'a Pool,
+    /// The type in which dense products multiply.
+    pub compute: Compute,
     workspace: &'a Arc<Workspace>,
     gradients: &'a mut Gradients,
     tracked: &'a HashSet<TensorId>,
@@ -54,6 +56,7 @@ impl Tape {
     pub(crate) fn backward(
         self,
         pool: &Pool,
+        compute: Compute,
         workspace: &Arc<Workspace>,
         loss: &Tensor,
         weight: f32,
@@ -71,6 +74,7 @@ impl Tape {
             .insert(loss.id(), Tensor::new(loss.shape(), vec![weight]));
         let mut back = Backward {
             pool,
+            compute,
             workspace,
             gradients,
             tracked: &tracked,

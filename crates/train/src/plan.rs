@@ -277,13 +277,6 @@ impl Settings {
         if let Some(distill) = &self.distill {
             distill.check()?;
         }
-        if self.compute.dtype != "f32" {
-            let problem = format!(
-                "is \"{}\", but only \"f32\" is implemented; write that",
-                self.compute.dtype
-            );
-            return Err(TrainError::setting("compute.dtype", problem));
-        }
         if self
             .compute
             .threads

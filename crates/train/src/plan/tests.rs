@@ -101,7 +101,6 @@ fn settings_that_cannot_be_are_refused() {
         ("train.clip_norm=-1.0", "`train.clip_norm`"),
         ("train.log_every=0", "`train.log_every`"),
         ("train.batch_sequences=0", "`train.batch_sequences` is 0"),
-        ("compute.dtype=bf16", "only \"f32\""),
         ("compute.threads=0", "`compute.threads`"),
         (
             "model.kv_heads=3",
