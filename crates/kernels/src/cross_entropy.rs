@@ -16,8 +16,8 @@ use crate::simd::{Body, Simd, dispatch};
 /// The target of a token that has no loss.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Logits of one chunk: 4 MiB.
-const CHUNK_LOGITS: usize = 1 << 20;
+/// Logits of one chunk: 16 MiB. Each chunk packs the whole table anew and adds to the whole of its gradient.
+const CHUNK_LOGITS: usize = 1 << 22;
 
 /// Losses in nats, `[N]`, 0 where the target is [`IGNORE`]. `hidden` `[N, D]`, `table` `[V, D]`, `targets` `[N]`. Logits and their
 /// products multiply in the type `compute`.
@@ -195,7 +195,7 @@ fn check(hidden: &[f32], table: &[f32], targets: &[u32], losses: usize) -> Optio
 }
 
 fn rows_per_chunk(vocab: usize) -> usize {
-    (CHUNK_LOGITS / vocab).clamp(64, 1024)
+    (CHUNK_LOGITS / vocab).clamp(64, 1008)
 }
 
 /// logits = hidden tableᵀ

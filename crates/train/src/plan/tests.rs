@@ -121,15 +121,17 @@ fn settings_that_cannot_be_are_refused() {
 fn memory_by_formula_is_memory_used() {
     let dir = tempfile::tempdir().unwrap();
     let tokens = common::tokens(dir.path());
-    for micro_batch in [1, 4] {
+    for (micro_batch, recompute) in [(1, "none"), (4, "none"), (4, "block")] {
         let plan = plan(
             &tokens,
             &[
                 &format!("train.micro_batch_sequences={micro_batch}"),
+                &format!("compute.recompute={recompute}"),
                 "model.layers=4",
             ],
         );
         let mut ctx = Ctx::new(Arc::new(plan.pool().unwrap()));
+        ctx.recompute = recompute == "block";
         let decoder = russet_model::Decoder::random(plan.config(), 1);
         let mut gradients = Gradients::default();
         for batch in PackedShard::new(
@@ -155,7 +157,7 @@ fn memory_by_formula_is_memory_used() {
         // While the first weight gradients appear, activations go: the sum of both is not quite reached.
         assert!(
             (0.75..1.05).contains(&ratio),
-            "micro-batches of {micro_batch}: {ratio}"
+            "micro-batches of {micro_batch}, recompute {recompute}: {ratio}"
         );
     }
 }
