@@ -118,6 +118,25 @@ fn settings_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn a_type_or_a_way_to_recompute_that_is_unknown_is_refused() {
+    let parse = |change: &str| {
+        let text = "[model]\nwidth = 32\nlayers = 2\nheads = 4\nkv_heads = 2\nffn = 64\n[train]\nsteps = 1\n\
+                    batch_sequences = 1\nsequence_length = 8\npeak_lr = 1e-2";
+        Recipe::from_text("recipe", text, &[change.parse().unwrap()])
+            .unwrap()
+            .parse::<Settings>()
+    };
+    assert!(parse("compute.dtype=bf16").is_ok() && parse("compute.recompute=block").is_ok());
+    for (change, part) in [
+        ("compute.dtype=f16", "`f32` or `bf16`"),
+        ("compute.recompute=all", "`none` or `block`"),
+    ] {
+        let problem = parse(change).unwrap_err().to_string();
+        assert!(problem.contains(part), "{change}: {problem}");
+    }
+}
+
+#[test]
 fn memory_by_formula_is_memory_used() {
     let dir = tempfile::tempdir().unwrap();
     let tokens = common::tokens(dir.path());
