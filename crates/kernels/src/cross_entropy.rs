@@ -29,8 +29,8 @@ use rows::{Divergence, Exponentials, LogSumExp, Scale, Sparse, argmax};
 /// The target of a token that has no loss.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Logits of one chunk: 4 MiB.
-const CHUNK_LOGITS: usize = 1 << 20;
+/// Logits of one chunk: 16 MiB. Each chunk packs the whole table anew and adds to the whole of its gradient.
+const CHUNK_LOGITS: usize = 1 << 22;
 
 /// The most tokens of a sparse target.
 pub const MAX_SPARSE: usize = 256;
@@ -449,7 +449,7 @@ fn check(hidden: &[f32], table: &[f32], targets: &[u32], losses: usize) -> Optio
 }
 
 fn rows_per_chunk(vocab: usize) -> usize {
-    (CHUNK_LOGITS / vocab).clamp(64, 1024)
+    (CHUNK_LOGITS / vocab).clamp(64, 1008)
 }
 
 /// logits = hidden tableᵀ

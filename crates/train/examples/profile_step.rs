@@ -1,7 +1,7 @@
 //! Where the time of a training step goes: the whole step measured, and beside it each kernel alone at the step's shapes.
 //!
 //! `cargo run --release -p russet-train --example profile_step [-- NAME=VALUE ...]` with the names of [`Shape`], `threads`,
-//! `dtype` (`f32` or `bf16`), `steps`, and `kernels=0` to measure the step alone.
+//! `dtype` (`f32` or `bf16`), `recompute` (`none` or `block`), `steps`, and `kernels=0` to measure the step alone.
 //!
 //! The sum of the kernels is about the step: what is missing is memory that other operations have pushed out of cache.
 #![allow(clippy::print_stdout)]
@@ -70,7 +70,8 @@ fn main() {
         seq: 256,
         batch: 8,
     };
-    let (mut threads, mut steps, mut alone, mut compute) = (2, 8, 1, Compute::F32);
+    let (mut threads, mut steps, mut alone) = (2, 8, 1);
+    let (mut compute, mut recompute) = (Compute::F32, false);
     for argument in std::env::args().skip(1) {
         let (name, value) = argument.split_once('=').expect("NAME=VALUE");
         if name == "dtype" {
@@ -78,6 +79,14 @@ fn main() {
                 "f32" => Compute::F32,
                 "bf16" => Compute::Bf16,
                 _ => panic!("dtype is f32 or bf16, not {value}"),
+            };
+            continue;
+        }
+        if name == "recompute" {
+            recompute = match value {
+                "none" => false,
+                "block" => true,
+                _ => panic!("recompute is none or block, not {value}"),
             };
             continue;
         }
@@ -105,7 +114,7 @@ fn main() {
         pool.isa()
     );
     let peak = matmul_gflops_in(&pool, compute);
-    let step = whole_step(&shape, compute, &pool, steps as u64);
+    let step = whole_step(&shape, (compute, recompute), &pool, steps as u64);
     // Tokens see half of their window.
     let flops = 3.0 * tokens as f64 * config.forward_flops(shape.seq / 2);
     println!(
@@ -176,10 +185,16 @@ fn cpu_seconds() -> f64 {
 }
 
 /// Seconds of the fastest of some steps; the parts are printed.
-fn whole_step(shape: &Shape, compute: Compute, pool: &Arc<Pool>, steps: u64) -> f64 {
+fn whole_step(
+    shape: &Shape,
+    (compute, recompute): (Compute, bool),
+    pool: &Arc<Pool>,
+    steps: u64,
+) -> f64 {
     let (config, tokens) = (&shape.config(), shape.tokens());
     let mut ctx = Ctx::new(pool.clone());
     ctx.compute = compute;
+    ctx.recompute = recompute;
     let mut decoder = Decoder::random(config, 1);
     let settings = AdamWSettings {
         beta1: 0.9,

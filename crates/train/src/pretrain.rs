@@ -22,6 +22,7 @@ use crate::optimizer::Optimizer;
 use crate::plan::Plan;
 use crate::probe::matmul_gflops_in;
 use crate::run::{Ended, Loop, Measure, train};
+use crate::settings::Recompute;
 use crate::state::{State, StateStore};
 use crate::validation::{Validation, ValidationResult};
 use crate::{Result, TrainError};
@@ -118,6 +119,7 @@ pub fn pretrain(
     let settings = &plan.settings().train;
     let mut ctx = Ctx::new(Arc::new(plan.pool()?));
     ctx.compute = plan.settings().compute.dtype.kernel();
+    ctx.recompute = plan.settings().compute.recompute == Recompute::Block;
     let peak_flops = matmul_gflops_in(&ctx.pool, ctx.compute) * 1e9;
     let mut batches = PackedShard::new(plan.open_train()?, plan.begin_of_text(), plan.packing())?;
     let mut state = match store.load(

@@ -150,6 +150,9 @@ pub struct ComputeSettings {
     /// The type in which dense products multiply. Weights, activations and sums are `f32` either way.
     #[serde(default)]
     pub dtype: ComputeType,
+    /// What of the forward pass is computed again in the backward pass.
+    #[serde(default)]
+    pub recompute: Recompute,
     /// Threads; all cores where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -183,6 +186,17 @@ impl ComputeType {
             ComputeType::Bf16 => Compute::Bf16,
         }
     }
+}
+
+/// What of the forward pass is computed again in the backward pass, to save memory. The result is the same to the bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recompute {
+    /// Nothing that costs a product.
+    #[default]
+    None,
+    /// Each block, of which only the input is kept: a fourth more time, much less memory with long sequences.
+    Block,
 }
 
 fn rope_theta() -> f64 {

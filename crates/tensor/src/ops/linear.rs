@@ -27,12 +27,15 @@ pub fn linear(ctx: &mut Ctx, x: &Tensor, weight: &Tensor) -> Tensor {
     );
     let out = Tensor::new(&[tokens, features], out);
     if ctx.records(&[x, weight]) {
-        let (x, weight) = (x.clone(), weight.clone());
+        // The gradient of a frozen weight is not wanted, so x is not either.
+        let values = ctx.records(&[weight]).then(|| x.kept());
+        let (x, weight) = (x.handle(), weight.clone());
         ctx.record(&out, move |back, d_out| {
             let d_y = Mat::new(d_out.data(), tokens, features);
             let compute = back.compute;
-            if back.wants(&weight) {
+            if let Some(values) = values {
                 // d_W += d_yᵀ x
+                let x = back.values(&values);
                 back.accumulate_with(&weight, |pool, sum| {
                     let x = Mat::new(x.data(), tokens, width);
                     matmul_in(
@@ -47,7 +50,7 @@ pub fn linear(ctx: &mut Ctx, x: &Tensor, weight: &Tensor) -> Tensor {
             }
             if back.wants(&x) {
                 // d_x = d_y W
-                let mut d_x = back.buffer(x.len());
+                let mut d_x = back.buffer(tokens * width);
                 let w = Mat::new(weight.data(), features, width);
                 matmul_in(
                     back.pool,
@@ -57,7 +60,7 @@ pub fn linear(ctx: &mut Ctx, x: &Tensor, weight: &Tensor) -> Tensor {
                     MatMut::new(&mut d_x, tokens, width),
                     false,
                 );
-                let d_x = Tensor::new(x.shape(), d_x);
+                let d_x = Tensor::new(&[tokens, width], d_x);
                 back.accumulate(&x, d_x);
             }
         });

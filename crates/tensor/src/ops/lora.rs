@@ -54,10 +54,11 @@ pub fn lora(ctx: &mut Ctx, base: Tensor, x: &Tensor, parts: &[LoraPart]) -> Tens
     let out = Tensor::new(&[tokens, features], out);
     let adapted = parts.iter().any(|part| ctx.records(&[&part.a, &part.b]));
     if adapted || ctx.records(&[x, &base_handle]) {
-        let (x, parts) = (x.clone(), parts.to_vec());
+        let (x, parts) = (x.kept(), parts.to_vec());
         ctx.record(&out, move |back, d_out| {
             let d_y = Mat::new(d_out.data(), tokens, features);
             let compute = back.compute;
+            let values = back.values(&x);
             for (part, down) in parts.iter().zip(downs) {
                 let (rank, _) = part.a.dims2();
                 let d_columns = d_y.cols(part.columns.clone());
@@ -88,7 +89,7 @@ pub fn lora(ctx: &mut Ctx, base: Tensor, x: &Tensor, parts: &[LoraPart]) -> Tens
                 elementwise::scale_in_place(back.pool, &mut d_down, part.scale);
                 if back.wants(&part.a) {
                     back.accumulate_with(&part.a, |pool, sum| {
-                        let x = Mat::new(x.data(), tokens, width);
+                        let x = Mat::new(values.data(), tokens, width);
                         matmul_in(
                             pool,
                             compute,
