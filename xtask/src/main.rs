@@ -6,7 +6,7 @@
 //! | `edges` | checks the invariants of the architecture: layers, `unsafe`, who reaches what, numbering, length |
 //! | `golden` | makes the goldens again with torch and transformers |
 //! | `parity [DIR…]` | compares `russet` with transformers on checkpoint folders |
-//! | `bench [NAME …]` | lists the benchmarks, or runs `russet bench` in release |
+//! | `bench [NAME … \| --OPTION …]` | lists the scripts of `bench/`, runs one, or runs `russet bench` in release |
 //! | `fuzz [--seconds N] [TARGET…]` | fuzzes each parser of foreign bytes |
 //!
 //! What the chores install (a Python environment, `cargo-deny`, `cargo-fuzz`) goes into the cache folder, never into the clone:
@@ -29,7 +29,8 @@ const USAGE: &str = "usage: cargo xtask VERB
   edges                         the architecture's invariants
   golden                        make golden/ again (torch and transformers, installed into the cache)
   parity [DIR…]                 compare russet with transformers; default runs/tiny/03-pretrain
-  bench [NAME ARGS…]            list the benchmarks, or run `russet bench NAME ARGS…` in release
+  bench [NAME ARGS…]            list the scripts of bench/, or run one
+  bench --OPTION ARGS…          run `russet bench --OPTION ARGS…` in release
   fuzz [--seconds N] [TARGET…]  fuzz the parsers, N seconds each (default 60); default all
 
 environment: RUSSET_CACHE (where tools are installed), RUSSET_PYTHON (a Python to use as it is)";

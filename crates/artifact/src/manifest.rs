@@ -53,6 +53,8 @@ pub enum Kind {
     Tokenizer,
     /// Token shards.
     Tokens,
+    /// A teacher's stored predictions of token shards.
+    TeacherLogits,
     /// Weights and configuration, as a Hugging Face folder.
     Checkpoint,
     /// A checkpoint with optimizer state and loader position, to go on from.
@@ -73,10 +75,11 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Text,
         Self::Tokenizer,
         Self::Tokens,
+        Self::TeacherLogits,
         Self::Checkpoint,
         Self::TrainState,
         Self::RewardModel,
@@ -93,6 +96,7 @@ impl Kind {
             Self::Text => "text",
             Self::Tokenizer => "tokenizer",
             Self::Tokens => "tokens",
+            Self::TeacherLogits => "teacher-logits",
             Self::Checkpoint => "checkpoint",
             Self::TrainState => "train-state",
             Self::RewardModel => "reward-model",

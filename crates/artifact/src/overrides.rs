@@ -14,6 +14,9 @@ use toml::de::{DeTable, DeValue};
 use crate::error::{Error, Result};
 use crate::hash::shorten;
 
+/// Parts of a dotted key at most.
+const MAX_PARTS: usize = 32;
+
 /// One parsed `--set KEY=VALUE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
@@ -94,6 +97,13 @@ impl FromStr for Override {
                     .bytes()
                     .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
         };
+        // Recipes nest three deep; a table for each of sixty thousand parts would end in the stack's overflow.
+        let depth = key.split('.').count();
+        if depth > MAX_PARTS {
+            let why =
+                format!("its key has {depth} parts, and no recipe nests deeper than {MAX_PARTS}");
+            return Err(bad(text, why));
+        }
         let parts: Vec<String> = key.split('.').map(str::to_owned).collect();
         if !parts.iter().all(|part| bare_key(part)) {
             let why = format!(
@@ -314,6 +324,16 @@ mod tests {
         ] {
             let error = text.parse::<Override>().unwrap_err().to_string();
             assert!(error.starts_with("--set "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_deeper_than_any_recipe_is_refused() {
+        let text = |parts: usize| format!("{}=1", vec!["a"; parts].join("."));
+        assert!(text(MAX_PARTS).parse::<Override>().is_ok());
+        for parts in [MAX_PARTS + 1, 60_000] {
+            let error = text(parts).parse::<Override>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{parts} parts")), "{error}");
         }
     }
 

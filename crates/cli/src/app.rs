@@ -16,6 +16,8 @@ pub struct App {
     pub json: bool,
     pub tool: Tool,
     pub pool: Arc<Pool>,
+    /// Whether `--threads` was given, which then holds against a recipe's `compute.threads`.
+    pub threads_given: bool,
     pub progress: Box<dyn Progress>,
     pub interrupt: Interrupt,
 }
@@ -24,6 +26,13 @@ pub struct App {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Interrupted(pub String);
+
+impl Interrupted {
+    /// Of a stage that keeps nothing of its beginnings.
+    pub fn again() -> Interrupted {
+        Interrupted("stopped; the same command begins this stage again".to_owned())
+    }
+}
 
 /// The command line itself is at fault; the process exits with 2.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +48,7 @@ impl App {
             json,
             tool: Tool::new(env!("CARGO_PKG_VERSION"), env!("RUSSET_COMMIT")),
             pool: Arc::new(pool),
+            threads_given: threads.is_some(),
             progress: crate::progress::progress(json),
             interrupt: Interrupt::new(),
         })

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use russet_artifact::Override;
+use russet_train::bench::Shape;
 
 /// From text to a palettized model that talks.
 #[derive(Parser)]
 #[command(name = "russet", version, arg_required_else_help = true)]
 pub struct Cli {
-    /// Print one JSON object on standard output; progress goes to standard error as JSON lines
+    /// Print one JSON object on standard output; progress goes to standard error as JSON lines, as it does where that is no terminal
     #[arg(long, global = true)]
     pub json: bool,
     /// Threads to compute on (default: all cores)
@@ -27,7 +28,11 @@ pub enum Verb {
     #[command(subcommand)]
     Tokenizer(TokenizerVerb),
     /// Train a decoder from a recipe
-    Pretrain(RecipeArgs),
+    Pretrain(PretrainArgs),
+    /// Store a teacher's predictions of token shards, from a recipe
+    TeacherLogits(RecipeArgs),
+    /// Prune a checkpoint's feed-forward layers, from a recipe
+    Prune(RecipeArgs),
     /// Palettize a checkpoint to a given number of bits per weight
     Palettize(PalettizeArgs),
     /// Continue a prompt
@@ -37,10 +42,12 @@ pub enum Verb {
     /// Measure a model on a text
     #[command(subcommand)]
     Eval(EvalVerb),
-    /// Measure prefill and decode speed, beside the machine's memory bandwidth
+    /// Measure prefill and decode speed, beside the machine's memory bandwidth; or a step of training
     Bench(BenchArgs),
     /// Convert a model's files
     Convert(ConvertArgs),
+    /// Show a training run as it goes: loss, learning rate, gradient norm, tokens a second
+    Watch(crate::watch::WatchArgs),
     /// Print a shell's completion script
     Completions {
         /// Which shell
@@ -76,6 +83,15 @@ pub struct RecipeArgs {
     /// Print what would be done, with parameters, tokens, operations, memory and time
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Args)]
+pub struct PretrainArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Begin at the first step, whatever an earlier run has left
+    #[arg(long)]
+    pub restart: bool,
 }
 
 #[derive(Subcommand)]
@@ -115,6 +131,9 @@ pub struct PalettizeArgs {
     /// Change a further setting: KEY=VALUE, as in palettize.weighting="activation"
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<Override>,
+    /// Print what would be done, with operations, memory and time
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Settings of sampling.
@@ -180,6 +199,8 @@ pub struct ChatArgs {
 pub enum EvalVerb {
     /// Perplexity and bits per byte on a text, and how far a second model is from the first
     Perplexity(PerplexityArgs),
+    /// Whether a model finds a fact that is hidden in a long text, by length and depth
+    Needle(crate::needle::NeedleArgs),
     /// Write the logits of given tokens, to compare with other implementations
     Logits {
         /// A checkpoint or package
@@ -214,10 +235,13 @@ pub struct PerplexityArgs {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: Option<BenchVerb>,
     /// A checkpoint or package
-    #[arg(long)]
-    pub model: PathBuf,
+    #[arg(long, required = true)]
+    pub model: Option<PathBuf>,
     /// Tokens of the prompt
     #[arg(short = 'p', long, default_value_t = 512)]
     pub prompt_tokens: usize,
@@ -227,6 +251,37 @@ pub struct BenchArgs {
     /// How often to measure; the median is printed
     #[arg(short = 'r', long, default_value_t = 5)]
     pub repeats: usize,
+}
+
+#[derive(Subcommand)]
+pub enum BenchVerb {
+    /// Time one step of training on random tokens: forward and backward pass, clip, AdamW
+    Train(BenchTrainArgs),
+}
+
+#[derive(Args)]
+pub struct BenchTrainArgs {
+    /// The decoder and the batch
+    #[arg(
+        long,
+        default_value = "dim=512,layers=6,heads=8,kv_heads=2,ffn=1408,vocab=8192,seq=256,batch=8"
+    )]
+    pub shape: Shape,
+    /// The type in which dense products multiply
+    #[arg(long, default_value = "f32")]
+    pub dtype: Type,
+    /// Steps to time, after a warm-up of two
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+}
+
+/// The type of products.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Type {
+    /// IEEE single precision
+    F32,
+    /// Its upper half, with f32 sums
+    Bf16,
 }
 
 /// A model's form on disk.

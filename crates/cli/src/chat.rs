@@ -2,8 +2,8 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 
-use anyhow::Result;
-use russet_engine::{Engine, EngineConfig, Finish, Request, Reuse};
+use anyhow::{Result, bail};
+use russet_engine::{Engine, EngineConfig, Finish, Flow, Request, Reuse};
 use russet_tokenizer::{ChatTemplate, Message};
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use crate::args::ChatArgs;
 use crate::text::{continue_prompt, sampling};
 
 /// Reads a line, answers, remembers, until the input ends. `/new` begins again, `/bye` ends.
-pub fn chat(app: &App, args: &ChatArgs) -> Result<()> {
+pub fn chat(app: &mut App, args: &ChatArgs) -> Result<()> {
     let sampling = sampling(&args.sampling)?;
     if args.max_tokens == 0 {
         return Err(Usage(
@@ -27,10 +27,10 @@ pub fn chat(app: &App, args: &ChatArgs) -> Result<()> {
         mut tokenizer,
     } = model;
     if tokenizer.chat_template().is_none() {
-        eprintln!(
+        app.progress.message(&format!(
             "{}: there is no chat template, so ChatML is used",
             args.model.display()
-        );
+        ));
         tokenizer = tokenizer.with_chat_template(ChatTemplate::chatml().source())?;
     }
     let config = EngineConfig {
@@ -47,7 +47,8 @@ pub fn chat(app: &App, args: &ChatArgs) -> Result<()> {
     let mut messages = beginning();
     let interactive = std::io::stdin().is_terminal() && !app.json;
     if interactive {
-        eprintln!("Type a message; /new begins again, /bye or Ctrl-D ends.");
+        app.progress
+            .message("Type a message; /new begins again, /bye or Ctrl-D ends.");
     }
     let mut lines = std::io::stdin().lock();
     loop {
@@ -66,10 +67,10 @@ pub fn chat(app: &App, args: &ChatArgs) -> Result<()> {
                 messages.push(message("user", text));
                 let prompt = tokenizer.encode_chat(&messages, true)?;
                 if prompt.len() >= context {
-                    eprintln!(
+                    app.progress.message(&format!(
                         "The conversation has {} tokens, but the model sees only {context}; /new begins again.",
                         prompt.len()
-                    );
+                    ));
                     messages.pop();
                     continue;
                 }
@@ -81,6 +82,7 @@ pub fn chat(app: &App, args: &ChatArgs) -> Result<()> {
                     stop_tokens,
                 };
                 let stops = &args.sampling.stop;
+                let mut closed = false;
                 let made = continue_prompt(
                     &mut engine,
                     &tokenizer,
@@ -88,17 +90,19 @@ pub fn chat(app: &App, args: &ChatArgs) -> Result<()> {
                     stops,
                     true,
                     &mut |piece| {
-                        if !app.json {
-                            let _ = write_stdout(piece.as_bytes());
-                        }
+                        closed |= !app.json && write_stdout(piece.as_bytes()).is_err();
+                        if closed { Flow::Stop } else { Flow::Continue }
                     },
                 )?;
+                if closed {
+                    bail!("standard output was closed before the answer ended");
+                }
                 let json = json!({"text": made.text, "tokens": made.generation.tokens.len(), "finish": made.finish.to_string()});
                 app.print(&json, "")?;
                 if made.finish == Finish::Context {
-                    eprintln!(
+                    app.progress.message(&format!(
                         "The model's context of {context} tokens is full; /new begins again."
-                    );
+                    ));
                 }
                 messages.push(message("assistant", &made.text));
             }

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use russet_artifact::{Draft, Inputs, Kind, Stage};
+use russet_artifact::{Artifact, Draft, Inputs, Kind, Stage};
 use russet_engine::{Engine, EngineConfig, Finish, Flow, Generate, Generation, Request, Sampling};
-use russet_model::{checkpoint, llama2c};
+use russet_model::{Decoder, checkpoint, llama2c};
 use russet_tokenizer::{SpecialTokens, Tokenizer};
 use serde_json::json;
 
@@ -47,14 +47,14 @@ pub struct Continuation {
     pub finish: Finish,
 }
 
-/// Continues a prompt, handing on text as it becomes certain.
+/// Continues a prompt, handing on text as it becomes certain, for as long as that is wanted.
 pub fn continue_prompt(
     engine: &mut Engine,
     tokenizer: &Tokenizer,
     request: &Request,
     stops: &[String],
     begins_text: bool,
-    on_text: &mut dyn FnMut(&str),
+    on_text: &mut dyn FnMut(&str) -> Flow,
 ) -> Result<Continuation> {
     let mut filter = StopFilter::new(stops);
     let mut pieces = if begins_text {
@@ -63,22 +63,22 @@ pub fn continue_prompt(
         tokenizer.detokenizer_continuing(true)
     };
     let (mut text, mut stopped) = (String::new(), false);
-    let mut show = |piece: &str, text: &mut String| {
-        on_text(piece);
-        text.push_str(piece);
-    };
     let generation = engine.generate(request, &mut |token| {
         let (piece, stop) = filter.push(&pieces.push(token.id));
-        show(&piece, &mut text);
+        let flow = on_text(&piece);
+        text.push_str(&piece);
         stopped = stop;
-        if stop { Flow::Stop } else { Flow::Continue }
+        if stop { Flow::Stop } else { flow }
     })?;
     if !stopped {
-        let (piece, stop) = filter.push(&pieces.finish());
-        show(&piece, &mut text);
+        let (mut rest, stop) = filter.push(&pieces.finish());
         stopped = stop;
         if !stop {
-            show(&filter.finish(), &mut text);
+            rest += &filter.finish();
+        }
+        if !rest.is_empty() {
+            on_text(&rest);
+            text.push_str(&rest);
         }
     }
     let finish = if stopped {
@@ -94,7 +94,7 @@ pub fn continue_prompt(
 }
 
 /// Continues a prompt and prints the text as it comes.
-pub fn generate(app: &App, args: &GenerateArgs) -> Result<()> {
+pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
     let sampling = sampling(&args.sampling)?;
     if args.max_tokens == 0 {
         return Err(Usage(
@@ -115,7 +115,7 @@ pub fn generate(app: &App, args: &GenerateArgs) -> Result<()> {
     let Model { decoder, tokenizer } = model;
     let mut engine = Engine::new(decoder, app.pool.clone(), EngineConfig::new(needed, 1))?;
     if !app.json {
-        write_stdout(args.prompt.as_bytes())?;
+        write_stdout(args.prompt.as_bytes()).context("standard output is closed")?;
     }
     let mut closed = false;
     let stops = &args.sampling.stop;
@@ -128,18 +128,16 @@ pub fn generate(app: &App, args: &GenerateArgs) -> Result<()> {
         begins,
         &mut |piece| {
             closed |= !app.json && write_stdout(piece.as_bytes()).is_err();
+            if closed { Flow::Stop } else { Flow::Continue }
         },
     )?;
     if closed {
         bail!("standard output was closed before the text ended");
     }
     let generation = &made.generation;
-    let finish = match made.finish {
-        // Where the model's context ended first, more tokens were asked for than it can hold.
-        Finish::Length if generation.tokens.len() < args.max_tokens => Finish::Context,
-        finish => finish,
-    };
-    let speed = generation.decode_tokens_per_second();
+    let finish = made.finish;
+    // Of a single token there is no time between two.
+    let speed = (generation.tokens.len() > 1).then(|| generation.decode_tokens_per_second());
     let json = json!({
         "text": made.text,
         "tokens": generation.tokens.len(),
@@ -152,9 +150,10 @@ pub fn generate(app: &App, args: &GenerateArgs) -> Result<()> {
     app.print(&json, "")?;
     if !app.json {
         let (prompt, tokens) = (generation.prompt_tokens, generation.tokens.len());
-        eprintln!(
-            "{prompt} prompt tokens, {tokens} generated at {speed:.1} tokens/s, ended by {finish}"
-        );
+        let speed = speed.map_or(String::new(), |speed| format!(" at {speed:.1} tokens/s"));
+        app.progress.message(&format!(
+            "{prompt} prompt tokens, {tokens} generated{speed}, ended by {finish}"
+        ));
     }
     Ok(())
 }
@@ -167,7 +166,12 @@ pub fn convert(app: &App, args: &ConvertArgs) -> Result<()> {
         )
         .into());
     }
-    let (decoder, tokenizer) = match args.from {
+    // An artifact of ours counts by its manifest, anything else by its bytes.
+    let model = match Artifact::open_any(&args.input) {
+        Ok(artifact) => Inputs::new().artifact("model", &artifact)?,
+        Err(_) => Inputs::new().path("model", &args.input)?,
+    };
+    let (decoder, tokenizer, inputs, from) = match args.from {
         Format::Llama2c => {
             let decoder = llama2c::load(&args.input)?;
             let path = args
@@ -175,19 +179,18 @@ pub fn convert(app: &App, args: &ConvertArgs) -> Result<()> {
                 .clone()
                 .map_or_else(|| tokenizer_beside(&args.input), Ok)?;
             let tokenizer = Tokenizer::from_llama2c(&path, decoder.config().vocab)?;
-            (decoder, tokenizer)
+            let inputs = model.path("tokenizer", &path)?;
+            (decoder, tokenizer, inputs, "llama2c")
         }
-        Format::Hf => (
-            checkpoint::load(&args.input)?,
-            Tokenizer::open(&args.input)?,
-        ),
+        Format::Hf => {
+            if let Some(path) = &args.tokenizer {
+                let sentence = "is a tokenizer of llama2.c's, and a Hugging Face folder has its own; leave --tokenizer out";
+                return Err(Usage(format!("--tokenizer {} {sentence}", path.display())).into());
+            }
+            let tokenizer = Tokenizer::open(&args.input)?;
+            (checkpoint::load(&args.input)?, tokenizer, model, "hf")
+        }
     };
-    let from = if args.from == Format::Llama2c {
-        "llama2c"
-    } else {
-        "hf"
-    };
-    let inputs = Inputs::new().path("model", &args.input)?;
     let stage = Stage::new(
         "convert",
         &app.tool,
@@ -197,6 +200,7 @@ pub fn convert(app: &App, args: &ConvertArgs) -> Result<()> {
     let draft = Draft::create(&args.out, Kind::Checkpoint)?;
     checkpoint::save(&decoder, draft.path())?;
     tokenizer.save(draft.path())?;
+    draft.write("README.md", model_card(&decoder, args.from).as_bytes())?;
     draft.commit(&stage)?;
     let config = decoder.config();
     let out = args.out.display();
@@ -204,6 +208,26 @@ pub fn convert(app: &App, args: &ConvertArgs) -> Result<()> {
     app.print(
         &json,
         &format!("{out}: {} parameters in f32", config.parameters()),
+    )
+}
+
+/// The `README.md` of a converted checkpoint.
+fn model_card(decoder: &Decoder, from: Format) -> String {
+    let config = decoder.config();
+    let source = match from {
+        Format::Llama2c => "a model file of llama2.c",
+        Format::Hf => "a Hugging Face folder",
+    };
+    format!(
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [russet]\n---\n\n# Converted model\n\n\
+         Converted by Russet from {source} to f32; nothing was trained. The licence is that of the model it was made of.\n\n\
+         | | |\n|---|---|\n| parameters | {} |\n| layers x width | {} x {} |\n| vocabulary | {} |\n| context | {} |\n\n\
+         What it was made of stands in `manifest.json`, with hashes.\n",
+        config.parameters(),
+        config.layers,
+        config.width,
+        config.vocab,
+        config.context
     )
 }
 

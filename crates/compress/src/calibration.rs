@@ -9,7 +9,7 @@ use russet_tensor::{Ctx, Segments};
 use crate::CompressError;
 
 /// Tokens of a batch: enough for matrix products at full speed, few enough that activations stay small.
-const BATCH: usize = 1024;
+pub(crate) const BATCH: usize = 1024;
 
 /// Sequences in batches, each token with the one that follows it.
 pub(crate) struct Calibration {

@@ -5,12 +5,15 @@
 //! exactly in one dimension, then errors fed forward column by column (arXiv 2210.17323). Which bits: the assignment of least
 //! measured harm that meets the target, an exact knapsack. The embedding goes to 8 bits a row.
 //!
-//! The result is the same on any number of threads. This crate knows nothing of text: calibration comes as tokens. Recovery
+//! The result is the same on any number of threads. This crate knows no tokenizer: it says which [`Excerpt`]s of a
+//! text to measure on, and takes them as tokens. Recovery
 //! adapters, vector palettes and 3 bits are not here.
 
 mod allocate;
 mod calibration;
+mod card;
 mod error;
+mod excerpts;
 mod feedback;
 mod importance;
 mod kmeans;
@@ -18,6 +21,7 @@ pub mod lossless;
 mod matrix;
 mod model;
 mod palettize;
+mod price;
 mod refine;
 mod sensitivity;
 mod settings;
@@ -26,5 +30,7 @@ mod tap;
 mod watch;
 
 pub use error::CompressError;
-pub use palettize::{Compressed, palettize};
+pub use excerpts::Excerpt;
+pub use palettize::{Compressed, REPORT, palettize};
+pub use price::Price;
 pub use settings::{LayerReport, Report, Sensitivity, Settings, Weighting};

@@ -18,7 +18,7 @@ use crate::importance::Weights;
 use crate::model::Model;
 use crate::settings::{LayerReport, Report, Sensitivity, Settings, Weighting};
 use crate::watch::Watch;
-use crate::{CompressError, refine, sensitivity};
+use crate::{CompressError, card, matrix, refine, sensitivity};
 
 /// Files that go from the checkpoint into the package as they are, where they exist.
 const COPIED: [&str; 12] = [
@@ -36,6 +36,9 @@ const COPIED: [&str; 12] = [
     "NOTICE",
 ];
 
+/// The file of a package that holds the [`Report`], without its seconds.
+pub const REPORT: &str = "palettize.json";
+
 /// A palettized decoder in memory, in the form in which a package stores it.
 pub struct Compressed {
     pub(crate) config: Config,
@@ -45,7 +48,7 @@ pub struct Compressed {
 }
 
 /// Palettizes the dense checkpoint in the folder `checkpoint` and writes the package, with the checkpoint's
-/// tokenizer, chat template and generation settings, into the folder `draft`. `documents` are token ids of calibration
+/// tokenizer, chat template and generation settings, a model card and [`REPORT`], into the folder `draft`. `documents` are token ids of calibration
 /// text, encoded by the checkpoint's tokenizer. The result is the same on any number of threads.
 ///
 /// # Errors
@@ -83,11 +86,49 @@ pub fn palettize<D: AsRef<[u32]>>(
         "tokens",
         |watch| calibration.loss(pool, &package, &mut |tokens| watch.step(tokens, &[])),
     )?;
+    let stored = serde_json::to_value(&report).expect("a report has a JSON form");
+    for (name, text) in [
+        (REPORT, format!("{stored:#}\n")),
+        ("README.md", card::model_card(settings, &report)),
+    ] {
+        let path = draft.join(name);
+        std::fs::write(&path, text).map_err(|problem| CompressError::File { path, problem })?;
+    }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
 
 impl Settings {
+    /// Whether a decoder of this shape can be palettized as asked, before there is one.
+    ///
+    /// # Errors
+    /// When a projection has a size that the format does not offer, or the target cannot be met.
+    pub fn check(&self, config: &Config) -> Result<(), CompressError> {
+        self.validate()?;
+        let attention = config.heads * config.head_dim;
+        let (mut bytes, mut weights) = ([0; 2], 0);
+        for (name, rows, cols) in [
+            ("q_proj", attention, config.width),
+            ("k_proj", config.kv_heads * config.head_dim, config.width),
+            ("v_proj", config.kv_heads * config.head_dim, config.width),
+            ("o_proj", config.width, attention),
+            ("gate_proj", config.ffn, config.width),
+            ("up_proj", config.ffn, config.width),
+            ("down_proj", config.width, config.ffn),
+        ] {
+            for (sum, bits) in bytes.iter_mut().zip([Bits::Two, Bits::Four]) {
+                let stored = matrix::stored_bytes(bits, rows, cols);
+                *sum += stored.map_err(|problem| CompressError::Layout {
+                    name: name.to_owned(),
+                    problem,
+                })? as u64;
+            }
+            weights += (rows * cols) as u64;
+        }
+        // Every block alike: the number of them changes no ratio.
+        bytes_over(bytes, weights, self.target_bpw).map(drop)
+    }
+
     fn calibrate<D: AsRef<[u32]>>(
         &self,
         documents: &[D],
@@ -246,11 +287,19 @@ pub(crate) fn from_gathered(
 
 /// Bytes that two bits must save over four bits everywhere.
 pub(crate) fn bytes_to_save(model: &Model, target_bpw: f64) -> Result<u64, CompressError> {
-    let [least, most] =
-        [0, 1].map(|bits| model.projections.iter().map(|p| p.bytes[bits]).sum::<u64>());
-    let bpw = |bytes: u64| 8.0 * bytes as f64 / model.weights() as f64;
+    let bytes = [0, 1].map(|bits| model.projections.iter().map(|p| p.bytes[bits]).sum());
+    bytes_over(bytes, model.weights(), target_bpw)
+}
+
+/// The same of projections that take so many bytes with two and with four bits everywhere.
+fn bytes_over(
+    [least, most]: [u64; 2],
+    weights: u64,
+    target_bpw: f64,
+) -> Result<u64, CompressError> {
+    let bpw = |bytes: u64| 8.0 * bytes as f64 / weights as f64;
     // What a person reads off the sentence below, rounded, must be accepted.
-    let budget = target_bpw * model.weights() as f64 / 8.0;
+    let budget = target_bpw * weights as f64 / 8.0;
     if target_bpw < bpw(least) || target_bpw > bpw(most) {
         let problem = format!(
             "this model can have {:.3} (two bits everywhere) to {:.3} (four bits everywhere) bits a weight, tables \

@@ -17,7 +17,7 @@ use crate::tap::{Covariance, Listen};
 use crate::watch::Watch;
 
 /// Bytes of covariances that are held at a time; where they take more, the text is read again.
-const BYTES: usize = 2 << 30;
+pub(crate) const BYTES: usize = 2 << 30;
 
 /// One matrix a projection.
 pub(crate) fn matrices(

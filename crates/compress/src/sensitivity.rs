@@ -20,7 +20,7 @@ use crate::model::Model;
 use crate::watch::Watch;
 
 /// At most so many tokens are run for each measurement.
-const TOKENS: usize = 4096;
+pub(crate) const TOKENS: usize = 4096;
 
 /// Rows of logits that are formed at a time.
 const ROWS: usize = 128;

@@ -96,7 +96,7 @@ impl Settings {
     }
 }
 
-/// What was made of a checkpoint.
+/// What was made of a checkpoint. Written down it has no `seconds`: what is stored is a function of settings and inputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Bits a weight of the projections, with tables and scales.
@@ -106,6 +106,7 @@ pub struct Report {
     /// Of all tensors.
     pub bytes: u64,
     /// From the start to the last check.
+    #[serde(skip)]
     pub seconds: f64,
     /// Weights of the projections.
     pub weights: u64,

@@ -377,6 +377,11 @@ fn what_cannot_be_is_refused_with_a_sentence() {
         let problem = run(1, &settings, from, documents, to.path())
             .unwrap_err()
             .to_string();
+        // What the shape alone tells is told before there is a model.
+        if part.contains("this model can") {
+            let early = settings.check(&Config::open(from).unwrap());
+            assert_eq!(early.unwrap_err().to_string(), problem);
+        }
         assert!(problem.contains(part), "{problem}");
         assert!(files(to.path()).is_empty());
     };

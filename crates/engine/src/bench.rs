@@ -8,10 +8,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use russet_kernels::{Pool, random};
+use russet_kernels::{Pool, elementwise, random};
 use russet_model::{Decoder, Embedding, KvCache, ParameterKind};
 use russet_tensor::{Ctx, Segments, ops};
 
+use crate::engine::cache_fits;
 use crate::{Error, Result};
 
 /// Rows of one forward pass while the prompt is read.
@@ -64,7 +65,7 @@ impl Bench {
 /// Measures `decoder` on `pool`.
 ///
 /// # Errors
-/// When a setting is 0 or beyond the model's context.
+/// When a setting is 0 or beyond the model's context, or the cache cannot fit this machine.
 pub fn bench(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Result<Bench> {
     let context = decoder.config().context;
     for (setting, value) in [("prompt", config.prompt), ("generate", config.generate)] {
@@ -79,12 +80,14 @@ pub fn bench(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Resul
     if config.repeats == 0 {
         return Err(Error::setting("repeats", 0, "at least 1"));
     }
+    let tokens = config.prompt.max(config.generate);
+    cache_fits(decoder, 1, tokens)?;
     let vocab = decoder.config().vocab;
     let prompt: Vec<u32> = (0..config.prompt as u64)
         .map(|i| random::below(0, 0, i, vocab as u64) as u32)
         .collect();
     let mut ctx = Ctx::new(pool.clone());
-    let mut cache = KvCache::new(decoder.config(), 1, config.prompt.max(config.generate));
+    let mut cache = KvCache::new(decoder.config(), 1, tokens);
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     for repeat in 0..=config.repeats {
         let start = Instant::now();
@@ -153,7 +156,7 @@ fn advance(
     }
     let hidden = ops::rows(ctx, &hidden, &[tokens.len() - 1]);
     let logits = decoder.logits(ctx, &hidden);
-    Ok(crate::sampler::highest(logits.data()) as u32)
+    Ok(elementwise::highest(logits.data()) as u32)
 }
 
 fn median(rates: &[f64]) -> f64 {

@@ -33,7 +33,8 @@ pub enum Reuse {
     /// No: every prompt is computed whole, so no answer depends on earlier ones.
     Never,
     /// Yes, the longest beginning that is the same token by token. A chat passes its whole conversation each turn and
-    /// pays for the new tokens only. With dense weights the reused rows carry the rounding of the passes they came from.
+    /// pays for the new tokens only. The answer is the same to the bit, since a row's keys and values do not depend on
+    /// the pass that they came from.
     Prefix,
 }
 
@@ -50,6 +51,9 @@ impl EngineConfig {
 
     fn check(&self, decoder: &Decoder) -> Result<()> {
         let most = decoder.config().context;
+        if most < 2 {
+            return Err(Error::NoRoom { context: most });
+        }
         if !(2..=most).contains(&self.context) {
             return Err(Error::setting(
                 "context",
@@ -62,23 +66,28 @@ impl EngineConfig {
                 return Err(Error::setting(setting, value, "at least 1"));
             }
         }
-        // Refused here with a sentence, a cache beyond all memory would otherwise end the process.
-        let (slots, context) = (self.slots, self.context);
-        let padded = context.next_multiple_of(russet_kernels::attention::PAGE_TOKENS);
-        let bytes = (slots as u128 * padded as u128)
-            .saturating_mul(decoder.config().cache_bytes_per_token() as u128);
-        let mut probe: Vec<u8> = Vec::new();
-        let fits = usize::try_from(bytes).is_ok_and(|bytes| probe.try_reserve_exact(bytes).is_ok());
-        std::hint::black_box(&probe);
-        if fits {
-            Ok(())
-        } else {
-            Err(Error::Memory {
-                slots,
-                context,
-                bytes,
-            })
-        }
+        cache_fits(decoder, self.slots, self.context)
+    }
+}
+
+/// Whether a cache of `slots` sequences of `context` tokens can be had. Refused here with a sentence, one beyond all
+/// memory would otherwise end the process.
+pub(crate) fn cache_fits(decoder: &Decoder, slots: usize, context: usize) -> Result<()> {
+    let page = russet_kernels::attention::PAGE_TOKENS as u128;
+    let padded = (context as u128).next_multiple_of(page);
+    let bytes =
+        (slots as u128 * padded).saturating_mul(decoder.config().cache_bytes_per_token() as u128);
+    let mut probe: Vec<u8> = Vec::new();
+    let fits = usize::try_from(bytes).is_ok_and(|bytes| probe.try_reserve_exact(bytes).is_ok());
+    std::hint::black_box(&probe);
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::Memory {
+            slots,
+            context,
+            bytes,
+        })
     }
 }
 

@@ -52,6 +52,14 @@ pub enum Error {
         "the model's logits hold a value that is not finite, so no token can be chosen; the weights are damaged or training diverged"
     )]
     NotFinite,
+    /// The model's context has no room for a prompt and an answer.
+    #[error(
+        "the model's context holds {context} token, but a prompt and an answer need 2 at least; was `max_position_embeddings` of its config.json changed?"
+    )]
+    NoRoom {
+        /// Tokens of the model's context.
+        context: usize,
+    },
     /// The cache does not fit.
     #[error(
         "a key-value cache for {slots} sequences of {context} tokens needs {bytes} bytes, more than this machine gives; lower the context or the number of sequences"

@@ -1,7 +1,7 @@
 //! Token ids in, token ids out: batches, a cache, a sampler.
 //!
 //! [`Engine`] continues prompts with a [`russet_model::Decoder`], dense, palettized or adapted, one or many at a time;
-//! [`bench`] measures how fast. A request's answer does not depend on what else runs: with palettized weights to the
+//! [`bench()`] measures how fast. A request's answer does not depend on what else runs: with palettized weights to the
 //! last bit, with dense ones up to the rounding of products of another height.
 //!
 //! Synchronous, and ignorant of text, files, HTTP and async runtimes: `cli` and `serve` bring those. Left out so far:

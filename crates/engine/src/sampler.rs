@@ -11,6 +11,7 @@
 //! (seed, position in the sequence), so neither the batch nor a restart changes it; requests that should differ need
 //! different seeds. Left out: penalties of repetition, grammars.
 
+use russet_kernels::elementwise::highest;
 use russet_kernels::{Isa, cross_entropy, random};
 
 use crate::{Error, Result, Token};
@@ -148,17 +149,6 @@ impl Sampling {
     }
 }
 
-/// The token with the highest logit, the lowest of several.
-pub(crate) fn highest(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = id;
-        }
-    }
-    best
-}
-
 /// Uniform on [0, 1), a multiple of 2⁻⁵³: tokens far rarer than one in 2²⁴ keep their chance.
 fn uniform(seed: u64, position: u64) -> f64 {
     const STREAM: u64 = u64::from_be_bytes(*b"\0sampler");
@@ -226,7 +216,7 @@ impl Ranked<'_> {
 
     fn weight(&mut self, rank: usize) -> f64 {
         let logit = self.logits[self.id(rank)];
-        f64::from((logit - self.top) / self.temperature).exp()
+        libm::exp(f64::from((logit - self.top) / self.temperature))
     }
 
     /// The weight of the `count` most probable tokens.
@@ -244,7 +234,7 @@ impl Ranked<'_> {
                 // A chunk all at minus infinity would have no maximum; e⁻²⁰⁰ adds nothing to a sum of at least 1.
                 *scaled = ((logit - self.top) / self.temperature).max(-200.0);
             }
-            f64::from(cross_entropy::log_sum_exp(isa, scaled)).exp()
+            libm::exp(f64::from(cross_entropy::log_sum_exp(isa, scaled)))
         };
         self.logits.chunks(CHUNK).map(chunk).sum()
     }

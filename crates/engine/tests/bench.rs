@@ -114,4 +114,28 @@ fn what_cannot_be_measured_is_refused() {
         let problem = bench(&dense(), &pool(1), &config).unwrap_err().to_string();
         assert!(problem.starts_with(sentence), "{problem}");
     }
+    // A context that the file claims and no machine has.
+    let decoder = Decoder::random(
+        &Config {
+            context: 1 << 40,
+            ..config()
+        },
+        1,
+    );
+    for config in [
+        BenchConfig {
+            prompt: 1 << 40,
+            ..fine
+        },
+        BenchConfig {
+            generate: 1 << 40,
+            ..fine
+        },
+    ] {
+        let problem = bench(&decoder, &pool(1), &config).unwrap_err().to_string();
+        assert!(
+            problem.contains("more than this machine gives"),
+            "{problem}"
+        );
+    }
 }

@@ -7,7 +7,8 @@ use russet_engine::{Engine, EngineConfig, Flow, Generate, Generation, Request, R
 use russet_model::Decoder;
 use russet_tensor::{Ctx, Segments};
 
-/// What the design promises of log-probabilities, here against a trainer's pass over the whole sequence.
+/// What is promised of dense log-probabilities against a trainer's: its loss may sum its exponentials in another order. The
+/// hidden states below both are the same to the bit, which the tests of the model check.
 const TOLERANCE: f32 = 1e-4;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,21 +31,11 @@ impl Weights {
         Engine::new(self.decoder(), pool(threads), config).unwrap()
     }
 
-    /// The same tokens; and the same log-probabilities, to the last bit where products are exact.
+    /// The same tokens, and the same log-probabilities to the last bit: each row is summed in an order of its own.
     fn check(self, what: &str, got: &Generation, wanted: &Generation) {
         assert_eq!(got.tokens, wanted.tokens, "{what}, {self:?}");
         assert_eq!(got.finish, wanted.finish, "{what}, {self:?}");
-        let tolerance = if self == Weights::Palettized {
-            0.0
-        } else {
-            TOLERANCE
-        };
-        for (got, wanted) in got.logprobs.iter().zip(&wanted.logprobs) {
-            assert!(
-                (got - wanted).abs() <= tolerance,
-                "{what}, {self:?}: {got}, wanted {wanted}"
-            );
-        }
+        assert_eq!(got.logprobs, wanted.logprobs, "{what}, {self:?}");
     }
 }
 

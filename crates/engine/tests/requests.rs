@@ -202,6 +202,26 @@ fn what_cannot_be_answered_is_refused_with_a_sentence() {
 }
 
 #[test]
+fn a_model_without_room_for_an_answer_is_refused_in_its_own_words() {
+    let context = 1;
+    let narrow = Decoder::random(
+        &Config {
+            context,
+            ..config()
+        },
+        1,
+    );
+    let problem = Engine::new(narrow, pool(1), EngineConfig::new(context, 1))
+        .err()
+        .expect("no setting would do")
+        .to_string();
+    assert!(
+        problem.starts_with("the model's context holds 1 token, but"),
+        "{problem}"
+    );
+}
+
+#[test]
 fn settings_of_the_engine_are_checked() {
     let problem = |config| {
         Engine::new(dense(), pool(1), config)

@@ -5,6 +5,7 @@
 //! winning ties. Both say more about a squeezed model than perplexity does, in which gains and losses cancel.
 
 use russet_artifact::{Interrupt, Progress};
+use russet_kernels::elementwise::highest;
 use russet_model::Decoder;
 use russet_tensor::{Ctx, Tensor, ops};
 use serde::{Deserialize, Serialize};
@@ -75,7 +76,7 @@ pub fn compare(
                 if !(sum.divergence + sum.reference + sum.other).is_finite() {
                     return Err(Error::NotFinite);
                 }
-                let perplexity = (sum.other / tokens as f64).exp();
+                let perplexity = libm::exp(sum.other / tokens as f64);
                 progress.update(
                     tokens,
                     &[
@@ -123,13 +124,13 @@ impl Row {
         let (mut sum_p, mut sum_q, mut difference) = (0.0, 0.0, 0.0);
         for (&p, &q) in p.iter().zip(q) {
             let (p, q) = (f64::from(p), f64::from(q));
-            let weight = (p - most_p).exp();
+            let weight = libm::exp(p - most_p);
             sum_p += weight;
-            sum_q += (q - most_q).exp();
+            sum_q += libm::exp(q - most_q);
             difference += weight * (p - q);
         }
         // ln pᵥ − ln qᵥ is the difference of the logits less that of their log-sums.
-        let (log_p, log_q) = (most_p + sum_p.ln(), most_q + sum_q.ln());
+        let (log_p, log_q) = (most_p + libm::log(sum_p), most_q + libm::log(sum_q));
         Row {
             divergence: difference / sum_p - (log_p - log_q),
             same_top: f64::from(top_p == top_q),
@@ -148,17 +149,6 @@ fn rows(ctx: &Ctx, p: &[f32], q: &[f32], targets: &[u32]) -> Vec<Row> {
         row[0] = Row::new(&p[columns.clone()], &q[columns], targets[m] as usize);
     });
     rows
-}
-
-/// The index of the highest number, the lowest of several.
-fn highest(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = id;
-        }
-    }
-    best
 }
 
 #[cfg(test)]

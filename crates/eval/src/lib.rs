@@ -4,12 +4,15 @@
 //! between two models' predictions and how often their most probable token is the same. Both take dense checkpoints
 //! and packages alike, and read documents in windows as [`Settings`] describes.
 //!
+//! [`needle`] asks whether a model finds one fact in a long text.
+//!
 //! Documents come as tokens with the number of bytes they stand for: this crate neither reads texts nor prints. It
 //! works in batches of forward passes, never with the logits of all tokens in memory.
 
 mod compare;
 mod document;
 mod error;
+pub mod needle;
 mod perplexity;
 
 pub use compare::{Comparison, compare};

@@ -29,7 +29,7 @@ pub struct Scores {
 
 impl Scores {
     pub(crate) fn new(nats: f64, tokens: u64, bytes: u64) -> Scores {
-        let perplexity = (nats / tokens as f64).exp();
+        let perplexity = libm::exp(nats / tokens as f64);
         let bits_per_byte = nats / (std::f64::consts::LN_2 * bytes as f64);
         Scores {
             nats,
@@ -68,7 +68,7 @@ pub fn perplexity(
             if !nats.is_finite() {
                 return Err(Error::NotFinite);
             }
-            progress.update(tokens, &[("perplexity", (nats / tokens as f64).exp())]);
+            progress.update(tokens, &[("perplexity", libm::exp(nats / tokens as f64))]);
         }
         Ok(nats)
     };

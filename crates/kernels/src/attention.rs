@@ -7,6 +7,7 @@
 //! The oracle follows the formula in f64.
 
 use crate::pool::Pool;
+use crate::profile::{Kernel, span};
 use crate::rope::HeadShape;
 
 mod backward;
@@ -102,6 +103,7 @@ pub fn append_to_pages(
     page_stride: usize,
     table: &[u32],
 ) {
+    let _span = span(Kernel::Attention);
     let (width, head_dim) = (shape.qkv_width(), shape.head_dim);
     assert_eq!(
         qkv.len() % width,
@@ -136,6 +138,7 @@ pub fn attention_forward(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
+    let _span = span(Kernel::Attention);
     check_disjoint(queries.iter().map(|query| (query.start, query.len)));
     forward::forward(pool, shape, q, q_stride, queries, out, lse);
 }
@@ -155,6 +158,7 @@ pub fn attention_backward(
     d_out: &[f32],
     d_qkv: &mut [f32],
 ) {
+    let _span = span(Kernel::Attention);
     check_disjoint(segments.iter().copied());
     backward::backward(pool, shape, qkv, segments, out, lse, d_out, d_qkv);
 }

@@ -5,6 +5,7 @@
 //! them into vectors, and memory is the limit.
 
 use crate::pool::Pool;
+use crate::profile::{Kernel, span};
 
 /// Elements of one task: 64 KiB, some microseconds of work.
 const CHUNK: usize = 16 * 1024;
@@ -19,6 +20,7 @@ pub(crate) fn rows_per_task(width: usize) -> usize {
 /// # Panics
 /// When the lengths differ.
 pub fn add(pool: &Pool, a: &[f32], b: &[f32], out: &mut [f32]) {
+    let _span = span(Kernel::Elementwise);
     assert!(
         a.len() == out.len() && b.len() == out.len(),
         "add: {} + {} into {}",
@@ -40,6 +42,7 @@ pub fn add(pool: &Pool, a: &[f32], b: &[f32], out: &mut [f32]) {
 /// # Panics
 /// When the lengths differ.
 pub fn add_assign(pool: &Pool, out: &mut [f32], x: &[f32]) {
+    let _span = span(Kernel::Elementwise);
     assert_eq!(out.len(), x.len(), "add_assign: lengths differ");
     pool.for_each_chunk(out, CHUNK, |index, out| {
         let x = &x[index * CHUNK..][..out.len()];
@@ -54,6 +57,7 @@ pub fn add_assign(pool: &Pool, out: &mut [f32], x: &[f32]) {
 /// # Panics
 /// When the lengths differ.
 pub fn add_scaled(pool: &Pool, out: &mut [f32], factor: f32, x: &[f32]) {
+    let _span = span(Kernel::Elementwise);
     assert_eq!(out.len(), x.len(), "add_scaled: lengths differ");
     pool.for_each_chunk(out, CHUNK, |index, out| {
         let x = &x[index * CHUNK..][..out.len()];
@@ -68,6 +72,7 @@ pub fn add_scaled(pool: &Pool, out: &mut [f32], factor: f32, x: &[f32]) {
 /// # Panics
 /// When the lengths differ.
 pub fn copy(pool: &Pool, from: &[f32], to: &mut [f32]) {
+    let _span = span(Kernel::Elementwise);
     assert_eq!(from.len(), to.len(), "copy: lengths differ");
     pool.for_each_chunk(to, CHUNK, |index, to| {
         to.copy_from_slice(&from[index * CHUNK..][..to.len()]);
@@ -76,6 +81,7 @@ pub fn copy(pool: &Pool, from: &[f32], to: &mut [f32]) {
 
 /// `x = factor · x`.
 pub fn scale_in_place(pool: &Pool, x: &mut [f32], factor: f32) {
+    let _span = span(Kernel::Elementwise);
     pool.for_each_chunk(x, CHUNK, |_, x| {
         for x in x {
             *x *= factor;
@@ -88,6 +94,7 @@ pub fn scale_in_place(pool: &Pool, x: &mut [f32], factor: f32) {
 /// # Panics
 /// When the lengths differ.
 pub fn dot(pool: &Pool, a: &[f32], b: &[f32]) -> f64 {
+    let _span = span(Kernel::Elementwise);
     assert_eq!(a.len(), b.len(), "dot: lengths differ");
     let mut partial = vec![0.0f64; a.len().div_ceil(CHUNK)];
     pool.for_each_chunk(&mut partial, 1, |index, sum| {
@@ -100,6 +107,7 @@ pub fn dot(pool: &Pool, a: &[f32], b: &[f32]) -> f64 {
 
 /// Σ `x[i]`², accumulated in f64.
 pub fn sum_of_squares(pool: &Pool, x: &[f32]) -> f64 {
+    let _span = span(Kernel::Elementwise);
     dot(pool, x, x)
 }
 
@@ -119,6 +127,17 @@ fn dot_chunk(a: &[f32], b: &[f32]) -> f64 {
         .map(|(&a, &b)| f64::from(a) * f64::from(b))
         .sum();
     sums.iter().sum::<f64>() + rest
+}
+
+/// The index of the highest number, the lowest of several; 0 where there is none. A NaN is never higher.
+pub fn highest(numbers: &[f32]) -> usize {
+    let mut best = 0;
+    for (index, &number) in numbers.iter().enumerate() {
+        if number > numbers[best] {
+            best = index;
+        }
+    }
+    best
 }
 
 #[cfg(test)]
@@ -156,6 +175,18 @@ mod tests {
             copy(&pool, &a, &mut out);
             scale_in_place(&pool, &mut out, -3.0);
             check("scale_in_place", &out, &|i| a[i] * -3.0);
+        }
+    }
+
+    #[test]
+    fn of_equal_highest_numbers_the_first_is_named() {
+        for (numbers, index) in [
+            (&[1.0, 3.0, 2.0, 3.0][..], 1),
+            (&[f32::NEG_INFINITY, -2.0, f32::NAN], 1),
+            (&[0.0, -0.0], 0),
+            (&[], 0),
+        ] {
+            assert_eq!(highest(numbers), index, "{numbers:?}");
         }
     }
 

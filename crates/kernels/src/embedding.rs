@@ -2,6 +2,7 @@
 
 use crate::elementwise::rows_per_task;
 use crate::pool::{Disjoint, Pool};
+use crate::profile::{Kernel, span};
 
 /// Columns of one task of [`scatter_add`]: whole cache lines, and tasks enough for a few threads.
 const COLUMNS: usize = 64;
@@ -11,6 +12,7 @@ const COLUMNS: usize = 64;
 /// # Panics
 /// When `out` does not divide into N rows, or a token lies outside the table.
 pub fn gather(pool: &Pool, table: &[f32], tokens: &[u32], out: &mut [f32]) {
+    let _span = span(Kernel::Embedding);
     let width = width(table, tokens, out.len());
     if width == 0 {
         return;
@@ -30,6 +32,7 @@ pub fn gather(pool: &Pool, table: &[f32], tokens: &[u32], out: &mut [f32]) {
 /// # Panics
 /// As [`gather`].
 pub fn scatter_add(pool: &Pool, tokens: &[u32], d_out: &[f32], d_table: &mut [f32]) {
+    let _span = span(Kernel::Embedding);
     let width = width(d_table, tokens, d_out.len());
     if width == 0 {
         return;

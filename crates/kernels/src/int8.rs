@@ -13,6 +13,7 @@ pub use crate::palette::LayoutError;
 
 use crate::palette::dense;
 use crate::palette::strips::{self, Format, Strips};
+use crate::profile::{Kernel, span};
 use crate::quantize::QuantizedRows;
 use crate::{Isa, Pool};
 use half::f16;
@@ -181,6 +182,7 @@ pub fn quantize(rows: usize, cols: usize, weight: &[f32]) -> Result<Quantized, L
 /// # Panics
 /// When a token is no row, or `out` is not `[N, cols]`.
 pub fn gather(pool: &Pool, matrix: Int8Matrix<'_>, tokens: &[u32], out: &mut [f32]) {
+    let _span = span(Kernel::Palette);
     dense::gather(pool, &matrix.strips, tokens, out);
 }
 
@@ -189,6 +191,7 @@ pub fn gather(pool: &Pool, matrix: Int8Matrix<'_>, tokens: &[u32], out: &mut [f3
 /// # Panics
 /// When `out` has another length.
 pub fn dequantize(pool: &Pool, matrix: Int8Matrix<'_>, out: &mut [f32]) {
+    let _span = span(Kernel::Palette);
     dense::all(pool, &matrix.strips, out);
 }
 
@@ -197,6 +200,7 @@ pub fn dequantize(pool: &Pool, matrix: Int8Matrix<'_>, out: &mut [f32]) {
 /// # Panics
 /// When `matrix` has other columns than `x`, or `out` is not `[N, rows]`.
 pub fn matmul(pool: &Pool, matrix: Int8Matrix<'_>, x: &QuantizedRows, out: &mut [f32]) {
+    let _span = span(Kernel::Palette);
     strips::product(pool, 1, |_| &matrix.strips, x, out);
 }
 

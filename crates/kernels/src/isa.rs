@@ -50,6 +50,18 @@ impl Isa {
         Isa::Scalar
     }
 
+    /// Whether this CPU multiplies pairs of bf16 numbers (AVX-512 BF16), which not all with [`Isa::Avx512`] do.
+    pub fn has_bf16() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            Isa::best() == Isa::Avx512 && is_x86_feature_detected!("avx512bf16")
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            false
+        }
+    }
+
     /// What to use: `RUSSET_ISA` where set, else [`Isa::best`].
     ///
     /// # Errors

@@ -16,6 +16,7 @@ pub mod attention;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
+pub mod mask;
 pub mod matmul;
 pub mod norm;
 pub mod optimizer;
@@ -25,11 +26,13 @@ pub mod swiglu;
 pub mod int8;
 pub mod palette;
 pub mod probe;
+pub mod process;
+pub mod profile;
 pub mod quantize;
 
 pub mod mmap;
 
 pub use isa::{Isa, IsaError};
-pub use matmul::{Mat, MatMut, matmul};
+pub use matmul::{Compute, Mat, MatMut, matmul, matmul_in};
 pub use mmap::Mmap;
 pub use pool::Pool;

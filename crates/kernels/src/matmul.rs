@@ -1,4 +1,4 @@
-//! Dense f32 matrix products C (+)= A B over strided operands.
+//! Dense matrix products C (+)= A B over strided operands: of f32, or of f32 rounded to bf16, summed in f32.
 //!
 //! The scheme is that of Goto and van de Geijn ("Anatomy of high-performance matrix multiplication",
 //! 2008): operands are packed into panels that registers can stream (see `micro`), one of them once for
@@ -9,6 +9,11 @@
 //! that depends on nothing but K. So a row of the result has the same bits alone or in any batch, with
 //! any number of threads, and on AVX2 as on AVX-512.
 //!
+//! Operands stay f32 in memory; bf16 exists in panels only, where numbers are rounded and go in pairs along the depth, as
+//! AVX-512 BF16 multiplies them: twice the rate of f32. CPUs without it multiply the rounded numbers in f32, in the same
+//! order. A product of two bf16 numbers is exact in f32, so each step rounds once, at its sum, on every instruction set,
+//! and the bits are the same on all, except that AVX-512 BF16 takes sums below 2⁻¹²⁶ for 0. Blocks are of 512 here.
+//!
 //! The `gemm` crate stood here first. Beside it on one thread of a Zen 5 machine (busy; medians, GFLOP/s):
 //! x Wᵀ at [2048, 512] x [2816, 512] 207 against 205, at [512, 512] x [512, 512] 218 against 190, at 128
 //! rows 190 against 127, at 16 rows 130 against 18; and its results depend on the batch.
@@ -16,7 +21,9 @@
 use std::ops::Range;
 
 use crate::pool::Pool;
+use crate::profile::{Kernel, span};
 
+mod bf16;
 mod micro;
 mod tile;
 
@@ -285,11 +292,30 @@ impl<'a> MatMut<'a> {
     }
 }
 
+/// The type in which products multiply. Operands and sums are f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compute {
+    /// IEEE single precision.
+    #[default]
+    F32,
+    /// The upper half of an f32; operands are rounded to it.
+    Bf16,
+}
+
 /// C = A B, or C += A B where `accumulate`. A `[M, K]`, B `[K, N]`, C `[M, N]`.
 ///
 /// # Panics
 /// When the shapes do not fit.
 pub fn matmul(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool) {
+    matmul_in(pool, Compute::F32, a, b, c, accumulate);
+}
+
+/// As [`matmul`], multiplying in the given type.
+///
+/// # Panics
+/// When the shapes do not fit.
+pub fn matmul_in(pool: &Pool, compute: Compute, a: Mat, b: Mat, c: MatMut, accumulate: bool) {
+    let _span = span(Kernel::Matmul);
     assert!(
         a.cols == b.rows && c.rows == a.rows && c.cols == b.cols,
         "matmul: [{}, {}] x [{}, {}] into [{}, {}]",
@@ -327,10 +353,14 @@ pub fn matmul(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool) {
         );
     }
     c.check_apart();
+    let product = match compute {
+        Compute::F32 => tile::product::<false>,
+        Compute::Bf16 => tile::product::<true>,
+    };
     if c.col_stride == 1 || c.cols == 1 {
-        tile::product(pool, a, b, c, accumulate);
+        product(pool, a, b, c, accumulate);
     } else if c.row_stride == 1 || c.rows == 1 {
-        tile::product(pool, b.t(), a.t(), c.t(), accumulate);
+        product(pool, b.t(), a.t(), c.t(), accumulate);
     } else {
         panic!(
             "matmul: neither rows nor columns of the result are contiguous (strides {}, {})",
@@ -364,7 +394,14 @@ mod tests {
     }
 
     /// Each element against f64, on every instruction set and 1, 2 and 3 threads; returns the AVX-512 (or best) result.
-    fn check(m: usize, n: usize, k: usize, transposed: [bool; 3], accumulate: bool) {
+    fn check(
+        compute: Compute,
+        m: usize,
+        n: usize,
+        k: usize,
+        transposed: [bool; 3],
+        accumulate: bool,
+    ) {
         let (a, a_rs, a_cs) = matrix(1, m, k, transposed[0]);
         let (b, b_rs, b_cs) = matrix(2, k, n, transposed[1]);
         let (c0, c_rs, c_cs) = matrix(3, m, n, transposed[2]);
@@ -372,15 +409,27 @@ mod tests {
             Mat::strided(&a, m, k, a_rs, a_cs),
             Mat::strided(&b, k, n, b_rs, b_cs),
         );
-        let at =
-            |m: &Mat, i: usize, j: usize| f64::from(m.data[i * m.row_stride + j * m.col_stride]);
+        let at = |m: &Mat, i: usize, j: usize| {
+            let x = m.data[i * m.row_stride + j * m.col_stride];
+            f64::from(match compute {
+                Compute::F32 => x,
+                Compute::Bf16 => bf16::round(x),
+            })
+        };
         let mut fused: Option<Vec<f32>> = None;
         for isa in every_isa() {
             let mut first: Option<Vec<f32>> = None;
             for threads in [1, 2, 3] {
                 let mut c = c0.clone();
                 let out = MatMut::strided(&mut c, m, n, c_rs, c_cs);
-                matmul(&Pool::with_isa(threads, isa), a, b, out, accumulate);
+                matmul_in(
+                    &Pool::with_isa(threads, isa),
+                    compute,
+                    a,
+                    b,
+                    out,
+                    accumulate,
+                );
                 assert_eq!(
                     first.get_or_insert_with(|| c.clone()),
                     &c,
@@ -399,9 +448,14 @@ mod tests {
                 let terms = (0..k).map(|p| at(&a, i, p) * at(&b, p, j));
                 let (sum, size) =
                     terms.fold((start, start.abs()), |(s, z), t| (s + t, z + t.abs()));
-                // Each term passes through at most 256 roundings in its block, one per block, one for
+                // Each term passes through at most 256 (512) roundings in its block, one per block, one for
                 // its product and one for C; each is half an ulp of a partial sum no greater than `size`.
-                let bound = (258 + k / 256) as f64 * f64::from(f32::EPSILON) / 2.0 * size;
+                let block = match compute {
+                    Compute::F32 => micro::block_depth::<false>(),
+                    Compute::Bf16 => micro::block_depth::<true>(),
+                };
+                let roundings = 2 + block.min(k) + k / block;
+                let bound = roundings as f64 * f64::from(f32::EPSILON) / 2.0 * size;
                 let got = f64::from(c[place]);
                 assert!(
                     (got - sum).abs() <= bound,
@@ -410,8 +464,8 @@ mod tests {
                 untouched[place] = c[place];
             }
             assert_eq!(untouched, c, "{isa:?} wrote beside the matrix");
-            if isa >= Isa::Avx2 {
-                // The same chains of fused products: the same bits.
+            if isa >= Isa::Avx2 || compute == Compute::Bf16 {
+                // The same chains of fused, or exact, products: the same bits.
                 assert_eq!(
                     fused.get_or_insert_with(|| c.clone()),
                     &c,
@@ -428,7 +482,8 @@ mod tests {
             m in 1usize..40, n in 1usize..150, k in 0usize..70,
             transposed in any::<[bool; 3]>(), accumulate in any::<bool>(),
         ) {
-            check(m, n, k, transposed, accumulate);
+            check(Compute::F32, m, n, k, transposed, accumulate);
+            check(Compute::Bf16, m, n, k, transposed, accumulate);
         }
     }
 
@@ -441,12 +496,15 @@ mod tests {
             (257, 96, 256),
             (140, 300, 7),
             (131, 17, 530),
+            (129, 64, 1057),
+            (16, 96, 1024),
         ]
         .into_iter()
         .enumerate()
         {
             let transposed = [index % 2 == 1, index % 3 != 0, false];
-            check(m, n, k, transposed, index % 2 == 0);
+            check(Compute::F32, m, n, k, transposed, index % 2 == 0);
+            check(Compute::Bf16, m, n, k, transposed, index % 2 == 0);
         }
     }
 
@@ -459,13 +517,15 @@ mod tests {
                 .collect()
         };
         let (x, w) = (values(1, most * k), values(2, n * k));
-        for isa in every_isa() {
+        let both = [Compute::F32, Compute::Bf16];
+        for (isa, compute) in every_isa().flat_map(|isa| both.map(|compute| (isa, compute))) {
             let pool = Pool::with_isa(2, isa);
             let product = |rows: usize| {
                 let mut y = vec![0.0; rows * n];
                 let x = Mat::new(&x, most, k).rows(0..rows);
-                matmul(
+                matmul_in(
                     &pool,
+                    compute,
                     x,
                     Mat::new(&w, n, k).t(),
                     MatMut::new(&mut y, rows, n),
@@ -475,7 +535,11 @@ mod tests {
             };
             let whole = product(most);
             for rows in [1, 2, 5, 8, 9, 14, 15, 33, 128, 129] {
-                assert_eq!(product(rows), whole[..rows * n], "{isa:?}, {rows} rows");
+                assert_eq!(
+                    product(rows),
+                    whole[..rows * n],
+                    "{isa:?}, {compute:?}, {rows} rows"
+                );
             }
         }
     }

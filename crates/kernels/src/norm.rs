@@ -9,6 +9,7 @@
 
 use crate::elementwise::rows_per_task;
 use crate::pool::{Disjoint, Pool};
+use crate::profile::{Kernel, span};
 use crate::simd::vectorize;
 
 /// `out = x · inv_rms · weight`. `x`, `out` `[N, D]`, `weight` `[D]`, `inv_rms` `[N]`.
@@ -23,6 +24,7 @@ pub fn rms_norm_forward(
     out: &mut [f32],
     inv_rms: &mut [f32],
 ) {
+    let _span = span(Kernel::Norm);
     let (rows, width) = (inv_rms.len(), weight.len());
     assert!(
         x.len() == rows * width && out.len() == x.len(),
@@ -67,6 +69,7 @@ pub fn rms_norm_backward(
     d_x: &mut [f32],
     d_weight: &mut [f32],
 ) {
+    let _span = span(Kernel::Norm);
     let (rows, width) = (inv_rms.len(), weight.len());
     assert!(
         x.len() == rows * width
@@ -159,3 +162,6 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     lanes[0]
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,7 @@ pub use average::average_step;
 pub use rmsprop::{RmsProp, rmsprop_step};
 
 use crate::pool::{Disjoint, Pool};
+use crate::profile::{Kernel, span};
 use crate::simd::vectorize;
 
 /// The settings of a step.
@@ -55,6 +56,7 @@ pub fn adamw_step(
     m: &mut [f32],
     v: &mut [f32],
 ) {
+    let _span = span(Kernel::Optimizer);
     let len = weight.len();
     assert!(
         grad.len() == len && m.len() == len && v.len() == len,

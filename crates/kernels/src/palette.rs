@@ -30,6 +30,7 @@ mod tests;
 pub use strips::LayoutError;
 
 use crate::Pool;
+use crate::profile::{Kernel, span};
 use crate::quantize::QuantizedRows;
 use half::f16;
 use strips::{Format, Strips};
@@ -198,6 +199,7 @@ pub fn unpack(bits: Bits, rows: usize, cols: usize, packed: &[u8]) -> Result<Vec
 /// # Panics
 /// When `out` has another length.
 pub fn dequantize(pool: &Pool, matrix: PaletteMatrix<'_>, out: &mut [f32]) {
+    let _span = span(Kernel::Palette);
     dense::all(pool, &matrix.strips, out);
 }
 
@@ -209,5 +211,6 @@ pub fn dequantize(pool: &Pool, matrix: PaletteMatrix<'_>, out: &mut [f32]) {
 /// # Panics
 /// When a part has other columns than `x`, or `out` is not `[N, Σ rows]`.
 pub fn matmul(pool: &Pool, parts: &[PaletteMatrix<'_>], x: &QuantizedRows, out: &mut [f32]) {
+    let _span = span(Kernel::Palette);
     strips::product(pool, parts.len(), |part| &parts[part].strips, x, out);
 }

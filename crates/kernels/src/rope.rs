@@ -12,6 +12,7 @@
 use crate::elementwise::rows_per_task;
 use crate::norm::{backward_row, inverse_rms};
 use crate::pool::{Disjoint, Pool};
+use crate::profile::{Kernel, span};
 use crate::simd::vectorize;
 
 /// How the heads of an attention layer divide a row.
@@ -129,6 +130,7 @@ pub fn qk_norm_rope_forward(
     out: &mut [f32],
     inv_rms: &mut [f32],
 ) {
+    let _span = span(Kernel::Norm);
     check(
         shape,
         qkv.len(),
@@ -206,6 +208,7 @@ pub fn qk_norm_rope_backward(
     d_q_norm: Option<&mut [f32]>,
     d_k_norm: Option<&mut [f32]>,
 ) {
+    let _span = span(Kernel::Norm);
     check(
         shape,
         qkv.len(),
@@ -350,3 +353,6 @@ fn check(
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const LANES: usize;
     /// Vector registers to plan for.
     const REGISTERS: usize;
+    /// Whether [`Simd::mul_add_pairs`] and its kin exist: lanes that hold two bf16 numbers each.
+    const PAIRS: bool = false;
     /// A vector.
     type V: Copy;
     /// `LANES` vectors.
@@ -74,6 +76,31 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         rows: usize,
         cols: usize,
     ) -> Self::Block;
+
+    /// Lane i: `even[i]` and `odd[i]` rounded to bf16, the even one in the lower half.
+    #[inline(always)]
+    fn pairs(self, _even: Self::V, _odd: Self::V) -> Self::V {
+        unreachable!("no pairs of bf16 here")
+    }
+    /// Lane i: c + a.odd · b.odd, rounded, then + a.even · b.even, rounded; results below 2⁻¹²⁶ become 0.
+    #[inline(always)]
+    fn mul_add_pairs(self, _a: Self::V, _b: Self::V, _c: Self::V) -> Self::V {
+        unreachable!("no pairs of bf16 here")
+    }
+    /// As [`Simd::load_transposed`] of `cols` (up to 2 `LANES`) numbers a row, neighbours joined as by [`Simd::pairs`]
+    /// with 0 after an odd number of them: lane i of vector j is `at[i * stride + 2 j]` and the one after it.
+    /// # Safety
+    /// The block is readable.
+    #[inline(always)]
+    unsafe fn load_pairs_transposed(
+        self,
+        _at: *const f32,
+        _stride: usize,
+        _rows: usize,
+        _cols: usize,
+    ) -> Self::Block {
+        unreachable!("no pairs of bf16 here")
+    }
 
     /// eˣ to 2 units in the last place. 0 below -87.3 (where the result would be subnormal), finite
     /// above 88.3 (clamped), NaN for NaN.
@@ -162,6 +189,16 @@ pub(crate) fn dispatch<B: Body>(isa: Isa, body: B) -> B::Out {
         assert_eq!(isa, Isa::Scalar);
         body.run(Scalar)
     }
+}
+
+/// As [`dispatch`], on vectors with [`Simd::PAIRS`] where the CPU multiplies them.
+#[inline]
+pub(crate) fn dispatch_bf16<B: Body>(isa: Isa, body: B) -> B::Out {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && Isa::has_bf16() {
+        return x86::run_avx512_bf16(body);
+    }
+    dispatch(isa, body)
 }
 
 /// Runs a closure compiled for `isa`, for loops that the compiler vectorises by itself.

@@ -2,6 +2,7 @@
 
 use crate::elementwise::rows_per_task;
 use crate::pool::Pool;
+use crate::profile::{Kernel, span};
 use crate::simd::{Body, Simd, dispatch};
 
 /// `out = silu(gate) · up`. A row of `gate_up` `[N, 2F]` holds F gates, then F ups; `out` `[N, F]`; F = `ffn`.
@@ -9,6 +10,7 @@ use crate::simd::{Body, Simd, dispatch};
 /// # Panics
 /// When the lengths do not fit.
 pub fn forward(pool: &Pool, gate_up: &[f32], ffn: usize, out: &mut [f32]) {
+    let _span = span(Kernel::SwiGlu);
     assert!(
         ffn > 0 && gate_up.len() == 2 * out.len() && out.len().is_multiple_of(ffn),
         "swiglu: {} of gate_up into {} of out, ffn {ffn}",
@@ -29,6 +31,7 @@ pub fn forward(pool: &Pool, gate_up: &[f32], ffn: usize, out: &mut [f32]) {
 /// # Panics
 /// When the lengths do not fit.
 pub fn backward(pool: &Pool, gate_up: &[f32], ffn: usize, d_out: &[f32], d_gate_up: &mut [f32]) {
+    let _span = span(Kernel::SwiGlu);
     assert!(
         ffn > 0
             && gate_up.len() == 2 * d_out.len()
@@ -127,3 +130,6 @@ impl Body for Backward<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

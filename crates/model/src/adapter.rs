@@ -7,6 +7,7 @@ use russet_kernels::random;
 use russet_tensor::Tensor;
 use serde_json::{Value, json};
 
+use crate::config::Fields;
 use crate::stored::{self, Output, Stored};
 use crate::{Decoder, Linear, Lora, ModelError, ParameterKind};
 
@@ -165,27 +166,8 @@ impl Settings {
                 json.get("peft_type").unwrap_or(&Value::Null)
             ));
         }
-        let off = |key: &str| {
-            json.get(key).is_none_or(|v| {
-                v.is_null() || v == &json!(false) || v == &json!([]) || v == &json!({})
-            })
-        };
-        for key in [
-            "use_dora",
-            "fan_in_fan_out",
-            "lora_bias",
-            "modules_to_save",
-            "use_qalora",
-        ] {
-            if !off(key) {
-                return Err(format!("`{key}` is set, which Russet does not know"));
-            }
-        }
-        if json.get("bias").is_some_and(|bias| bias != &json!("none")) {
-            return Err(format!(
-                "`bias` is {}, but Russet's layers have no biases",
-                json["bias"]
-            ));
+        for (key, value) in json {
+            refuse_unknown(key, value)?;
         }
         let rank = |value: &Value| {
             let rank = value.as_u64().filter(|rank| (1..=4096).contains(rank));
@@ -197,24 +179,12 @@ impl Settings {
                 .as_f64()
                 .ok_or_else(|| format!("an alpha is {value}, but it must be a number"))
         };
-        let object = |key: &str| {
-            json.get(key)
-                .and_then(Value::as_object)
-                .cloned()
-                .unwrap_or_default()
-        };
         Ok(Settings {
             rank: rank(json.get("r").unwrap_or(&Value::Null))?,
             alpha: number(json.get("lora_alpha").unwrap_or(&Value::Null))?,
-            root: json.get("use_rslora") == Some(&json!(true)),
-            ranks: object("rank_pattern")
-                .iter()
-                .map(|(k, v)| Ok((k.clone(), rank(v)?)))
-                .collect::<Result<_, String>>()?,
-            alphas: object("alpha_pattern")
-                .iter()
-                .map(|(k, v)| Ok((k.clone(), number(v)?)))
-                .collect::<Result<_, String>>()?,
+            root: Fields(json).flag("use_rslora")?,
+            ranks: patterns(json, "rank_pattern", rank)?,
+            alphas: patterns(json, "alpha_pattern", number)?,
         })
     }
 
@@ -231,6 +201,90 @@ impl Settings {
     }
 }
 
+/// Settings that say how an adapter was made or which modules carry it; what its matrices do is the same whatever they say.
+const HISTORY: &[&str] = &[
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size", // of `use_qalora`, which must be off
+    "revision",
+    "target_modules",
+    "task_type",
+];
+
+/// Settings that [`Settings::parse`] reads.
+const READ: &[&str] = &[
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+];
+
+/// Lets through what is read, what changes nothing, and what is switched off. PEFT gains settings with every version, and most change
+/// what the matrices mean, so one that nobody here has heard of is refused.
+fn refuse_unknown(key: &str, value: &Value) -> Result<(), String> {
+    let off = value.is_null() || [json!(false), json!([]), json!({})].contains(value);
+    if READ.contains(&key) || HISTORY.contains(&key) || off {
+        return Ok(());
+    }
+    match (key, value) {
+        ("bias", Value::String(bias)) if bias == "none" => Ok(()),
+        ("bias", _) => Err(format!(
+            "`bias` is {value}, but Russet's layers have no biases"
+        )),
+        // These draw the matrices and leave the base alone; others (PiSSA, OLoRA, CorDA, LoftQ) change it.
+        ("init_lora_weights", Value::Bool(true)) => Ok(()),
+        ("init_lora_weights", Value::String(how))
+            if ["gaussian", "eva", "orthogonal"].contains(&how.as_str()) =>
+        {
+            Ok(())
+        }
+        ("init_lora_weights", _) => Err(format!(
+            "`init_lora_weights` is {value}, which may have changed the base model too; convert the adapter to plain LoRA \
+             with PEFT (`save_pretrained` with `path_initial_model_for_weight_conversion`)"
+        )),
+        _ => Err(format!(
+            "`{key}` is {value}, which Russet does not know; an adapter trained with it would give other answers here"
+        )),
+    }
+}
+
+/// The values of `rank_pattern` or `alpha_pattern` by module name.
+fn patterns<T>(
+    json: &serde_json::Map<String, Value>,
+    key: &str,
+    value: impl Fn(&Value) -> Result<T, String>,
+) -> Result<BTreeMap<String, T>, String> {
+    let object = match json.get(key) {
+        None | Some(Value::Null) => return Ok(BTreeMap::new()),
+        Some(Value::Object(object)) => object,
+        Some(other) => return Err(format!("`{key}` is {other}, but it must be an object")),
+    };
+    let one = |(pattern, setting): (&String, &Value)| {
+        // PEFT takes these for regular expressions; one that is more than a name would here match nothing, unseen.
+        let plain = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
+        if !pattern.chars().all(plain) {
+            return Err(format!(
+                "`{key}` has the pattern `{pattern}`; Russet reads names of modules, not regular expressions"
+            ));
+        }
+        Ok((pattern.clone(), value(setting)?))
+    };
+    object.iter().map(one).collect()
+}
+
 /// PEFT matches a pattern against the end of a module's name, at a dot.
 fn matching<T: Copy>(patterns: &BTreeMap<String, T>, module: &str) -> Option<T> {
     let fits = |pattern: &str| module == pattern || module.ends_with(&format!(".{pattern}"));
@@ -238,4 +292,69 @@ fn matching<T: Copy>(patterns: &BTreeMap<String, T>, module: &str) -> Option<T> 
         .iter()
         .find(|(pattern, _)| fits(pattern))
         .map(|(_, &value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(change: Value) -> Result<Settings, String> {
+        // What PEFT 0.18 writes for a plain adapter.
+        let mut settings = json!({
+            "alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null, "auto_mapping": null,
+            "base_model_name_or_path": "base", "bias": "none", "corda_config": null, "ensure_weight_tying": false,
+            "eva_config": null, "exclude_modules": null, "fan_in_fan_out": false, "inference_mode": true,
+            "init_lora_weights": true, "layer_replication": null, "layers_pattern": null, "layers_to_transform": null,
+            "loftq_config": {}, "lora_alpha": 8, "lora_bias": false, "lora_dropout": 0.1, "megatron_config": null,
+            "megatron_core": "megatron.core", "modules_to_save": null, "peft_type": "LORA", "peft_version": "0.18.0",
+            "qalora_group_size": 16, "r": 4, "rank_pattern": {}, "revision": null, "target_modules": ["q_proj"],
+            "target_parameters": null, "task_type": "CAUSAL_LM", "trainable_token_indices": null, "use_dora": false,
+            "use_qalora": false, "use_rslora": false,
+        });
+        let settings = settings.as_object_mut().unwrap();
+        settings.extend(change.as_object().unwrap().clone());
+        Settings::parse(settings)
+    }
+
+    #[test]
+    fn a_plain_adapter_is_read_with_all_that_peft_writes() {
+        let settings = parse(json!({})).unwrap();
+        assert_eq!(settings.scale("model.layers.0.self_attn.q_proj"), 2.0);
+        let settings =
+            parse(json!({"use_rslora": true, "alpha_pattern": {"self_attn.q_proj": 16}})).unwrap();
+        assert_eq!(settings.scale("model.layers.0.self_attn.q_proj"), 8.0);
+        assert_eq!(settings.scale("model.layers.0.mlp.up_proj"), 4.0);
+        parse(json!({"init_lora_weights": "gaussian"})).unwrap();
+    }
+
+    #[test]
+    fn what_would_change_the_result_unseen_is_refused() {
+        for (key, value) in [
+            ("alora_invocation_tokens", json!([1, 2])),
+            ("arrow_config", json!({"top_k": 2})),
+            ("layer_replication", json!([[0, 2]])),
+            ("trainable_token_indices", json!([5])),
+            ("target_parameters", json!(["experts.up"])),
+            ("use_dora", json!(true)),
+            ("use_dora", json!("true")),
+            ("use_rslora", json!("true")),
+            ("use_rslora", json!(1)),
+            ("fan_in_fan_out", json!(true)),
+            ("bias", json!("all")),
+            ("init_lora_weights", json!("pissa_niter_4")),
+            ("a_setting_of_tomorrow", json!("on")),
+            ("rank_pattern", json!([4])),
+            ("rank_pattern", json!({"q_proj": 0})),
+            ("alpha_pattern", json!({"layers\\.[01]\\..*q_proj": 16})),
+            ("alpha_pattern", json!({"q_proj": "16"})),
+            ("r", json!(0)),
+            ("lora_alpha", json!(null)),
+            ("peft_type", json!("IA3")),
+        ] {
+            assert!(
+                parse(json!({key: value.clone()})).is_err(),
+                "{key}: {value}"
+            );
+        }
+    }
 }

@@ -38,14 +38,15 @@ pub fn load(folder: &Path) -> Result<Decoder, ModelError> {
             )?))
         },
         |stored, layout| {
-            let mut packed = Vec::with_capacity(layout.rows() * layout.inputs);
+            // All parts are found in the files before memory is taken, so that sizes which are only claimed cost nothing.
+            let mut parts = Vec::new();
             for projection in &layout.projections {
                 let name = format!("{}.weight", projection.name);
-                packed.extend_from_slice(
-                    stored
-                        .take_f32(&name, &[projection.rows, layout.inputs])?
-                        .data(),
-                );
+                parts.push(stored.take_floats(&name, &[projection.rows, layout.inputs])?);
+            }
+            let mut packed = Vec::with_capacity(layout.rows() * layout.inputs);
+            for part in &parts {
+                packed.extend_from_slice(&part.to_f32());
             }
             let weight = Tensor::new(&[layout.rows(), layout.inputs], packed);
             Ok(Box::new(Dense::new(layout, weight)))

@@ -9,6 +9,10 @@ use crate::ModelError;
 
 /// Largest `config.json` that is read, in bytes.
 const CONFIG_BYTES: u64 = 1 << 20;
+/// Most heads of a layer, and greatest width of one: some hundreds of times what any published model has.
+const HEADS: usize = 1 << 16;
+/// Weights of one kind that a model may have: a thousand times the published ones, and far from overflow.
+const WEIGHTS: usize = 1 << 42;
 
 /// Which published architecture the names and details follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,8 +122,9 @@ impl Config {
     /// projections and the output table, and the attention's two products. Training costs three times as much.
     pub fn forward_flops(&self, context: usize) -> f64 {
         let products = self.projection_parameters() + self.vocab * self.width;
-        let attention = 2 * self.layers * self.heads * self.head_dim * context;
-        2.0 * (products + attention) as f64
+        // A float, since a context of billions in a file of sizes would overflow a number.
+        let attention = 2.0 * (self.layers * self.heads * self.head_dim) as f64 * context as f64;
+        2.0 * (products as f64 + attention)
     }
 
     /// Bytes of keys and values of one token, in `f32`.
@@ -205,19 +210,13 @@ impl Config {
             }
         };
         for bias in ["attention_bias", "mlp_bias"] {
-            if json
-                .get(bias)
-                .is_some_and(|v| v != &json!(false) && !v.is_null())
-            {
+            if fields.flag(bias)? {
                 return Err(format!(
                     "`{bias}` is set, but Russet's layers have no biases"
                 ));
             }
         }
-        if json
-            .get("use_sliding_window")
-            .is_some_and(|v| v == &json!(true))
-        {
+        if fields.flag("use_sliding_window")? {
             return Err(
                 "`use_sliding_window` is set, but Russet attends to the whole context".into(),
             );
@@ -252,10 +251,7 @@ impl Config {
             rope_scaling: fields.rope_scaling()?,
             context: fields.size("max_position_embeddings")?,
             // Where the key is absent both families leave input and output apart.
-            tied: json
-                .get("tie_word_embeddings")
-                .and_then(Value::as_bool)
-                .unwrap_or(false),
+            tied: fields.flag("tie_word_embeddings")?,
             bos: fields.tokens("bos_token_id")?.first().copied(),
             eos: fields.tokens("eos_token_id")?,
         };
@@ -268,6 +264,15 @@ impl Config {
     /// # Errors
     /// A sentence naming the key.
     pub fn check(&self) -> Result<(), String> {
+        for (key, size) in [
+            ("num_attention_heads", self.heads),
+            ("num_key_value_heads", self.kv_heads),
+            ("head_dim", self.head_dim),
+        ] {
+            if !(1..=HEADS).contains(&size) {
+                return Err(format!("`{key}` is {size}, but it must lie in 1..={HEADS}"));
+            }
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             let (heads, kv_heads) = (self.heads, self.kv_heads);
             return Err(format!(
@@ -292,6 +297,13 @@ impl Config {
                 self.rope_theta
             ));
         }
+        if let RopeScaling::Llama3 { low, high, .. } = self.rope_scaling
+            && low >= high
+        {
+            return Err(format!(
+                "`low_freq_factor` is {low}, but it must be below `high_freq_factor`, which is {high}"
+            ));
+        }
         for id in self.bos.iter().chain(&self.eos) {
             if *id as usize >= self.vocab {
                 return Err(format!(
@@ -300,12 +312,13 @@ impl Config {
                 ));
             }
         }
+        // Heads and their widths are bounded above, so their products fit; the rest is multiplied with care.
         let floats = [self.qkv_width(), self.ffn, self.heads * self.head_dim]
             .iter()
             .try_fold(self.vocab.saturating_mul(self.width), |sum, rows| {
                 sum.checked_add(rows.checked_mul(self.width)?.checked_mul(self.layers)?)
             })
-            .filter(|&floats| floats < 1 << 42);
+            .filter(|&floats| floats < WEIGHTS);
         if floats.is_none() {
             return Err("the sizes describe a model of more than four trillion weights".into());
         }
@@ -394,7 +407,8 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ModelErro
     Ok(bytes)
 }
 
-struct Fields<'a>(&'a Map<String, Value>);
+/// An object of settings, read key by key.
+pub(crate) struct Fields<'a>(pub(crate) &'a Map<String, Value>);
 
 impl Fields<'_> {
     fn size(&self, key: &str) -> Result<usize, String> {
@@ -410,6 +424,16 @@ impl Fields<'_> {
         }
     }
 
+    /// A switch, off where it is missing. Python's writers know `true`, `false` and `null`; `"false"` in quotes would
+    /// have to be guessed at.
+    pub(crate) fn flag(&self, key: &str) -> Result<bool, String> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(on)) => Ok(*on),
+            Some(value) => Err(format!("`{key}` is {value}, but it must be true or false")),
+        }
+    }
+
     fn number(&self, key: &str, default: Option<f64>) -> Result<f64, String> {
         match (self.0.get(key), default) {
             (None | Some(Value::Null), Some(default)) => Ok(default),
@@ -421,30 +445,35 @@ impl Fields<'_> {
     }
 
     /// The object that newer files keep the rotary settings in, or that older ones keep the scaling in.
-    fn rope(&self) -> Option<Fields<'_>> {
-        ["rope_parameters", "rope_scaling"]
-            .iter()
-            .find_map(|key| self.0.get(*key)?.as_object())
-            .map(Fields)
+    fn rope(&self) -> Result<Option<Fields<'_>>, String> {
+        for key in ["rope_parameters", "rope_scaling"] {
+            match self.0.get(key) {
+                None | Some(Value::Null) => {}
+                Some(Value::Object(rope)) => return Ok(Some(Fields(rope))),
+                Some(value) => {
+                    return Err(format!("`{key}` is {value}, but it must be an object"));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn rope_theta(&self) -> Result<f64, String> {
-        match self.rope() {
+        match self.rope()? {
             Some(rope) if rope.0.contains_key("rope_theta") => rope.number("rope_theta", None),
             _ => self.number("rope_theta", Some(10_000.0)),
         }
     }
 
     fn rope_scaling(&self) -> Result<RopeScaling, String> {
-        let Some(rope) = self.rope() else {
+        let Some(rope) = self.rope()? else {
             return Ok(RopeScaling::None);
         };
-        let kind = rope
-            .0
-            .get("rope_type")
-            .or(rope.0.get("type"))
-            .and_then(Value::as_str)
-            .unwrap_or("default");
+        let kind = match rope.0.get("rope_type").or(rope.0.get("type")) {
+            None | Some(Value::Null) => "default",
+            Some(Value::String(kind)) => kind,
+            Some(value) => return Err(format!("`rope_type` is {value}, but it must be a name")),
+        };
         let positive = |key: &str| match rope.number(key, None) {
             Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
             Ok(number) => Err(format!("`{key}` is {number}, but it must be above 0")),
@@ -486,96 +515,4 @@ fn shortest(number: f32) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn qwen3() -> Map<String, Value> {
-        let json = json!({
-            "architectures": ["Qwen3ForCausalLM"], "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 64,
-            "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 128,
-            "tie_word_embeddings": true, "bos_token_id": 0, "eos_token_id": [0, 3],
-        });
-        json.as_object().cloned().unwrap()
-    }
-
-    fn refused(key: &str, value: Value, part: &str) {
-        let mut json = qwen3();
-        json.insert(key.to_owned(), value);
-        let problem = Config::parse(&json).unwrap_err();
-        assert!(problem.contains(part), "{key}: {problem}");
-    }
-
-    #[test]
-    fn what_is_written_reads_back() {
-        let mut config = Config::parse(&qwen3()).unwrap();
-        for scaling in [
-            RopeScaling::None,
-            RopeScaling::Linear { factor: 4.0 },
-            RopeScaling::Llama3 {
-                factor: 8.0,
-                low: 1.0,
-                high: 4.0,
-                original: 8192.0,
-            },
-        ] {
-            config.rope_scaling = scaling;
-            assert_eq!(Config::parse(&config.to_json()).unwrap(), config);
-        }
-        assert_eq!(config.to_json()["rms_norm_eps"], json!(1e-5));
-    }
-
-    #[test]
-    fn newer_files_keep_the_base_among_the_rotary_parameters() {
-        let mut json = qwen3();
-        json.remove("rope_theta");
-        json.insert(
-            "rope_parameters".into(),
-            json!({"rope_type": "default", "rope_theta": 1e6}),
-        );
-        assert_eq!(Config::parse(&json).unwrap().rope_theta, 1e6);
-    }
-
-    #[test]
-    fn what_would_change_the_result_unseen_is_refused() {
-        refused(
-            "architectures",
-            json!(["GPT2LMHeadModel"]),
-            "GPT2LMHeadModel",
-        );
-        refused("attention_bias", json!(true), "attention_bias");
-        refused("hidden_act", json!("gelu"), "gelu");
-        refused("use_sliding_window", json!(true), "use_sliding_window");
-        refused(
-            "rope_scaling",
-            json!({"rope_type": "yarn", "factor": 4.0}),
-            "yarn",
-        );
-        refused("num_key_value_heads", json!(3), "shared out");
-        refused("head_dim", json!(15), "even");
-        refused("vocab_size", json!(0), "vocab_size");
-        refused("hidden_size", json!(1u64 << 40), "hidden_size");
-        refused("eos_token_id", json!(96), "96");
-        refused("num_hidden_layers", json!(1u64 << 32), "four trillion");
-    }
-
-    #[test]
-    fn counts_are_those_of_afm_on_device() {
-        // 2.587 B + 0.151 B embedding parameters, as published.
-        let config = Config {
-            width: 3072,
-            layers: 26,
-            heads: 24,
-            kv_heads: 8,
-            head_dim: 128,
-            ffn: 8064,
-            vocab: 49_152,
-            ..Config::parse(&qwen3()).unwrap()
-        };
-        assert_eq!(
-            (config.parameters() - config.embedding_parameters()) / 1_000_000,
-            2586
-        );
-        assert_eq!(config.embedding_parameters() / 1_000_000, 150);
-    }
-}
+mod tests;

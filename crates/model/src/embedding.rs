@@ -1,6 +1,6 @@
 //! The table between tokens and vectors, at the input and, where it is tied, at the output too.
 
-use russet_tensor::ops::{self, IGNORE, TokenLoss};
+use russet_tensor::ops::{self, IGNORE, LossTerms, TokenLoss};
 use russet_tensor::{Ctx, Int8Weight, Tensor};
 
 /// Rows of logits that are formed at a time where losses go through an 8-bit table.
@@ -56,7 +56,7 @@ impl Embedding {
         }
     }
 
-    /// `Σ weightₙ · lossₙ` of `hidden [N, D]` against `targets [N]`, in nats, recorded.
+    /// `Σ weightₙ · lossₙ` of `hidden [N, D]` against `targets [N]`, in nats, with further terms, recorded.
     ///
     /// # Panics
     /// When the table is 8-bit: training through one is not offered yet.
@@ -66,9 +66,12 @@ impl Embedding {
         hidden: &Tensor,
         targets: &[u32],
         weights: &[f32],
+        terms: &LossTerms,
     ) -> TokenLoss {
         match self {
-            Embedding::Dense(table) => ops::cross_entropy(ctx, hidden, table, targets, weights),
+            Embedding::Dense(table) => {
+                ops::cross_entropy(ctx, hidden, table, targets, weights, terms)
+            }
             Embedding::Int8(_) => panic!("an 8-bit output table cannot be trained through"),
         }
     }

@@ -184,19 +184,27 @@ impl Stored {
             .map_err(|error| ModelError::tensor(&self.place, name, error))
     }
 
-    /// Takes a tensor of floats, converted to `f32`.
+    /// Takes a tensor of floats of any width as it is stored, over the map.
     ///
     /// # Errors
     /// When it is missing, of another shape, or of integers.
-    pub fn take_f32(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+    pub fn take_floats(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         let tensor = self.take(name, shape)?;
         match tensor.dtype() {
-            DType::F32 | DType::F16 | DType::BF16 => Ok(Tensor::new(shape, tensor.to_f32())),
+            DType::F32 | DType::F16 | DType::BF16 => Ok(tensor),
             other => {
                 let problem = format!("holds {other:?}, but floats are needed here");
                 Err(ModelError::tensor(&self.place, name, problem))
             }
         }
+    }
+
+    /// Takes a tensor of floats, converted to `f32`.
+    ///
+    /// # Errors
+    /// As for [`Stored::take_floats`].
+    pub fn take_f32(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        Ok(Tensor::new(shape, self.take_floats(name, shape)?.to_f32()))
     }
 
     /// Drops a tensor that may be there and says nothing.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use russet_kernels::{Isa, Pool};
+use russet_kernels::Pool;
 use russet_model::llama2c;
 use russet_tensor::{Ctx, Segments};
 
@@ -27,7 +27,7 @@ fn both_versions_hold_the_same_model() {
 #[test]
 fn it_predicts_its_stories() {
     let decoder = llama2c::load(&file("stories260K.bin")).unwrap();
-    let mut ctx = Ctx::new(Arc::new(Pool::with_isa(2, Isa::best())));
+    let mut ctx = Ctx::new(Arc::new(Pool::new(2).unwrap()));
     // "<s> Once upon a time" in its vocabulary of 512, then what most of its stories go on with: ",".
     let tokens = [1, 403, 407, 261, 378];
     let hidden = decoder.forward(&mut ctx, &tokens, &Segments::packed(&[5]), None);

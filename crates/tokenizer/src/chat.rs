@@ -6,10 +6,11 @@
 //! so it runs on fuel: steps, memory and output are bounded, and what goes wrong is a sentence.
 //!
 //! Template text and message text must not be mixed up: `<|im_end|>` typed by a user is ten characters,
-//! not the end of a message. [`encode`] renders with each special token's name inside a message replaced by a
-//! private-use character that occurs nowhere else, cuts the result at the special tokens that are left (the
-//! template's own), puts the names back, and encodes the parts between as plain text. A conversation that
-//! names no special token takes the direct way: render, then encode with special tokens parsed.
+//! not the end of a message; nor is it in a role, which may come from outside as well. [`encode`] renders with
+//! each special token's name inside a message or a role replaced by a private-use character that occurs nowhere
+//! else, cuts the result at the special tokens that are left (the template's own), puts the names back, and
+//! encodes the parts between as plain text. A conversation that names no special token takes the direct way:
+//! render, then encode with special tokens parsed.
 //!
 //! Left out: tools, documents and images (`tools` and `documents` are none in every template).
 
@@ -62,6 +63,11 @@ impl Message {
             role: role.into(),
             content: content.into(),
         }
+    }
+
+    /// Whether either part has `special` in it.
+    fn names(&self, special: &str) -> bool {
+        self.role.contains(special) || self.content.contains(special)
     }
 }
 
@@ -200,7 +206,7 @@ pub(crate) fn encode(
     let named: Vec<&str> = tokenizer
         .specials()
         .map(|(_, name)| name)
-        .filter(|name| !name.is_empty() && messages.iter().any(|m| m.content.contains(name)))
+        .filter(|name| !name.is_empty() && messages.iter().any(|m| m.names(name)))
         .collect();
     if named.is_empty() {
         let text = template.render(messages, add_generation_prompt)?;
@@ -209,7 +215,7 @@ pub(crate) fn encode(
     let masks = Masks::new(&named, messages, template.source());
     let masked: Vec<Message> = messages
         .iter()
-        .map(|m| Message::new(m.role.clone(), masks.hide(&m.content)))
+        .map(|m| Message::new(masks.hide(&m.role), masks.hide(&m.content)))
         .collect();
     let text = template.render(&masked, add_generation_prompt)?;
     let mut ids = Vec::new();
@@ -226,7 +232,7 @@ pub(crate) fn encode(
     Ok(ids)
 }
 
-/// One private-use character for each special token that a message names.
+/// One private-use character for each special token that a message or a role names.
 struct Masks<'a> {
     /// Longest name first, so that a name within a name does not break it.
     pairs: Vec<(&'a str, char)>,

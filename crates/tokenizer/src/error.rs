@@ -45,6 +45,9 @@ pub enum TokenizerError {
         /// What was found and what to do.
         reason: String,
     },
+    /// The `progress` closure broke it off.
+    #[error("stopped before the end; nothing whole was written")]
+    Interrupted,
 }
 
 impl TokenizerError {

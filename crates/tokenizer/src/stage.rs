@@ -2,6 +2,7 @@
 //!
 //! Plain paths in, files into a given folder out; manifests, recipes and the choice of folder are the caller's.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Result, TokenizerError};
@@ -39,7 +40,7 @@ pub fn train_stage(
     config: &TrainConfig,
     inputs: &[PathBuf],
     out_dir: &Path,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<TrainReport> {
     let (mut documents, mut bytes) = (0, 0);
     let texts = documents_of(inputs).inspect(|text| {
@@ -63,7 +64,7 @@ pub fn encode_stage(
     tokenizer: &Tokenizer,
     splits: &[(String, Vec<PathBuf>)],
     out_dir: &Path,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<EncodeReport> {
     std::fs::create_dir_all(out_dir).map_err(|e| TokenizerError::file(out_dir, e))?;
     let mut report = EncodeReport { splits: Vec::new() };
@@ -97,7 +98,9 @@ pub fn encode_stage(
                 documents += 1;
                 tokens += ids.len() as u64 + 1;
             }
-            progress(Progress::Encoded { documents, tokens });
+            if progress(Progress::Encoded { documents, tokens }).is_break() {
+                return Err(TokenizerError::Interrupted);
+            }
         }
         drop(texts);
         let summary = writer.finish_unless_empty(name)?;

@@ -14,6 +14,7 @@
 //! Left out: subword regularisation, a limit on token length, and merging across words.
 
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::ops::ControlFlow;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -63,7 +64,27 @@ impl Default for TrainConfig {
     }
 }
 
-/// How far training is; given to the `progress` closure now and then.
+impl TrainConfig {
+    /// Whether there can be such a vocabulary, whatever the text.
+    pub fn check(&self) -> Result<()> {
+        if self.vocab_size < FIXED {
+            return Err(TokenizerError::Train(format!(
+                "a vocabulary of {} is too small: 4 special tokens and 256 bytes already take {FIXED}; set vocab_size \
+                 higher",
+                self.vocab_size
+            )));
+        }
+        if u32::try_from(self.vocab_size).is_err() {
+            return Err(TokenizerError::Train(format!(
+                "a vocabulary of {} does not fit 32-bit ids",
+                self.vocab_size
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// How far training is; given now and then to the `progress` closure, which may break it off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Texts read so far.
@@ -94,36 +115,24 @@ pub fn train<I>(config: &TrainConfig, texts: I) -> Result<Tokenizer>
 where
     I: IntoIterator<Item = Result<String>>,
 {
-    train_with(config, texts, &mut |_| ())
+    train_with(config, texts, &mut |_| ControlFlow::Continue(()))
 }
 
-/// [`train`], telling `progress` how far it is.
+/// [`train`], telling `progress` how far it is. Where that breaks, the error is [`TokenizerError::Interrupted`].
 pub fn train_with<I>(
     config: &TrainConfig,
     texts: I,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Tokenizer>
 where
     I: IntoIterator<Item = Result<String>>,
 {
-    if config.vocab_size < FIXED {
-        return Err(TokenizerError::Train(format!(
-            "a vocabulary of {} is too small: 4 special tokens and 256 bytes already take {FIXED}; set vocab_size \
-             higher",
-            config.vocab_size
-        )));
-    }
-    if u32::try_from(config.vocab_size).is_err() {
-        return Err(TokenizerError::Train(format!(
-            "a vocabulary of {} does not fit 32-bit ids",
-            config.vocab_size
-        )));
-    }
+    config.check()?;
     let words = count_words(texts, progress)?;
     let corpus = Corpus::new(config, &words)?;
     drop(words);
     let room = config.vocab_size - FIXED - corpus.alphabet.len();
-    let merges = merges(&corpus, room, config.min_frequency, progress);
+    let merges = merges(&corpus, room, config.min_frequency, progress)?;
     let tokens = FIXED + corpus.alphabet.len() + merges.added;
     if tokens < config.vocab_size {
         return Err(TokenizerError::Train(format!(
@@ -140,7 +149,10 @@ where
 }
 
 /// Unique words and how often each occurs.
-fn count_words<I>(texts: I, progress: &mut dyn FnMut(Progress)) -> Result<BTreeMap<String, u64>>
+fn count_words<I>(
+    texts: I,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<BTreeMap<String, u64>>
 where
     I: IntoIterator<Item = Result<String>>,
 {
@@ -174,7 +186,9 @@ where
         }
         documents += batch.len() as u64;
         bytes += batch.iter().map(|t| t.len() as u64).sum::<u64>();
-        progress(Progress::Read { documents, bytes });
+        if progress(Progress::Read { documents, bytes }).is_break() {
+            return Err(TokenizerError::Interrupted);
+        }
     }
     // Sorted, so that nothing after this depends on hash order.
     Ok(counts.into_iter().collect())
@@ -318,8 +332,8 @@ fn merges(
     corpus: &Corpus,
     room: usize,
     min_frequency: u64,
-    progress: &mut dyn FnMut(Progress),
-) -> Merges {
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Merges> {
     let mut names = Names::new(&corpus.alphabet);
     let mut words = corpus.words.clone();
     let mut pairs: HashMap<Pair, PairUse> = HashMap::new();
@@ -378,13 +392,13 @@ fn merges(
             heap.push(Candidate::new(pairs[&pair].count, pair));
         }
         if found.added % 256 == 0 || found.added == room {
-            progress(Progress::Merged {
-                tokens: of - room + found.added,
-                of,
-            });
+            let tokens = of - room + found.added;
+            if progress(Progress::Merged { tokens, of }).is_break() {
+                return Err(TokenizerError::Interrupted);
+            }
         }
     }
-    found
+    Ok(found)
 }
 
 /// How often a pair occurs, and in which words (some may have lost it).
@@ -569,8 +583,12 @@ mod tests {
             alphabet_min_frequency: 1,
         };
         let texts = texts.iter().map(|t| Ok(t.to_string()));
-        let words = count_words(texts, &mut |_| ()).unwrap();
+        let words = count_words(texts, &mut |_| ControlFlow::Continue(())).unwrap();
         Corpus::new(&config, &words).unwrap()
+    }
+
+    fn all_merges(corpus: &Corpus, room: usize, least: u64) -> Merges {
+        merges(corpus, room, least, &mut |_| ControlFlow::Continue(())).unwrap()
     }
 
     fn cut(text: &str) -> Vec<&str> {
@@ -596,7 +614,7 @@ mod tests {
     fn a_token_made_in_two_ways_has_one_id() {
         // "abc" can be a+bc and ab+c.
         let corpus = corpus(&["abc abc abc ab ab ab ab bc bc bc bc bc abc"]);
-        let fast = merges(&corpus, 20, 1, &mut |_| ());
+        let fast = all_merges(&corpus, 20, 1);
         assert_eq!(fast, merges_naively(&corpus, 20, 1));
         assert!(fast.added <= fast.pairs.len());
     }
@@ -607,7 +625,7 @@ mod tests {
         fn fast_merging_equals_counting_anew(text in "[abc]{0,12}( [abcd]{1,9}){0,24}", room in 0usize..40,
                                              least in 1u64..4) {
             let corpus = corpus(&[&text]);
-            prop_assert_eq!(merges(&corpus, room, least, &mut |_| ()), merges_naively(&corpus, room, least));
+            prop_assert_eq!(all_merges(&corpus, room, least), merges_naively(&corpus, room, least));
         }
 
         #[test]

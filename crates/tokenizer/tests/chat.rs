@@ -77,6 +77,14 @@ fn a_message_cannot_forge_a_control_token() {
         let (count, text) = control(&messages);
         assert_eq!(count, 5, "{content:?}");
         assert_eq!(text, TRAINED.render_chat(&messages, true).unwrap());
+        // A role is text from outside as well.
+        let messages = [
+            Message::new(content, "Hi"),
+            Message::new("assistant", "No."),
+        ];
+        let (count, text) = control(&messages);
+        assert_eq!(count, 5, "{content:?} as a role");
+        assert_eq!(text, TRAINED.render_chat(&messages, true).unwrap());
     }
 }
 

@@ -2,13 +2,15 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::LazyLock;
 
 use common::{TRAINED, small, tales};
 use proptest::prelude::*;
 use russet_tokenizer::{
-    Progress, ShardWriter, TokenShard, Tokenizer, encode_stage, read_texts, train_stage,
+    Progress, ShardWriter, TokenShard, Tokenizer, TokenizerError, encode_stage, read_texts,
+    train_stage,
 };
 use serde_json::{Map, json};
 
@@ -172,7 +174,11 @@ fn the_two_stages_lead_from_texts_to_shards() {
     let dir = tempfile::tempdir().unwrap();
     let mut heard = Vec::new();
     let tokenizer_dir = dir.path().join("01-tokenizer");
-    let report = train_stage(&small(), &[tales()], &tokenizer_dir, &mut |p| heard.push(p)).unwrap();
+    let report = train_stage(&small(), &[tales()], &tokenizer_dir, &mut |p| {
+        heard.push(p);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     assert_eq!((report.documents, report.vocab_size), (42, 1024));
     assert!(heard.contains(&Progress::Merged {
         tokens: 1024,
@@ -188,7 +194,13 @@ fn the_two_stages_lead_from_texts_to_shards() {
         ("heldout".to_string(), vec![odd]),
     ];
     let out = dir.path().join("02-tokens");
-    let report = encode_stage(&tokenizer, &splits, &out, &mut |_| ()).unwrap();
+    let report = encode_stage(
+        &tokenizer,
+        &splits,
+        &out,
+        &mut |_| ControlFlow::Continue(()),
+    )
+    .unwrap();
     assert_eq!(report.splits[0].2.documents, 43);
     assert_eq!(report.splits[1].2.documents, 1);
     let shard = TokenShard::open(out.join("train.tokens.safetensors")).unwrap();
@@ -200,7 +212,10 @@ fn the_two_stages_lead_from_texts_to_shards() {
     assert_eq!(shard.document_bytes(0), first.len() as u64);
 
     let again = dir.path().join("again");
-    encode_stage(&tokenizer, &splits, &again, &mut |_| ()).unwrap();
+    encode_stage(&tokenizer, &splits, &again, &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     for name in ["train", "heldout"] {
         let name = format!("{name}.tokens.safetensors");
         assert_eq!(
@@ -220,7 +235,7 @@ fn stages_refuse_what_they_cannot_use() {
             &TRAINED,
             &[(name.to_string(), vec![input.to_path_buf()])],
             dir.path(),
-            &mut |_| (),
+            &mut |_| ControlFlow::Continue(()),
         )
         .unwrap_err()
         .to_string()
@@ -229,8 +244,24 @@ fn stages_refuse_what_they_cannot_use() {
     assert!(encode("../a", &tales()).contains("name of a split"));
     assert!(encode("a", &dir.path().join("missing.txt")).contains("missing.txt"));
     assert!(!dir.path().join("a.tokens.safetensors").exists());
-    let nothing = train_stage(&small(), &[none], dir.path(), &mut |_| ()).unwrap_err();
+    let nothing = train_stage(&small(), &[none], dir.path(), &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap_err();
     assert!(nothing.to_string().contains("too small"), "{nothing}");
+}
+
+#[test]
+fn stages_stop_when_asked_and_leave_nothing_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let stop = &mut |_| ControlFlow::Break(());
+    let trained = train_stage(&small(), &[tales()], dir.path(), stop);
+    assert!(matches!(trained, Err(TokenizerError::Interrupted)));
+    let splits = [("a".to_owned(), vec![tales()])];
+    let encoded = encode_stage(&TRAINED, &splits, dir.path(), stop);
+    assert!(matches!(encoded, Err(TokenizerError::Interrupted)));
+    assert!(!dir.path().join("tokenizer.json").exists());
+    assert!(!dir.path().join("a.tokens.safetensors").exists());
 }
 
 proptest! {

@@ -22,14 +22,63 @@ fn refuse<T>(key: &'static str, problem: impl Into<String>) -> Result<T> {
     Err(TrainError::setting(key, problem))
 }
 
-/// Fills in what was left open and checks the whole. `start` is the shape of the checkpoint that training begins with, if
-/// it does not begin at random.
-pub(crate) fn resolve(settings: &mut Settings, start: Option<&Config>) -> Result<()> {
-    resolve_train(&mut settings.train, &settings.schedule)?;
-    resolve_model(&mut settings.model, &settings.train, start)?;
-    check_train(&settings.train)?;
-    check_optimizer(&settings.optimizer, &settings.train)?;
-    resolve_data(&mut settings.data, &settings.train)
+/// What the first weights are.
+#[derive(Clone, Copy, Debug)]
+pub enum Start<'a> {
+    /// Random ones.
+    Random,
+    /// Those of a checkpoint of this shape.
+    Checkpoint(&'a Config),
+    /// Those of a checkpoint that is still to be made; what follows from its shape stays open.
+    ToCome,
+}
+
+impl<'a> From<Option<&'a Config>> for Start<'a> {
+    fn from(shape: Option<&'a Config>) -> Start<'a> {
+        shape.map_or(Start::Random, Start::Checkpoint)
+    }
+}
+
+impl Settings {
+    /// Checked, and with everything filled in that follows without the tokens: what [`crate::Plan::new`] begins with.
+    ///
+    /// # Errors
+    /// When a setting cannot be.
+    pub fn resolved(mut self, start: Start) -> Result<Settings> {
+        resolve_train(&mut self.train, &self.schedule)?;
+        resolve_model(&mut self.model, &self.train, start)?;
+        check_train(&self.train)?;
+        check_optimizer(&self.optimizer, &self.train)?;
+        resolve_data(&mut self.data, &self.train)?;
+        if let Some(distill) = &self.distill {
+            distill.check()?;
+        }
+        match self.compute.threads {
+            None | Some(1..=1024) => {}
+            Some(_) => {
+                return refuse(
+                    "compute.threads",
+                    "must be from 1 to 1024; leave it out to use every core",
+                );
+            }
+        }
+        // Of any vocabulary: only its size is the tokens' to say.
+        match start {
+            Start::Random => self.decoder(1, None).map(drop)?,
+            Start::Checkpoint(shape) => self.decoder(1, Some(shape)).map(drop)?,
+            Start::ToCome => {}
+        }
+        Ok(self)
+    }
+
+    /// The decoder that resolved settings describe: that of the checkpoint `start` with what differs, or a new one over a
+    /// vocabulary of `vocab`.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn decoder(&self, vocab: usize, start: Option<&Config>) -> Result<Config> {
+        decoder_config(&self.model, start, &SpecialIds::default(), vocab)
+    }
 }
 
 fn size(key: &'static str, size: usize) -> Result<()> {
@@ -39,11 +88,7 @@ fn size(key: &'static str, size: usize) -> Result<()> {
     }
 }
 
-fn resolve_model(
-    model: &mut ModelSettings,
-    train: &TrainSettings,
-    start: Option<&Config>,
-) -> Result<()> {
+fn resolve_model(model: &mut ModelSettings, train: &TrainSettings, start: Start) -> Result<()> {
     let shape = [
         ("model.width", model.width),
         ("model.layers", model.layers),
@@ -51,7 +96,7 @@ fn resolve_model(
         ("model.kv_heads", model.kv_heads),
         ("model.ffn", model.ffn),
     ];
-    if let Some(start) = start {
+    if !matches!(start, Start::Random) {
         let others = [
             ("model.head_dim", model.head_dim.is_some()),
             ("model.norm_epsilon", model.norm_epsilon.is_some()),
@@ -65,11 +110,14 @@ fn resolve_model(
                  `model.context` and `model.rope_theta` may differ)",
             );
         }
+    }
+    if let Start::Checkpoint(start) = start {
         model.rope_theta.get_or_insert(start.rope_theta);
         model
             .context
             .get_or_insert(start.context.max(train.sequence_length));
-    } else {
+    }
+    if let Start::Random = start {
         for (key, given) in shape {
             let Some(given) = given else {
                 return refuse(
@@ -95,7 +143,7 @@ fn resolve_model(
         model.norm_epsilon.get_or_insert(NORM_EPSILON);
         model.tied.get_or_insert(true);
     }
-    size("model.context", model.context.expect("just set"))
+    size("model.context", model.context.unwrap_or(1))
 }
 
 fn resolve_train(train: &mut TrainSettings, schedule: &ScheduleSettings) -> Result<()> {
@@ -205,6 +253,12 @@ fn check_train(train: &TrainSettings) -> Result<()> {
         return refuse(
             "train.ema",
             format!("is {}; it must be below 1, or 0 for no mean", train.ema),
+        );
+    }
+    if !(0.0..=1.0).contains(&train.z_loss) {
+        return refuse(
+            "train.z_loss",
+            format!("is {}; it must be from 0 to 1", train.z_loss),
         );
     }
     if train.log_every == 0 {

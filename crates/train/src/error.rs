@@ -56,6 +56,9 @@ pub enum TrainError {
         /// Why.
         source: Box<TrainError>,
     },
+    /// Someone asked to stop a job that keeps nothing of what it had.
+    #[error("stopped; the same command begins this again")]
+    Interrupted,
     /// The run has diverged, or a batch is poisonous.
     #[error(
         "step {step}: the {what} is {value}, so training stops here; the step saw {documents}. Look at \

@@ -13,13 +13,15 @@
 //! The same recipe on the same tokens gives the same weights to the last bit, on any number of threads, in one go or
 //! killed and resumed at any moment. (On another instruction set sums round differently; a resumed run says so.)
 //!
-//! Left out for now: every compute type but `f32`, and more than one machine.
+//! Left out for now: more than one machine.
 
 pub mod average;
+pub mod bench;
 mod check;
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
+pub mod distill;
 mod error;
 pub mod loader;
 mod named;
@@ -30,6 +32,7 @@ pub mod plan;
 mod pretrain;
 pub mod price;
 mod probe;
+pub mod prune;
 mod publish;
 mod run;
 pub mod save;
@@ -39,6 +42,9 @@ pub mod spike;
 pub mod state;
 pub mod validation;
 
+pub use bench::{BenchReport, bench};
+pub use check::Start;
+pub use distill::{Distill, DistillKind, DistillSettings, Teacher, TeacherInput, teach};
 pub use error::{Result, TrainError};
 pub use loader::{Batch, Batches, Mixture, Origin};
 pub use objective::{NextToken, Objective};
@@ -46,8 +52,8 @@ pub use optimizer::Optimizer;
 pub use permutation::Permutation;
 pub use plan::{Plan, Sources};
 pub use pretrain::{Outcome, Resume, TrainReport, pretrain};
-pub use price::{Description, Estimate, Price};
-pub use probe::matmul_gflops;
+pub use price::{Description, Estimate, Memory, Price};
+pub use probe::{matmul_gflops, matmul_gflops_in};
 pub use run::{Ended, Loop, Measure, Saving, train};
 pub use schedule::Schedule;
 pub use settings::Settings;

@@ -44,7 +44,8 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// What each token's loss counts, `[N]`.
     pub weights: Vec<f32>,
-    /// Where it comes from, for messages and counts.
+    /// Where it comes from, for messages, counts and stored predictions: the sources of all tokens in order, or nothing where
+    /// they come from none.
     pub origins: Vec<Origin>,
 }
 
@@ -55,8 +56,8 @@ pub struct Origin {
     pub source: usize,
     /// Its documents or examples, by number.
     pub documents: Range<usize>,
-    /// How many tokens of the batch they gave.
-    pub tokens: usize,
+    /// Which tokens of the source the targets are that came from it, in order.
+    pub targets: Range<usize>,
 }
 
 /// Where the loop gets its data. Position in the data is its only state.
@@ -133,7 +134,7 @@ pub(crate) fn append(
     batch.origins.push(Origin {
         source,
         documents: first..document,
-        tokens: range.len(),
+        targets: range,
     });
     Ok(())
 }

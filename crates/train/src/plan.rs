@@ -12,16 +12,19 @@ use russet_model::Config;
 use russet_tokenizer::{TokenShard, Tokenizer};
 use serde_json::Value;
 
-use crate::check::{self, decoder_config, resolve};
+use crate::check::{self, Start, decoder_config};
+use crate::distill::{Distill, Taught, TeacherInput};
 use crate::loader::{Mixture, Packing, Part};
-use crate::price::{Description, Estimate, SourceDescription, estimate, memory, training_flops};
+use crate::objective::{NextToken, Objective};
+use crate::price::{Description, Estimate, SourceDescription, memory, training_flops};
 use crate::schedule::Schedule;
 use crate::settings::{MixtureSettings, OptimizerSettings, Settings};
 use crate::{Result, TrainError};
 
 /// Settings that never change the weights or what is said of them; a run that differs in these alone is the same run.
-const IDLE_SETTINGS: [(&str, &str); 7] = [
+const IDLE_SETTINGS: [(&str, &str); 8] = [
     ("compute", "threads"),
+    ("compute", "recompute"),
     ("train", "log_every"),
     ("train", "checkpoint_every"),
     ("train", "keep_last"),
@@ -67,6 +70,7 @@ pub struct Plan {
     train: Vec<Source>,
     validation: Option<PathBuf>,
     begin_of_text: u32,
+    teacher: Option<TeacherInput>,
 }
 
 /// A shard to train on.
@@ -77,6 +81,8 @@ struct Source {
     weight: f64,
     tokens: u64,
     documents: u64,
+    split: String,
+    tokens_artifact: Artifact, // where the split lies
 }
 
 impl Plan {
@@ -86,32 +92,14 @@ impl Plan {
     /// # Errors
     /// When a setting cannot be, a folder is no tokens artifact with the shards and the tokenizer that are needed, or the
     /// checkpoint is none or of another tokenizer.
-    pub fn new(mut settings: Settings, sources: impl Into<Sources>) -> Result<Plan> {
+    pub fn new(settings: Settings, sources: impl Into<Sources>) -> Result<Plan> {
         let sources = sources.into();
         let start = sources
             .checkpoint
             .as_deref()
             .map(Config::open)
             .transpose()?;
-        resolve(&mut settings, start.as_ref())?;
-        if settings.compute.dtype != "f32" {
-            let problem = format!(
-                "is \"{}\", but only \"f32\" is implemented; write that",
-                settings.compute.dtype
-            );
-            return Err(TrainError::setting("compute.dtype", problem));
-        }
-        if settings
-            .compute
-            .threads
-            .is_some_and(|threads| !(1..=1024).contains(&threads))
-        {
-            return Err(TrainError::setting(
-                "compute.threads",
-                "must be from 1 to 1024; leave it out to use every core",
-            ));
-        }
-
+        let settings = settings.resolved(Start::from(start.as_ref()))?;
         let tokens = Artifact::open(&sources.tokens, Kind::Tokens)?;
         let mut inputs = Inputs::new().artifact("tokens", &tokens)?;
         let folder = match tokens.file("tokenizer.json") {
@@ -119,9 +107,11 @@ impl Plan {
             Err(_) => tokens.input("tokenizer")?.dir().to_owned(),
         };
         let tokenizer = Tokenizer::open(&folder)?;
-        let (train, others) = open_sources(&settings, &sources, &tokens)?;
-        for (number, other) in &others {
-            inputs = inputs.artifact(&format!("mixture-{number}"), other)?;
+        let train = open_sources(&settings, &sources, &tokens)?;
+        for (number, source) in train.iter().enumerate() {
+            if sources.mixture.get(number).is_some_and(Option::is_some) {
+                inputs = inputs.artifact(&format!("mixture-{number}"), &source.tokens_artifact)?;
+            }
         }
         let validation = settings
             .data
@@ -157,8 +147,53 @@ impl Plan {
             train,
             validation,
             begin_of_text,
+            teacher: None,
             settings,
         })
+    }
+
+    /// The plan with a teacher for its `[distill]`.
+    ///
+    /// # Errors
+    /// When there is no `[distill]`, or it asks for what this teacher does not offer.
+    pub fn taught_by(mut self, teacher: TeacherInput) -> Result<Plan> {
+        let Some(distill) = &self.settings.distill else {
+            let problem = "is missing, but `inputs` name a teacher; say what to learn from it, such as kind = \"hard\"";
+            return Err(TrainError::setting("distill", problem));
+        };
+        teacher.check(distill)?;
+        self.teacher = Some(teacher);
+        Ok(self)
+    }
+
+    /// What is learnt. Opens the teacher, if there is one.
+    ///
+    /// # Errors
+    /// When the teacher is missing or knows other tokens.
+    pub fn objective(&self) -> Result<Box<dyn Objective>> {
+        let z_loss = self.settings.train.z_loss as f32;
+        let teacher = match (&self.settings.distill, &self.teacher) {
+            (None, _) if z_loss == 0.0 => return Ok(Box::new(NextToken)),
+            (None, _) => None,
+            (Some(_), None) => {
+                let problem = "is there, but no teacher; name a checkpoint in `inputs.teacher`, or stored predictions in \
+                               `inputs.teacher_logits`";
+                return Err(TrainError::setting("distill", problem));
+            }
+            (Some(distill), Some(input)) => {
+                let taught = |source: &Source| {
+                    Ok(Taught {
+                        tokens: source.tokens_artifact.clone(),
+                        split: source.split.clone(),
+                        shard: TokenShard::open(&source.path)?,
+                    })
+                };
+                let shards: Vec<Taught> = self.train.iter().map(taught).collect::<Result<_>>()?;
+                let teacher = input.open(&shards, self.settings.train.sequence_length)?;
+                Some((teacher, *distill))
+            }
+        };
+        Ok(Box::new(Distill { z_loss, teacher }))
     }
 
     /// The settings with everything that was left open filled in, except threads.
@@ -257,7 +292,17 @@ impl Plan {
                 table.remove(key);
             }
         }
-        Ok(Stage::new("pretrain", tool, recipe, self.inputs.clone()))
+        // Their names do not matter: `inputs` has what lies behind them.
+        if let Some(Value::Array(mixture)) = recipe.pointer_mut("/data/mixture") {
+            for part in mixture.iter_mut().filter_map(Value::as_object_mut) {
+                part.remove("tokens");
+            }
+        }
+        let mut inputs = self.inputs.clone();
+        if let Some(teacher) = &self.teacher {
+            inputs = teacher.record(inputs)?;
+        }
+        Ok(Stage::new("pretrain", tool, recipe, inputs))
     }
 
     /// What it amounts to.
@@ -291,7 +336,7 @@ impl Plan {
 
     /// How long it takes on a machine of the given rate, which [`crate::matmul_gflops`] measures.
     pub fn estimate(&self, gflops: f64) -> Estimate {
-        estimate(self.describe().flops, gflops)
+        Estimate::new(self.describe().flops, gflops)
     }
 }
 
@@ -331,28 +376,21 @@ fn check_checkpoint(path: &Path, start: &Config, tokens: &Tokenizer, folder: &Pa
     })
 }
 
-/// Tokens artifacts by their places in the mixture.
-type OtherTokens = Vec<(usize, Artifact)>;
-
-/// The shards to train on, and the tokens artifacts besides the recipe's own by their places in the mixture.
-fn open_sources(
-    settings: &Settings,
-    sources: &Sources,
-    tokens: &Artifact,
-) -> Result<(Vec<Source>, OtherTokens)> {
+/// The shards to train on.
+fn open_sources(settings: &Settings, sources: &Sources, tokens: &Artifact) -> Result<Vec<Source>> {
     let single = settings.data.train.iter().map(|split| MixtureSettings {
         tokens: None,
         split: split.clone(),
         weight: 1.0,
     });
     let parts: Vec<MixtureSettings> = single.chain(settings.data.mixture.clone()).collect();
-    let (mut opened, mut others) = (Vec::<Source>::new(), Vec::new());
+    let mut opened = Vec::<Source>::new();
     for (number, part) in parts.into_iter().enumerate() {
-        let other = sources.mixture.get(number).and_then(Option::as_ref);
-        let other = other
-            .map(|path| Artifact::open(path, Kind::Tokens))
-            .transpose()?;
-        let path = shard_path(other.as_ref().unwrap_or(tokens), &part.split)?;
+        let artifact = match sources.mixture.get(number).and_then(Option::as_ref) {
+            Some(path) => Artifact::open(path, Kind::Tokens)?,
+            None => tokens.clone(),
+        };
+        let path = shard_path(&artifact, &part.split)?;
         let shard = TokenShard::open(&path)?;
         // Splits of several artifacts may share a name; the log needs one each.
         let mut label = part.split.clone();
@@ -365,10 +403,11 @@ fn open_sources(
             tokens: shard.tokens() as u64,
             documents: shard.documents() as u64,
             path,
+            split: part.split,
+            tokens_artifact: artifact,
         });
-        others.extend(other.map(|other| (number, other)));
     }
-    Ok((opened, others))
+    Ok(opened)
 }
 
 #[cfg(test)]

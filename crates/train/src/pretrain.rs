@@ -20,12 +20,12 @@ use serde::Serialize;
 
 use crate::average::Average;
 use crate::loader::Batches;
-use crate::objective::NextToken;
 use crate::plan::Plan;
-use crate::probe::matmul_gflops;
+use crate::probe::matmul_gflops_in;
 use crate::publish::Checkpoint;
 use crate::run::{Ended, Keep, Loop, Measure, Saving, train};
 use crate::save::{Job, Writer};
+use crate::settings::Recompute;
 use crate::state::{State, StateStore};
 use crate::validation::Validation;
 use crate::{Result, TrainError};
@@ -78,7 +78,7 @@ pub struct TrainReport {
     /// The same in bits per byte of text.
     pub bits_per_byte: Option<f64>,
     /// Steps whose gradients were thrown away.
-    pub skipped: u64,
+    pub skipped_steps: u64,
     /// The step of the lowest validation loss, where its checkpoint is kept.
     pub best_step: Option<u64>,
     /// The most bytes of weights, gradients, moments, a copy being saved and activations at one time in this process.
@@ -112,6 +112,7 @@ pub fn pretrain(
         }
         Resume::Continue => {}
     }
+    plan.describe().memory.check()?;
     // Before the work: a place that cannot be written to is found now.
     let draft = Draft::create(out, Kind::Checkpoint)?;
     let best = beside(out, "best")?;
@@ -119,8 +120,11 @@ pub fn pretrain(
         drop(Draft::create(&best, Kind::Checkpoint)?);
     }
 
+    let objective = plan.objective()?;
     let mut ctx = Ctx::new(Arc::new(plan.pool()?));
-    let peak_flops = matmul_gflops(&ctx.pool) * 1e9;
+    ctx.compute = plan.settings().compute.dtype.kernel();
+    ctx.recompute = plan.settings().compute.recompute == Recompute::Block;
+    let peak_flops = matmul_gflops_in(&ctx.pool, ctx.compute) * 1e9;
     let mut batches = plan.open_train()?;
     let fresh = |decoder: Decoder| State {
         average: (settings.ema > 0.0).then(|| Average::new(settings.ema, &decoder)),
@@ -210,7 +214,7 @@ pub fn pretrain(
         clip_norm: (settings.clip_norm > 0.0).then_some(settings.clip_norm),
         skip_norm: (settings.skip_norm > 0.0).then_some(settings.skip_norm),
         spike_deviations: settings.spike_deviations,
-        objective: &NextToken,
+        objective: &*objective,
         batches: &mut batches,
         measure: validation
             .is_some()
@@ -253,7 +257,7 @@ pub fn pretrain(
         peak_gflops: peak_flops / 1e9,
         validation_nats: measured.map(|result| result.nats_per_token),
         bits_per_byte: measured.map(|result| result.bits_per_byte),
-        skipped: tally.skipped,
+        skipped_steps: tally.skipped,
         best_step: tally.best.map(|(step, _)| step),
         peak_bytes: kept + if saves { kept } else { 0 } + ctx.peak_bytes(),
     }))

@@ -3,17 +3,16 @@
 use std::fmt;
 
 use russet_model::Config;
-use russet_tokenizer::SpecialIds;
 use serde::Serialize;
 
-use crate::Result;
-use crate::check::{decoder_config, packing, resolve};
+use crate::check::{Start, packing};
 use crate::loader::Packing;
-use crate::settings::Settings;
+use crate::settings::{Recompute, Settings};
+use crate::{Result, TrainError};
 
-/// The share of the measured peak that a whole step reaches, for estimates: 0.6 to 0.75 on models of 1 to 30 million
-/// weights (`examples/profile_step.rs`).
-const EXPECTED_MFU: f64 = 0.6;
+/// The share of the measured peak that a whole step reaches, for estimates: 0.78 to 0.80 on the tiny recipe's model
+/// (Zen 4, 2 threads), a little less on others.
+const EXPECTED_MFU: f64 = 0.75;
 
 /// What a plan amounts to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -93,9 +92,9 @@ impl Price {
     ///
     /// # Errors
     /// When a setting cannot be.
-    pub fn new(mut settings: Settings, vocab: usize, start: Option<&Config>) -> Result<Price> {
-        resolve(&mut settings, start)?;
-        let config = decoder_config(&settings.model, start, &SpecialIds::default(), vocab)?;
+    pub fn new(settings: Settings, vocab: usize, start: Option<&Config>) -> Result<Price> {
+        let settings = settings.resolved(Start::from(start))?;
+        let config = settings.decoder(vocab, start)?;
         let packing = packing(&settings);
         let steps = settings.train.steps.expect("resolved");
         let tokens = steps * (packing.batch_sequences * packing.sequence_length) as u64;
@@ -110,17 +109,8 @@ impl Price {
 
     /// How long it takes on a machine of the given rate, which [`crate::matmul_gflops`] measures.
     pub fn estimate(&self, gflops: f64) -> Estimate {
-        estimate(self.flops, gflops)
+        Estimate::new(self.flops, gflops)
     }
-}
-
-/// The shape of the decoder that settings make, for the price of what begins with its checkpoint.
-///
-/// # Errors
-/// When a setting cannot be.
-pub fn shape(mut settings: Settings, vocab: usize, start: Option<&Config>) -> Result<Config> {
-    resolve(&mut settings, start)?;
-    decoder_config(&settings.model, start, &SpecialIds::default(), vocab)
 }
 
 /// How long a plan takes.
@@ -132,12 +122,14 @@ pub struct Estimate {
     pub seconds: f64,
 }
 
-/// How long so many operations take at a rate.
-pub(crate) fn estimate(flops: f64, gflops: f64) -> Estimate {
-    let seconds_at_peak = flops / (gflops * 1e9);
-    Estimate {
-        seconds_at_peak,
-        seconds: seconds_at_peak / EXPECTED_MFU,
+impl Estimate {
+    /// How long so many operations take at a rate.
+    pub fn new(flops: f64, gflops: f64) -> Estimate {
+        let seconds_at_peak = flops / (gflops * 1e9);
+        Estimate {
+            seconds_at_peak,
+            seconds: seconds_at_peak / EXPECTED_MFU,
+        }
     }
 }
 
@@ -146,10 +138,11 @@ pub(crate) fn training_flops(config: &Config, packing: Packing, tokens: u64) -> 
     3.0 * tokens as f64 * config.forward_flops(packing.sequence_length / 2)
 }
 
-/// The bytes that a step takes. What the tape keeps of N tokens in each block: the residual stream before both norms and
-/// after (4 D), queries, keys and values before and after rotation, the attention's output, gate and up and their product
-/// (3 F), and a few numbers a head; behind the blocks the last norm's input and output with its gradient. The gradients of
-/// activations are largest in the feed-forward layer.
+/// The bytes that a step takes. What the tape keeps of N tokens in each block: the residual stream before both norms (2 D),
+/// queries, keys and values before and after rotation, the attention's output, gate and up (2 F), and a few numbers a
+/// head; what norms and the activation make of it is computed again. Behind the blocks the last norm's input and output
+/// with its gradient. The gradients of activations are largest in the feed-forward layer. Where blocks are computed again,
+/// all but one keep their input only.
 pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
     let packing = packing(settings);
     let Config {
@@ -163,26 +156,30 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
     } = *config;
     let rows = packing.micro_batch_sequences * packing.sequence_length;
     let block =
-        4 * width + 2 * config.qkv_width() + heads * head_dim + 3 * ffn + 2 + 2 * heads + kv_heads;
+        2 * width + 2 * config.qkv_width() + heads * head_dim + 2 * ffn + 2 + 2 * heads + kv_heads;
+    let blocks = match settings.compute.recompute {
+        Recompute::None => layers * block,
+        Recompute::Block => layers * width + block,
+    };
     let backward = 3 * ffn + 2 * width;
-    let floats = size_of::<f32>();
-    let weights = config.parameters() * floats;
+    // Saturating: what no machine has need not be said to the byte.
+    let bytes = |floats: usize| floats.saturating_mul(size_of::<f32>());
+    let weights = bytes(config.parameters());
     let means = usize::from(settings.train.ema > 0.0);
     let every = settings.train.checkpoint_every;
     let saves = usize::from(every > 0 && every < settings.train.steps.expect("resolved"));
     Memory {
         weights,
         gradients: weights,
-        optimizer: (2 + means) * weights,
-        saving: saves * (3 + means) * weights,
-        activations: rows * (layers * block + 3 * width + backward) * floats,
+        optimizer: weights.saturating_mul(2 + means),
+        saving: weights.saturating_mul(saves * (3 + means)),
+        activations: bytes(rows.saturating_mul(blocks + 3 * width + backward)),
     }
 }
 
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millions = |count: usize| count as f64 / 1e6;
-        let mib = |bytes: usize| bytes as f64 / (1u64 << 20) as f64;
         writeln!(
             f,
             "model    {:.2} M parameters, {:.2} M of them in the table of {} tokens",
@@ -213,16 +210,7 @@ impl fmt::Display for Description {
             "work     {:.3e} floating-point operations on {} threads",
             self.flops, self.threads
         )?;
-        write!(
-            f,
-            "memory   {:.0} MiB: weights {:.0}, gradients {:.0}, optimizer {:.0}, a save {:.0}, activations {:.0}",
-            mib(self.memory.total()),
-            mib(self.memory.weights),
-            mib(self.memory.gradients),
-            mib(self.memory.optimizer),
-            mib(self.memory.saving),
-            mib(self.memory.activations)
-        )?;
+        write!(f, "memory   {}", self.memory)?;
         if !self.validates {
             write!(
                 f,
@@ -233,9 +221,77 @@ impl fmt::Display for Description {
     }
 }
 
+impl fmt::Display for Price {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "model    {:.2} M parameters",
+            self.parameters as f64 / 1e6
+        )?;
+        let millions = self.tokens as f64 / 1e6;
+        writeln!(f, "training {} steps, {millions:.2} M tokens", self.steps)?;
+        writeln!(f, "work     {:.3e} floating-point operations", self.flops)?;
+        write!(f, "memory   {}", self.memory)
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| bytes as f64 / (1u64 << 20) as f64;
+        write!(
+            f,
+            "{:.0} MiB: weights {:.0}, gradients {:.0}, optimizer {:.0}, a save {:.0}, activations {:.0}",
+            mib(self.total()),
+            mib(self.weights),
+            mib(self.gradients),
+            mib(self.optimizer),
+            mib(self.saving),
+            mib(self.activations)
+        )
+    }
+}
+
 impl Memory {
     /// All of it.
     pub fn total(&self) -> usize {
-        self.weights + self.gradients + self.optimizer + self.saving + self.activations
+        [
+            self.gradients,
+            self.optimizer,
+            self.saving,
+            self.activations,
+        ]
+        .iter()
+        .fold(self.weights, |sum, part| sum.saturating_add(*part))
     }
+
+    /// Refuses what this machine's free memory cannot hold; an allocation that fails later would end the process without
+    /// a sentence. Where the system does not say what is free, nothing is refused.
+    ///
+    /// # Errors
+    /// When it needs more than there is.
+    pub fn check(&self) -> Result<()> {
+        match available_memory() {
+            Some(available) if self.total() > available => {
+                let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+                let problem = format!(
+                    "with this batch needs {:.1} GiB to train, and {:.1} GiB are free; make it smaller, or lower \
+                     `train.micro_batch_sequences`",
+                    gib(self.total()),
+                    gib(available)
+                );
+                Err(TrainError::setting("model", problem))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Bytes that a new process may take, by the kernel's own estimate; `None` where there is none.
+fn available_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: usize = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    kib.checked_mul(1024)
 }

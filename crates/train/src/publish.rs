@@ -15,7 +15,7 @@ use crate::validation::ValidationResult;
 use crate::{Result, TrainError};
 
 /// Files of a tokenizer's folder that go with the model.
-const TOKENIZER_FILES: [&str; 3] = [
+pub(crate) const TOKENIZER_FILES: [&str; 3] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",

@@ -1,4 +1,5 @@
 //! Small decoders: one whose probabilities are known by construction, one random, one palettized.
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,17 +1,36 @@
 //! The innermost product, in registers, and the packing that feeds it.
 
+use super::bf16;
 use crate::simd::Simd;
 
-/// Depth of a block: a panel of B, `DEPTH` x 32, is 32 KiB and lives in L1 or L2, one of A is 14 KiB.
+/// Depth of a block of f32: a panel of B, `DEPTH` x 32, is 32 KiB and lives in L1 or L2, one of A is 14 KiB.
 /// It also fixes the order of summation, so it is the same for all instruction sets.
 pub(super) const DEPTH: usize = 256;
+
+/// Depth of a block, in bf16 or f32: pairs of bf16 take the room of one f32.
+pub(super) const fn block_depth<const BF16: bool>() -> usize {
+    if BF16 { 2 * DEPTH } else { DEPTH }
+}
+
+/// Words of a panel for each row and so many numbers of depth.
+///
+/// bf16 goes in pairs, the second of the last being 0 where the depth is odd. Where the CPU multiplies pairs, a pair is
+/// one word; elsewhere each number is a word, an f32 that has been rounded to bf16.
+#[inline(always)]
+pub(super) fn words<S: Simd, const BF16: bool>(depth: usize) -> usize {
+    match (BF16, S::PAIRS) {
+        (false, _) => depth,
+        (true, false) => depth.next_multiple_of(2),
+        (true, true) => depth.div_ceil(2),
+    }
+}
 
 /// How far the last store of [`pack`] may run over: the widest vector.
 pub(super) const SLACK: usize = 16;
 
 /// How far ahead of itself [`pack`] asks for a row: four cache lines. Its sixteen streams are more than the
 /// CPU follows by itself, and reading from L3 without asking tripled the time of packing.
-const AHEAD: usize = 64;
+pub(super) const AHEAD: usize = 64;
 
 /// How far ahead [`thin`] asks, as it reads from memory: sixteen lines.
 const THIN_AHEAD: usize = 256;
@@ -28,7 +47,8 @@ pub(super) fn panel_rows<S: Simd>() -> usize {
     ((S::REGISTERS - 3) / 2).min(14)
 }
 
-/// C`[rows, cols]` (+)= A`[rows, depth]` B`[depth, cols]`, with A packed `[depth, rows]` and B packed `[depth, 2 LANES]`.
+/// C`[rows, cols]` (+)= A`[rows, depth]` B`[depth, cols]`, with A packed `[depth, rows]` and B packed `[depth, 2 LANES]`,
+/// both in words of [`words`], in which `depth` is counted too.
 ///
 /// Meanwhile it fetches the panel at `next`: without, each page of a streamed panel began with a wait for L3.
 ///
@@ -36,7 +56,7 @@ pub(super) fn panel_rows<S: Simd>() -> usize {
 /// `a` and `b` are readable as described; `c`, with rows at a distance of `stride`, is readable and
 /// writable for `rows` x `cols`; 1 ≤ `rows` ≤ `panel_rows`; 1 ≤ `cols` ≤ `panel_cols`. `next` is only asked for.
 #[inline(always)]
-pub(super) unsafe fn product<S: Simd>(
+pub(super) unsafe fn product<S: Simd, const BF16: bool>(
     simd: S,
     rows: usize,
     cols: usize,
@@ -62,20 +82,20 @@ pub(super) unsafe fn product<S: Simd>(
             next,
         };
         match rows {
-            1 => call.rows::<1>(),
-            2 => call.rows::<2>(),
-            3 => call.rows::<3>(),
-            4 => call.rows::<4>(),
-            5 => call.rows::<5>(),
-            6 => call.rows::<6>(),
-            7 => call.rows::<7>(),
-            8 => call.rows::<8>(),
-            9 => call.rows::<9>(),
-            10 => call.rows::<10>(),
-            11 => call.rows::<11>(),
-            12 => call.rows::<12>(),
-            13 => call.rows::<13>(),
-            14 => call.rows::<14>(),
+            1 => call.rows::<1, BF16>(),
+            2 => call.rows::<2, BF16>(),
+            3 => call.rows::<3, BF16>(),
+            4 => call.rows::<4, BF16>(),
+            5 => call.rows::<5, BF16>(),
+            6 => call.rows::<6, BF16>(),
+            7 => call.rows::<7, BF16>(),
+            8 => call.rows::<8, BF16>(),
+            9 => call.rows::<9, BF16>(),
+            10 => call.rows::<10, BF16>(),
+            11 => call.rows::<11, BF16>(),
+            12 => call.rows::<12, BF16>(),
+            13 => call.rows::<13, BF16>(),
+            14 => call.rows::<14, BF16>(),
             _ => unreachable!("a panel of {rows} rows"),
         }
     }
@@ -96,9 +116,10 @@ struct Call<S> {
 
 impl<S: Simd> Call<S> {
     /// Each element is one chain of products in the order of depth, whatever `ROWS` and `cols`: a row's
-    /// result does not depend on its neighbours.
+    /// result does not depend on its neighbours. Of a pair of bf16 the second comes first, as the CPU does it; a product of
+    /// two of them is exact in f32, so fused or not the bits are the same.
     #[inline(always)]
-    unsafe fn rows<const ROWS: usize>(&self) {
+    unsafe fn rows<const ROWS: usize, const BF16: bool>(&self) {
         let simd = self.simd;
         // SAFETY: `product`'s caller promises the extents.
         unsafe {
@@ -109,19 +130,24 @@ impl<S: Simd> Call<S> {
                 simd.prefetch(at.wrapping_add(16));
             }
             let mut sums = [[simd.splat(0.0); 2]; ROWS];
-            let (mut a, mut b, mut next) = (self.a, self.b, self.next);
-            for _ in 0..self.depth {
+            let mut next = self.next;
+            for depth in 0..self.depth {
                 simd.prefetch(next);
                 next = next.wrapping_add(ROWS);
+                let depth = if BF16 && !S::PAIRS { depth ^ 1 } else { depth };
+                let (a, b) = (self.a.add(depth * ROWS), self.b.add(depth * 2 * S::LANES));
                 let b0 = simd.load(b);
                 let b1 = simd.load(b.add(S::LANES));
                 for (row, [sum0, sum1]) in sums.iter_mut().enumerate() {
                     let a = simd.splat(*a.add(row));
-                    *sum0 = simd.mul_add(a, b0, *sum0);
-                    *sum1 = simd.mul_add(a, b1, *sum1);
+                    if BF16 && S::PAIRS {
+                        *sum0 = simd.mul_add_pairs(a, b0, *sum0);
+                        *sum1 = simd.mul_add_pairs(a, b1, *sum1);
+                    } else {
+                        *sum0 = simd.mul_add(a, b0, *sum0);
+                        *sum1 = simd.mul_add(a, b1, *sum1);
+                    }
                 }
-                a = a.add(ROWS);
-                b = b.add(2 * S::LANES);
             }
             for (row, sums) in sums.into_iter().enumerate() {
                 for (half, sum) in sums.into_iter().enumerate() {
@@ -243,16 +269,17 @@ unsafe fn few<S: Simd, const ROWS: usize>(
     }
 }
 
-/// Packs `rows` x `depth` numbers, element (r, k) at `from[r * row_stride + k * depth_stride]`, to `to[k * width + r]`.
+/// Packs `rows` x `depth` numbers, element (r, k) at `from[r * row_stride + k * depth_stride]`, to `to[k * width + r]`;
+/// bf16 in [`words`] instead, word (r, k) at `to[k * width + r]`.
 ///
-/// `to` needs `depth * width + SLACK` places, as stores are whole vectors; places beyond `rows` in each
+/// `to` needs `words(depth) * width + SLACK` places, as stores are whole vectors; places beyond `rows` in each
 /// group of `width` get numbers of no meaning.
 ///
 /// # Safety
 /// `from` is readable for those elements and `to` writable; 1 ≤ `rows` ≤ `width`; `width` is below
 /// `LANES` or a multiple of it.
 #[inline(always)]
-pub(super) unsafe fn pack<S: Simd>(
+pub(super) unsafe fn pack<S: Simd, const BF16: bool>(
     simd: S,
     from: *const f32,
     row_stride: usize,
@@ -264,6 +291,10 @@ pub(super) unsafe fn pack<S: Simd>(
 ) {
     // SAFETY: as the caller promises; see the bounds beside each loop.
     unsafe {
+        if BF16 && S::PAIRS {
+            bf16::pack_pairs(simd, from, row_stride, depth_stride, rows, depth, to, width);
+            return;
+        }
         if depth_stride == 1 {
             // A width below LANES has one strip, in which every store that runs over its group is
             // repaired by the next; masked stores would be slow on AVX2.
@@ -294,6 +325,15 @@ pub(super) unsafe fn pack<S: Simd>(
                 for r in 0..rows {
                     *to.add(k * width + r) = *from.add(r * row_stride + k * depth_stride);
                 }
+            }
+        }
+        if BF16 {
+            let places = depth * width;
+            if depth % 2 == 1 {
+                std::slice::from_raw_parts_mut(to.add(places), width).fill(0.0);
+            }
+            for number in std::slice::from_raw_parts_mut(to, places) {
+                *number = bf16::round(*number);
             }
         }
     }

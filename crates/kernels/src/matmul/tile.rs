@@ -6,22 +6,32 @@
 
 use std::ops::Range;
 
-use super::micro::{self, DEPTH, SLACK};
+use super::micro::{self, SLACK, block_depth, words};
 use super::{Mat, MatMut};
 use crate::elementwise::rows_per_task;
+use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 use crate::scratch::with_scratch;
-use crate::simd::{Body, Simd, dispatch};
+use crate::simd::{self, Body, Simd};
 
 /// Up to here, rows are few.
 const FEW_ROWS: usize = 128;
 /// Rows of a task when rows are many: nine panels, 126 KiB a block.
 const TASK_ROWS: usize = 126;
-/// Elements of B that are packed at a time when rows are many: 4 MiB.
+/// Words of B that are packed at a time when rows are many: 4 MiB.
 const SLICE: usize = 1 << 20;
 
-/// C (+)= A B into contiguous rows.
-pub(super) fn product(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool) {
+/// Runs `body` on the instruction set that multiplies numbers of this type.
+fn dispatch<const BF16: bool, B: Body>(isa: Isa, body: B) -> B::Out {
+    if BF16 {
+        simd::dispatch_bf16(isa, body)
+    } else {
+        simd::dispatch(isa, body)
+    }
+}
+
+/// C (+)= A B into contiguous rows, of f32 or of f32 rounded to bf16.
+pub(super) fn product<const BF16: bool>(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool) {
     let (rows, cols, depth, stride) = (c.rows, c.cols, a.cols, c.row_stride);
     if depth == 0 {
         if !accumulate {
@@ -32,7 +42,7 @@ pub(super) fn product(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool) 
         }
         return;
     }
-    let size = dispatch(pool.isa(), AskSize);
+    let size = dispatch::<BF16, _>(pool.isa(), AskSize::<BF16> { depth });
     let c = Disjoint::new(c.data);
     let whole = Product {
         a,
@@ -42,21 +52,21 @@ pub(super) fn product(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool) 
         accumulate,
     };
     if rows <= FEW_ROWS {
-        few_rows(pool, size, whole);
+        few_rows::<BF16>(pool, size, whole);
     } else {
-        many_rows(pool, size, whole);
+        many_rows::<BF16>(pool, size, whole);
     }
 }
 
-fn few_rows(pool: &Pool, size: PanelSize, whole: Product) {
-    let (rows, cols, depth) = (whole.a.rows, whole.b.cols, whole.a.cols);
-    let panels = Panels::new(rows, size.rows, depth);
+fn few_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
+    let (rows, cols) = (whole.a.rows, whole.b.cols);
+    let panels = Panels::new(rows, size.rows, size.depth);
     with_scratch(panels.count * panels.stride, |packed| {
         let per_task = rows_per_task(panels.stride);
         pool.for_each_chunk(packed, per_task * panels.stride, |task, packed| {
-            dispatch(
+            dispatch::<BF16, _>(
                 pool.isa(),
-                PackA {
+                PackA::<BF16> {
                     a: whole.a,
                     panels,
                     first: task * per_task,
@@ -76,28 +86,31 @@ fn few_rows(pool: &Pool, size: PanelSize, whole: Product) {
                 cols,
                 shared: Shared::A(packed),
             };
-            with_scratch(task_cols * DEPTH, |local| {
-                dispatch(pool.isa(), Multiply { tile, local })
+            with_scratch(task_cols * size.block, |local| {
+                dispatch::<BF16, _>(pool.isa(), Multiply::<BF16> { tile, local })
             });
         });
     });
 }
 
-fn many_rows(pool: &Pool, size: PanelSize, whole: Product) {
+fn many_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
     let (rows, cols, depth) = (whole.a.rows, whole.b.cols, whole.a.cols);
-    let slice_cols = (SLICE / depth).next_multiple_of(512);
+    let slice_cols = (SLICE / size.depth).next_multiple_of(512);
     // Each piece packs its rows of A again, so pieces are narrow only where tasks would be too few.
     let task_cols = if rows < 8 * TASK_ROWS { 256 } else { 512 };
     for start in (0..cols).step_by(slice_cols) {
         let slice = start..cols.min(start + slice_cols);
-        let strip = size.cols * depth;
+        let strip = size.cols * size.depth;
         with_scratch(slice.len().div_ceil(size.cols) * strip, |packed| {
-            pool.for_each_chunk(packed, strip, |index, packed| {
-                let col = slice.start + index * size.cols;
-                let cols = col..slice.end.min(col + size.cols);
-                dispatch(
+            // Where a row of B is contiguous a task takes several strips of it, so as to read longer runs.
+            let strips = if whole.b.row_stride == 1 { 1 } else { 4 };
+            pool.for_each_chunk(packed, strips * strip, |index, packed| {
+                let width = strips * size.cols;
+                let col = slice.start + index * width;
+                let cols = col..slice.end.min(col + width);
+                dispatch::<BF16, _>(
                     pool.isa(),
-                    PackB {
+                    PackB::<BF16> {
                         b: whole.b,
                         cols,
                         depth: 0..depth,
@@ -109,11 +122,12 @@ fn many_rows(pool: &Pool, size: PanelSize, whole: Product) {
             let (down, across) = (rows.div_ceil(TASK_ROWS), slice.len().div_ceil(task_cols));
             pool.run(down * across, |task| {
                 let (i, j) = (task % down, task / down);
-                let rows = i * rows / down..(i + 1) * rows / down;
-                let panels = Panels::new(rows.len(), size.rows, DEPTH);
+                // Whole panels, and what is left comes last: a small task to even threads out.
+                let rows = i * TASK_ROWS..rows.min((i + 1) * TASK_ROWS);
+                let panels = Panels::new(rows.len(), size.rows, size.block);
                 let col = slice.start + j * task_cols;
                 let cols = col..slice.end.min(col + task_cols);
-                let shared = Shared::B(&packed[j * task_cols * depth..]);
+                let shared = Shared::B(&packed[j * task_cols * size.depth..]);
                 let tile = Tile {
                     whole,
                     panels,
@@ -122,7 +136,7 @@ fn many_rows(pool: &Pool, size: PanelSize, whole: Product) {
                     shared,
                 };
                 with_scratch(panels.count * panels.stride, |local| {
-                    dispatch(pool.isa(), Multiply { tile, local })
+                    dispatch::<BF16, _>(pool.isa(), Multiply::<BF16> { tile, local })
                 });
             });
         });
@@ -166,6 +180,7 @@ struct Panels {
 }
 
 impl Panels {
+    /// Panels of at most `most` rows and `depth` words.
     fn new(rows: usize, most: usize, depth: usize) -> Panels {
         let count = rows.div_ceil(most);
         Panels {
@@ -183,20 +198,29 @@ impl Panels {
 }
 
 /// The size of panels on an instruction set.
+#[derive(Clone, Copy)]
 struct PanelSize {
     rows: usize,
     cols: usize,
+    /// Words of the whole depth.
+    depth: usize,
+    /// Words of a block of depth.
+    block: usize,
 }
 
-struct AskSize;
+struct AskSize<const BF16: bool> {
+    depth: usize,
+}
 
-impl Body for AskSize {
+impl<const BF16: bool> Body for AskSize<BF16> {
     type Out = PanelSize;
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> PanelSize {
         PanelSize {
             rows: micro::panel_rows::<S>(),
             cols: micro::panel_cols::<S>(),
+            depth: words::<S, BF16>(self.depth),
+            block: words::<S, BF16>(block_depth::<BF16>()),
         }
     }
 }
@@ -209,14 +233,14 @@ fn pace(depth_stride: usize, depth: usize) -> usize {
 }
 
 /// Packs the panels of A from `first` on, over the whole depth, until `packed` is full.
-struct PackA<'a> {
+struct PackA<'a, const BF16: bool> {
     a: Mat<'a>,
     panels: Panels,
     first: usize,
     packed: &'a mut [f32],
 }
 
-impl Body for PackA<'_> {
+impl<const BF16: bool> Body for PackA<'_, BF16> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -227,13 +251,13 @@ impl Body for PackA<'_> {
             packed,
         } = self;
         let count = packed.len() / panels.stride;
-        pack_rows(simd, a, panels, first..first + count, 0..a.cols, packed);
+        pack_rows::<S, BF16>(simd, a, panels, first..first + count, 0..a.cols, packed);
     }
 }
 
 /// Packs some depths of some panels of A, panel by panel at a distance of `panels.stride`.
 #[inline(always)]
-fn pack_rows<S: Simd>(
+fn pack_rows<S: Simd, const BF16: bool>(
     simd: S,
     a: Mat,
     panels: Panels,
@@ -247,11 +271,11 @@ fn pack_rows<S: Simd>(
         for (index, to) in which.clone().zip(to.chunks_exact_mut(panels.stride)) {
             let rows = panels.range(index);
             let from = a.data[rows.start * a.row_stride + k * a.col_stride..].as_ptr();
-            let to = to[(k - depth.start) * rows.len()..].as_mut_ptr();
+            let to = to[words::<S, BF16>(k - depth.start) * rows.len()..].as_mut_ptr();
             // SAFETY: rows and depths lie in `a`, whose extent its construction has checked; a panel
             // has room for its rows times the depth, and the slack.
             unsafe {
-                micro::pack(
+                micro::pack::<S, BF16>(
                     simd,
                     from,
                     a.row_stride,
@@ -267,38 +291,44 @@ fn pack_rows<S: Simd>(
 }
 
 /// Packs one strip of B, over the whole depth.
-struct PackB<'a> {
+struct PackB<'a, const BF16: bool> {
     b: Mat<'a>,
     cols: Range<usize>,
     depth: Range<usize>,
     packed: &'a mut [f32],
 }
 
-impl Body for PackB<'_> {
+impl<const BF16: bool> Body for PackB<'_, BF16> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        pack_cols(simd, self.b, self.cols, self.depth, self.packed);
+        pack_cols::<S, BF16>(simd, self.b, self.cols, self.depth, self.packed);
     }
 }
 
 /// Packs some depths of some columns of B into strips.
 #[inline(always)]
-fn pack_cols<S: Simd>(simd: S, b: Mat, cols: Range<usize>, depth: Range<usize>, to: &mut [f32]) {
+fn pack_cols<S: Simd, const BF16: bool>(
+    simd: S,
+    b: Mat,
+    cols: Range<usize>,
+    depth: Range<usize>,
+    to: &mut [f32],
+) {
     let width = micro::panel_cols::<S>();
-    let strip = width * depth.len();
+    let strip = width * words::<S, BF16>(depth.len());
     assert!(to.len() >= cols.len().div_ceil(width) * strip);
     let pace = pace(b.row_stride, depth.len());
     for k in depth.clone().step_by(pace) {
         let count = pace.min(depth.end - k);
         for (index, col) in cols.clone().step_by(width).enumerate() {
             let from = b.data[k * b.row_stride + col * b.col_stride..].as_ptr();
-            let to = to[index * strip + (k - depth.start) * width..].as_mut_ptr();
+            let to = to[index * strip + words::<S, BF16>(k - depth.start) * width..].as_mut_ptr();
             let cols = width.min(cols.end - col);
             // SAFETY: columns and depths lie in `b`, whose extent its construction has checked; `to`
             // holds every strip, and stores do not leave one, as its width is whole vectors.
             unsafe {
-                micro::pack(
+                micro::pack::<S, BF16>(
                     simd,
                     from,
                     b.col_stride,
@@ -314,12 +344,12 @@ fn pack_cols<S: Simd>(simd: S, b: Mat, cols: Range<usize>, depth: Range<usize>, 
 }
 
 /// Computes a tile, with memory for what it packs.
-struct Multiply<'a> {
+struct Multiply<'a, const BF16: bool> {
     tile: Tile<'a>,
     local: &'a mut [f32],
 }
 
-impl Body for Multiply<'_> {
+impl<const BF16: bool> Body for Multiply<'_, BF16> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -344,6 +374,7 @@ impl Body for Multiply<'_> {
         let width = micro::panel_cols::<S>();
         let strips = cols.len().div_ceil(width);
         if let Shared::A(packed) = shared
+            && !BF16
             && rows.len() <= micro::thin_rows::<S>()
             && b.row_stride == 1
         {
@@ -370,16 +401,18 @@ impl Body for Multiply<'_> {
             }
             return;
         }
-        for k in (0..a.cols).step_by(DEPTH) {
-            let depth = k..a.cols.min(k + DEPTH);
+        for k in (0..a.cols).step_by(block_depth::<BF16>()) {
+            let depth = k..a.cols.min(k + block_depth::<BF16>());
+            // In words: of the block, and before it.
+            let (block, before) = (words::<S, BF16>(depth.len()), words::<S, BF16>(k));
             // Where the panels of this block of depth lie, and how far apart.
             let (a_panels, b_strips, b_strip) = match shared {
                 Shared::A(packed) => {
-                    pack_cols(simd, b, cols.clone(), depth.clone(), local);
-                    (packed, &*local, width * depth.len())
+                    pack_cols::<S, BF16>(simd, b, cols.clone(), depth.clone(), local);
+                    (packed, &*local, width * block)
                 }
                 Shared::B(packed) => {
-                    pack_rows(
+                    pack_rows::<S, BF16>(
                         simd,
                         a.rows(rows.clone()),
                         panels,
@@ -387,11 +420,19 @@ impl Body for Multiply<'_> {
                         depth.clone(),
                         local,
                     );
-                    (&*local, &packed[k * width..], width * a.cols)
+                    (
+                        &*local,
+                        &packed[before * width..],
+                        width * words::<S, BF16>(a.cols),
+                    )
                 }
             };
             // The depth at which the block begins in a panel of A.
-            let skip = if matches!(shared, Shared::A(_)) { k } else { 0 };
+            let skip = if matches!(shared, Shared::A(_)) {
+                before
+            } else {
+                0
+            };
             let (outer, inner) = match shared {
                 Shared::A(_) => (panels.count, strips),
                 Shared::B(_) => (strips, panels.count),
@@ -404,8 +445,8 @@ impl Body for Multiply<'_> {
                     };
                     let panel = panels.range(index);
                     let a = &a_panels[index * panels.stride + skip * panel.len()..]
-                        [..depth.len() * panel.len()];
-                    let b = &b_strips[strip * b_strip..][..depth.len() * width];
+                        [..block * panel.len()];
+                    let b = &b_strips[strip * b_strip..][..block * width];
                     // What the next turn of the outer loop streams.
                     let next = match shared {
                         Shared::A(_) => a.as_ptr().wrapping_add(panels.stride),
@@ -418,11 +459,11 @@ impl Body for Multiply<'_> {
                     // SAFETY: the panels are as long as the slices say; only this task touches this tile
                     // of C, which lies in bounds by `MatMut`'s construction.
                     unsafe {
-                        micro::product(
+                        micro::product::<S, BF16>(
                             simd,
                             panel.len(),
                             count,
-                            depth.len(),
+                            block,
                             a.as_ptr(),
                             b.as_ptr(),
                             c,

@@ -13,6 +13,7 @@
 
 use super::CHUNK;
 use crate::pool::{Disjoint, Pool};
+use crate::profile::{Kernel, span};
 use crate::simd::vectorize;
 
 /// The settings of a step.
@@ -53,6 +54,7 @@ pub fn adastar_step(
     m: &mut [f32],
     v: &mut [f32],
 ) -> f64 {
+    let _span = span(Kernel::Optimizer);
     let len = weight.len();
     assert!(
         grad.len() == len && m.len() == len && v.len() == len,

@@ -2,6 +2,7 @@
 
 use super::CHUNK;
 use crate::pool::Pool;
+use crate::profile::{Kernel, span};
 use crate::simd::vectorize;
 
 /// `average += gain · (weight - average)`, both `[n]`.
@@ -9,6 +10,7 @@ use crate::simd::vectorize;
 /// # Panics
 /// When the lengths differ.
 pub fn average_step(pool: &Pool, average: &mut [f32], weight: &[f32], gain: f32) {
+    let _span = span(Kernel::Optimizer);
     assert_eq!(average.len(), weight.len(), "average_step: lengths differ");
     pool.for_each_chunk(average, CHUNK, |index, average| {
         let weight = &weight[index * CHUNK..][..average.len()];

@@ -8,9 +8,9 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// AVX-512 F, BW and VL: sixteen lanes. Exists only where the CPU has them.
+/// AVX-512 F, BW and VL, with `BF16` also that: sixteen lanes. Exists only where the CPU has them.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
 /// Runs `body` on AVX2.
 #[inline]
@@ -29,9 +29,21 @@ pub(super) fn run_avx2<B: Body>(body: B) -> B::Out {
 pub(super) fn run_avx512<B: Body>(body: B) -> B::Out {
     #[target_feature(enable = "avx,avx2,fma,f16c,bmi1,bmi2,avx512f,avx512bw,avx512vl")]
     unsafe fn inner<B: Body>(body: B) -> B::Out {
-        body.run(Avx512(()))
+        body.run(Avx512::<false>(()))
     }
     assert!(Isa::best() >= Isa::Avx512);
+    // SAFETY: just checked.
+    unsafe { inner(body) }
+}
+
+/// Runs `body` on AVX-512 with BF16.
+#[inline]
+pub(super) fn run_avx512_bf16<B: Body>(body: B) -> B::Out {
+    #[target_feature(enable = "avx,avx2,fma,f16c,bmi1,bmi2,avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn inner<B: Body>(body: B) -> B::Out {
+        body.run(Avx512::<true>(()))
+    }
+    assert!(Isa::best() >= Isa::Avx512 && Isa::has_bf16());
     // SAFETY: just checked.
     unsafe { inner(body) }
 }
@@ -46,7 +58,7 @@ unsafe fn first_of_eight(count: usize) -> __m256i {
     }
 }
 
-// SAFETY of all blocks below: an `Avx2` or `Avx512` is made only in the two functions above, after
+// SAFETY of all blocks below: an `Avx2` or `Avx512` is made only in the three functions above, after
 // the CPU was asked; pointers are as the trait's methods demand.
 impl Simd for Avx2 {
     const LANES: usize = 8;
@@ -200,9 +212,10 @@ impl Simd for Avx2 {
     }
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
+    const PAIRS: bool = BF16;
     type V = __m512;
     type Block = [__m512; 16];
 
@@ -318,41 +331,118 @@ impl Simd for Avx512 {
             for (i, r) in r.iter_mut().enumerate() {
                 *r = self.load_up_to(at.add(i.min(rows - 1) * stride), cols);
             }
-            // Pairs of numbers.
-            let mut t = r;
-            for i in 0..8 {
-                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-            }
-            // Pairs of pairs: u[4 h + j] has columns j, 4 + j, 8 + j, 12 + j in its quarters, rows 4 h .. 4 h + 4.
-            let mut u = t;
-            for h in 0..4 {
-                for j in 0..2 {
-                    let a = _mm512_castps_pd(t[4 * h + j]);
-                    let b = _mm512_castps_pd(t[4 * h + 2 + j]);
-                    u[4 * h + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-                    u[4 * h + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-                }
-            }
-            // Quarters, twice: w[4 h + j] has columns j and 8 + j, w[8 + 4 h + j] columns 4 + j and 12 + j,
-            // rows 8 h .. 8 h + 8.
-            let mut w = u;
-            for h in 0..2 {
-                for j in 0..4 {
-                    let (a, b) = (u[8 * h + j], u[8 * h + 4 + j]);
-                    w[4 * h + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
-                    w[8 + 4 * h + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
-                }
-            }
-            let mut columns = w;
-            for q in 0..2 {
-                for j in 0..4 {
-                    let (a, b) = (w[8 * q + j], w[8 * q + 4 + j]);
-                    columns[4 * q + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
-                    columns[8 + 4 * q + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
-                }
-            }
-            columns
+            transposed(r)
         }
+    }
+    #[inline(always)]
+    fn pairs(self, even: __m512, odd: __m512) -> __m512 {
+        assert!(BF16);
+        // SAFETY: as `BF16` says, the CPU has it.
+        unsafe {
+            let halves = _mm512_cvtne2ps_pbh(odd, even); // evens, then odds
+            let order = _mm512_loadu_epi16(INTERLEAVE.as_ptr());
+            let pairs = _mm512_permutexvar_epi16(order, as_integers(halves));
+            _mm512_castsi512_ps(pairs)
+        }
+    }
+    #[inline(always)]
+    fn mul_add_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        assert!(BF16);
+        // SAFETY: as `BF16` says, the CPU has it.
+        unsafe { _mm512_dpbf16_ps(c, as_bf16(a), as_bf16(b)) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs_transposed(
+        self,
+        at: *const f32,
+        stride: usize,
+        rows: usize,
+        cols: usize,
+    ) -> [__m512; 16] {
+        assert!(BF16);
+        // SAFETY: rows beyond the last repeat it, so every read lies in the block; as `BF16` says, the CPU has it.
+        unsafe {
+            let mut r = [_mm512_setzero_ps(); 16];
+            for (i, r) in r.iter_mut().enumerate() {
+                let at = at.add(i.min(rows - 1) * stride);
+                let first = self.load_up_to(at, cols);
+                let second = if cols > 16 {
+                    self.load_up_to(at.add(16), cols - 16)
+                } else {
+                    _mm512_setzero_ps()
+                };
+                *r = _mm512_castsi512_ps(as_integers(_mm512_cvtne2ps_pbh(second, first)));
+            }
+            transposed(r)
+        }
+    }
+}
+
+/// Words 0, 16, 1, 17, …: one from each half in turn.
+static INTERLEAVE: [i16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = (i / 2 + i % 2 * 16) as i16;
+        i += 1;
+    }
+    order
+};
+
+#[inline(always)]
+fn as_integers(v: __m512bh) -> __m512i {
+    // SAFETY: 64 bytes either way, and any bits are integers.
+    unsafe { std::mem::transmute(v) }
+}
+
+#[inline(always)]
+fn as_bf16(v: __m512) -> __m512bh {
+    // SAFETY: 64 bytes either way, and any bits are bf16 numbers.
+    unsafe { std::mem::transmute(v) }
+}
+
+/// Vector j of the result holds lane j of each vector.
+///
+/// # Safety
+/// The CPU has AVX-512.
+#[inline(always)]
+unsafe fn transposed(r: [__m512; 16]) -> [__m512; 16] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Pairs of numbers.
+        let mut t = r;
+        for i in 0..8 {
+            t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        // Pairs of pairs: u[4 h + j] has columns j, 4 + j, 8 + j, 12 + j in its quarters, rows 4 h .. 4 h + 4.
+        let mut u = t;
+        for h in 0..4 {
+            for j in 0..2 {
+                let a = _mm512_castps_pd(t[4 * h + j]);
+                let b = _mm512_castps_pd(t[4 * h + 2 + j]);
+                u[4 * h + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                u[4 * h + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+            }
+        }
+        // Quarters, twice: w[4 h + j] has columns j and 8 + j, w[8 + 4 h + j] columns 4 + j and 12 + j,
+        // rows 8 h .. 8 h + 8.
+        let mut w = u;
+        for h in 0..2 {
+            for j in 0..4 {
+                let (a, b) = (u[8 * h + j], u[8 * h + 4 + j]);
+                w[4 * h + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                w[8 + 4 * h + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+            }
+        }
+        let mut columns = w;
+        for q in 0..2 {
+            for j in 0..4 {
+                let (a, b) = (w[8 * q + j], w[8 * q + 4 + j]);
+                columns[4 * q + j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                columns[8 + 4 * q + j] = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+            }
+        }
+        columns
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use russet_kernels::{Isa, Pool, random as rng};
+use russet_kernels::{Pool, random as rng};
 
 use crate::{Ctx, Gradients, Tensor};
 
@@ -11,9 +11,11 @@ pub fn random(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_fn(shape, |i| rng::normal(seed, 0, i as u64))
 }
 
-/// A context on two threads with the widest instruction set.
+/// A context on two threads with the widest instruction set, or with the one that `RUSSET_ISA` names.
 pub fn context() -> Ctx {
-    Ctx::new(Arc::new(Pool::with_isa(2, Isa::best())))
+    Ctx::new(Arc::new(
+        Pool::new(2).expect("an instruction set of this CPU in RUSSET_ISA"),
+    ))
 }
 
 /// Compares the tape's gradients of `Σ cᵢ f(inputs)ᵢ`, c fixed and random, with central differences.
@@ -63,6 +65,21 @@ pub fn check_gradients(inputs: &[Tensor], f: impl Fn(&mut Ctx, &[Tensor]) -> Ten
             );
         }
     }
+}
+
+/// The tape's gradient of `Σ cᵢ f(x)ᵢ` by x, c fixed and random: whatever f gives, its own gradient is c.
+///
+/// For operations that round x on the way, and whose gradient passes straight through the rounding: their outputs are steps, so
+/// differences of them say nothing.
+pub fn gradient(x: &Tensor, f: impl Fn(&mut Ctx, &Tensor) -> Tensor) -> Vec<f32> {
+    let mut ctx = context();
+    let mut gradients = Gradients::default();
+    ctx.start_tape([x.id()]);
+    let y = f(&mut ctx, x);
+    let loss = project(&mut ctx, &y);
+    ctx.backward(&loss, 1.0, &mut gradients);
+    let gradient = gradients.get(x).expect("x got a gradient");
+    gradient.data().to_vec()
 }
 
 /// `Σ cᵢ yᵢ` with the fixed random c, recorded.

@@ -45,7 +45,7 @@ pub fn int8_linear(ctx: &mut Ctx, x: &Tensor, table: &Int8Weight) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{context, random};
+    use crate::ops::check::{context, gradient, random};
     use crate::{DType, ops};
 
     fn table(rows: usize, cols: usize) -> (Int8Weight, Tensor) {
@@ -84,5 +84,21 @@ mod tests {
         for (got, want) in got.data().iter().zip(want.data()) {
             assert!((got - want).abs() < 0.2, "{got}, dense {want}");
         }
+    }
+
+    #[test]
+    fn the_gradient_is_exactly_that_of_the_dequantized_product() {
+        // Rounding x makes y a staircase, so finite differences cannot judge: the gradient passes straight through it
+        // (the straight-through estimator, arXiv 1308.3432), by the weights that the table stands for.
+        let (table, dense) = table(37, 20);
+        let mut weight = vec![f32::NAN; 37 * 20];
+        kernel::dequantize(&context().pool, table.view(), &mut weight);
+        let weight = Tensor::new(&[37, 20], weight);
+        let off = weight.data().iter().zip(dense.data());
+        assert!(off.map(|(w, d)| (w - d).abs()).fold(0.0, f32::max) < 0.02);
+        let x = random(&[5, 20], 2);
+        let got = gradient(&x, |ctx, x| int8_linear(ctx, x, &table));
+        let want = gradient(&x, |ctx, x| ops::linear(ctx, x, &weight));
+        assert_eq!(got, want);
     }
 }

@@ -116,7 +116,6 @@ fn settings_that_cannot_be_are_refused() {
         ("train.clip_norm=-1.0", "`train.clip_norm`"),
         ("train.log_every=0", "`train.log_every`"),
         ("train.batch_sequences=0", "`train.batch_sequences` is 0"),
-        ("compute.dtype=bf16", "only \"f32\""),
         ("compute.threads=0", "`compute.threads`"),
         (
             "model.kv_heads=3",
@@ -134,18 +133,39 @@ fn settings_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn a_type_or_a_way_to_recompute_that_is_unknown_is_refused() {
+    let parse = |change: &str| {
+        let text = "[model]\nwidth = 32\nlayers = 2\nheads = 4\nkv_heads = 2\nffn = 64\n[train]\nsteps = 1\n\
+                    batch_sequences = 1\nsequence_length = 8\npeak_lr = 1e-2";
+        Recipe::from_text("recipe", text, &[change.parse().unwrap()])
+            .unwrap()
+            .parse::<Settings>()
+    };
+    assert!(parse("compute.dtype=bf16").is_ok() && parse("compute.recompute=block").is_ok());
+    for (change, part) in [
+        ("compute.dtype=f16", "`f32` or `bf16`"),
+        ("compute.recompute=all", "`none` or `block`"),
+    ] {
+        let problem = parse(change).unwrap_err().to_string();
+        assert!(problem.contains(part), "{change}: {problem}");
+    }
+}
+
+#[test]
 fn memory_by_formula_is_memory_used() {
     let dir = tempfile::tempdir().unwrap();
     let tokens = common::tokens(dir.path());
-    for micro_batch in [1, 4] {
+    for (micro_batch, recompute) in [(1, "none"), (4, "none"), (4, "block")] {
         let plan = plan(
             &tokens,
             &[
                 &format!("train.micro_batch_sequences={micro_batch}"),
+                &format!("compute.recompute={recompute}"),
                 "model.layers=4",
             ],
         );
         let mut ctx = Ctx::new(Arc::new(plan.pool().unwrap()));
+        ctx.recompute = recompute == "block";
         let decoder = russet_model::Decoder::random(plan.config(), 1);
         let mut gradients = Gradients::default();
         for batch in plan.open_train().unwrap().next().unwrap() {
@@ -163,7 +183,7 @@ fn memory_by_formula_is_memory_used() {
         // While the first weight gradients appear, activations go: the sum of both is not quite reached.
         assert!(
             (0.75..1.05).contains(&ratio),
-            "micro-batches of {micro_batch}: {ratio}"
+            "micro-batches of {micro_batch}, recompute {recompute}: {ratio}"
         );
     }
 }
@@ -283,6 +303,24 @@ fn settings_that_do_not_go_together_are_refused() {
 }
 
 #[test]
+fn a_model_that_no_machine_holds_is_refused_with_a_sentence() {
+    if !Path::new("/proc/meminfo").exists() {
+        eprintln!("skipped: the system does not say how much memory is free");
+        return;
+    }
+    let memory = |changes: &[&str]| {
+        let price = Price::new(common::settings(changes), 300, None).unwrap();
+        price.memory.check().map_err(|error| error.to_string())
+    };
+    memory(&[]).unwrap();
+    let problem = memory(&["model.width=65536", "model.ffn=1000000"]).unwrap_err();
+    assert!(
+        problem.starts_with("`model` with this batch needs"),
+        "{problem}"
+    );
+}
+
+#[test]
 fn a_mixture_is_described_and_labelled_source_by_source() {
     let dir = tempfile::tempdir().unwrap();
     let tokens = common::tokens(dir.path());
@@ -314,7 +352,11 @@ fn a_mixture_is_described_and_labelled_source_by_source() {
 
 #[test]
 fn a_chain_of_stages_is_priced_before_any_has_run() {
-    let core = crate::price::shape(common::settings(&[]), 300, None).unwrap();
+    let shape = |settings: Settings, start: Option<&Config>| {
+        let settings = settings.resolved(Start::from(start)).unwrap();
+        settings.decoder(300, start).unwrap()
+    };
+    let core = shape(common::settings(&[]), None);
     assert_eq!((core.context, core.rope_theta), (32, 500_000.0));
     let mut longer: Settings =
         common::settings(&["train.sequence_length=128", "model.rope_theta=6315089"]);
@@ -334,10 +376,33 @@ fn a_chain_of_stages_is_priced_before_any_has_run() {
         (price.parameters, price.tokens),
         (core.parameters(), 30 * 4 * 128)
     );
-    let lengthened = crate::price::shape(longer, 300, Some(&core)).unwrap();
+    let lengthened = shape(longer, Some(&core));
     assert_eq!(
         (lengthened.context, lengthened.rope_theta),
         (128, 6_315_089.0)
     );
     assert_eq!(lengthened.width, 32);
+}
+
+#[test]
+fn resolving_twice_changes_nothing() {
+    let once = common::settings::<Settings>(&[]);
+    let once = once.resolved(Start::Random).unwrap();
+    assert_eq!(once.clone().resolved(Start::Random).unwrap(), once);
+    assert!(once.model.head_dim.is_some() && once.train.warmup_steps.is_some());
+
+    // Ahead of the checkpoint that it begins with, and again with its shape.
+    let shape = once.decoder(300, None).unwrap();
+    let mut next: Settings = common::settings(&["train.sequence_length=64"]);
+    next.model = Default::default();
+    let ahead = next.clone().resolved(Start::ToCome).unwrap();
+    assert_eq!(ahead.model, Default::default());
+    let start = Start::Checkpoint(&shape);
+    let known = ahead.resolved(start).unwrap();
+    assert_eq!(known, next.resolved(start).unwrap());
+    assert_eq!(
+        (known.model.context, known.model.rope_theta),
+        (Some(64), Some(500_000.0))
+    );
+    assert_eq!(known.clone().resolved(start).unwrap(), known);
 }

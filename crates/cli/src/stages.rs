@@ -1,0 +1,309 @@
+//! The stages of a run, a file each: a recipe in, an artifact out.
+//!
+//! A [`Job`] is a recipe that has been read, filled in and checked, so that a mistake in the last recipe of a run shows
+//! before the first has run for an hour. [`StageKind`] is the one place that knows which words there are.
+
+mod eval;
+mod palettize;
+mod pretrain;
+mod prune;
+mod sample;
+mod teacher_logits;
+mod tokenizer;
+mod tokens;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use russet_artifact::{Draft, Inputs, Kind, Recipe, Stage};
+use russet_model::Config;
+use russet_tokenizer::read_texts;
+use russet_train::Resume;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::app::{App, Usage};
+
+/// What a recipe is for: its key `stage`, and the name in the manifest of what it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StageKind {
+    Tokenizer,
+    Tokens,
+    #[serde(rename = "teacher-logits")]
+    TeacherLogits,
+    Pretrain,
+    Prune,
+    Palettize,
+    Eval,
+    Sample,
+}
+
+impl StageKind {
+    /// As recipes and manifests write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            StageKind::Tokenizer => "tokenizer",
+            StageKind::Tokens => "tokens",
+            StageKind::TeacherLogits => "teacher-logits",
+            StageKind::Pretrain => "pretrain",
+            StageKind::Prune => "prune",
+            StageKind::Palettize => "palettize",
+            StageKind::Eval => "eval",
+            StageKind::Sample => "sample",
+        }
+    }
+
+    /// Reads, fills in and checks the settings.
+    fn read(self, app: &App, recipe: &Recipe) -> Result<Box<dyn Work>> {
+        Ok(match self {
+            StageKind::Tokenizer => Box::new(tokenizer::read(recipe)?),
+            StageKind::Tokens => Box::new(tokens::read(recipe)?),
+            StageKind::TeacherLogits => Box::new(teacher_logits::read(recipe)?),
+            StageKind::Pretrain => Box::new(pretrain::read(app, recipe)?),
+            StageKind::Prune => Box::new(prune::read(recipe)?),
+            StageKind::Palettize => Box::new(palettize::read(recipe)?),
+            StageKind::Eval => Box::new(eval::read(recipe)?),
+            StageKind::Sample => Box::new(sample::read(recipe)?),
+        })
+    }
+}
+
+/// What a stage does; one implementation a file.
+trait Work {
+    /// Every setting, defaults filled in.
+    fn settings(&self) -> Result<Value>;
+
+    /// The same where what earlier stages will leave decides some of them.
+    fn foreseen(&self, _: &Place, _: &Outlook) -> Result<Value> {
+        self.settings()
+    }
+
+    /// What it will come to, and whether it can be at all. Tells the outlook what later stages will find.
+    fn plan(&self, name: &str, place: &Place, outlook: &mut Outlook) -> Result<Plan>;
+
+    /// Leaves the artifact, or finds that nothing has changed.
+    fn run(&self, app: &mut App, name: &str, place: &Place) -> Result<Made>;
+}
+
+/// Where a recipe's inputs and its artifact lie.
+pub struct Place {
+    /// The folder that inputs are named in.
+    pub run: PathBuf,
+    /// The artifact's own folder.
+    pub out: PathBuf,
+    /// What becomes of a training that was stopped.
+    pub resume: Resume,
+}
+
+impl Place {
+    /// An input: a stage of the same run by its folder's name, else a path as it stands.
+    fn input(&self, name: &Path) -> PathBuf {
+        let beside = self.run.join(name);
+        if beside.exists() || !name.exists() {
+            beside
+        } else {
+            name.to_path_buf()
+        }
+    }
+}
+
+/// What is known ahead of a run about what its stages will find.
+pub struct Outlook {
+    /// The rate of this machine's products, measured; `None` ahead of a real run, which refuses what cannot be afforded
+    /// where a dry run tells its price.
+    gflops: Option<f64>,
+    /// Entries of the vocabulary.
+    vocab: Option<usize>,
+    /// The decoders of the checkpoints that the run will make, by the name of the stage.
+    decoders: BTreeMap<String, Config>,
+}
+
+impl Outlook {
+    /// Of nothing but the machine.
+    pub fn new(gflops: Option<f64>) -> Outlook {
+        Outlook {
+            gflops,
+            vocab: None,
+            decoders: BTreeMap::new(),
+        }
+    }
+
+    /// The shape of a checkpoint: that which the run will make, else that which lies there.
+    fn decoder(&self, input: &Path, place: &Place) -> Option<Config> {
+        let made = input.to_str().and_then(|name| self.decoders.get(name));
+        made.cloned()
+            .or_else(|| Config::open(&place.input(input)).ok())
+    }
+}
+
+/// What a stage will come to, for a program and for a person.
+pub struct Plan {
+    json: Value,
+    text: String,
+}
+
+/// What a stage has left.
+struct Made {
+    skipped: bool,
+    /// What a person would want to know of it.
+    summary: String,
+    /// What a program would: the fields of the verb's JSON object besides those of every stage.
+    facts: Value,
+}
+
+/// What a stage has come to.
+#[derive(Serialize)]
+pub struct Done {
+    pub name: String,
+    pub seconds: f64,
+    pub skipped: bool,
+    pub artifact: PathBuf,
+    #[serde(skip)]
+    pub summary: String,
+    #[serde(skip)]
+    pub facts: Value,
+}
+
+impl Done {
+    /// The object of a verb that runs one stage. Where the facts have `seconds` of their own, those hold.
+    pub fn json(&self) -> Result<Value> {
+        let mut json = serde_json::to_value(self)?;
+        json["summary"] = self.summary.clone().into();
+        if let Value::Object(facts) = &self.facts {
+            for (key, value) in facts {
+                json[key] = value.clone();
+            }
+        }
+        Ok(json)
+    }
+}
+
+/// A recipe, read and checked.
+pub struct Job {
+    pub name: String,
+    pub kind: StageKind,
+    work: Box<dyn Work>,
+}
+
+/// The key that says what the others mean.
+#[derive(Deserialize)]
+struct Head {
+    stage: StageKind,
+}
+
+impl Job {
+    pub fn new(app: &App, recipe: &Recipe) -> Result<Job> {
+        let Head { stage: kind } = recipe.parse()?;
+        let work = kind
+            .read(app, recipe)
+            .with_context(|| recipe.name().to_owned())?;
+        Ok(Job {
+            name: recipe.name().to_owned(),
+            kind,
+            work,
+        })
+    }
+
+    /// Its settings and its plan, as `--dry-run` shows them.
+    pub fn plan(&self, place: &Place, outlook: &mut Outlook) -> Result<(Value, String)> {
+        let Plan { json, text } = self
+            .work
+            .plan(&self.name, place, outlook)
+            .with_context(|| self.name.clone())?;
+        let settings = self.work.foreseen(place, outlook)?;
+        let mut lines = vec![self.name.clone()];
+        flatten("", &settings, &mut |key, value| {
+            lines.push(format!("  {key} = {value}"));
+        });
+        lines.extend(text.lines().map(|line| format!("  | {line}")));
+        let json = json!({"name": self.name, "settings": settings, "plan": json});
+        Ok((json, lines.join("\n")))
+    }
+
+    /// Runs it, or finds that nothing has changed.
+    pub fn run(&self, app: &mut App, place: &Place) -> Result<Done> {
+        let started = Instant::now();
+        let made = self.work.run(app, &self.name, place);
+        app.progress.end();
+        let made = made?;
+        Ok(Done {
+            name: self.name.clone(),
+            seconds: started.elapsed().as_secs_f64(),
+            skipped: made.skipped,
+            artifact: place.out.clone(),
+            summary: made.summary,
+            facts: made.facts,
+        })
+    }
+}
+
+/// Each value of nested tables under its dotted key.
+fn flatten(path: &str, value: &Value, each: &mut dyn FnMut(&str, &Value)) {
+    match value {
+        Value::Object(table) => {
+            for (key, value) in table {
+                let dot = if path.is_empty() { "" } else { "." };
+                flatten(&format!("{path}{dot}{key}"), value, each);
+            }
+        }
+        value => each(path, value),
+    }
+}
+
+/// Makes an artifact unless it lies there already; returns whether it did. What decides that is the stage's word, the
+/// settings without the names of inputs, and the inputs' bytes: renaming or renumbering a folder runs nothing again.
+fn make(
+    app: &mut App,
+    (stage, kind): (StageKind, Kind),
+    mut settings: Value,
+    inputs: Inputs,
+    out: &Path,
+    work: impl FnOnce(&mut App, &Path) -> Result<()>,
+) -> Result<bool> {
+    if let Value::Object(settings) = &mut settings {
+        settings.remove("inputs");
+    }
+    let stage = Stage::new(stage.word(), &app.tool, settings, inputs);
+    if stage.current(out, kind).is_ok() {
+        return Ok(true);
+    }
+    let draft = Draft::create(out, kind)?;
+    work(app, draft.path())?;
+    draft.commit(&stage)?;
+    Ok(false)
+}
+
+/// Checks that texts are there and of a kind that is read; their number and bytes on the disk.
+fn look_at_texts(key: &str, paths: &[PathBuf]) -> Result<Map<String, Value>> {
+    if paths.is_empty() {
+        return Err(Usage(format!("`{key}` is an empty list; name a text file")).into());
+    }
+    let mut bytes = 0;
+    for path in paths {
+        read_texts(path).with_context(|| format!("`{key}`"))?;
+        bytes += std::fs::metadata(path).map_or(0, |is| is.len());
+    }
+    let mut found = Map::new();
+    found.insert("files".into(), paths.len().into());
+    found.insert("file_bytes".into(), bytes.into());
+    Ok(found)
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let bytes =
+        std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{}: is not JSON", path.display()))
+}
+
+/// "1 h 12 min", "3 min", "20 s": as exact as an estimate is.
+fn about(seconds: f64) -> String {
+    match seconds {
+        s if s < 1.0 => "less than a second".to_owned(),
+        s if s < 100.0 => format!("{s:.0} s"),
+        s if s < 6000.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}

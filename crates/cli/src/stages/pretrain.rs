@@ -1,0 +1,290 @@
+//! `stage = "pretrain"`: token shards to a checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use russet_artifact::Recipe;
+use russet_model::Config;
+use russet_train::settings::{
+    ComputeSettings, DataSettings, ModelSettings, OptimizerSettings, ScheduleSettings, StageName,
+    TrainSettings,
+};
+use russet_train::{
+    DistillSettings, Estimate, Memory, Outcome, Price, Settings, Sources, Start, TeacherInput,
+    TrainError,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Made, Outlook, Place, Plan, StageKind, Work, about};
+use crate::app::{App, Interrupted, Usage};
+
+/// The recipe as it stands in TOML; but for `inputs` it is [`Settings`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PretrainRecipe {
+    #[allow(
+        dead_code,
+        reason = "read by the job before, and here so that it is a known key"
+    )]
+    stage: StageKind,
+    inputs: PretrainInputs,
+    #[serde(default)]
+    model: ModelSettings,
+    train: TrainSettings,
+    #[serde(default)]
+    optimizer: OptimizerSettings,
+    #[serde(default)]
+    schedule: ScheduleSettings,
+    distill: Option<DistillSettings>,
+    #[serde(default)]
+    data: DataSettings,
+    #[serde(default)]
+    compute: ComputeSettings,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PretrainInputs {
+    tokens: PathBuf,
+    /// The checkpoint to begin with; random weights where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<PathBuf>,
+    /// A checkpoint that teaches, by `[distill]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teacher: Option<PathBuf>,
+    /// Its predictions, stored beforehand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teacher_logits: Option<PathBuf>,
+}
+
+pub(super) struct Pretrain {
+    inputs: PretrainInputs,
+    /// Resolved, the threads too; of a checkpoint to begin with, its shape is left open.
+    settings: Settings,
+}
+
+pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
+    let PretrainRecipe {
+        inputs,
+        model,
+        train,
+        optimizer,
+        schedule,
+        distill,
+        data,
+        mut compute,
+        ..
+    } = recipe.parse()?;
+    // The command line is nearer to the person than the recipe.
+    if app.threads_given {
+        compute.threads = Some(app.pool.threads());
+    }
+    let settings = Settings {
+        stage: StageName::Pretrain,
+        model,
+        train,
+        optimizer,
+        schedule,
+        distill,
+        data,
+        compute,
+    };
+    let start = match inputs.checkpoint {
+        Some(_) => Start::ToCome,
+        None => Start::Random,
+    };
+    let mut settings = settings.resolved(start)?;
+    settings.compute.threads.get_or_insert(app.pool.threads());
+    if inputs.teacher.is_some() && inputs.teacher_logits.is_some() {
+        let sentence =
+            "`inputs.teacher` and `inputs.teacher_logits` are both there; keep one of them";
+        return Err(Usage(sentence.into()).into());
+    }
+    match (inputs.taught_by(Path::to_path_buf), &settings.distill) {
+        (Some(teacher), Some(distill)) => teacher.check(distill)?,
+        (None, None) => {}
+        (Some(_), None) => {
+            let sentence = "`inputs` name a teacher, but there is no `[distill]`; say what to learn from it, such as \
+                            kind = \"hard\"";
+            return Err(Usage(sentence.into()).into());
+        }
+        (None, Some(_)) => {
+            let sentence = "`[distill]` is there, but no teacher; name a checkpoint in `inputs.teacher`, or stored \
+                            predictions in `inputs.teacher_logits`";
+            return Err(Usage(sentence.into()).into());
+        }
+    }
+    Ok(Pretrain { inputs, settings })
+}
+
+impl PretrainInputs {
+    /// The teacher, where there is one.
+    fn taught_by(&self, place: impl Fn(&Path) -> PathBuf) -> Option<TeacherInput> {
+        let checkpoint = self.teacher.as_deref().map(&place);
+        let logits = self.teacher_logits.as_deref().map(&place);
+        checkpoint
+            .map(TeacherInput::Checkpoint)
+            .or(logits.map(TeacherInput::Logits))
+    }
+}
+
+impl Pretrain {
+    fn sources(&self, place: &Place) -> Sources {
+        let input = |name: &PathBuf| place.input(name);
+        let mixture = self.settings.data.mixture.iter();
+        Sources {
+            tokens: input(&self.inputs.tokens),
+            checkpoint: self.inputs.checkpoint.as_ref().map(input),
+            mixture: mixture
+                .map(|part| part.tokens.as_ref().map(input))
+                .collect(),
+        }
+    }
+
+    /// The shape of the checkpoint to begin with, where there is one and its shape is known.
+    fn start(&self, place: &Place, outlook: &Outlook) -> Option<Config> {
+        outlook.decoder(self.inputs.checkpoint.as_deref()?, place)
+    }
+
+    fn json(&self, settings: &Settings) -> Result<Value> {
+        let mut json = Recipe::resolved_json(settings)?;
+        json["inputs"] = serde_json::to_value(&self.inputs)?;
+        Ok(json)
+    }
+}
+
+impl Work for Pretrain {
+    fn settings(&self) -> Result<Value> {
+        self.json(&self.settings)
+    }
+
+    fn foreseen(&self, place: &Place, outlook: &Outlook) -> Result<Value> {
+        match self.start(place, outlook) {
+            Some(start) => self.json(&self.settings.clone().resolved(Start::Checkpoint(&start))?),
+            None => self.settings(),
+        }
+    }
+
+    /// Of the tokens where they lie there already; else of the vocabulary that the run's tokenizer recipe asks for.
+    fn plan(&self, name: &str, place: &Place, outlook: &mut Outlook) -> Result<Plan> {
+        let sources = self.sources(place);
+        let start = self.start(place, outlook);
+        if let (Some(checkpoint), None) = (&sources.checkpoint, &start) {
+            let reason = format!(
+                "{} is not there yet, so its size is not known",
+                checkpoint.display()
+            );
+            return Ok(Plan {
+                json: json!({ "reason": reason }),
+                text: format!("no estimate: {reason}"),
+            });
+        }
+        let vocab = start.as_ref().map(|start| start.vocab).or(outlook.vocab);
+        let known = match russet_train::Plan::new(self.settings.clone(), sources.clone()) {
+            Err(error @ TrainError::Setting { .. }) => return Err(error.into()),
+            Err(_) => None, // They are still to be made.
+            Ok(plan) => Some(plan).filter(|plan| {
+                // Those of an earlier run, with another tokenizer or another decoder, say nothing.
+                let size = start.as_ref().map(Config::parameters);
+                vocab.is_none_or(|vocab| vocab == plan.config().vocab)
+                    && size.is_none_or(|size| size == plan.config().parameters())
+            }),
+        };
+        let (mut json, mut text, memory, decoder, basis): (Value, String, Memory, _, _) = match (
+            known, vocab,
+        ) {
+            (Some(plan), _) => {
+                let description = plan.describe();
+                let json = serde_json::to_value(&description)?;
+                let config = plan.config().clone();
+                let basis = "the tokens that are there";
+                (
+                    json,
+                    description.to_string(),
+                    description.memory,
+                    config,
+                    basis,
+                )
+            }
+            (None, Some(vocab)) => {
+                let start = start.as_ref();
+                let price = Price::new(self.settings.clone(), vocab, start)?;
+                let json = serde_json::to_value(price)?;
+                let settings = self.settings.clone().resolved(Start::from(start))?;
+                let config = settings.decoder(vocab, start)?;
+                let basis = "the recipes: there are no tokens yet";
+                (json, price.to_string(), price.memory, config, basis)
+            }
+            (None, None) => {
+                let reason = format!(
+                    "{} is no tokens artifact yet and no tokenizer recipe lies beside this one, so the vocabulary and \
+                         with it the size are not known",
+                    sources.tokens.display()
+                );
+                return Ok(Plan {
+                    json: json!({ "reason": reason }),
+                    text: format!("no estimate: {reason}"),
+                });
+            }
+        };
+        outlook.decoders.insert(name.to_owned(), decoder);
+        match outlook.gflops {
+            Some(gflops) => {
+                let flops = json["flops"].as_f64().unwrap_or(f64::NAN);
+                let estimate = Estimate::new(flops, gflops);
+                text += &format!(
+                    "\ntime     about {} at {gflops:.0} GFLOP/s of products\nby {basis}",
+                    about(estimate.seconds)
+                );
+                json["estimate"] = serde_json::to_value(estimate)?;
+                json["basis"] = basis.into();
+            }
+            None if !place.out.exists() => memory.check()?,
+            None => {}
+        }
+        Ok(Plan { json, text })
+    }
+
+    fn run(&self, app: &mut App, _: &str, place: &Place) -> Result<Made> {
+        let mut plan = russet_train::Plan::new(self.settings.clone(), self.sources(place))?;
+        if let Some(teacher) = self.inputs.taught_by(|name| place.input(name)) {
+            plan = plan.taught_by(teacher)?;
+        }
+        let outcome = russet_train::pretrain(
+            &plan,
+            &place.out,
+            &app.tool,
+            place.resume,
+            &mut *app.progress,
+            &app.interrupt,
+        )?;
+        let parameters = plan.config().parameters();
+        match outcome {
+            Outcome::Current => Ok(Made {
+                skipped: true,
+                summary: format!("{parameters} parameters"),
+                facts: Value::Null,
+            }),
+            Outcome::Interrupted { step } => {
+                let sentence =
+                    format!("stopped after step {step}; the same command goes on from there");
+                Err(Interrupted(sentence).into())
+            }
+            Outcome::Finished(report) => {
+                let validation = report.bits_per_byte.map_or(String::new(), |bits| {
+                    format!(", {bits:.4} bits per byte held out")
+                });
+                let summary = format!(
+                    "{parameters} parameters on {} tokens at {:.0} tokens/s, loss {:.3}{validation}",
+                    report.tokens, report.tokens_per_second, report.last_loss
+                );
+                Ok(Made {
+                    skipped: false,
+                    summary,
+                    facts: serde_json::to_value(&report)?,
+                })
+            }
+        }
+    }
+}

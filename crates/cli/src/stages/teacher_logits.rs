@@ -1,0 +1,92 @@
+//! `stage = "teacher-logits"`: a checkpoint's predictions of token shards, stored for students.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use russet_artifact::{Artifact, Inputs, Kind, Recipe};
+use russet_train::distill::{TeachReport, TeachSettings, teach};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Made, Outlook, Place, Plan, StageKind, Work, make, read_json};
+use crate::app::App;
+
+/// The file of the artifact that says what the teacher said in the mean.
+const REPORT: &str = "teacher-logits.json";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TeacherLogitsRecipe {
+    stage: StageKind,
+    inputs: TeacherLogitsInputs,
+    teacher_logits: TeachSettings,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TeacherLogitsInputs {
+    teacher: PathBuf,
+    tokens: PathBuf,
+}
+
+pub(super) fn read(recipe: &Recipe) -> Result<TeacherLogitsRecipe> {
+    let recipe: TeacherLogitsRecipe = recipe.parse()?;
+    recipe.teacher_logits.check()?;
+    Ok(recipe)
+}
+
+impl Work for TeacherLogitsRecipe {
+    fn settings(&self) -> Result<Value> {
+        Ok(Recipe::resolved_json(self)?)
+    }
+
+    fn plan(&self, _: &str, _: &Place, _: &mut Outlook) -> Result<Plan> {
+        let TeachSettings { k, splits, .. } = &self.teacher_logits;
+        Ok(Plan {
+            json: json!({"k": k, "bytes_per_token": 4 * k}),
+            text: format!(
+                "{k} predictions a token of {}, {} bytes a token where the vocabulary has at most 65,536 entries",
+                splits.join(", "),
+                4 * k
+            ),
+        })
+    }
+
+    fn run(&self, app: &mut App, _: &str, place: &Place) -> Result<Made> {
+        let teacher = place.input(&self.inputs.teacher);
+        let tokens = Artifact::open(&place.input(&self.inputs.tokens), Kind::Tokens)?;
+        let inputs = Inputs::new().artifact("tokens", &tokens)?;
+        let inputs = match Artifact::open(&teacher, Kind::Checkpoint) {
+            Ok(artifact) => inputs.artifact("teacher", &artifact)?,
+            Err(_) => inputs.path("teacher", &teacher)?,
+        };
+        let what = (StageKind::TeacherLogits, Kind::TeacherLogits);
+        let settings = self.settings()?;
+        let skipped = make(app, what, settings, inputs, &place.out, |app, draft| {
+            let report = teach(
+                &self.teacher_logits,
+                &teacher,
+                &tokens,
+                draft,
+                &app.pool,
+                &mut *app.progress,
+                &app.interrupt,
+            )?;
+            let json = serde_json::to_value(&report)?;
+            std::fs::write(draft.join(REPORT), format!("{json:#}\n"))?;
+            Ok(())
+        })?;
+        let facts = read_json(&place.out.join(REPORT))?;
+        let report: TeachReport = serde_json::from_value(facts.clone())?;
+        Ok(Made {
+            skipped,
+            summary: format!(
+                "{} tokens, {:.1} % of the probability in {} predictions each",
+                report.tokens,
+                100.0 * report.covered,
+                self.teacher_logits.k
+            ),
+            facts,
+        })
+    }
+}

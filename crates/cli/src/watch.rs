@@ -1,0 +1,363 @@
+//! `watch`: a training run as it goes, in the terminal.
+//!
+//! Reads the run's log (`log.jsonl`) again whenever it has grown, so it can be started and left at any time and does
+//! nothing to the run. TensorBoard opens the same folder.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use ratatui::Frame;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Style, Stylize};
+use ratatui::symbols::Marker;
+use ratatui::text::Line;
+use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType};
+use russet_artifact::{LogEvent, read_log};
+use serde_json::json;
+
+use crate::app::{App, Usage};
+
+#[derive(Args)]
+pub struct WatchArgs {
+    /// The folder of a run, of a training stage, or of its log
+    pub run: PathBuf,
+}
+
+/// How often the log is looked at.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Weight of the newest value in the smoothed loss, which single batches would hide otherwise.
+const SMOOTHING: f64 = 0.1;
+
+/// Shows the run until `q`; the last values alone where nobody looks at a terminal.
+pub fn watch(app: &App, args: &WatchArgs) -> Result<()> {
+    let folder = log_folder(&args.run)?;
+    if app.json || !std::io::stdout().is_terminal() {
+        let curves = Curves::new(&read_log(&folder)?);
+        return app.print(&curves.json(&folder), &curves.headline());
+    }
+    let mut terminal = ratatui::init();
+    let shown = show(&mut terminal, &folder);
+    ratatui::restore();
+    shown
+}
+
+fn show(terminal: &mut ratatui::DefaultTerminal, folder: &Path) -> Result<()> {
+    let name = folder.display().to_string();
+    let (mut length, mut curves) = (None, Curves::default());
+    loop {
+        let now = std::fs::metadata(folder.join("log.jsonl")).map_or(0, |log| log.len());
+        if length != Some(now) {
+            curves = Curves::new(&read_log(folder)?);
+            length = Some(now);
+        }
+        terminal.draw(|frame| curves.draw(frame, &name))?;
+        if event::poll(EVERY)?
+            && let Event::Key(key) = event::read()?
+        {
+            let control_c =
+                key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
+            if control_c || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The folder with the log: the one given, the one beside it, or the one in it that was written to last.
+fn log_folder(run: &Path) -> Result<PathBuf> {
+    let has_log = |folder: &Path| folder.join("log.jsonl").is_file();
+    if has_log(run) {
+        return Ok(run.to_owned());
+    }
+    if let Some(name) = run.file_name() {
+        let mut name = name.to_owned();
+        name.push(".log");
+        let beside = run.with_file_name(name);
+        if has_log(&beside) {
+            return Ok(beside);
+        }
+    }
+    let inside = std::fs::read_dir(run).into_iter().flatten().flatten();
+    let newest = inside
+        .map(|entry| entry.path())
+        .filter(|folder| has_log(folder))
+        .max_by_key(|folder| {
+            std::fs::metadata(folder.join("log.jsonl"))
+                .and_then(|log| log.modified())
+                .ok()
+        });
+    newest.ok_or_else(|| {
+        Usage(format!(
+            "{}: there is no log.jsonl in it, beside it (as NAME.log/) or in a folder of it; a training stage writes one \
+             from its first step on",
+            run.display()
+        ))
+        .into()
+    })
+}
+
+type Points = Vec<(f64, f64)>;
+
+/// What is drawn, by step.
+#[derive(Default)]
+struct Curves {
+    step: u64,
+    seconds: f64,
+    loss: Points,
+    smooth: Points,
+    validation: Points,
+    rate: Points,
+    norm: Points,
+    speed: Points,
+    not_finite: Option<u64>,
+}
+
+impl Curves {
+    fn new(events: &[LogEvent]) -> Curves {
+        let mut curves = Curves::default();
+        for event in events {
+            let step = event.step as f64;
+            curves.step = curves.step.max(event.step);
+            curves.seconds = curves.seconds.max(event.wall_seconds);
+            let named = [
+                ("loss", &mut curves.loss),
+                ("validation_loss", &mut curves.validation),
+                ("learning_rate", &mut curves.rate),
+                ("gradient_norm", &mut curves.norm),
+                ("tokens_per_second", &mut curves.speed),
+            ];
+            for (name, points) in named {
+                match event.scalars.get(name) {
+                    Some(value) if value.is_finite() => points.push((step, *value)),
+                    Some(_) => curves.not_finite = Some(event.step),
+                    None => {}
+                }
+            }
+        }
+        let mut average = None;
+        for &(step, loss) in &curves.loss {
+            let next = average.map_or(loss, |before: f64| before + SMOOTHING * (loss - before));
+            average = Some(next);
+            curves.smooth.push((step, next));
+        }
+        curves
+    }
+
+    fn headline(&self) -> String {
+        let Some((_, loss)) = self.loss.last() else {
+            return "nothing is logged yet".to_owned();
+        };
+        let mut line = format!("step {}, loss {loss:.4}", self.step);
+        if let Some((_, validation)) = self.validation.last() {
+            line += &format!(", validation {validation:.4}");
+        }
+        if let Some((_, speed)) = self.speed.last() {
+            line += &format!(", {speed:.0} tokens/s");
+        }
+        line += &format!(", {:.0} s", self.seconds);
+        if let Some(step) = self.not_finite {
+            line += &format!(", a value that is no number at step {step}");
+        }
+        line
+    }
+
+    fn json(&self, folder: &Path) -> serde_json::Value {
+        let last = |points: &Points| points.last().map(|point| point.1);
+        json!({
+            "log": folder,
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss": last(&self.loss),
+            "validation_loss": last(&self.validation),
+            "learning_rate": last(&self.rate),
+            "gradient_norm": last(&self.norm),
+            "tokens_per_second": last(&self.speed),
+        })
+    }
+
+    fn draw(&self, frame: &mut Frame, name: &str) {
+        let [head, body, foot] = Layout::vertical([
+            Constraint::Length(1),
+            Constraint::Fill(1),
+            Constraint::Length(1),
+        ])
+        .areas(frame.area());
+        let [left, right] =
+            Layout::horizontal([Constraint::Percentage(60), Constraint::Percentage(40)])
+                .areas(body);
+        let small: [Rect; 3] = Layout::vertical([Constraint::Ratio(1, 3); 3]).areas(right);
+        frame.render_widget(Line::from(self.headline()).bold(), head);
+        frame.render_widget(Line::from(format!("{name}   q quits")).dim(), foot);
+
+        let dots = |points| curve(points, GraphType::Scatter, Color::DarkGray).name("a batch");
+        let line = |points, color| curve(points, GraphType::Line, color);
+        self.chart(
+            frame,
+            left,
+            "loss, nats a token",
+            vec![
+                dots(&self.loss),
+                line(&self.smooth, Color::Cyan).name("smoothed"),
+                line(&self.validation, Color::Yellow).name("held out"),
+            ],
+            &[&self.loss, &self.validation],
+        );
+        for (area, title, points) in [
+            (small[0], "learning rate", &self.rate),
+            (small[1], "gradient norm", &self.norm),
+            (small[2], "tokens/s", &self.speed),
+        ] {
+            self.chart(
+                frame,
+                area,
+                title,
+                vec![line(points, Color::Cyan)],
+                &[points],
+            );
+        }
+    }
+
+    fn chart(
+        &self,
+        frame: &mut Frame,
+        area: Rect,
+        title: &str,
+        data: Vec<Dataset>,
+        points: &[&Points],
+    ) {
+        let values = || points.iter().flat_map(|points| points.iter().map(|p| p.1));
+        let (low, high) = (
+            values().fold(f64::INFINITY, f64::min),
+            values().fold(f64::NEG_INFINITY, f64::max),
+        );
+        let (low, high) = match (low.is_finite(), high > low) {
+            (false, _) => (0.0, 1.0),
+            (true, false) => (
+                low - 0.5 * low.abs().max(1e-9),
+                low + 0.5 * low.abs().max(1e-9),
+            ),
+            (true, true) => (low, high),
+        };
+        let last = self.step.max(1) as f64;
+        let chart = Chart::new(data)
+            .block(Block::bordered().title(title.to_owned()))
+            .x_axis(
+                Axis::default()
+                    .bounds([0.0, last])
+                    .labels(["0".to_owned(), self.step.to_string()]),
+            )
+            .y_axis(Axis::default().bounds([low, high]).labels([
+                short(low),
+                short(0.5 * (low + high)),
+                short(high),
+            ]));
+        frame.render_widget(chart, area);
+    }
+}
+
+fn curve(points: &Points, kind: GraphType, color: Color) -> Dataset<'_> {
+    Dataset::default()
+        .marker(Marker::Braille)
+        .graph_type(kind)
+        .style(Style::new().fg(color))
+        .data(points)
+}
+
+/// Four digits or so.
+fn short(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        size if size >= 1000.0 => format!("{value:.0}"),
+        size if size >= 0.1 => format!("{value:.2}"),
+        _ => format!("{value:.1e}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use russet_artifact::RunLog;
+
+    fn log(folder: &Path) {
+        let mut log = RunLog::create(folder).unwrap();
+        for step in 1..=40_u64 {
+            let loss = 8.0 - 0.1 * step as f64;
+            let fields = [
+                ("loss", loss),
+                ("learning_rate", 1e-3),
+                ("gradient_norm", 0.5),
+                ("tokens_per_second", 2000.0),
+            ];
+            log.scalars(step, &fields).unwrap();
+        }
+        log.scalars(40, &[("validation_loss", 4.25)]).unwrap();
+    }
+
+    #[test]
+    fn the_page_shows_curves_and_the_last_values() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = folder.path().join("03-pretrain.log");
+        log(&logs);
+        for given in [
+            folder.path().to_owned(),
+            folder.path().join("03-pretrain"),
+            logs.clone(),
+        ] {
+            assert_eq!(log_folder(&given).unwrap(), logs, "{}", given.display());
+        }
+        let curves = Curves::new(&read_log(&logs).unwrap());
+        assert_eq!(curves.json(&logs)["validation_loss"], 4.25);
+        let mut terminal = Terminal::new(TestBackend::new(100, 30)).unwrap();
+        terminal.draw(|frame| curves.draw(frame, "run")).unwrap();
+        let text: String = terminal
+            .backend()
+            .buffer()
+            .content()
+            .iter()
+            .map(|cell| cell.symbol())
+            .collect();
+        for word in [
+            "step 40, loss 4.0000, validation 4.2500, 2000 tokens/s",
+            "loss, nats a token",
+            "held out",
+            "gradient norm",
+            "7.90",
+            "1.0e-3",
+        ] {
+            assert!(text.contains(word), "`{word}` is missing");
+        }
+        let drawn = text
+            .chars()
+            .filter(|c| ('\u{2801}'..='\u{28ff}').contains(c));
+        assert!(drawn.count() > 50, "curves are drawn");
+    }
+
+    #[test]
+    fn values_that_are_no_numbers_are_named_and_not_drawn() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = RunLog::create(folder.path()).unwrap();
+        log.scalars(1, &[("loss", 5.0)]).unwrap();
+        log.scalars(2, &[("loss", f64::NAN)]).unwrap();
+        let curves = Curves::new(&read_log(folder.path()).unwrap());
+        assert_eq!(curves.loss, [(1.0, 5.0)]);
+        assert!(curves.headline().contains("no number at step 2"));
+        Terminal::new(TestBackend::new(20, 5))
+            .unwrap()
+            .draw(|frame| curves.draw(frame, "run"))
+            .unwrap();
+    }
+
+    #[test]
+    fn a_folder_without_a_log_is_refused_with_a_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = log_folder(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("no log.jsonl"), "{error}");
+    }
+}

@@ -1,0 +1,352 @@
+//! `run` and the verbs of single stages, from recipes to scores.
+
+mod common;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::{exits, fields, manifests, mini, ok, russet};
+use serde_json::Value;
+
+const STAGES: [&str; 6] = [
+    "01-tokenizer",
+    "02-tokens",
+    "03-pretrain",
+    "04-palettize",
+    "05-eval",
+    "06-sample",
+];
+
+fn skipped(run: &Value) -> Vec<bool> {
+    let stages = run["stages"].as_array().unwrap().iter();
+    stages
+        .map(|stage| stage["skipped"].as_bool().unwrap())
+        .collect()
+}
+
+#[test]
+fn a_run_makes_everything_and_the_second_skips_it() {
+    let dir = tempfile::tempdir().unwrap();
+    mini(dir.path());
+    let first = ok(dir.path(), &["run", "mini", "--json"]);
+    let json = first.json();
+    fields(
+        &json,
+        &["stages", "bits_per_byte", "bpw", "sample", "interrupted"],
+    );
+    assert_eq!(skipped(&json), [false; 6]);
+    for (stage, name) in json["stages"].as_array().unwrap().iter().zip(STAGES) {
+        fields(stage, &["name", "seconds", "skipped", "artifact"]);
+        assert_eq!(stage["name"], name);
+        let artifact = dir.path().join(stage["artifact"].as_str().unwrap());
+        assert!(artifact.join("manifest.json").is_file(), "{artifact:?}");
+        // The manifest has the stage's word: renumbering a recipe runs nothing again.
+        let manifest = std::fs::read(artifact.join("manifest.json")).unwrap();
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        assert_eq!(manifest["stage"], name[3..]);
+    }
+    let bits = |which: &str| json["bits_per_byte"][which].as_f64().unwrap();
+    let (checkpoint, package) = (bits("checkpoint"), bits("package"));
+    assert!(
+        checkpoint < 2.0,
+        "the decoder has learnt nothing: {checkpoint}"
+    );
+    assert!(
+        package < 1.05 * checkpoint,
+        "the package has {package} bits per byte, the checkpoint {checkpoint}"
+    );
+    assert!(json["bpw"].as_f64().unwrap() <= 4.5);
+    let sample = json["sample"].as_str().unwrap();
+    assert!(
+        sample.starts_with("the fox") && sample.len() > 10,
+        "{sample:?}"
+    );
+    // Where standard error is no terminal, all of it but an error is lines of JSON.
+    for line in first.stderr.lines() {
+        serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{line:?}"));
+    }
+
+    let before = manifests(&dir.path().join("runs/mini"));
+    assert_eq!(before.len(), 6);
+    let second = ok(dir.path(), &["run", "mini", "--json"]).json();
+    assert_eq!(skipped(&second), [true; 6]);
+    for same in ["bits_per_byte", "bpw", "sample"] {
+        assert_eq!(second[same], json[same]);
+    }
+    assert_eq!(manifests(&dir.path().join("runs/mini")), before);
+
+    // A changed setting runs its stage and what lies behind it, and no other.
+    let changed = ["run", "mini", "--json", "--set", "sample.sample.seed=3"];
+    let third = ok(dir.path(), &changed).json();
+    assert_eq!(skipped(&third), [true, true, true, true, true, false]);
+
+    // Another number is the same stage.
+    let recipes = dir.path().join("mini");
+    std::fs::rename(
+        recipes.join("06-sample.toml"),
+        recipes.join("07-sample.toml"),
+    )
+    .unwrap();
+    let runs = dir.path().join("runs/mini");
+    std::fs::rename(runs.join("06-sample"), runs.join("07-sample")).unwrap();
+    assert_eq!(skipped(&ok(dir.path(), &changed).json()), [true; 6]);
+}
+
+#[test]
+fn each_stage_by_its_own_verb_leaves_the_same_bytes_as_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    mini(dir.path());
+    ok(dir.path(), &["run", "mini", "--out", "whole"]);
+    let one = |verb: &[&str]| {
+        let mut arguments = verb.to_vec();
+        arguments.push("--json");
+        ok(dir.path(), &arguments).json()
+    };
+    let stage = ["name", "seconds", "skipped", "artifact", "summary"];
+    let tokenizer = one(&["tokenizer", "train", "mini/01-tokenizer.toml"]);
+    fields(&tokenizer, &[&stage[..], &["vocab"]].concat());
+    let tokens = one(&["tokenizer", "shards", "mini/02-tokens.toml"]);
+    fields(&tokens, &[&stage[..], &["splits"]].concat());
+    let pretrain = ["pretrain", "mini/03-pretrain.toml", "--threads", "1"];
+    let report = [
+        "first_loss",
+        "last_loss",
+        "steps",
+        "tokens",
+        "tokens_per_second",
+        "mfu",
+        "peak_gflops",
+        "validation_nats",
+        "bits_per_byte",
+        "skipped_steps",
+        "best_step",
+        "peak_bytes",
+    ];
+    let trained = one(&pretrain);
+    fields(&trained, &[&stage[..], &report].concat());
+    assert!(trained["last_loss"].as_f64() < trained["first_loss"].as_f64());
+    assert_eq!(trained["steps"], 40);
+    let again = one(&pretrain);
+    fields(&again, &stage);
+    assert_eq!(again["skipped"], true);
+    let palettize = [
+        "palettize",
+        "--model",
+        "runs/mini/03-pretrain",
+        "--calibration",
+        "train.jsonl",
+        "--target-bpw",
+        "4.5",
+        "--set",
+        "palettize.calibration_tokens=2000",
+        "--out",
+        "runs/mini/04-palettize",
+    ];
+    let compressed = one(&palettize);
+    let report = [
+        "bpw",
+        "bits_per_parameter",
+        "bytes",
+        "weights",
+        "calibration_tokens",
+        "loss_before",
+        "loss_after",
+        "layers",
+    ];
+    fields(&compressed, &[&stage[..], &report].concat());
+    fields(
+        &compressed["layers"][0],
+        &["name", "bits", "error", "sensitivity"],
+    );
+    assert_eq!(one(&palettize)["skipped"], true);
+    let hash = |run: &str, name: &str| {
+        let path = dir.path().join(run).join(name).join("manifest.json");
+        let manifest: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        manifest["files"].clone()
+    };
+    for name in &STAGES[..4] {
+        assert_eq!(hash("runs/mini", name), hash("whole", name), "{name}");
+    }
+    // From the first step, though the checkpoint is there.
+    let restarted = one(&[&pretrain[..], &["--restart"]].concat());
+    assert_eq!(
+        (&restarted["skipped"], &restarted["steps"]),
+        (&false.into(), &40.into())
+    );
+    assert_eq!(
+        hash("runs/mini", "03-pretrain"),
+        hash("whole", "03-pretrain")
+    );
+    // A verb refuses another stage's recipe.
+    exits(dir.path(), 2, &["pretrain", "mini/02-tokens.toml"]);
+}
+
+#[test]
+fn a_dry_run_tells_what_would_be_done_and_does_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    mini(dir.path());
+    let json = ok(dir.path(), &["run", "mini", "--dry-run", "--json"]).json();
+    fields(&json, &["stages"]);
+    let stages = json["stages"].as_array().unwrap();
+    for (stage, name) in stages.iter().zip(STAGES) {
+        fields(stage, &["name", "settings", "plan"]);
+        assert_eq!(stage["name"], name);
+        assert!(stage["plan"].is_object(), "{stage}");
+    }
+    let settings = &stages[2]["settings"];
+    assert_eq!(settings["model"]["head_dim"], 8);
+    assert_eq!(settings["train"]["micro_batch_sequences"], 4);
+    assert!(settings["compute"]["threads"].as_u64() > Some(0));
+    let plan = &stages[2]["plan"];
+    assert_eq!(plan["tokens"], 40 * 4 * 64);
+    fields(
+        &plan["memory"],
+        &["weights", "gradients", "optimizer", "saving", "activations"],
+    );
+    assert!(plan["estimate"]["seconds"].as_f64() > Some(0.0));
+    let plan = &stages[3]["plan"];
+    assert!(plan["memory_bytes"].as_u64() > Some(10_000) && plan["estimate"]["seconds"].is_f64());
+    assert_eq!(stages[4]["plan"]["window"], 128);
+    assert!(!dir.path().join("runs").exists());
+
+    // The command line's threads hold against the recipe's.
+    let threads = |arguments: &[&str]| {
+        let recipe = ["pretrain", "mini/03-pretrain.toml", "--dry-run", "--json"];
+        let ran = ok(dir.path(), &[&recipe[..], arguments].concat()).json();
+        ran["stages"][0]["settings"]["compute"]["threads"].as_u64()
+    };
+    assert_eq!(threads(&["--set", "compute.threads=3"]), Some(3));
+    assert_eq!(
+        threads(&["--set", "compute.threads=3", "--threads", "2"]),
+        Some(2)
+    );
+
+    // For a person, the same in lines; alone and without a tokenizer's recipe, the reason why there is no price.
+    let text = ok(dir.path(), &["run", "mini", "--dry-run"]).stdout;
+    for part in ["model.head_dim = 8", "| memory ", "| time ", "04-palettize"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let alone = dir.path().join("alone");
+    std::fs::create_dir(&alone).unwrap();
+    std::fs::copy(
+        dir.path().join("mini/03-pretrain.toml"),
+        alone.join("a.toml"),
+    )
+    .unwrap();
+    let lone = ok(dir.path(), &["pretrain", "alone/a.toml", "--dry-run"]).stdout;
+    assert!(
+        lone.contains("no estimate: ") && lone.contains("tokenizer recipe"),
+        "{lone}"
+    );
+}
+
+#[test]
+fn every_recipe_is_checked_before_the_first_stage_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    mini(dir.path());
+    for (set, code, part) in [
+        ("tokenizer.tokenizer.vocab_size=5", 2, "vocab_size"),
+        ("tokens.data.train=[]", 2, "`data.train`"),
+        ("pretrain.train.peak_lr=-1", 2, "`train.peak_lr` is -1"),
+        ("pretrain.train.tokens=100", 2, "beside `train.steps`"),
+        ("pretrain.nonsense=1", 2, "unknown field `nonsense`"),
+        ("pretrain.optimizer.beta1=2", 2, "missing field `kind`"),
+        (
+            "pretrain.inputs.checkpoint=x",
+            2,
+            "`model.width` stands beside `inputs.checkpoint`",
+        ),
+        ("pretrain.model.heads=5", 2, "`model.head_dim` is missing"),
+        ("pretrain.stage=prettrain", 2, "did you mean `pretrain`?"),
+        ("palettize.palettize.target_bpw=-1", 2, "`target_bpw` is -1"),
+        (
+            "palettize.palettize.target_bpw=5",
+            2,
+            "choose a target in between",
+        ),
+        ("eval.eval.window=0", 2, "`eval.window` is 0"),
+        ("eval.eval.window=999", 2, "the model sees from 1 to 128"),
+        ("eval.data.heldout=none.jsonl", 1, "none.jsonl"),
+        ("sample.sample.max_tokens=0", 2, "`sample.max_tokens` is 0"),
+        ("sample.sample.top_p=0", 2, "top_p is 0"),
+        ("nothing.a=1", 2, "`nothing` is no stage"),
+        ("noequals", 2, "KEY=VALUE"),
+    ] {
+        let ran = exits(dir.path(), code, &["run", "mini", "--set", set]);
+        assert!(ran.stderr.contains(part), "{set}: {}", ran.stderr);
+        assert!(!dir.path().join("runs").exists(), "{set}");
+    }
+    if Path::new("/proc/meminfo").exists() {
+        let large = "pretrain.model.width=65536";
+        let ran = exits(dir.path(), 2, &["run", "mini", "--set", large]);
+        assert!(ran.stderr.contains("GiB"), "{}", ran.stderr);
+    }
+    exits(dir.path(), 2, &["run", "nowhere"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_told_to_stop_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    mini(dir.path());
+    ok(
+        dir.path(),
+        &[
+            "run",
+            "mini",
+            "--out",
+            "whole",
+            "--set",
+            "pretrain.train.steps=300",
+        ],
+    );
+    let long = ["run", "mini", "--json", "--set", "pretrain.train.steps=300"];
+    let child = russet(dir.path(), &long)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = dir.path().join("runs/mini/03-pretrain.log");
+    let started = Instant::now();
+    while !log.exists() {
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "training has not begun"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let kill = std::process::Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    let stopped = common::Ran::from(child.wait_with_output().unwrap());
+    assert_eq!(stopped.code, 0, "{}", stopped.stderr);
+    let json = stopped.json();
+    assert_eq!(json["interrupted"], true);
+    assert_eq!(skipped(&json), [false, false]);
+    assert!(json["bpw"].is_null() && json["sample"] == "");
+    assert!(
+        stopped.stderr.contains("03-pretrain: stopped after step"),
+        "{}",
+        stopped.stderr
+    );
+    assert!(dir.path().join("runs/mini/03-pretrain.state").exists());
+
+    let resumed = ok(dir.path(), &long);
+    assert!(
+        resumed.stderr.contains("going on after step"),
+        "{}",
+        resumed.stderr
+    );
+    let json = resumed.json();
+    assert_eq!(json["interrupted"], false);
+    assert_eq!(skipped(&json), [true, true, false, false, false, false]);
+    let weights = |run: &str| {
+        std::fs::read(dir.path().join(run).join("03-pretrain/model.safetensors")).unwrap()
+    };
+    assert!(
+        weights("runs/mini") == weights("whole"),
+        "the resumed weights differ"
+    );
+}

@@ -1,0 +1,277 @@
+//! The verbs that take a model, on stories260K.
+
+mod common;
+
+use std::io::Read;
+use std::path::Path;
+use std::process::Stdio;
+
+use common::{exits, fields, golden, mini, ok, russet};
+use serde_json::Value;
+
+fn stories(dir: &Path) {
+    let model = golden("stories260K/stories260K.bin");
+    let from = ["convert", "--from", "llama2c", "--to", "hf", "--in"];
+    let to = [model.to_str().unwrap(), "--out", "stories", "--json"];
+    let json = ok(dir, &[&from[..], &to].concat()).json();
+    fields(&json, &["out", "parameters", "vocab", "layers"]);
+    assert_eq!(json["parameters"], 260_032);
+}
+
+fn manifest(folder: &Path) -> Value {
+    let bytes = std::fs::read(folder.join("manifest.json")).unwrap();
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+#[test]
+fn a_converted_model_says_what_it_was_made_of() {
+    let dir = tempfile::tempdir().unwrap();
+    stories(dir.path());
+    let folder = dir.path().join("stories");
+    let inputs = &manifest(&folder)["inputs"];
+    fields(inputs, &["model", "tokenizer"]);
+    let card = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    assert!(
+        card.contains("llama2.c") && card.contains("260032"),
+        "{card}"
+    );
+    // Converted once more, it counts as the artifact that it is.
+    let again = [
+        "convert", "--from", "hf", "--to", "hf", "--in", "stories", "--out", "again",
+    ];
+    ok(dir.path(), &again);
+    let input = &manifest(&dir.path().join("again"))["inputs"]["model"];
+    assert!(input["kind"].to_string().contains("checkpoint"), "{input}");
+    let with = [&again[..], &["--tokenizer", "nowhere"]].concat();
+    exits(dir.path(), 2, &with);
+    exits(
+        dir.path(),
+        2,
+        &[
+            "convert", "--from", "hf", "--to", "llama2c", "--in", "stories", "--out", "b",
+        ],
+    );
+}
+
+#[test]
+fn verbs_keep_their_objects_and_exit_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    stories(dir.path());
+    mini(dir.path());
+    let dir = dir.path();
+    let json = |arguments: &[&str]| ok(dir, &[arguments, &["--json"]].concat()).json();
+    let model = ["--model", "stories"];
+
+    let prompt = [
+        "generate",
+        "--prompt",
+        "Once upon a time",
+        "--temperature",
+        "0",
+    ];
+    let generate = [&prompt[..], &model].concat();
+    let made = json(&[&generate[..], &["--max-tokens", "6"]].concat());
+    let names = [
+        "text",
+        "tokens",
+        "prompt_tokens",
+        "tokens_per_second",
+        "token_ids",
+        "finish",
+        "prefill_seconds",
+    ];
+    fields(&made, &names);
+    assert_eq!(
+        (&made["tokens"], &made["finish"]),
+        (&6.into(), &"length".into())
+    );
+    assert!(made["tokens_per_second"].as_f64() > Some(0.0));
+    let one = json(&[&generate[..], &["--max-tokens", "1"]].concat());
+    assert!(one["tokens_per_second"].is_null());
+    let full = json(&[&generate[..], &["--max-tokens", "100000"]].concat());
+    assert!(
+        full["finish"] == "context" || full["finish"] == "stop",
+        "{}",
+        full["finish"]
+    );
+    let stopped = json(&[&generate[..], &["--stop", " was", "--max-tokens", "60"]].concat());
+    assert_eq!(stopped["finish"], "stop");
+    assert!(!stopped["text"].as_str().unwrap().contains(" was"));
+    // For a person: the prompt, the text, and nothing else on standard output.
+    let text = ok(dir, &[&generate[..], &["--max-tokens", "6"]].concat()).stdout;
+    assert_eq!(
+        text,
+        format!("Once upon a time{}\n", made["text"].as_str().unwrap())
+    );
+
+    let ids = json(&[&["tokenizer", "encode", "--text", "a fox"][..], &model].concat());
+    fields(&ids, &["ids", "tokens"]);
+    let scores = json(
+        &[
+            &["eval", "perplexity", "--text", "heldout.jsonl"][..],
+            &model,
+        ]
+        .concat(),
+    );
+    fields(
+        &scores,
+        &["perplexity", "bits_per_byte", "tokens", "kld", "same_top"],
+    );
+    assert!(scores["kld"].is_null());
+    let against = [
+        "eval",
+        "perplexity",
+        "--text",
+        "heldout.jsonl",
+        "--against",
+        "stories",
+    ];
+    let scores = json(&[&against[..], &model].concat());
+    assert_eq!(
+        (&scores["kld"], &scores["same_top"]),
+        (&0.0.into(), &1.0.into())
+    );
+    let logits = [
+        "eval",
+        "logits",
+        "--tokens",
+        "1,2,3",
+        "--out",
+        "l.safetensors",
+    ];
+    let logits = json(&[&logits[..], &model].concat());
+    fields(&logits, &["out", "shape"]);
+    assert_eq!(logits["shape"], serde_json::json!([3, 512]));
+    let bench = json(&[&["bench", "-p", "16", "-n", "4", "-r", "1"][..], &model].concat());
+    let names = [
+        "pp16",
+        "tg4",
+        "bytes_per_token",
+        "dram_gb_s",
+        "decode_gb_s",
+        "threads",
+    ];
+    fields(&bench, &names);
+    assert!(ok(dir, &["completions", "bash"]).stdout.contains("russet"));
+
+    for (code, arguments) in [
+        (2, &["generate", "--prompt", "a", "--max-tokens", "0"][..]),
+        (2, &["generate", "--prompt", "a", "--temperature", "-1"]),
+        (2, &["bench", "-p", "5000"]),
+        (2, &["bench", "-r", "0"]),
+        (
+            2,
+            &[
+                "eval",
+                "perplexity",
+                "--text",
+                "heldout.jsonl",
+                "--window",
+                "9999",
+            ],
+        ),
+        (1, &["eval", "perplexity", "--text", "nowhere.jsonl"]),
+        (
+            2,
+            &[
+                "eval",
+                "logits",
+                "--tokens",
+                "512",
+                "--out",
+                "a.safetensors",
+            ],
+        ),
+        (2, &["chat", "--max-tokens", "0"]),
+    ] {
+        let ran = exits(dir, code, &[arguments, &model].concat());
+        assert!(
+            ran.stderr.starts_with("error: ") && ran.stdout.is_empty(),
+            "{}",
+            ran.stderr
+        );
+    }
+    exits(dir, 1, &["generate", "--prompt", "a", "--model", "nowhere"]);
+    exits(dir, 2, &["generate"]);
+    exits(dir, 2, &["nonsense"]);
+    let palettize = ["palettize", "--calibration", "train.jsonl", "--out", "p"];
+    for wrong in [
+        ["--target-bpw", "nan"],
+        ["--target-bpw", "7"],
+        ["--set", "inputs.checkpoint=b"],
+        ["--set", "palettize.target_bpw=3"],
+        ["--set", "palettize.bits=3"],
+    ] {
+        exits(dir, 2, &[&palettize[..], &model, &wrong].concat());
+    }
+    let deep = format!("{}=1", vec!["a"; 60_000].join("."));
+    exits(
+        dir,
+        2,
+        &[&palettize[..], &model, &["--set", &deep]].concat(),
+    );
+    let plan = json(&[&palettize[..], &model, &["--dry-run"]].concat());
+    assert!(plan["stages"][0]["plan"]["memory_bytes"].as_u64() > Some(1 << 20));
+    assert!(!dir.join("p").exists());
+}
+
+#[test]
+fn text_that_nobody_reads_is_not_generated() {
+    let dir = tempfile::tempdir().unwrap();
+    stories(dir.path());
+    let arguments = [
+        "generate",
+        "--model",
+        "stories",
+        "--prompt",
+        "Once",
+        "--max-tokens",
+        "400",
+    ];
+    let mut child = russet(dir.path(), &arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The first words are read, and then nobody listens any more.
+    let mut first = [0; 4];
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"Once");
+    drop(out);
+    let ran = common::Ran::from(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stderr.contains("closed before the text ended"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn a_chat_answers_line_by_line() {
+    let dir = tempfile::tempdir().unwrap();
+    stories(dir.path());
+    std::fs::write(
+        dir.path().join("lines"),
+        "Hello\n\n/new\nTell me a tale\n/bye\nnever read\n",
+    )
+    .unwrap();
+    let arguments = ["chat", "--model", "stories", "--max-tokens", "4", "--json"];
+    let lines = std::fs::File::open(dir.path().join("lines")).unwrap();
+    let ran = common::Ran::from(
+        russet(dir.path(), &arguments)
+            .stdin(lines)
+            .output()
+            .unwrap(),
+    );
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let answers: Vec<Value> = ran
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(answers.len(), 2);
+    fields(&answers[0], &["text", "tokens", "finish"]);
+    assert!(ran.stderr.contains("ChatML is used"), "{}", ran.stderr);
+}

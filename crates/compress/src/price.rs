@@ -1,0 +1,97 @@
+//! What palettizing costs: memory and arithmetic, by formula, before anything is run.
+
+use russet_model::Config;
+use serde::Serialize;
+
+use crate::calibration::BATCH;
+use crate::refine::BYTES as COVARIANCES;
+use crate::sensitivity::TOKENS as MEASURED_TOKENS;
+use crate::settings::{Sensitivity, Settings, Weighting};
+
+/// What choosing entries costs a weight beside the products (k-means with two and with four bits, sweeps over single
+/// indices), in products of the same time. Rough: on tiny's decoder, one thread of a busy machine (Zen 4), the whole estimate
+/// was 50 s where palettizing took a little over 70 s.
+const SEARCH_FLOPS: f64 = 60_000.0;
+
+/// The price of palettizing one decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Price {
+    /// All weights of the decoder.
+    pub parameters: usize,
+    /// Those of the projections, which are palettized.
+    pub weights: usize,
+    /// Tokens of calibration text, at most.
+    pub calibration_tokens: usize,
+    /// Floating-point operations, or what costs the time of so many.
+    pub flops: f64,
+    /// Bytes at one time: weights and their importance, covariances, and a batch's activations.
+    pub memory_bytes: usize,
+}
+
+impl Settings {
+    /// What it costs to palettize a decoder of this shape.
+    pub fn price(&self, config: &Config) -> Price {
+        let Config {
+            width,
+            layers,
+            heads,
+            head_dim,
+            ffn,
+            vocab,
+            ..
+        } = *config;
+        let (attention, floats) = (heads * head_dim, size_of::<f32>());
+        let parameters = config.parameters();
+        let weights = config.projection_parameters();
+        let tokens = self.calibration_tokens as f64;
+        let fisher =
+            self.weighting == Weighting::Fisher || self.sensitivity == Sensitivity::Predicted;
+        let forward = config.forward_flops(self.sequence.min(config.context) / 2);
+        // [D, D] of each product's inputs: qkv and gate_up read the width, output the heads, down the ffn.
+        let covariances: usize = 2 * width * width + attention * attention + ffn * ffn;
+        let mut passes = 2.0; // before, and the package at the end
+        let mut flops = SEARCH_FLOPS * weights as f64;
+        if fisher {
+            // The gradient's way back, and a product of squares.
+            flops += tokens * (forward + 2.0 * weights as f64);
+        }
+        if self.error_feedback {
+            let rounds = (layers * covariances * floats).div_ceil(COVARIANCES);
+            passes += rounds as f64;
+            flops += tokens * 2.0 * (layers * covariances) as f64;
+        }
+        if self.sensitivity == Sensitivity::Measured {
+            // Both bits for each of the seven projections of a block.
+            let share = (MEASURED_TOKENS as f64 / tokens).min(1.0);
+            passes += share * (2 * 7 * layers) as f64;
+        }
+        flops += passes * tokens * forward;
+
+        let rows = BATCH.max(self.sequence.min(config.context));
+        let block = 4 * width + 2 * config.qkv_width() + attention + 3 * ffn;
+        // Without a tape only one block's activations live.
+        let blocks = if fisher { layers } else { 1 };
+        let kept = match self.error_feedback {
+            true => (layers * covariances * floats).min(COVARIANCES.max(ffn * ffn * floats)),
+            false => 0,
+        };
+        let importance = if fisher { weights * floats } else { 0 };
+        let activations = rows * (blocks * block + 4 * width + 3 * ffn) * floats;
+        // A chunk of logits and its gradient.
+        let logits = 2 * rows.min(256) * vocab * floats;
+        Price {
+            parameters,
+            weights,
+            calibration_tokens: self.calibration_tokens,
+            flops,
+            memory_bytes: parameters * floats + importance + weights + kept + activations + logits,
+        }
+    }
+}
+
+impl Price {
+    /// How long it takes where products run at so many GFLOP/s: whole passes reach some three quarters of that.
+    pub fn seconds(&self, gflops: f64) -> f64 {
+        self.flops / (0.75 * gflops * 1e9)
+    }
+}

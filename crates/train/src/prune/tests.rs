@@ -1,0 +1,238 @@
+use std::path::PathBuf;
+
+use russet_artifact::{Interrupt, Kind, NoProgress};
+use russet_tensor::{Segments, Tensor};
+
+use super::*;
+use crate::common;
+use crate::run::tests::{context, tiny};
+use crate::{Outcome, Plan, Resume, Settings, pretrain};
+
+const TOKENS: [u32; 9] = [3, 60, 7, 7, 12, 44, 0, 1, 2];
+
+fn logits(decoder: &Decoder) -> Vec<f32> {
+    let mut ctx = context(2);
+    let hidden = decoder.forward(&mut ctx, &TOKENS, &Segments::packed(&[5, 4]), None);
+    decoder.logits(&mut ctx, &hidden).data().to_vec()
+}
+
+#[track_caller]
+fn close(got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len());
+    for (got, want) in got.iter().zip(want) {
+        // Sums of some forty terms of order 1, in another order.
+        assert!((got - want).abs() < 1e-4, "{got}, not {want}");
+    }
+}
+
+/// Every third hidden dim of each layer made idle, in the one way or the other.
+fn with_idle_dims() -> Decoder {
+    let mut decoder = tiny();
+    let (ffn, width) = (decoder.config().ffn, decoder.config().width);
+    decoder.visit_mut(&mut |tensor: &mut Tensor| {
+        let shape = tensor.shape().to_vec();
+        for i in (0..ffn).step_by(3) {
+            if shape == [2 * ffn, width] && i % 2 == 0 {
+                tensor.data_mut()[(ffn + i) * width..][..width].fill(0.0);
+            }
+            if shape == [width, ffn] && i % 2 == 1 {
+                tensor
+                    .data_mut()
+                    .chunks_exact_mut(ffn)
+                    .for_each(|row| row[i] = 0.0);
+            }
+        }
+    });
+    decoder
+}
+
+#[test]
+fn what_is_idle_can_be_sliced_away() {
+    let decoder = with_idle_dims();
+    let ffn = decoder.config().ffn;
+    let idle = ffn.div_ceil(3);
+    let kept: Vec<Vec<usize>> = magnitudes(&decoder)
+        .iter()
+        .map(|scores| greatest(scores, ffn - idle))
+        .collect();
+    assert_eq!(kept[0], (0..ffn).filter(|i| i % 3 != 0).collect::<Vec<_>>());
+    let small = slice(&decoder, &kept, &vec![vec![1.0; ffn - idle]; 2]);
+    assert_eq!(small.config().ffn, ffn - idle);
+    close(&logits(&small), &logits(&decoder));
+}
+
+/// A mask that has become hard is the slice; one that is still soft is the slice with what it left out at nothing.
+#[test]
+fn a_hard_mask_equals_the_slice() {
+    let k = 11;
+    let sharpness = Sharpness::new(0.05);
+    let mut soft = masked(tiny(), k, &sharpness, false);
+    let mut layer = 0;
+    soft.visit_mut(&mut |scores| {
+        layer += 1;
+        for (i, s) in scores.data_mut().iter_mut().enumerate() {
+            *s = ((i * 7 + layer) % 40) as f32;
+        }
+    });
+    assert_eq!(layer, 2, "the scores alone are parameters");
+    let masks: Vec<Vec<f32>> = scores(&soft)
+        .iter()
+        .map(|scores| {
+            let mut mask = vec![0.0; scores.len()];
+            kernel::soft_top_k(scores.data(), k, 0.05, &mut mask);
+            mask
+        })
+        .collect();
+    let kept: Vec<Vec<usize>> = masks.iter().map(|mask| greatest(mask, k)).collect();
+    let factors: Vec<Vec<f32>> = masks
+        .iter()
+        .zip(&kept)
+        .map(|(mask, kept)| kept.iter().map(|&i| mask[i]).collect())
+        .collect();
+    close(&logits(&slice(&tiny(), &kept, &factors)), &logits(&soft));
+}
+
+/// A checkpoint trained on the toy corpus, and its tokens.
+fn trained(dir: &Path) -> PathBuf {
+    common::tokens(dir);
+    let settings: Settings = common::settings(&["train.steps=120"]);
+    let outcome = pretrain(
+        &Plan::new(settings, &dir.join("tokens")).unwrap(),
+        &dir.join("03-pretrain"),
+        &common::tool(),
+        Resume::Continue,
+        &mut NoProgress,
+        &Interrupt::new(),
+    );
+    assert!(matches!(outcome, Ok(Outcome::Finished(_))), "{outcome:?}");
+    dir.join("03-pretrain")
+}
+
+fn settings(method: PruneMethod) -> PruneSettings {
+    PruneSettings {
+        ffn: 16,
+        method,
+        steps: 60,
+        lr: 0.05,
+        weight_lr: 0.0,
+        epsilon_start: 1.0,
+        epsilon_end: 0.01,
+        batch_sequences: 4,
+        micro_batch_sequences: Some(2),
+        sequence_length: 32,
+        seed: 1,
+        train: "train".to_owned(),
+        validation: Some("validation".to_owned()),
+        validation_tokens: None,
+    }
+}
+
+fn run(
+    dir: &Path,
+    settings: &PruneSettings,
+    threads: usize,
+    interrupt: &Interrupt,
+) -> Result<(PruneReport, tempfile::TempDir)> {
+    let out = tempfile::tempdir().unwrap();
+    let report = prune(
+        settings,
+        &dir.join("03-pretrain"),
+        &Artifact::open(&dir.join("tokens"), Kind::Tokens).unwrap(),
+        out.path(),
+        &context(threads).pool,
+        &mut NoProgress,
+        interrupt,
+    )?;
+    Ok((report, out))
+}
+
+#[test]
+fn learned_masks_lose_less_than_chance_and_the_checkpoint_opens() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    trained(dir);
+    let made =
+        |settings: &PruneSettings, threads| run(dir, settings, threads, &Interrupt::new()).unwrap();
+    let (learned, out) = made(&settings(PruneMethod::Learned), 1);
+    let (again, out_again) = made(&settings(PruneMethod::Learned), 2);
+    assert_eq!(learned, again);
+    let bytes = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
+    assert!(
+        bytes(out.path()) == bytes(out_again.path()),
+        "threads change bits"
+    );
+
+    let decoder = checkpoint::open(out.path()).unwrap();
+    assert_eq!(
+        (decoder.config().ffn, decoder.config().parameters()),
+        (16, learned.parameters)
+    );
+    assert_eq!(
+        learned.parameters_before - learned.parameters,
+        2 * 3 * 32 * (64 - 16)
+    );
+    assert!(
+        learned
+            .kept
+            .iter()
+            .all(|kept| kept.len() == 16 && kept.is_sorted())
+    );
+    let stored: PruneReport =
+        serde_json::from_slice(&fs::read(out.path().join(PRUNE_REPORT)).unwrap()).unwrap();
+    assert_eq!(stored, learned);
+    assert!(out.path().join("tokenizer.json").exists() && out.path().join("README.md").exists());
+
+    let (random, _) = made(&settings(PruneMethod::Random), 1);
+    let (magnitude, _) = made(&settings(PruneMethod::Magnitude), 1);
+    let joint = PruneSettings {
+        weight_lr: 1e-3,
+        ..settings(PruneMethod::Learned)
+    };
+    let (joint, _) = made(&joint, 1);
+    let after = |report: &PruneReport| report.nats_after.unwrap();
+    assert_eq!(
+        (random.nats_before, random.last_loss),
+        (learned.nats_before, None)
+    );
+    let nats = [&joint, &learned, &magnitude, &random].map(after);
+    assert!(nats.is_sorted(), "{nats:?}");
+    assert!(learned.hardness.unwrap() > 0.8, "{:?}", learned.hardness);
+}
+
+#[test]
+fn what_cannot_be_pruned_is_refused_with_a_sentence() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    trained(dir);
+    let refused = |change: &dyn Fn(&mut PruneSettings), sentence: &str| {
+        let mut settings = settings(PruneMethod::Learned);
+        change(&mut settings);
+        let problem = run(dir, &settings, 1, &Interrupt::new())
+            .unwrap_err()
+            .to_string();
+        assert!(problem.contains(sentence), "{problem}");
+    };
+    refused(
+        &|s| s.ffn = 64,
+        "`prune.ffn` is 64, but the feed-forward layers of",
+    );
+    refused(&|s| s.ffn = 0, "`prune.ffn` is 0");
+    refused(&|s| s.micro_batch_sequences = Some(3), "does not divide");
+    refused(&|s| s.lr = f64::NAN, "`prune.lr` is NaN");
+    refused(&|s| s.epsilon_end = 2.0, "more than `prune.epsilon_start`");
+    refused(
+        &|s| {
+            s.method = PruneMethod::Random;
+            s.weight_lr = 0.1;
+        },
+        "only `method = \"learned\"` trains",
+    );
+    refused(
+        &|s| s.train = "other".to_owned(),
+        "other.tokens.safetensors",
+    );
+    let raised = Interrupt::new();
+    raised.raise();
+    let stopped = run(dir, &settings(PruneMethod::Learned), 1, &raised);
+    assert!(matches!(stopped, Err(TrainError::Interrupted)));
+}
