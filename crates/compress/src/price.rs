@@ -8,8 +8,9 @@ use crate::refine::BYTES as COVARIANCES;
 use crate::sensitivity::TOKENS as MEASURED_TOKENS;
 use crate::settings::{Sensitivity, Settings, Weighting};
 
-/// Floating-point operations a weight that choosing entries costs beside the products: the one-dimensional k-means with
-/// two and with four bits and the sweeps over single indices, as measured on tiny's decoder in the time of products.
+/// What choosing entries costs a weight beside the products (k-means with two and with four bits, sweeps over single
+/// indices), in products of the same time. Rough: on tiny's decoder, one thread of a busy machine (Zen 4), the whole estimate
+/// was 50 s where palettizing took a little over 70 s.
 const SEARCH_FLOPS: f64 = 60_000.0;
 
 /// The price of palettizing one decoder.
