@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use russet_artifact::Override;
+use russet_train::bench::Shape;
 
 /// From text to a palettized model that talks.
 #[derive(Parser)]
@@ -41,7 +42,7 @@ pub enum Verb {
     /// Measure a model on a text
     #[command(subcommand)]
     Eval(EvalVerb),
-    /// Measure prefill and decode speed, beside the machine's memory bandwidth
+    /// Measure prefill and decode speed, beside the machine's memory bandwidth; or a step of training
     Bench(BenchArgs),
     /// Convert a model's files
     Convert(ConvertArgs),
@@ -234,10 +235,13 @@ pub struct PerplexityArgs {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: Option<BenchVerb>,
     /// A checkpoint or package
-    #[arg(long)]
-    pub model: PathBuf,
+    #[arg(long, required = true)]
+    pub model: Option<PathBuf>,
     /// Tokens of the prompt
     #[arg(short = 'p', long, default_value_t = 512)]
     pub prompt_tokens: usize,
@@ -247,6 +251,37 @@ pub struct BenchArgs {
     /// How often to measure; the median is printed
     #[arg(short = 'r', long, default_value_t = 5)]
     pub repeats: usize,
+}
+
+#[derive(Subcommand)]
+pub enum BenchVerb {
+    /// Time one step of training on random tokens: forward and backward pass, clip, AdamW
+    Train(BenchTrainArgs),
+}
+
+#[derive(Args)]
+pub struct BenchTrainArgs {
+    /// The decoder and the batch
+    #[arg(
+        long,
+        default_value = "dim=512,layers=6,heads=8,kv_heads=2,ffn=1408,vocab=8192,seq=256,batch=8"
+    )]
+    pub shape: Shape,
+    /// The type in which dense products multiply
+    #[arg(long, default_value = "f32")]
+    pub dtype: Type,
+    /// Steps to time, after a warm-up of two
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: u64,
+}
+
+/// The type of products.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Type {
+    /// IEEE single precision
+    F32,
+    /// Its upper half, with f32 sums
+    Bf16,
 }
 
 /// A model's form on disk.

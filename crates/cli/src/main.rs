@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 
 use app::App;
-use args::{Cli, EvalVerb, TokenizerVerb, Verb};
+use args::{BenchArgs, BenchVerb, Cli, EvalVerb, TokenizerVerb, Verb};
 use outcome::{Outcome, outcome};
 use russet_train::Resume;
 use serde_json::json;
@@ -93,6 +93,10 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Eval(EvalVerb::Logits { model, tokens, out }) => {
             measure::logits(app, &model, &tokens, &out)
         }
+        Verb::Bench(BenchArgs {
+            what: Some(BenchVerb::Train(args)),
+            ..
+        }) => measure::bench_train(app, &args),
         Verb::Bench(args) => measure::bench(app, &args),
         Verb::Convert(args) => text::convert(app, &args),
         Verb::Watch(args) => watch::watch(app, &args),

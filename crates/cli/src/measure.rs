@@ -9,10 +9,11 @@ use russet_kernels::probe;
 use russet_model::stored::{self, Output};
 use russet_tensor::{Ctx, DType, Segments};
 use russet_tokenizer::{Tokenizer, read_texts};
+use russet_train::settings::ComputeType;
 use serde_json::json;
 
 use crate::app::{App, Model, Usage};
-use crate::args::{BenchArgs, PerplexityArgs};
+use crate::args::{BenchArgs, BenchTrainArgs, PerplexityArgs, Type};
 
 /// Tokens in view at a time unless something else is asked for.
 const WINDOW: usize = 1024;
@@ -166,7 +167,8 @@ pub fn bench(app: &App, args: &BenchArgs) -> Result<()> {
             return Err(Usage(format!("{flag} is 0, so there is nothing to measure")).into());
         }
     }
-    let decoder = russet_model::checkpoint::open(&args.model)?;
+    let model = args.model.as_ref().expect("clap asks for it");
+    let decoder = russet_model::checkpoint::open(model)?;
     let config = BenchConfig {
         prompt: args.prompt_tokens,
         generate: args.generate_tokens,
@@ -195,4 +197,38 @@ pub fn bench(app: &App, args: &BenchArgs) -> Result<()> {
         app.pool.threads()
     );
     app.print(&json, &text)
+}
+
+/// One step of training, timed.
+pub fn bench_train(app: &mut App, args: &BenchTrainArgs) -> Result<()> {
+    app.stop_on_signals()?;
+    let dtype = match args.dtype {
+        Type::F32 => ComputeType::F32,
+        Type::Bf16 => ComputeType::Bf16,
+    };
+    let mut ctx = Ctx::new(app.pool.clone());
+    let report = russet_train::bench(
+        &args.shape,
+        dtype,
+        &mut ctx,
+        args.steps,
+        &mut *app.progress,
+        &app.interrupt,
+    )?;
+    let mut text = format!(
+        "{:.2} M parameters, {} tokens a step, {} threads: {:.0} tokens/s, {:.2} CPU seconds a step, at most {:.0} MB in memory; \
+         {:.0} % of the {:.0} GFLOP/s that a square product of this type reaches",
+        report.parameters as f64 / 1e6,
+        report.tokens,
+        report.threads,
+        report.tokens_per_second,
+        report.cpu_s_per_step,
+        report.peak_rss_bytes as f64 / 1e6,
+        100.0 * report.mfu,
+        report.peak_gflops,
+    );
+    for (kernel, share) in &report.profile {
+        text += &format!("\n{kernel:<16}{:5.1} %", 100.0 * share);
+    }
+    app.print(&serde_json::to_value(&report)?, &text)
 }

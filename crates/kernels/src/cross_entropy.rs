@@ -17,7 +17,7 @@
 //! ```
 
 use crate::isa::Isa;
-use crate::matmul::{Mat, MatMut, matmul};
+use crate::matmul::{Compute, Mat, MatMut, matmul_in};
 use crate::pool::{Disjoint, Pool};
 use crate::profile::{Kernel, span};
 use crate::simd::dispatch;
@@ -29,8 +29,8 @@ use rows::{Divergence, Exponentials, LogSumExp, Scale, Sparse, argmax};
 /// The target of a token that has no loss.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Logits of one chunk: 4 MiB.
-const CHUNK_LOGITS: usize = 1 << 20;
+/// Logits of one chunk: 16 MiB. Each chunk packs the whole table anew and adds to the whole of its gradient.
+const CHUNK_LOGITS: usize = 1 << 22;
 
 /// The most tokens of a sparse target.
 pub const MAX_SPARSE: usize = 256;
@@ -89,11 +89,19 @@ pub struct HeadGradients<'a> {
     pub table: &'a mut [f32],
 }
 
-/// Losses in nats, `[N]`, 0 where the target is [`IGNORE`]. `hidden` `[N, D]`, `table` `[V, D]`, `targets` `[N]`.
+/// Losses in nats, `[N]`, 0 where the target is [`IGNORE`]. `hidden` `[N, D]`, `table` `[V, D]`, `targets` `[N]`. Logits and their
+/// products multiply in the type `compute`.
 ///
 /// # Panics
 /// When the lengths do not fit or a target lies outside the vocabulary.
-pub fn forward(pool: &Pool, hidden: &[f32], table: &[f32], targets: &[u32], losses: &mut [f32]) {
+pub fn forward(
+    pool: &Pool,
+    compute: Compute,
+    hidden: &[f32],
+    table: &[f32],
+    targets: &[u32],
+    losses: &mut [f32],
+) {
     let _span = span(Kernel::CrossEntropy);
     let Some(Shape { width, vocab }) = check(hidden, table, targets, losses.len()) else {
         return;
@@ -106,7 +114,7 @@ pub fn forward(pool: &Pool, hidden: &[f32], table: &[f32], targets: &[u32], loss
         .zip(losses.chunks_mut(rows));
     for ((hidden, targets), losses) in chunks {
         let logits = &mut logits[..targets.len() * vocab];
-        project(pool, hidden, table, width, logits);
+        project(pool, compute, hidden, table, width, logits);
         pool.for_each_chunk(losses, 1, |n, loss| {
             let row = &logits[n * vocab..][..vocab];
             loss[0] = match targets[n] {
@@ -123,6 +131,7 @@ pub fn forward(pool: &Pool, hidden: &[f32], table: &[f32], targets: &[u32], loss
 /// As [`forward`].
 pub fn forward_backward(
     pool: &Pool,
+    compute: Compute,
     hidden: &[f32],
     table: &[f32],
     targets: &[u32],
@@ -137,6 +146,7 @@ pub fn forward_backward(
     };
     with_terms(
         pool,
+        compute,
         Head { hidden, table },
         targets,
         weights,
@@ -153,6 +163,7 @@ pub fn forward_backward(
 /// As [`forward`], or when the teacher's lengths do not fit.
 pub fn with_terms(
     pool: &Pool,
+    compute: Compute,
     head: Head,
     targets: &[u32],
     weights: &[f32],
@@ -164,12 +175,15 @@ pub fn with_terms(
         Some(Shape { vocab, .. }) => rows_per_chunk(vocab),
         None => return,
     };
-    in_chunks(pool, rows, head, targets, weights, terms, losses, gradients);
+    in_chunks(
+        pool, compute, rows, head, targets, weights, terms, losses, gradients,
+    );
 }
 
 /// [`with_terms`] with `rows` rows of logits at a time.
 fn in_chunks(
     pool: &Pool,
+    compute: Compute,
     rows: usize,
     head: Head,
     targets: &[u32],
@@ -213,11 +227,11 @@ fn in_chunks(
         let hidden = &head.hidden[start * width..end * width];
         let (targets, weights) = (&targets[start..end], &weights[start..end]);
         let logits = &mut logits[..(end - start) * vocab];
-        project(pool, hidden, head.table, width, logits);
+        project(pool, compute, hidden, head.table, width, logits);
         if let Some(Opinions::Logits { head, width, .. }) = &teacher {
             let hidden = &head.hidden[start * width..end * width];
             let logits = &mut teacher_logits[..(end - start) * vocab];
-            project(pool, hidden, head.table, *width, logits);
+            project(pool, compute, hidden, head.table, *width, logits);
         }
         let losses = Disjoint::new(&mut losses[start..end]);
         let teacher_logits = Disjoint::new(&mut teacher_logits);
@@ -250,6 +264,7 @@ fn in_chunks(
             let d_hidden = &mut gradients.hidden[start * width..end * width];
             unproject(
                 pool,
+                compute,
                 logits,
                 hidden,
                 head.table,
@@ -434,15 +449,23 @@ fn check(hidden: &[f32], table: &[f32], targets: &[u32], losses: usize) -> Optio
 }
 
 fn rows_per_chunk(vocab: usize) -> usize {
-    (CHUNK_LOGITS / vocab).clamp(64, 1024)
+    (CHUNK_LOGITS / vocab).clamp(64, 1008)
 }
 
 /// logits = hidden tableᵀ
-fn project(pool: &Pool, hidden: &[f32], table: &[f32], width: usize, logits: &mut [f32]) {
+fn project(
+    pool: &Pool,
+    compute: Compute,
+    hidden: &[f32],
+    table: &[f32],
+    width: usize,
+    logits: &mut [f32],
+) {
     let (rows, vocab) = (hidden.len() / width, table.len() / width);
     let table = Mat::new(table, vocab, width);
-    matmul(
+    matmul_in(
         pool,
+        compute,
         Mat::new(hidden, rows, width),
         table.t(),
         MatMut::new(logits, rows, vocab),
@@ -453,6 +476,7 @@ fn project(pool: &Pool, hidden: &[f32], table: &[f32], width: usize, logits: &mu
 /// d_hidden = d_logits · table, d_table += d_logitsᵀ · hidden
 fn unproject(
     pool: &Pool,
+    compute: Compute,
     d_logits: &[f32],
     hidden: &[f32],
     table: &[f32],
@@ -462,15 +486,17 @@ fn unproject(
 ) {
     let (rows, vocab) = (hidden.len() / width, table.len() / width);
     let d_logits = Mat::new(d_logits, rows, vocab);
-    matmul(
+    matmul_in(
         pool,
+        compute,
         d_logits,
         Mat::new(table, vocab, width),
         MatMut::new(d_hidden, rows, width),
         false,
     );
-    matmul(
+    matmul_in(
         pool,
+        compute,
         d_logits.t(),
         Mat::new(hidden, rows, width),
         MatMut::new(d_table, vocab, width),

@@ -2,7 +2,7 @@
 
 use russet_kernels::cross_entropy::{IGNORE, forward, forward_backward};
 use russet_kernels::random::{below, normal};
-use russet_kernels::{Isa, Pool};
+use russet_kernels::{Compute, Isa, Pool};
 
 /// For losses of up to 14 nats and gradients of up to 1, over sums of 17,000 terms that round in f32 along their way; the
 /// largest seen is 1.4e-5. A chunk left out or taken twice costs 1e-2.
@@ -85,7 +85,7 @@ fn check(rows: usize, vocab: usize, width: usize) {
         for threads in [1, 3] {
             let pool = Pool::with_isa(threads, isa);
             let mut alone = vec![f32::NAN; rows];
-            forward(&pool, &hidden, &table, &targets, &mut alone);
+            forward(&pool, Compute::F32, &hidden, &table, &targets, &mut alone);
             close("loss without gradient", &alone, &losses);
             let (mut got, mut d_h, mut d_t) = (
                 vec![f32::NAN; rows],
@@ -93,7 +93,15 @@ fn check(rows: usize, vocab: usize, width: usize) {
                 before.clone(),
             );
             forward_backward(
-                &pool, &hidden, &table, &targets, &weights, &mut got, &mut d_h, &mut d_t,
+                &pool,
+                Compute::F32,
+                &hidden,
+                &table,
+                &targets,
+                &weights,
+                &mut got,
+                &mut d_h,
+                &mut d_t,
             );
             results.push([got, d_h, d_t]);
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use russet_kernels::attention::{Query, attention_backward, attention_forward};
 use russet_kernels::optimizer::{AdamW, adamw_step};
 use russet_kernels::rope::{HeadShape, RopeTable, qk_norm_rope_backward, qk_norm_rope_forward};
-use russet_kernels::{Isa, Pool, cross_entropy, norm, swiglu};
+use russet_kernels::{Compute, Isa, Pool, cross_entropy, norm, swiglu};
 use safetensors::{Dtype, SafeTensors};
 
 /// Of the largest number of a tensor: some tens of roundings of 6e-8. A wrong epsilon, here 1e-3, would move a norm by 5e-4.
@@ -203,7 +203,7 @@ fn cross_entropy_equals_torch() {
     assert!(targets.contains(&cross_entropy::IGNORE));
     for pool in pools() {
         let mut losses = room(targets.len());
-        cross_entropy::forward(&pool, &hidden, &table, &targets, &mut losses);
+        cross_entropy::forward(&pool, Compute::F32, &hidden, &table, &targets, &mut losses);
         g.check("cross_entropy.losses", &losses);
         let (mut losses, mut d_hidden, mut d_table) = (
             room(targets.len()),
@@ -212,6 +212,7 @@ fn cross_entropy_equals_torch() {
         );
         cross_entropy::forward_backward(
             &pool,
+            Compute::F32,
             &hidden,
             &table,
             &targets,

@@ -20,12 +20,12 @@ pub struct Block {
 }
 
 /// What all blocks of one forward pass share.
-pub(crate) struct Pass<'a> {
+pub(crate) struct Pass {
     pub shape: HeadShape,
     pub epsilon: f32,
     pub table: Arc<RopeTable>, // a row a token
     pub rows: Arc<[u32]>,      // 0..N
-    pub segments: &'a Segments,
+    pub segments: Segments,
 }
 
 impl Block {
@@ -45,7 +45,7 @@ impl Block {
             epsilon: pass.epsilon,
         });
         let qkv = ops::qk_norm_rope(ctx, pass.shape, &qkv, norm, &pass.table, &pass.rows);
-        let h = ops::attention(ctx, pass.shape, &qkv, pass.segments, cache);
+        let h = ops::attention(ctx, pass.shape, &qkv, &pass.segments, cache);
         let h = self.output.forward(ctx, &h);
         let x = ops::add(ctx, x, &h);
 

@@ -14,7 +14,7 @@ use crate::{Config, Dense, Embedding, Family, KvCache, Layout, Linear};
 pub struct Decoder {
     config: Config,
     pub(crate) embedding: Embedding,
-    pub(crate) blocks: Vec<Block>,
+    pub(crate) blocks: Vec<Arc<Block>>, // shared with a tape that will run them once more
     pub(crate) norm: Tensor,            // [D]
     pub(crate) head: Option<Embedding>, // where output and input do not share one table
     frozen: bool,                       // tables and norms are no parameters
@@ -46,6 +46,13 @@ pub struct Parameter<'a> {
     pub tensor: &'a Tensor,
 }
 
+/// Why a block has one owner when it is changed: a tape that would run it again is gone after the backward pass.
+const ALONE: &str = "blocks are not changed between a forward pass and its backward pass";
+
+fn alone(block: Arc<Block>) -> Block {
+    Arc::into_inner(block).expect(ALONE)
+}
+
 impl Decoder {
     /// A decoder of given parts. `head` is the output table where the embedding does not serve.
     pub fn new(
@@ -63,7 +70,7 @@ impl Decoder {
         Decoder {
             config,
             embedding,
-            blocks,
+            blocks: blocks.into_iter().map(Arc::new).collect(),
             norm,
             head,
             frozen: false,
@@ -128,21 +135,21 @@ impl Decoder {
             segments.tokens(),
             "segments must cover all tokens"
         );
-        let pass = Pass {
+        let pass = Arc::new(Pass {
             shape: self.config.head_shape(),
             epsilon: self.config.norm_epsilon,
             table: Arc::new(self.config.rope_table(&segments.positions())),
             rows: (0..tokens.len() as u32).collect(),
-            segments,
-        };
+            segments: segments.clone(),
+        });
         let mut x = self.embedding.lookup(ctx, tokens);
         for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.forward(
-                ctx,
-                &x,
-                &pass,
-                cache.as_mut().map(|cache| cache.layer(layer)),
-            );
+            x = if let Some(cache) = &mut cache {
+                block.forward(ctx, &x, &pass, Some(cache.layer(layer)))
+            } else {
+                let (block, pass) = (block.clone(), pass.clone());
+                ctx.checkpoint(&x, move |ctx, x| block.forward(ctx, x, &pass, None))
+            };
         }
         ops::rms_norm(ctx, &x, &self.norm, pass.epsilon)
     }
@@ -188,7 +195,7 @@ impl Decoder {
 
     /// The products of all blocks in the order of the forward pass.
     pub fn linears(&self) -> impl Iterator<Item = &dyn Linear> {
-        self.blocks.iter().flat_map(Block::linears)
+        self.blocks.iter().flat_map(|block| block.linears())
     }
 
     /// The decoder with each product of its blocks replaced by what `map` makes of it: adapters, observers, shards.
@@ -196,7 +203,7 @@ impl Decoder {
         let blocks = self
             .blocks
             .into_iter()
-            .map(|block| block.map_linears(&mut map))
+            .map(|block| Arc::new(alone(block).map_linears(&mut map)))
             .collect();
         Decoder { blocks, ..self }
     }
@@ -245,13 +252,19 @@ impl Decoder {
     /// Hands out every trainable tensor to be changed in place, in the order of [`Decoder::parameters`].
     pub fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Tensor)) {
         if self.frozen {
-            let linears = self.blocks.iter_mut().flat_map(Block::linears_mut);
-            return linears.for_each(|linear| linear.visit_mut(visit));
+            for block in &mut self.blocks {
+                let block = Arc::get_mut(block).expect(ALONE);
+                for linear in block.linears_mut() {
+                    linear.visit_mut(visit);
+                }
+            }
+            return;
         }
         if let Embedding::Dense(table) = &mut self.embedding {
             visit(table);
         }
         for block in &mut self.blocks {
+            let block = Arc::get_mut(block).expect(ALONE);
             block.visit_mut(visit);
         }
         visit(&mut self.norm);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use russet_kernels::Pool;
+use russet_kernels::{Compute, Pool};
 
 use crate::tape::{Backward, Gradients, Tape};
 use crate::tensor::{Node, Tensor, TensorId};
@@ -12,18 +12,45 @@ use crate::workspace::{Buffer, Workspace};
 pub struct Ctx {
     /// The threads that kernels run on.
     pub pool: Arc<Pool>,
+    /// The type in which dense products multiply; what is kept is `f32`.
+    pub compute: Compute,
+    /// Whether [`Ctx::checkpoint`] keeps inputs only and computes the rest again in the backward pass.
+    pub recompute: bool,
     workspace: Arc<Workspace>,
     tape: Option<Tape>,
 }
 
 impl Ctx {
-    /// A context without a tape: inference.
+    /// A context without a tape, whose products multiply in `f32`: inference.
     pub fn new(pool: Arc<Pool>) -> Ctx {
         Ctx {
             pool,
+            compute: Compute::F32,
+            recompute: false,
             workspace: Arc::default(),
             tape: None,
         }
+    }
+
+    /// A context that records on a given tape, for [`Backward`].
+    pub(crate) fn replaying(
+        pool: Arc<Pool>,
+        compute: Compute,
+        workspace: Arc<Workspace>,
+        tape: Tape,
+    ) -> Ctx {
+        Ctx {
+            pool,
+            compute,
+            recompute: false,
+            workspace,
+            tape: Some(tape),
+        }
+    }
+
+    /// The tape of a context that records.
+    pub(crate) fn into_tape(self) -> Tape {
+        self.tape.expect("the context was made with a tape")
     }
 
     /// Starts recording. `watched` are the tensors whose gradients are wanted (the parameters).
@@ -41,7 +68,14 @@ impl Ctx {
             .tape
             .take()
             .expect("`backward` needs a tape: call `start_tape` before the forward pass");
-        tape.backward(&self.pool, &self.workspace, loss, weight, gradients);
+        tape.backward(
+            &self.pool,
+            self.compute,
+            &self.workspace,
+            loss,
+            weight,
+            gradients,
+        );
     }
 
     /// Whether a gradient must flow to any of `inputs`, so that the operation has to be recorded.
@@ -65,6 +99,32 @@ impl Ctx {
         if let Some(tape) = &mut self.tape {
             tape.record(output.id(), Box::new(backward));
         }
+    }
+
+    /// Runs `forward` on `input`. While a tape runs and `recompute` is set, nothing of it is kept but `input`: the backward
+    /// pass runs it once more (Chen et al., arXiv 1604.06174). Losses and gradients are the same to the bit.
+    ///
+    /// Gradients must enter `forward` by `input` and by watched tensors alone.
+    pub fn checkpoint(
+        &mut self,
+        input: &Tensor,
+        forward: impl Fn(&mut Ctx, &Tensor) -> Tensor + Send + 'static,
+    ) -> Tensor {
+        match &mut self.tape {
+            Some(tape) if self.recompute && !tape.follows_only => tape.follows_only = true,
+            _ => return forward(self, input),
+        }
+        let output = forward(self, input);
+        if let Some(tape) = &mut self.tape {
+            tape.follows_only = false;
+        }
+        if self.records(&[&output]) {
+            let input = input.clone();
+            self.record(&output, move |back, d_output| {
+                back.replay(&input, forward, d_output)
+            });
+        }
+        output
     }
 
     /// A buffer of `len` floats with unspecified content.

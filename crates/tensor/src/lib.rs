@@ -19,6 +19,6 @@ mod workspace;
 pub use ctx::Ctx;
 pub use segments::{Segment, Segments};
 pub use tape::{Backward, Gradients, Tape};
-pub use tensor::{DType, Device, Handle, Node, Tensor, TensorError, TensorId};
+pub use tensor::{DType, Device, Handle, Kept, Node, Tensor, TensorError, TensorId};
 pub use weights::{Int8Weight, PaletteWeight};
 pub use workspace::{Buffer, Workspace};

@@ -6,9 +6,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use russet_kernels::{Pool, elementwise};
+use russet_kernels::{Compute, Pool, elementwise};
 
-use crate::tensor::{Node, Tensor, TensorId};
+use crate::ctx::Ctx;
+use crate::tensor::{Kept, Node, Tensor, TensorId};
 use crate::workspace::{Buffer, Workspace};
 
 type Step = Box<dyn FnOnce(&mut Backward, Tensor) + Send>;
@@ -17,6 +18,8 @@ type Step = Box<dyn FnOnce(&mut Backward, Tensor) + Send>;
 pub struct Tape {
     tracked: HashSet<TensorId>,
     steps: Vec<(TensorId, Step)>,
+    /// Whether steps are only followed, to see where gradients would flow, and not kept.
+    pub(crate) follows_only: bool,
 }
 
 /// Gradients by tensor. Those of watched tensors add up over several backward passes.
@@ -28,7 +31,9 @@ pub struct Gradients {
 /// What a recorded step works with while the tape is walked.
 pub struct Backward<'a> {
     /// The threads that kernels run on.
-    pub pool: &'a Pool,
+    pub pool: &'a Arc<Pool>,
+    /// The type in which dense products multiply.
+    pub compute: Compute,
     workspace: &'a Arc<Workspace>,
     gradients: &'a mut Gradients,
     tracked: &'a HashSet<TensorId>,
@@ -39,6 +44,7 @@ impl Tape {
         Tape {
             tracked: watched.into_iter().collect(),
             steps: Vec::new(),
+            follows_only: false,
         }
     }
 
@@ -48,12 +54,15 @@ impl Tape {
 
     pub(crate) fn record(&mut self, output: TensorId, step: Step) {
         self.tracked.insert(output);
-        self.steps.push((output, step));
+        if !self.follows_only {
+            self.steps.push((output, step));
+        }
     }
 
     pub(crate) fn backward(
         self,
-        pool: &Pool,
+        pool: &Arc<Pool>,
+        compute: Compute,
         workspace: &Arc<Workspace>,
         loss: &Tensor,
         weight: f32,
@@ -65,12 +74,24 @@ impl Tape {
             "the loss must be one number, found {:?}",
             loss.shape()
         );
-        let Tape { tracked, steps } = self;
         gradients
             .by_tensor
             .insert(loss.id(), Tensor::new(loss.shape(), vec![weight]));
+        self.walk(pool, compute, workspace, gradients);
+    }
+
+    /// Pushes the gradients of outputs back, last step first.
+    fn walk(
+        self,
+        pool: &Arc<Pool>,
+        compute: Compute,
+        workspace: &Arc<Workspace>,
+        gradients: &mut Gradients,
+    ) {
+        let Tape { tracked, steps, .. } = self;
         let mut back = Backward {
             pool,
+            compute,
             workspace,
             gradients,
             tracked: &tracked,
@@ -110,6 +131,32 @@ impl Backward<'_> {
     /// A buffer of `len` floats with unspecified content.
     pub fn buffer(&self, len: usize) -> Buffer {
         self.workspace.take(len)
+    }
+
+    /// The elements of what was kept, computed again where they were not.
+    pub fn values(&self, kept: &Kept) -> Tensor {
+        kept.tensor(self.pool, self.workspace)
+    }
+
+    /// Runs `forward` on `input` once more, this time recorded, and pushes the gradient of its result back through it.
+    pub(crate) fn replay(
+        &mut self,
+        input: &Tensor,
+        forward: impl FnOnce(&mut Ctx, &Tensor) -> Tensor,
+        d_output: Tensor,
+    ) {
+        let tape = Tape::new(self.tracked.iter().copied());
+        let mut ctx = Ctx::replaying(
+            self.pool.clone(),
+            self.compute,
+            self.workspace.clone(),
+            tape,
+        );
+        let output = forward(&mut ctx, input);
+        self.gradients.by_tensor.insert(output.id(), d_output);
+        drop(output);
+        let tape = ctx.into_tape();
+        tape.walk(self.pool, self.compute, self.workspace, self.gradients);
     }
 
     /// Adds `gradient` to what `tensor` has so far.

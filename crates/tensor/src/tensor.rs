@@ -1,13 +1,13 @@
 //! The value that operations pass on.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use half::{bf16, f16};
-use russet_kernels::Mmap;
+use russet_kernels::{Mmap, Pool};
 
-use crate::workspace::Buffer;
+use crate::workspace::{Buffer, Workspace};
 
 /// The type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,11 @@ pub struct Tensor {
     shape: Vec<usize>,
     dtype: DType,
     storage: Arc<Storage>,
+    recipe: Option<Weak<Recipe>>, // the step that made the tensor owns it
 }
+
+/// How to compute the elements of a tensor again.
+pub(crate) type Recipe = dyn Fn(&Pool, &Arc<Workspace>) -> Buffer + Send + Sync;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
@@ -112,6 +116,7 @@ impl Tensor {
             shape: shape.to_vec(),
             dtype: DType::F32,
             storage: Arc::new(Storage::F32(data)),
+            recipe: None,
         }
     }
 
@@ -138,6 +143,7 @@ impl Tensor {
             shape: shape.to_vec(),
             dtype,
             storage: Arc::new(Storage::Bytes(bytes)),
+            recipe: None,
         })
     }
 
@@ -157,6 +163,7 @@ impl Tensor {
             shape: shape.to_vec(),
             dtype: DType::F16,
             storage: Arc::new(Storage::F16(data)),
+            recipe: None,
         }
     }
 
@@ -183,6 +190,7 @@ impl Tensor {
             shape: shape.to_vec(),
             dtype,
             storage: Arc::new(storage),
+            recipe: None,
         })
     }
 
@@ -212,6 +220,29 @@ impl Tensor {
         Handle {
             id: self.id,
             shape: self.shape.clone(),
+        }
+    }
+
+    /// The tensor with a way to compute its elements again, from what the tape keeps anyway. Whoever keeps it for the
+    /// backward pass then holds no elements. The recorded step that comes with it must hold the recipe: it is walked
+    /// after all steps that use the tensor, and with the tape goes what the recipe holds.
+    pub(crate) fn computed_by(self, recipe: &Arc<Recipe>) -> Tensor {
+        Tensor {
+            recipe: Some(Arc::downgrade(recipe)),
+            ..self
+        }
+    }
+
+    /// What a recorded step keeps of a tensor whose values its derivative needs: the way to compute them where there is
+    /// one, else the tensor. [`crate::Backward::values`] gives them back.
+    pub fn kept(&self) -> Kept {
+        let values = match self.recipe.as_ref().and_then(Weak::upgrade) {
+            Some(recipe) => Values::Recipe(recipe),
+            None => Values::Held(self.clone()),
+        };
+        Kept {
+            handle: self.handle(),
+            values,
         }
     }
 
@@ -294,6 +325,7 @@ impl Tensor {
             shape: shape.to_vec(),
             dtype: self.dtype,
             storage: self.storage.clone(),
+            recipe: self.recipe.clone(),
         }
     }
 
@@ -340,6 +372,38 @@ impl Tensor {
 pub struct Handle {
     id: TensorId,
     shape: Vec<usize>,
+}
+
+/// A tensor that a recorded step keeps, perhaps without its elements; from [`Tensor::kept`].
+#[derive(Clone)]
+pub struct Kept {
+    handle: Handle,
+    values: Values,
+}
+
+#[derive(Clone)]
+enum Values {
+    Held(Tensor),
+    Recipe(Arc<Recipe>),
+}
+
+impl Kept {
+    /// The tensor, computed again where its elements were not kept.
+    pub(crate) fn tensor(&self, pool: &Pool, workspace: &Arc<Workspace>) -> Tensor {
+        match &self.values {
+            Values::Held(tensor) => tensor.clone(),
+            Values::Recipe(recipe) => Tensor::new(&self.handle.shape, recipe(pool, workspace)),
+        }
+    }
+}
+
+impl Node for Kept {
+    fn id(&self) -> TensorId {
+        self.handle.id
+    }
+    fn shape(&self) -> &[usize] {
+        &self.handle.shape
+    }
 }
 
 /// What a gradient can flow to.

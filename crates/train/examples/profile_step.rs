@@ -1,6 +1,7 @@
 //! Where the time of a training step goes: the whole step measured, and beside it each kernel alone at the step's shapes.
 //!
-//! `cargo run --release -p russet-train --example profile_step [-- threads]`
+//! `cargo run --release -p russet-train --example profile_step [-- NAME=VALUE ...]` with the names of [`Shape`], `threads`,
+//! `dtype` (`f32` or `bf16`), `recompute` (`none` or `block`), `steps`, and `kernels=0` to measure the step alone.
 //!
 //! The sum of the kernels is about the step: what is missing is memory that other operations have pushed out of cache.
 #![allow(clippy::print_stdout)]
@@ -11,51 +12,111 @@ use std::time::Instant;
 use russet_kernels::attention::{Query, attention_backward, attention_forward};
 use russet_kernels::rope::{RopeTable, qk_norm_rope_backward, qk_norm_rope_forward};
 use russet_kernels::{
-    Mat, MatMut, Pool, cross_entropy, elementwise, embedding, matmul, norm, optimizer, random,
-    swiglu,
+    Compute, Mat, MatMut, Pool, cross_entropy, elementwise, embedding, matmul_in, norm, optimizer,
+    random, swiglu,
 };
 use russet_model::config::RopeScaling;
 use russet_model::{Config, Decoder, Family};
 use russet_tensor::{Ctx, Gradients, Segments};
 use russet_train::optimizer::{clip_gradients, gradient_norm};
-use russet_train::{AdamWSettings, Batch, NextToken, Objective, Optimizer, matmul_gflops};
+use russet_train::{AdamWSettings, Batch, NextToken, Objective, Optimizer, matmul_gflops_in};
 
-const SEQUENCES: usize = 8;
-const LENGTH: usize = 256;
-const STEPS: u64 = 8;
+/// What is measured; by default the step of a decoder of 21 M parameters.
+struct Shape {
+    dim: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    ffn: usize,
+    vocab: usize,
+    seq: usize,
+    batch: usize,
+}
+
+impl Shape {
+    fn tokens(&self) -> usize {
+        self.batch * self.seq
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            family: Family::Qwen3,
+            vocab: self.vocab,
+            width: self.dim,
+            layers: self.layers,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.dim / self.heads,
+            ffn: self.ffn,
+            norm_epsilon: 1e-5,
+            rope_theta: 500_000.0,
+            rope_scaling: RopeScaling::None,
+            context: self.seq,
+            tied: true,
+            bos: None,
+            eos: vec![],
+        }
+    }
+}
 
 fn main() {
-    let threads = std::env::args()
-        .nth(1)
-        .map_or(2, |text| text.parse().expect("a number of threads"));
-    let pool = Arc::new(Pool::new(threads).expect("RUSSET_ISA that this CPU has"));
-    let config = Config {
-        family: Family::Qwen3,
-        vocab: 8192,
-        width: 512,
+    let mut shape = Shape {
+        dim: 512,
         layers: 6,
         heads: 8,
         kv_heads: 2,
-        head_dim: 64,
         ffn: 1408,
-        norm_epsilon: 1e-5,
-        rope_theta: 500_000.0,
-        rope_scaling: RopeScaling::None,
-        context: LENGTH,
-        tied: true,
-        bos: None,
-        eos: vec![],
+        vocab: 8192,
+        seq: 256,
+        batch: 8,
     };
-    let tokens = SEQUENCES * LENGTH;
+    let (mut threads, mut steps, mut alone) = (2, 8, 1);
+    let (mut compute, mut recompute) = (Compute::F32, false);
+    for argument in std::env::args().skip(1) {
+        let (name, value) = argument.split_once('=').expect("NAME=VALUE");
+        if name == "dtype" {
+            compute = match value {
+                "f32" => Compute::F32,
+                "bf16" => Compute::Bf16,
+                _ => panic!("dtype is f32 or bf16, not {value}"),
+            };
+            continue;
+        }
+        if name == "recompute" {
+            recompute = match value {
+                "none" => false,
+                "block" => true,
+                _ => panic!("recompute is none or block, not {value}"),
+            };
+            continue;
+        }
+        let place = match name {
+            "dim" => &mut shape.dim,
+            "layers" => &mut shape.layers,
+            "heads" => &mut shape.heads,
+            "kv_heads" => &mut shape.kv_heads,
+            "ffn" => &mut shape.ffn,
+            "vocab" => &mut shape.vocab,
+            "seq" => &mut shape.seq,
+            "batch" => &mut shape.batch,
+            "threads" => &mut threads,
+            "steps" => &mut steps,
+            "kernels" => &mut alone,
+            _ => panic!("`{name}` is none of the names that the top of this file lists"),
+        };
+        *place = value.parse().expect("a whole number");
+    }
+    let pool = Arc::new(Pool::new(threads).expect("RUSSET_ISA that this CPU has"));
+    let (config, tokens) = (shape.config(), shape.tokens());
     println!(
-        "{:.2} M parameters, {tokens} tokens a step, {threads} threads, {:?}",
+        "{:.2} M parameters, {tokens} tokens a step, {threads} threads, {:?}, {compute:?}",
         config.parameters() as f64 / 1e6,
         pool.isa()
     );
-    let peak = matmul_gflops(&pool);
-    let step = whole_step(&config, &pool);
+    let peak = matmul_gflops_in(&pool, compute);
+    let step = whole_step(&shape, (compute, recompute), &pool, steps as u64);
     // Tokens see half of their window.
-    let flops = 3.0 * tokens as f64 * config.forward_flops(LENGTH / 2);
+    let flops = 3.0 * tokens as f64 * config.forward_flops(shape.seq / 2);
     println!(
         "step {:.1} ms, {:.0} tokens/s, {:.1} GFLOP/s = {:.1} % of a peak of {peak:.0} GFLOP/s\n",
         step * 1e3,
@@ -63,7 +124,11 @@ fn main() {
         flops / step / 1e9,
         flops / step / 1e7 / peak
     );
-    let mut rows = kernels(&config, &pool);
+    println!("resident at most {:.0} MB", resident_peak());
+    if alone == 0 {
+        return;
+    }
+    let mut rows = kernels(&shape, compute, &pool);
     rows.sort_by(|a, b| b.1.total_cmp(&a.1));
     let sum: f64 = rows.iter().map(|row| row.1).sum();
     for (name, seconds) in &rows {
@@ -81,7 +146,7 @@ fn main() {
     );
     println!(
         "\npeak of the probe afterwards {:.0} GFLOP/s",
-        matmul_gflops(&pool)
+        matmul_gflops_in(&pool, compute)
     );
 }
 
@@ -95,10 +160,41 @@ fn values(len: usize) -> Vec<f32> {
     (0..len as u64).map(|i| random::normal(2, 0, i)).collect()
 }
 
+/// The most memory that this process had, in MB; 0 where the system does not say.
+fn resident_peak() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<f64>().ok())
+        .map_or(0.0, |kib| kib * 1024.0 / 1e6)
+}
+
+/// Seconds of all threads so far; 0 where the system does not say.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let ticks = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace();
+    ticks
+        .skip(11)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum::<f64>()
+        / 100.0
+}
+
 /// Seconds of the fastest of some steps; the parts are printed.
-fn whole_step(config: &Config, pool: &Arc<Pool>) -> f64 {
-    let tokens = SEQUENCES * LENGTH;
+fn whole_step(
+    shape: &Shape,
+    (compute, recompute): (Compute, bool),
+    pool: &Arc<Pool>,
+    steps: u64,
+) -> f64 {
+    let (config, tokens) = (&shape.config(), shape.tokens());
     let mut ctx = Ctx::new(pool.clone());
+    ctx.compute = compute;
+    ctx.recompute = recompute;
     let mut decoder = Decoder::random(config, 1);
     let settings = AdamWSettings {
         beta1: 0.9,
@@ -109,14 +205,19 @@ fn whole_step(config: &Config, pool: &Arc<Pool>) -> f64 {
     let mut optimizer = Optimizer::adamw(settings, &decoder);
     let batch = Batch {
         tokens: ids(tokens, config.vocab),
-        segments: Segments::packed(&[LENGTH; SEQUENCES]),
+        segments: Segments::packed(&vec![shape.seq; shape.batch]),
         targets: ids(tokens, config.vocab),
         weights: vec![1.0 / tokens as f32; tokens],
         ..Batch::default()
     };
     let mut gradients = Gradients::default();
     let mut best = [f64::INFINITY; 4];
-    for step in 1..=STEPS {
+    let mut all = Vec::new();
+    let mut cpu = 0.0;
+    for step in 1..=steps {
+        if step == 2 {
+            cpu = cpu_seconds();
+        }
         let mut clock = Instant::now();
         let mut lap = || {
             std::mem::replace(&mut clock, Instant::now())
@@ -139,6 +240,7 @@ fn whole_step(config: &Config, pool: &Arc<Pool>) -> f64 {
         gradients.clear();
         let update = lap();
         let whole = forward + backward + update;
+        all.push(whole);
         if whole < best[3] {
             best = [forward, backward, update, whole];
         }
@@ -146,6 +248,12 @@ fn whole_step(config: &Config, pool: &Arc<Pool>) -> f64 {
     let [forward, backward, update, whole] = best.map(|seconds| seconds * 1e3);
     println!(
         "forward with the loss {forward:.1} ms, backward {backward:.1} ms, clip and update {update:.1} ms, all {whole:.1} ms"
+    );
+    all.sort_by(f64::total_cmp);
+    println!(
+        "median step {:.1} ms; after the first {:.2} processor seconds a step",
+        1e3 * all[all.len() / 2],
+        (cpu_seconds() - cpu) / (steps - 1).max(1) as f64
     );
     println!(
         "activations and gradients at most {:.1} MiB",
@@ -166,8 +274,9 @@ fn time(times: usize, mut run: impl FnMut()) -> f64 {
 }
 
 /// Each kernel's seconds in a step.
-fn kernels(config: &Config, pool: &Pool) -> Vec<(String, f64)> {
-    let (n, d, f, v) = (SEQUENCES * LENGTH, config.width, config.ffn, config.vocab);
+fn kernels(of: &Shape, compute: Compute, pool: &Pool) -> Vec<(String, f64)> {
+    let config = &of.config();
+    let (n, d, f, v) = (of.tokens(), config.width, config.ffn, config.vocab);
     let (shape, layers) = (config.head_shape(), config.layers);
     let (q, heads) = (config.qkv_width(), config.heads * config.head_dim);
     let mut rows = Vec::new();
@@ -187,7 +296,14 @@ fn kernels(config: &Config, pool: &Pool) -> Vec<(String, f64)> {
         );
         let forward = time(layers, || {
             let (x, w) = (Mat::new(&x, n, inputs), Mat::new(&w, outputs, inputs));
-            matmul(pool, x, w.t(), MatMut::new(&mut y, n, outputs), false);
+            matmul_in(
+                pool,
+                compute,
+                x,
+                w.t(),
+                MatMut::new(&mut y, n, outputs),
+                false,
+            );
         });
         let backward = time(layers, || {
             let (x, w, dy) = (
@@ -195,8 +311,15 @@ fn kernels(config: &Config, pool: &Pool) -> Vec<(String, f64)> {
                 Mat::new(&w, outputs, inputs),
                 Mat::new(&y, n, outputs),
             );
-            matmul(pool, dy.t(), x, MatMut::new(&mut dw, outputs, inputs), true);
-            matmul(pool, dy, w, MatMut::new(&mut dx, n, inputs), false);
+            matmul_in(
+                pool,
+                compute,
+                dy.t(),
+                x,
+                MatMut::new(&mut dw, outputs, inputs),
+                true,
+            );
+            matmul_in(pool, compute, dy, w, MatMut::new(&mut dx, n, inputs), false);
         });
         row(&format!("product {name} forward"), forward);
         row(&format!("product {name} backward"), backward);
@@ -223,8 +346,8 @@ fn kernels(config: &Config, pool: &Pool) -> Vec<(String, f64)> {
     );
 
     let qkv = values(n * q);
-    let positions: Vec<u32> = (0..n as u32).map(|i| i % LENGTH as u32).collect();
-    let table = RopeTable::new(LENGTH, config.head_dim, 500_000.0);
+    let positions: Vec<u32> = (0..n as u32).map(|i| i % of.seq as u32).collect();
+    let table = RopeTable::new(of.seq, config.head_dim, 500_000.0);
     let k = values(config.head_dim);
     let (mut rotated, mut inv) = (
         values(n * q),
@@ -266,7 +389,7 @@ fn kernels(config: &Config, pool: &Pool) -> Vec<(String, f64)> {
     row("qk_norm_rope backward", backward);
 
     let (mut attended, mut lse) = (values(n * heads), vec![0.0; n * config.heads]);
-    let segments: Vec<(usize, usize)> = (0..SEQUENCES).map(|s| (s * LENGTH, LENGTH)).collect();
+    let segments: Vec<(usize, usize)> = (0..of.batch).map(|s| (s * of.seq, of.seq)).collect();
     let queries: Vec<Query> = segments
         .iter()
         .map(|&(start, len)| Query::flat(shape, &rotated, start, len))
@@ -311,6 +434,7 @@ fn kernels(config: &Config, pool: &Pool) -> Vec<(String, f64)> {
     let both = time(1, || {
         cross_entropy::forward_backward(
             pool,
+            compute,
             &x,
             &table,
             &tokens,

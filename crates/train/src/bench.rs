@@ -18,9 +18,10 @@ use serde_json::Value;
 use crate::loader::{Batch, Batches};
 use crate::objective::NextToken;
 use crate::optimizer::{AdamWSettings, Optimizer};
-use crate::probe::matmul_gflops;
+use crate::probe::matmul_gflops_in;
 use crate::run::{Ended, Loop, train};
 use crate::schedule::Schedule;
+use crate::settings::ComputeType;
 use crate::state::State;
 use crate::{Result, TrainError};
 
@@ -151,7 +152,7 @@ pub struct BenchReport {
     /// Who ran: for tables that hold other engines too.
     pub engine: String,
     /// The type that products are computed in.
-    pub dtype: String,
+    pub dtype: ComputeType,
     /// Tokens of a step.
     pub tokens: usize,
     /// All weights.
@@ -180,22 +181,24 @@ pub struct BenchReport {
     pub loss: f32,
 }
 
-/// Times `steps` training steps of a decoder of `shape` after a warm-up; `None` when interrupted.
+/// Times `steps` training steps of a decoder of `shape` after a warm-up.
 ///
 /// # Errors
-/// When the shape makes no decoder, or the run diverges.
+/// When the shape makes no decoder, the run diverges, or it is interrupted.
 pub fn bench(
     shape: &Shape,
+    dtype: ComputeType,
     ctx: &mut Ctx,
     steps: u64,
     progress: &mut dyn Progress,
     interrupt: &Interrupt,
-) -> Result<Option<BenchReport>> {
+) -> Result<BenchReport> {
     let config = shape.config();
     config
         .check()
         .map_err(|problem| TrainError::setting("shape", problem))?;
-    let peak_flops = matmul_gflops(&ctx.pool) * 1e9;
+    ctx.compute = dtype.kernel();
+    let peak_flops = matmul_gflops_in(&ctx.pool, ctx.compute) * 1e9;
     let decoder = Decoder::random(&config, 1);
     let adamw = AdamWSettings {
         beta1: 0.9,
@@ -244,7 +247,7 @@ pub fn bench(
     }
     let profile = profile::stop();
     if ended == Ended::Interrupted {
-        return Ok(None);
+        return Err(TrainError::Interrupted);
     }
 
     let difference = |of: fn(&(f64, f64)) -> f64| -> Vec<f64> {
@@ -258,9 +261,9 @@ pub fn bench(
     let whole: f64 = seconds.iter().sum();
     let share = |seconds: f64| seconds / whole;
     let median = median(&seconds);
-    Ok(Some(BenchReport {
+    Ok(BenchReport {
         engine: format!("Russet {}", env!("CARGO_PKG_VERSION")),
-        dtype: "f32".to_owned(),
+        dtype,
         tokens: shape.seq * shape.batch,
         parameters: config.parameters(),
         threads: ctx.pool.threads(),
@@ -278,7 +281,7 @@ pub fn bench(
         seconds,
         cpu_seconds,
         loss: state.tally.last_loss,
-    }))
+    })
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -401,9 +404,15 @@ mod tests {
     fn every_step_is_counted_once() {
         let mut ctx = Ctx::new(Arc::new(Pool::new(2).unwrap()));
         let shape: Shape = SMALL.parse().unwrap();
-        let report = bench(&shape, &mut ctx, 3, &mut NoProgress, &Interrupt::new())
-            .unwrap()
-            .unwrap();
+        let report = bench(
+            &shape,
+            ComputeType::F32,
+            &mut ctx,
+            3,
+            &mut NoProgress,
+            &Interrupt::new(),
+        )
+        .unwrap();
         assert_eq!((report.seconds.len(), report.cpu_seconds.len()), (3, 3));
         assert!(report.seconds.iter().all(|&seconds| seconds > 0.0));
         assert!(report.gemm_share > 0.0 && report.gemm_share < 1.0);
@@ -417,7 +426,14 @@ mod tests {
         interrupt.raise();
         let mut ctx = Ctx::new(Arc::new(Pool::new(1).unwrap()));
         let shape: Shape = SMALL.parse().unwrap();
-        let report = bench(&shape, &mut ctx, 3, &mut NoProgress, &interrupt).unwrap();
-        assert!(report.is_none());
+        let ended = bench(
+            &shape,
+            ComputeType::F32,
+            &mut ctx,
+            3,
+            &mut NoProgress,
+            &interrupt,
+        );
+        assert!(matches!(ended, Err(TrainError::Interrupted)));
     }
 }

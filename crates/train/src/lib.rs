@@ -13,7 +13,7 @@
 //! The same recipe on the same tokens gives the same weights to the last bit, on any number of threads, in one go or
 //! killed and resumed at any moment. (On another instruction set sums round differently; a resumed run says so.)
 //!
-//! Left out for now: every compute type but `f32`, more than one machine, and optimizers other than AdamW.
+//! Left out for now: more than one machine, and optimizers other than AdamW.
 
 pub mod bench;
 #[cfg(test)]
@@ -46,7 +46,7 @@ pub use permutation::Permutation;
 pub use plan::Plan;
 pub use pretrain::{Outcome, Resume, TrainReport, pretrain};
 pub use price::{Description, Estimate, Memory, Price};
-pub use probe::matmul_gflops;
+pub use probe::{matmul_gflops, matmul_gflops_in};
 pub use run::{Ended, Loop, Measure, train};
 pub use schedule::Schedule;
 pub use settings::Settings;

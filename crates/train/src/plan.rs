@@ -23,8 +23,9 @@ use crate::settings::{ModelSettings, Settings, TrainSettings};
 use crate::{Result, TrainError};
 
 /// Settings that never change the weights or what is said of them; a run that differs in these alone is the same run.
-const IDLE_SETTINGS: [(&str, &str); 4] = [
+const IDLE_SETTINGS: [(&str, &str); 5] = [
     ("compute", "threads"),
+    ("compute", "recompute"),
     ("train", "log_every"),
     ("train", "checkpoint_every"),
     ("train", "validate_every"),
@@ -254,7 +255,11 @@ impl Plan {
             shard_documents: self.shard_documents,
             epochs: tokens as f64 / self.shard_tokens as f64,
             flops,
-            memory: memory(&self.config, self.packing()),
+            memory: memory(
+                &self.config,
+                self.packing(),
+                self.settings.compute.recompute,
+            ),
             threads: self.threads(),
             validates: self.validation.is_some(),
         }
@@ -276,13 +281,6 @@ impl Settings {
         check_train(&self.train)?;
         if let Some(distill) = &self.distill {
             distill.check()?;
-        }
-        if self.compute.dtype != "f32" {
-            let problem = format!(
-                "is \"{}\", but only \"f32\" is implemented; write that",
-                self.compute.dtype
-            );
-            return Err(TrainError::setting("compute.dtype", problem));
         }
         if self
             .compute

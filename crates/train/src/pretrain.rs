@@ -20,8 +20,9 @@ use serde::Serialize;
 use crate::loader::{Batches, PackedShard};
 use crate::optimizer::Optimizer;
 use crate::plan::Plan;
-use crate::probe::matmul_gflops;
+use crate::probe::matmul_gflops_in;
 use crate::run::{Ended, Loop, Measure, train};
+use crate::settings::Recompute;
 use crate::state::{State, StateStore};
 use crate::validation::{Validation, ValidationResult};
 use crate::{Result, TrainError};
@@ -117,7 +118,9 @@ pub fn pretrain(
     let objective = plan.objective()?;
     let settings = &plan.settings().train;
     let mut ctx = Ctx::new(Arc::new(plan.pool()?));
-    let peak_flops = matmul_gflops(&ctx.pool) * 1e9;
+    ctx.compute = plan.settings().compute.dtype.kernel();
+    ctx.recompute = plan.settings().compute.recompute == Recompute::Block;
+    let peak_flops = matmul_gflops_in(&ctx.pool, ctx.compute) * 1e9;
     let mut batches = PackedShard::new(plan.open_train()?, plan.begin_of_text(), plan.packing())?;
     let mut state = match store.load(
         |decoder| Optimizer::adamw(plan.adamw(), decoder),

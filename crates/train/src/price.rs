@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::loader::Packing;
 use crate::plan::packing;
-use crate::settings::Settings;
+use crate::settings::{Recompute, Settings};
 use crate::{Result, TrainError};
 
 /// The share of the measured peak that a whole step reaches, for estimates: 0.78 to 0.80 on the tiny recipe's model
@@ -89,7 +89,7 @@ impl Price {
             steps,
             tokens,
             flops: training_flops(&config, packing, tokens),
-            memory: memory(&config, packing),
+            memory: memory(&config, packing, settings.compute.recompute),
         })
     }
 
@@ -124,11 +124,12 @@ pub(crate) fn training_flops(config: &Config, packing: Packing, tokens: u64) -> 
     3.0 * tokens as f64 * config.forward_flops(packing.sequence_length / 2)
 }
 
-/// The bytes that a step takes. What the tape keeps of N tokens in each block: the residual stream before both norms and
-/// after (4 D), queries, keys and values before and after rotation, the attention's output, gate and up and their product
-/// (3 F), and a few numbers a head; behind the blocks the last norm's input and output with its gradient. The gradients of
-/// activations are largest in the feed-forward layer.
-pub(crate) fn memory(config: &Config, packing: Packing) -> Memory {
+/// The bytes that a step takes. What the tape keeps of N tokens in each block: the residual stream before both norms (2 D),
+/// queries, keys and values before and after rotation, the attention's output, gate and up (2 F), and a few numbers a
+/// head; what norms and the activation make of it is computed again. Behind the blocks the last norm's input and output
+/// with its gradient. The gradients of activations are largest in the feed-forward layer. Where blocks are computed again,
+/// all but one keep their input only.
+pub(crate) fn memory(config: &Config, packing: Packing, recompute: Recompute) -> Memory {
     let Config {
         width,
         layers,
@@ -140,7 +141,11 @@ pub(crate) fn memory(config: &Config, packing: Packing) -> Memory {
     } = *config;
     let rows = packing.micro_batch_sequences * packing.sequence_length;
     let block =
-        4 * width + 2 * config.qkv_width() + heads * head_dim + 3 * ffn + 2 + 2 * heads + kv_heads;
+        2 * width + 2 * config.qkv_width() + heads * head_dim + 2 * ffn + 2 + 2 * heads + kv_heads;
+    let blocks = match recompute {
+        Recompute::None => layers * block,
+        Recompute::Block => layers * width + block,
+    };
     let backward = 3 * ffn + 2 * width;
     // Saturating: what no machine has need not be said to the byte.
     let bytes = |floats: usize| floats.saturating_mul(size_of::<f32>());
@@ -149,7 +154,7 @@ pub(crate) fn memory(config: &Config, packing: Packing) -> Memory {
         weights,
         gradients: weights,
         optimizer: weights.saturating_mul(2),
-        activations: bytes(rows.saturating_mul(layers * block + 3 * width + backward)),
+        activations: bytes(rows.saturating_mul(blocks + 3 * width + backward)),
     }
 }
 

@@ -1,13 +1,13 @@
 //! What this machine's arithmetic gives: the peak beside which a run's speed is printed.
 //!
-//! "Peak" is the rate at which Russet's own `f32` product runs on a square matrix that fits in cache, with the run's
+//! "Peak" is the rate at which Russet's own product in the run's type runs on a square matrix that fits in cache, with the run's
 //! threads and instruction set, measured now. It is not the number on the data sheet, which no program on a shared
 //! machine with a floating clock can be held to. Model FLOPs utilisation (MFU, arXiv 2204.02311, appendix B) relative to it
 //! says which share of the time goes into the products that the model needs.
 
 use std::time::Instant;
 
-use russet_kernels::{Mat, MatMut, Pool, matmul};
+use russet_kernels::{Compute, Mat, MatMut, Pool, matmul_in};
 
 /// M = N = K of the product: 3 x 4 MiB, in the last-level cache of current machines, large enough for every thread.
 const SIZE: usize = 1024;
@@ -18,6 +18,11 @@ const PASSES: usize = 6;
 
 /// `f32` GFLOP/s (a multiply and an add are two) of all threads of `pool` together. Takes some tenths of a second.
 pub fn matmul_gflops(pool: &Pool) -> f64 {
+    matmul_gflops_in(pool, Compute::F32)
+}
+
+/// As [`matmul_gflops`], multiplying in the given type.
+pub fn matmul_gflops_in(pool: &Pool, compute: Compute) -> f64 {
     let size = if pool.isa() == russet_kernels::Isa::Scalar {
         SCALAR_SIZE
     } else {
@@ -34,8 +39,9 @@ pub fn matmul_gflops(pool: &Pool) -> f64 {
     for _ in 0..PASSES {
         let start = Instant::now();
         let out = MatMut::new(&mut c, size, size);
-        matmul(
+        matmul_in(
             pool,
+            compute,
             Mat::new(&a, size, size),
             Mat::new(&b, size, size).t(),
             out,

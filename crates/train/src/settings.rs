@@ -3,6 +3,7 @@
 //! Nothing is checked here but names and types; [`crate::Plan`] checks what the values mean and fills in those that depend
 //! on others. Defaults follow AFM (arXiv 2407.21075) where it is published and applies to AdamW.
 
+use russet_kernels::Compute;
 use serde::{Deserialize, Serialize};
 
 use crate::distill::DistillSettings;
@@ -143,12 +144,15 @@ pub struct DataSettings {
 }
 
 /// `[compute]`: nothing here changes the result, except the type.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ComputeSettings {
-    /// The type of activations: `f32`.
-    #[serde(default = "dtype")]
-    pub dtype: String,
+    /// The type in which dense products multiply. Weights, activations and sums are `f32` either way.
+    #[serde(default)]
+    pub dtype: ComputeType,
+    /// What of the forward pass is computed again in the backward pass.
+    #[serde(default)]
+    pub recompute: Recompute,
     /// Threads; all cores where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
@@ -163,13 +167,36 @@ impl Default for DataSettings {
     }
 }
 
-impl Default for ComputeSettings {
-    fn default() -> Self {
-        ComputeSettings {
-            dtype: dtype(),
-            threads: None,
+/// The type in which dense products multiply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ComputeType {
+    /// IEEE single precision.
+    #[default]
+    F32,
+    /// The upper half of it: twice as fast on CPUs that have AVX-512 BF16, the same result on all others.
+    Bf16,
+}
+
+impl ComputeType {
+    /// The kernels' word for it.
+    pub fn kernel(self) -> Compute {
+        match self {
+            ComputeType::F32 => Compute::F32,
+            ComputeType::Bf16 => Compute::Bf16,
         }
     }
+}
+
+/// What of the forward pass is computed again in the backward pass, to save memory. The result is the same to the bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recompute {
+    /// Nothing that costs a product.
+    #[default]
+    None,
+    /// Each block, of which only the input is kept: a fourth more time, much less memory with long sequences.
+    Block,
 }
 
 fn rope_theta() -> f64 {
@@ -218,8 +245,4 @@ fn log_every() -> u64 {
 
 fn train_shard() -> String {
     "train".to_owned()
-}
-
-fn dtype() -> String {
-    "f32".to_owned()
 }

@@ -144,11 +144,25 @@ fn threads_and_saving_do_not_change_a_byte() {
     assert_eq!(result(&dir), one);
     finished(run_as(
         &dir,
+        &["compute.recompute=block"],
+        Resume::Restart,
+        &Interrupt::new(),
+    ));
+    assert_eq!(result(&dir), one);
+    finished(run_as(
+        &dir,
         &["train.seed=9"],
         Resume::Restart,
         &Interrupt::new(),
     ));
     assert_ne!(result(&dir), one, "another seed is another model");
+    finished(run_as(
+        &dir,
+        &["compute.dtype=bf16"],
+        Resume::Restart,
+        &Interrupt::new(),
+    ));
+    assert_ne!(result(&dir), one, "another type is another model");
 }
 
 /// Stops the run when it has done so many steps.

@@ -209,6 +209,7 @@ fn check(tokens: usize, vocab: usize, kind: Kind, mix: f32, z_loss: f32, scale: 
             };
             in_chunks(
                 &pool,
+                Compute::F32,
                 rows,
                 student,
                 &targets,
@@ -272,10 +273,18 @@ fn without_terms_it_is_the_plain_loss_to_the_bit_and_no_gradient_changes_no_loss
     let targets: Vec<u32> = (0..tokens as u32).map(|n| n % 33).collect();
     let weights = vec![1.0; tokens];
     let mut losses = vec![vec![0.0; tokens]; 3];
-    forward(&pool, &hidden, &table, &targets, &mut losses[0]);
+    forward(
+        &pool,
+        Compute::F32,
+        &hidden,
+        &table,
+        &targets,
+        &mut losses[0],
+    );
     let (mut d_hidden, mut d_table) = (vec![0.0; hidden.len()], vec![0.0; table.len()]);
     forward_backward(
         &pool,
+        Compute::F32,
         &hidden,
         &table,
         &targets,
@@ -290,6 +299,7 @@ fn without_terms_it_is_the_plain_loss_to_the_bit_and_no_gradient_changes_no_loss
     };
     with_terms(
         &pool,
+        Compute::F32,
         head,
         &targets,
         &weights,
@@ -329,6 +339,7 @@ fn a_tail_that_vanishes_stays_finite() {
         };
         with_terms(
             &pool,
+            Compute::F32,
             head,
             &[0],
             &[1.0],

@@ -125,6 +125,7 @@ pub fn cross_entropy(
         let pool = &ctx.pool;
         kernel::with_terms(
             pool,
+            ctx.compute,
             student,
             targets,
             weights,
@@ -145,6 +146,7 @@ pub fn cross_entropy(
     };
     kernel::with_terms(
         &ctx.pool,
+        ctx.compute,
         student,
         targets,
         weights,
@@ -172,7 +174,14 @@ pub fn cross_entropy(
 /// Each token's loss in nats, `[N]`, without gradients.
 pub fn token_losses(ctx: &mut Ctx, hidden: &Tensor, table: &Tensor, targets: &[u32]) -> Vec<f32> {
     let mut losses = vec![0.0; targets.len()];
-    kernel::forward(&ctx.pool, hidden.data(), table.data(), targets, &mut losses);
+    kernel::forward(
+        &ctx.pool,
+        ctx.compute,
+        hidden.data(),
+        table.data(),
+        targets,
+        &mut losses,
+    );
     losses
 }
 

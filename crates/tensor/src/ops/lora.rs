@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use russet_kernels::{Mat, MatMut, elementwise, matmul};
+use russet_kernels::{Mat, MatMut, elementwise, matmul_in};
 
 use crate::{Ctx, Tensor};
 
@@ -30,8 +30,9 @@ pub fn lora(ctx: &mut Ctx, base: Tensor, x: &Tensor, parts: &[LoraPart]) -> Tens
         let (rank, _) = part.a.dims2();
         let mut down = ctx.buffer(tokens * rank); // x Aᵀ, scaled
         let a = Mat::new(part.a.data(), rank, width);
-        matmul(
+        matmul_in(
             &ctx.pool,
+            ctx.compute,
             Mat::new(x.data(), tokens, width),
             a.t(),
             MatMut::new(&mut down, tokens, rank),
@@ -40,15 +41,24 @@ pub fn lora(ctx: &mut Ctx, base: Tensor, x: &Tensor, parts: &[LoraPart]) -> Tens
         elementwise::scale_in_place(&ctx.pool, &mut down, part.scale);
         let b = Mat::new(part.b.data(), part.columns.len(), rank);
         let y = MatMut::new(&mut out, tokens, features).cols(part.columns.clone());
-        matmul(&ctx.pool, Mat::new(&down, tokens, rank), b.t(), y, true);
+        matmul_in(
+            &ctx.pool,
+            ctx.compute,
+            Mat::new(&down, tokens, rank),
+            b.t(),
+            y,
+            true,
+        );
         downs.push(down);
     }
     let out = Tensor::new(&[tokens, features], out);
     let adapted = parts.iter().any(|part| ctx.records(&[&part.a, &part.b]));
     if adapted || ctx.records(&[x, &base_handle]) {
-        let (x, parts) = (x.clone(), parts.to_vec());
+        let (x, parts) = (x.kept(), parts.to_vec());
         ctx.record(&out, move |back, d_out| {
             let d_y = Mat::new(d_out.data(), tokens, features);
+            let compute = back.compute;
+            let values = back.values(&x);
             for (part, down) in parts.iter().zip(downs) {
                 let (rank, _) = part.a.dims2();
                 let d_columns = d_y.cols(part.columns.clone());
@@ -56,8 +66,9 @@ pub fn lora(ctx: &mut Ctx, base: Tensor, x: &Tensor, parts: &[LoraPart]) -> Tens
                     // d_B += d_yᵀ (scale x Aᵀ)
                     back.accumulate_with(&part.b, |pool, sum| {
                         let sum = MatMut::new(sum, part.columns.len(), rank);
-                        matmul(
+                        matmul_in(
                             pool,
+                            compute,
                             d_columns.t(),
                             Mat::new(&down, tokens, rank),
                             sum,
@@ -67,8 +78,9 @@ pub fn lora(ctx: &mut Ctx, base: Tensor, x: &Tensor, parts: &[LoraPart]) -> Tens
                 }
                 let mut d_down = back.buffer(tokens * rank); // scale d_y B
                 let b = Mat::new(part.b.data(), part.columns.len(), rank);
-                matmul(
+                matmul_in(
                     back.pool,
+                    compute,
                     d_columns,
                     b,
                     MatMut::new(&mut d_down, tokens, rank),
@@ -77,9 +89,10 @@ pub fn lora(ctx: &mut Ctx, base: Tensor, x: &Tensor, parts: &[LoraPart]) -> Tens
                 elementwise::scale_in_place(back.pool, &mut d_down, part.scale);
                 if back.wants(&part.a) {
                     back.accumulate_with(&part.a, |pool, sum| {
-                        let x = Mat::new(x.data(), tokens, width);
-                        matmul(
+                        let x = Mat::new(values.data(), tokens, width);
+                        matmul_in(
                             pool,
+                            compute,
                             Mat::new(&d_down, tokens, rank).t(),
                             x,
                             MatMut::new(sum, rank, width),
@@ -90,8 +103,9 @@ pub fn lora(ctx: &mut Ctx, base: Tensor, x: &Tensor, parts: &[LoraPart]) -> Tens
                 if back.wants(&x) {
                     back.accumulate_with(&x, |pool, sum| {
                         let a = Mat::new(part.a.data(), rank, width);
-                        matmul(
+                        matmul_in(
                             pool,
+                            compute,
                             Mat::new(&d_down, tokens, rank),
                             a,
                             MatMut::new(sum, tokens, width),

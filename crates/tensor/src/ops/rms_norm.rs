@@ -1,7 +1,10 @@
 //! Root-mean-square normalisation, `y = x / sqrt(mean(x²) + ε) · w` (arXiv 1910.07467).
 
+use std::sync::Arc;
+
 use russet_kernels::norm;
 
+use crate::tensor::Recipe;
 use crate::{Ctx, Tensor};
 
 /// Normalises each row of `x [N, D]` and multiplies by `weight [D]`.
@@ -17,10 +20,22 @@ pub fn rms_norm(ctx: &mut Ctx, x: &Tensor, weight: &Tensor, epsilon: f32) -> Ten
         &mut out,
         &mut inv_rms,
     );
-    let out = Tensor::new(x.shape(), out);
+    let mut out = Tensor::new(x.shape(), out);
     if ctx.records(&[x, weight]) {
         let (x, weight) = (x.clone(), weight.clone());
+        let recipe: Arc<Recipe> = Arc::new({
+            // x is kept for the derivative here; the products behind it need not keep its norm too.
+            let (x, weight) = (x.clone(), weight.clone());
+            move |pool, workspace| {
+                let (mut out, mut inv_rms) = (workspace.take(x.len()), vec![0.0; tokens]);
+                let (x, weight) = (x.data(), weight.data());
+                norm::rms_norm_forward(pool, x, weight, epsilon, &mut out, &mut inv_rms);
+                out
+            }
+        });
+        out = out.computed_by(&recipe);
         ctx.record(&out, move |back, d_out| {
+            drop(recipe);
             let mut d_x = back.buffer(x.len());
             let mut d_weight = vec![0.0; weight.len()];
             norm::rms_norm_backward(

@@ -101,7 +101,6 @@ fn settings_that_cannot_be_are_refused() {
         ("train.clip_norm=-1.0", "`train.clip_norm`"),
         ("train.log_every=0", "`train.log_every`"),
         ("train.batch_sequences=0", "`train.batch_sequences` is 0"),
-        ("compute.dtype=bf16", "only \"f32\""),
         ("compute.threads=0", "`compute.threads`"),
         (
             "model.kv_heads=3",
@@ -119,18 +118,39 @@ fn settings_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn a_type_or_a_way_to_recompute_that_is_unknown_is_refused() {
+    let parse = |change: &str| {
+        let text = "[model]\nwidth = 32\nlayers = 2\nheads = 4\nkv_heads = 2\nffn = 64\n[train]\nsteps = 1\n\
+                    batch_sequences = 1\nsequence_length = 8\npeak_lr = 1e-2";
+        Recipe::from_text("recipe", text, &[change.parse().unwrap()])
+            .unwrap()
+            .parse::<Settings>()
+    };
+    assert!(parse("compute.dtype=bf16").is_ok() && parse("compute.recompute=block").is_ok());
+    for (change, part) in [
+        ("compute.dtype=f16", "`f32` or `bf16`"),
+        ("compute.recompute=all", "`none` or `block`"),
+    ] {
+        let problem = parse(change).unwrap_err().to_string();
+        assert!(problem.contains(part), "{change}: {problem}");
+    }
+}
+
+#[test]
 fn memory_by_formula_is_memory_used() {
     let dir = tempfile::tempdir().unwrap();
     let tokens = common::tokens(dir.path());
-    for micro_batch in [1, 4] {
+    for (micro_batch, recompute) in [(1, "none"), (4, "none"), (4, "block")] {
         let plan = plan(
             &tokens,
             &[
                 &format!("train.micro_batch_sequences={micro_batch}"),
+                &format!("compute.recompute={recompute}"),
                 "model.layers=4",
             ],
         );
         let mut ctx = Ctx::new(Arc::new(plan.pool().unwrap()));
+        ctx.recompute = recompute == "block";
         let decoder = russet_model::Decoder::random(plan.config(), 1);
         let mut gradients = Gradients::default();
         for batch in PackedShard::new(
@@ -156,7 +176,7 @@ fn memory_by_formula_is_memory_used() {
         // While the first weight gradients appear, activations go: the sum of both is not quite reached.
         assert!(
             (0.75..1.05).contains(&ratio),
-            "micro-batches of {micro_batch}: {ratio}"
+            "micro-batches of {micro_batch}, recompute {recompute}: {ratio}"
         );
     }
 }

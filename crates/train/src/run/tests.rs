@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use russet_artifact::NoProgress;
-use russet_kernels::{Isa, Pool, random};
+use russet_kernels::{Compute, Isa, Pool, random};
 use russet_model::config::RopeScaling;
 use russet_model::{Decoder, Family};
 use russet_tensor::ops::IGNORE;
@@ -205,6 +205,22 @@ fn threads_do_not_change_a_bit() {
         losses(&mut context(1), 12, 1),
         losses(&mut context(2), 12, 1)
     );
+}
+
+#[test]
+fn bf16_is_close_to_f32_and_no_thread_changes_a_bit_of_it() {
+    let bf16 = |threads| {
+        let mut ctx = context(threads);
+        ctx.compute = Compute::Bf16;
+        losses(&mut ctx, 12, 1)
+    };
+    let (one, full) = (bf16(1), losses(&mut context(1), 12, 1));
+    assert_eq!(one, bf16(2));
+    assert_ne!(one.0, full.0, "products were not rounded");
+    for (step, (a, b)) in one.0.iter().zip(&full.0).enumerate() {
+        // Operands are off by up to 2⁻⁹, logits of size 1 by a few hundredths, and the mean of 36 losses by less.
+        assert!((a - b).abs() < 0.02 * b, "step {step}: {a}, in f32 {b}");
+    }
 }
 
 #[test]
