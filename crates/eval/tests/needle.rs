@@ -6,7 +6,13 @@ use common::{CONTEXT, bigram, ctx, dense};
 use russet_artifact::{Interrupt, NoProgress};
 use russet_eval::needle::{Haystack, NeedleScores, NeedleSettings, needle};
 use russet_eval::{Error, Result};
+use russet_kernels::random;
 use russet_model::Decoder;
+use russet_tensor::ops::IGNORE;
+use russet_tensor::{Gradients, Segments};
+
+const STEPS: i32 = 400;
+const BATCH: usize = 64;
 
 fn haystack() -> Haystack {
     Haystack {
@@ -114,4 +120,70 @@ fn what_cannot_be_asked_is_refused_with_a_sentence() {
         &raised,
     );
     assert!(matches!(stopped, Err(Error::Interrupted)));
+}
+
+/// A decoder that has learnt to look back for what was said of a key: prompts of the same make, one right answer. Plain Adam, so
+/// that nothing but the decoder and its gradients is needed.
+fn retriever() -> Decoder {
+    const LENGTH: usize = 16;
+    let (mut decoder, mut ctx) = (dense(5), ctx(2));
+    let mut moments: Vec<Vec<[f32; 2]>> = decoder
+        .parameters()
+        .iter()
+        .map(|parameter| vec![[0.0; 2]; parameter.tensor.len()])
+        .collect();
+    for step in 1..=STEPS {
+        let (mut tokens, mut targets) = (Vec::new(), Vec::new());
+        for row in 0..BATCH {
+            let draw = |i: u64, n: u64| random::below(step as u64, row as u64, i, n) as u32;
+            let (key, value) = (draw(0, 4), draw(1, 4));
+            let place = draw(2, LENGTH as u64 - 8) as usize;
+            let mut prompt: Vec<u32> = (0..LENGTH as u64 - 8).map(|i| 4 + draw(3 + i, 2)).collect();
+            prompt.splice(place..place, [4, key, 5, value, 4]);
+            prompt.extend([4, key, 5]);
+            targets.extend(vec![IGNORE; LENGTH - 1]);
+            targets.push(value);
+            tokens.extend(prompt);
+        }
+        let segments = Segments::packed(&[LENGTH; BATCH]);
+        let weights = vec![1.0 / BATCH as f32; tokens.len()];
+        ctx.start_tape(
+            decoder
+                .parameters()
+                .iter()
+                .map(|parameter| parameter.tensor.id()),
+        );
+        let hidden = decoder.forward(&mut ctx, &tokens, &segments, None);
+        let loss = decoder.loss(&mut ctx, &hidden, &targets, &weights).loss;
+        let mut gradients = Gradients::default();
+        ctx.backward(&loss, 1.0, &mut gradients);
+        let mut moments = moments.iter_mut();
+        decoder.visit_mut(&mut |tensor| {
+            let moments = moments.next().unwrap();
+            let gradient = gradients.get(tensor).unwrap().data();
+            for ((w, g), [m, v]) in tensor.data_mut().iter_mut().zip(gradient).zip(moments) {
+                *m = 0.9 * *m + 0.1 * g;
+                *v = 0.98 * *v + 0.02 * g * g;
+                let debiased = (*v / (1.0 - 0.98f32.powi(step))).sqrt() + 1e-8;
+                *w -= 3e-3 * *m / (1.0 - 0.9f32.powi(step)) / debiased;
+            }
+        });
+    }
+    decoder
+}
+
+#[test]
+fn a_model_that_looks_back_finds_the_fact_at_every_depth() {
+    let asked = NeedleSettings {
+        lengths: vec![16],
+        ..settings()
+    };
+    let scores = ask(&retriever(), 2, &asked).unwrap();
+    for depth in &scores.lengths[0].depths {
+        assert!(depth.found.accuracy > 0.75, "{depth:?}");
+        assert!(
+            depth.found.mean_rank < 1.5 && depth.found.gain > 0.5,
+            "{depth:?}"
+        );
+    }
 }

@@ -97,7 +97,11 @@ fn many_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
     let (rows, cols, depth) = (whole.a.rows, whole.b.cols, whole.a.cols);
     let slice_cols = (SLICE / size.depth).next_multiple_of(512);
     // Each piece packs its rows of A again, so pieces are narrow only where tasks would be too few.
-    let task_cols = if rows < 8 * TASK_ROWS { 256 } else { 512 };
+    let task_cols = if rows.div_ceil(TASK_ROWS) * cols.div_ceil(512) < 10 {
+        256
+    } else {
+        512
+    };
     for start in (0..cols).step_by(slice_cols) {
         let slice = start..cols.min(start + slice_cols);
         let strip = size.cols * size.depth;

@@ -149,7 +149,7 @@ fn what_is_stored_teaches_what_the_teacher_beside_the_student_would() {
     );
 }
 
-/// Equal to the last bit on one thread and two, and nearer to the teacher than the text alone brings it.
+/// Equal to the last bit on one thread and two and with blocks computed again, and nearer to the teacher than the text alone brings it.
 #[test]
 fn a_distilled_run_is_deterministic_and_draws_near_its_teacher() {
     let keep = tempfile::tempdir().unwrap();
@@ -165,7 +165,7 @@ fn a_distilled_run_is_deterministic_and_draws_near_its_teacher() {
     train(
         dir,
         "taught-2",
-        &[&kl[..], &["compute.threads=2"]].concat(),
+        &[&kl[..], &["compute.threads=2", "compute.recompute=block"]].concat(),
         Some(beside.clone()),
     );
     let hash = |name: &str| {
