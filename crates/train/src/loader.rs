@@ -55,8 +55,8 @@ pub struct Origin {
     pub source: usize,
     /// Its documents or examples, by number.
     pub documents: Range<usize>,
-    /// How many tokens of the batch they gave.
-    pub tokens: usize,
+    /// Which tokens of the source the targets are that came from it, in order.
+    pub targets: Range<usize>,
 }
 
 /// Where the loop gets its data. Position in the data is its only state.
@@ -133,7 +133,7 @@ pub(crate) fn append(
     batch.origins.push(Origin {
         source,
         documents: first..document,
-        tokens: range.len(),
+        targets: range,
     });
     Ok(())
 }

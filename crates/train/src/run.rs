@@ -390,7 +390,7 @@ fn count(state: &mut State, batches: &[Batch]) {
         tally.flops += training_flops(config, &batch.segments);
         for origin in &batch.origins {
             if let Some(count) = tally.tokens_by_source.get_mut(origin.source) {
-                *count += origin.tokens as u64;
+                *count += origin.targets.len() as u64;
             }
         }
     }

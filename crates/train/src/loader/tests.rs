@@ -50,8 +50,12 @@ fn segments_begin_and_end_with_their_document() {
                     batch.tokens.len() <= 16
                         && (kind == PackingKind::BestFit || batch.tokens.len() == 16)
                 );
-                let told: usize = batch.origins.iter().map(|origin| origin.tokens).sum();
-                assert_eq!(told, batch.tokens.len());
+                let origins = batch.origins.iter();
+                let told = origins.flat_map(|origin| origin.targets.clone());
+                assert!(
+                    told.map(|at| shard.get(at))
+                        .eq(batch.targets.iter().copied())
+                );
                 assert!(!batch.targets.contains(&IGNORE) && !batch.tokens.contains(&end_of_text));
                 for segment in batch.segments.iter() {
                     let tokens = &batch.tokens[segment.start..][..segment.len];
@@ -98,7 +102,7 @@ fn every_token_of_every_document_is_a_target() {
     let origin = Origin {
         source: 5,
         documents: 0..9,
-        tokens: 69,
+        targets: 0..69,
     };
     assert_eq!(batch.origins, [origin]);
 }

@@ -56,7 +56,7 @@ pub(crate) fn synthetic(step: u64, micro_batches: usize) -> Vec<Batch> {
         batch.origins.push(Origin {
             source: 0,
             documents: first..first + 2,
-            tokens: 19,
+            targets: 0..19,
         });
     }
     weigh_evenly(&mut batches);
@@ -569,7 +569,7 @@ fn documents_are_told_by_source_and_at_most_a_few() {
     let origin = |source, documents| Origin {
         source,
         documents,
-        tokens: 1,
+        targets: 0..1,
     };
     let names = ["books".to_owned(), "code".to_owned()];
     let batch = |origins| Batch {

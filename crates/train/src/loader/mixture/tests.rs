@@ -76,12 +76,12 @@ fn batches_come_from_the_source_that_they_name() {
         for batch in mixture.next().unwrap() {
             let mut row = 0;
             for origin in &batch.origins {
-                let targets = &batch.targets[row..row + origin.tokens];
+                let targets = &batch.targets[row..row + origin.targets.len()];
                 let own = 10 + origin.source as u32;
                 assert!(targets.iter().all(|&target| target == own || target < 10));
                 assert!(targets.contains(&own) && origin.documents.end <= 2);
-                tokens[origin.source] += origin.tokens;
-                row += origin.tokens;
+                tokens[origin.source] += origin.targets.len();
+                row += origin.targets.len();
             }
             assert_eq!(row, batch.tokens.len());
         }
