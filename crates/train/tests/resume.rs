@@ -114,6 +114,28 @@ fn threads_and_saving_do_not_change_a_byte() {
 }
 
 #[test]
+fn threads_do_not_change_a_byte_under_any_rule() {
+    let (_keep, dir) = corpus();
+    for kind in ["adastar", "rmsprop"] {
+        let kind = format!("optimizer.kind={kind}");
+        let mixture = "data.mixture=[{split='train', weight=2}, {split='validation', weight=1}]";
+        let results = ["compute.threads=1", "compute.threads=2"].map(|threads| {
+            let changes = [
+                &kind,
+                threads,
+                mixture,
+                "data.packing=best-fit",
+                "train.ema=0.9",
+                "train.peak_lr=1e-3",
+            ];
+            finished(run_as(&dir, &changes, Resume::Restart, &Interrupt::new()));
+            result(&dir)
+        });
+        assert_eq!(results[0], results[1], "{kind}");
+    }
+}
+
+#[test]
 fn a_stopped_run_goes_on_to_the_same_bytes() {
     let (_keep, dir) = corpus();
     run(&dir, &[]).unwrap();
