@@ -132,14 +132,6 @@ fn what_is_stored_teaches_what_the_teacher_beside_the_student_would() {
     );
     let (hard, kl) = (loss("hard", &beside), loss("kl", &beside));
     assert!((loss("hard", &few) - hard).abs() < 1e-5);
-    // Each source of a mixture has a file of its own.
-    let mixed = |input: &TeacherInput| {
-        let mixture = "data.mixture=[{split='validation', weight=2}, {split='train', weight=3}]";
-        let changes = ["distill.kind=\"hard\"", "distill.mix=1.0", mixture];
-        first_loss(dir, &changes, Some(input.clone()))
-    };
-    assert!((mixed(&few) - mixed(&beside)).abs() < 1e-5);
-    assert!((mixed(&few) - hard).abs() > 1e-3);
     // With more outcomes told apart the divergence rises to the full one; 256 of 300 leave little. Log-probabilities in F16
     // are right to 0.002 of a unit.
     let (few, many) = (loss("top_k", &few), loss("top_k", &many));
@@ -147,6 +139,49 @@ fn what_is_stored_teaches_what_the_teacher_beside_the_student_would() {
         few < many && many < kl + 2e-3 && kl - many < 0.02 * kl,
         "{few}, {many}, {kl}"
     );
+}
+
+#[test]
+fn each_source_of_a_mixture_has_predictions_of_its_own() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    teacher(dir);
+    let folder = logits(dir, 4);
+    let mixture = "data.mixture=[{split='validation', weight=1}, {split='train', weight=1}]";
+    let changes = [
+        "distill.kind=\"hard\"",
+        "distill.mix=1.0",
+        "train.batch_sequences=16",
+        "data.packing=best-fit",
+        mixture,
+    ];
+    let input = TeacherInput::Logits(folder.clone());
+    let got = first_loss(dir, &changes, Some(input));
+
+    let stored = ["validation", "train"]
+        .map(|split| TeacherLogits::open(&folder.join(store::file_name(split))).unwrap());
+    let plan = plan(dir, &changes, None).unwrap();
+    let student = Decoder::random(plan.config(), 4);
+    let mut ctx = context(1);
+    let (mut want, mut seen) = (0.0, [0, 0]);
+    for batch in plan.open_train().unwrap().next().unwrap() {
+        let hidden = student.forward(&mut ctx, &batch.tokens, &batch.segments, None);
+        let logits = student.logits(&mut ctx, &hidden).data().to_vec();
+        let mut ids = Vec::new();
+        for origin in &batch.origins {
+            seen[origin.source] += origin.targets.len();
+            ids.extend(stored[origin.source].rows(origin.targets.clone(), 1).0);
+        }
+        for ((z, &id), &weight) in logits.chunks_exact(300).zip(&ids).zip(&batch.weights) {
+            let sum = z.iter().map(|&z| f64::from(z).exp()).sum::<f64>().ln();
+            want += f64::from(weight) * (sum - f64::from(z[id as usize]));
+        }
+    }
+    assert!(
+        seen.iter().all(|&tokens| tokens > 0),
+        "both were met: {seen:?}"
+    );
+    assert!((got - want).abs() < 1e-5, "{got}, not {want}");
 }
 
 /// Equal to the last bit on one thread and two and with blocks computed again, and nearer to the teacher than the text alone brings it.
