@@ -30,15 +30,20 @@ pub struct WatchArgs {
 /// How often the log is looked at.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Weight of the newest value in the smoothed loss, which single batches would hide otherwise.
-const SMOOTHING: f64 = 0.1;
+/// The smoothed loss is a running mean over about this share of the points, so that it follows a short log as it does a
+/// long one.
+const SMOOTHED_SHARE: f64 = 0.05;
+
+/// A log that has not grown for so long is said to stand still.
+const STILL: Duration = Duration::from_secs(60);
 
 /// Shows the run until `q`; the last values alone where nobody looks at a terminal.
 pub fn watch(app: &App, args: &WatchArgs) -> Result<()> {
     let folder = log_folder(&args.run)?;
     if app.json || !std::io::stdout().is_terminal() {
         let curves = Curves::new(&read_log(&folder)?);
-        return app.print(&curves.json(&folder), &curves.headline());
+        let text = format!("{}, {}", curves.headline(), Pace::of(&folder).words());
+        return app.print(&curves.json(&folder), &text);
     }
     let mut terminal = ratatui::init();
     let shown = show(&mut terminal, &folder);
@@ -55,7 +60,8 @@ fn show(terminal: &mut ratatui::DefaultTerminal, folder: &Path) -> Result<()> {
             curves = Curves::new(&read_log(folder)?);
             length = Some(now);
         }
-        terminal.draw(|frame| curves.draw(frame, &name))?;
+        let pace = Pace::of(folder);
+        terminal.draw(|frame| curves.draw(frame, &name, pace))?;
         if event::poll(EVERY)?
             && let Event::Key(key) = event::read()?
         {
@@ -73,6 +79,11 @@ fn log_folder(run: &Path) -> Result<PathBuf> {
     let has_log = |folder: &Path| folder.join("log.jsonl").is_file();
     if has_log(run) {
         return Ok(run.to_owned());
+    }
+    if run.ends_with("log.jsonl")
+        && let Some(folder) = run.parent().filter(|folder| has_log(folder))
+    {
+        return Ok(folder.to_owned());
     }
     if let Some(name) = run.file_name() {
         let mut name = name.to_owned();
@@ -99,6 +110,42 @@ fn log_folder(run: &Path) -> Result<PathBuf> {
         ))
         .into()
     })
+}
+
+/// Whether the run goes on, as far as its files tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// What it makes lies beside the log.
+    Finished,
+    /// The log has grown lately.
+    Running,
+    /// It has not for so many seconds: stopped, killed, or between two distant lines.
+    Still(u64),
+}
+
+impl Pace {
+    fn of(folder: &Path) -> Pace {
+        let made = folder.with_extension("").join("manifest.json");
+        if folder.extension().is_some_and(|end| end == "log") && made.is_file() {
+            return Pace::Finished;
+        }
+        let age = std::fs::metadata(folder.join("log.jsonl"))
+            .and_then(|log| log.modified())
+            .ok()
+            .and_then(|modified| modified.elapsed().ok());
+        match age {
+            Some(age) if age > STILL => Pace::Still(age.as_secs()),
+            _ => Pace::Running,
+        }
+    }
+
+    fn words(self) -> String {
+        match self {
+            Pace::Finished => "finished".to_owned(),
+            Pace::Running => "running".to_owned(),
+            Pace::Still(seconds) => format!("no new line for {seconds} s"),
+        }
+    }
 }
 
 type Points = Vec<(f64, f64)>;
@@ -139,9 +186,10 @@ impl Curves {
                 }
             }
         }
+        let newest = 2.0 / (1.0 + (SMOOTHED_SHARE * curves.loss.len() as f64).max(1.0));
         let mut average = None;
         for &(step, loss) in &curves.loss {
-            let next = average.map_or(loss, |before: f64| before + SMOOTHING * (loss - before));
+            let next = average.map_or(loss, |before: f64| before + newest * (loss - before));
             average = Some(next);
             curves.smooth.push((step, next));
         }
@@ -180,7 +228,7 @@ impl Curves {
         })
     }
 
-    fn draw(&self, frame: &mut Frame, name: &str) {
+    fn draw(&self, frame: &mut Frame, name: &str, pace: Pace) {
         let [head, body, foot] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Fill(1),
@@ -191,19 +239,29 @@ impl Curves {
             Layout::horizontal([Constraint::Percentage(60), Constraint::Percentage(40)])
                 .areas(body);
         let small: [Rect; 3] = Layout::vertical([Constraint::Ratio(1, 3); 3]).areas(right);
-        frame.render_widget(Line::from(self.headline()).bold(), head);
-        frame.render_widget(Line::from(format!("{name}   q quits")).dim(), foot);
+        let headline = format!("{}, {}", self.headline(), pace.words());
+        frame.render_widget(Line::from(headline).bold(), head);
+        frame.render_widget(Line::from(format!("q quits   {name}")).dim(), foot);
 
-        let dots = |points| curve(points, GraphType::Scatter, Color::DarkGray).name("a batch");
         let line = |points, color| curve(points, GraphType::Line, color);
+        let title = Line::from(vec![
+            "loss, nats a token: ".into(),
+            "batches".fg(Color::DarkGray),
+            ", ".into(),
+            "smoothed".fg(Color::Cyan),
+            ", ".into(),
+            "held out".fg(Color::Yellow),
+        ]);
         self.chart(
             frame,
             left,
-            "loss, nats a token",
+            title,
             vec![
-                dots(&self.loss),
-                line(&self.smooth, Color::Cyan).name("smoothed"),
-                line(&self.validation, Color::Yellow).name("held out"),
+                curve(&self.loss, GraphType::Scatter, Color::DarkGray),
+                line(&self.smooth, Color::Cyan),
+                line(&self.validation, Color::Yellow),
+                // A run may have a single measurement, which no line shows.
+                curve(&self.validation, GraphType::Scatter, Color::Yellow).marker(Marker::Dot),
             ],
             &[&self.loss, &self.validation],
         );
@@ -215,7 +273,7 @@ impl Curves {
             self.chart(
                 frame,
                 area,
-                title,
+                title.into(),
                 vec![line(points, Color::Cyan)],
                 &[points],
             );
@@ -226,7 +284,7 @@ impl Curves {
         &self,
         frame: &mut Frame,
         area: Rect,
-        title: &str,
+        title: Line,
         data: Vec<Dataset>,
         points: &[&Points],
     ) {
@@ -245,7 +303,7 @@ impl Curves {
         };
         let last = self.step.max(1) as f64;
         let chart = Chart::new(data)
-            .block(Block::bordered().title(title.to_owned()))
+            .block(Block::bordered().title(title))
             .x_axis(
                 Axis::default()
                     .bounds([0.0, last])
@@ -309,13 +367,20 @@ mod tests {
             folder.path().to_owned(),
             folder.path().join("03-pretrain"),
             logs.clone(),
+            logs.join("log.jsonl"),
         ] {
             assert_eq!(log_folder(&given).unwrap(), logs, "{}", given.display());
         }
+        assert_eq!(Pace::of(&logs), Pace::Running);
+        std::fs::create_dir(folder.path().join("03-pretrain")).unwrap();
+        std::fs::write(folder.path().join("03-pretrain/manifest.json"), "{}").unwrap();
+        assert_eq!(Pace::of(&logs), Pace::Finished);
         let curves = Curves::new(&read_log(&logs).unwrap());
         assert_eq!(curves.json(&logs)["validation_loss"], 4.25);
         let mut terminal = Terminal::new(TestBackend::new(100, 30)).unwrap();
-        terminal.draw(|frame| curves.draw(frame, "run")).unwrap();
+        terminal
+            .draw(|frame| curves.draw(frame, "run", Pace::Running))
+            .unwrap();
         let text: String = terminal
             .backend()
             .buffer()
@@ -325,6 +390,7 @@ mod tests {
             .collect();
         for word in [
             "step 40, loss 4.0000, validation 4.2500, 2000 tokens/s",
+            "running",
             "loss, nats a token",
             "held out",
             "gradient norm",
@@ -350,7 +416,7 @@ mod tests {
         assert!(curves.headline().contains("no number at step 2"));
         Terminal::new(TestBackend::new(20, 5))
             .unwrap()
-            .draw(|frame| curves.draw(frame, "run"))
+            .draw(|frame| curves.draw(frame, "run", Pace::Running))
             .unwrap();
     }
 

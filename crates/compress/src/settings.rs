@@ -27,9 +27,9 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Weighting {
-    /// By the diagonal of the Fisher information, E[g²x²] over tokens: x the weight's input, g the gradient at its output.
+    /// By the diagonal of the Fisher information, `E[g²x²]` over tokens: x the weight's input, g the gradient at its output.
     Fisher,
-    /// By the mean square of its input, E[x²]. Needs no backward pass.
+    /// By the mean square of its input, `E[x²]`. Needs no backward pass.
     Activation,
     /// All alike.
     None,

@@ -6,7 +6,7 @@
 //! then             the k greatest of λ stay: rows of gate and up, columns of down times their λ
 //! ```
 //! Soft top-k as in CoDA (arXiv 2304.04947) and AFM (arXiv 2407.21075, section 6.1): hidden dims of the feed-forward layers
-//! alone, the same number in each. Masks sit in front of `down` as a [`Linear`], so the one forward pass and the one training
+//! alone, the same number in each. Masks sit in front of `down` as a [`russet_model::Linear`], so the one forward pass and the one training
 //! loop serve. What comes out is a checkpoint like any other, with a smaller `intermediate_size`.
 //!
 //! Beside the learned choice stand two that it has to beat: by magnitude and at random.
