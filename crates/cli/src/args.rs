@@ -270,6 +270,9 @@ pub struct BenchTrainArgs {
     /// The type in which dense products multiply
     #[arg(long, default_value = "f32")]
     pub dtype: Type,
+    /// Keep the inputs of blocks only and run each once more in the backward pass: less memory, more time
+    #[arg(long)]
+    pub recompute: bool,
     /// Steps to time, after a warm-up of two
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: u64,

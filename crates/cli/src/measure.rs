@@ -207,6 +207,7 @@ pub fn bench_train(app: &mut App, args: &BenchTrainArgs) -> Result<()> {
         Type::Bf16 => ComputeType::Bf16,
     };
     let mut ctx = Ctx::new(app.pool.clone());
+    ctx.recompute = args.recompute;
     let report = russet_train::bench(
         &args.shape,
         dtype,

@@ -180,7 +180,7 @@ pub struct BenchReport {
     pub loss: f32,
 }
 
-/// Times `steps` training steps of a decoder of `shape` after a warm-up.
+/// Times `steps` training steps of a decoder of `shape` after a warm-up, with recomputed blocks where `ctx.recompute` says so.
 ///
 /// # Errors
 /// When the shape makes no decoder, the run diverges, or it is interrupted.
