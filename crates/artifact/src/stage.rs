@@ -1,7 +1,7 @@
 //! Whether a stage has to run: the same stage, tool version, recipe and input bytes leave the same artifact.
 //!
 //! Nothing here looks at a clock: touching a file runs nothing again, changing one byte of it does. An artifact counts as
-//! an input by its manifest's hash, which stands for its files; plain files and folders are hashed whole.
+//! an input by its manifest (`Manifest::identity`), which stands for its files; plain files and folders are hashed whole.
 
 use std::collections::BTreeMap;
 use std::fmt;

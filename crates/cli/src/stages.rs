@@ -265,7 +265,7 @@ fn make(
     if stage.current(out, kind).is_ok() {
         return Ok(true);
     }
-    let draft = Draft::create(out, kind)?;
+    let draft = Draft::of_stage(out, kind, &stage.name)?;
     work(app, draft.path())?;
     draft.commit(&stage)?;
     Ok(false)

@@ -197,7 +197,7 @@ pub fn convert(app: &App, args: &ConvertArgs) -> Result<()> {
         json!({"stage": "convert", "from": from, "to": "hf"}),
         inputs,
     );
-    let draft = Draft::create(&args.out, Kind::Checkpoint)?;
+    let draft = Draft::of_stage(&args.out, Kind::Checkpoint, &stage.name)?;
     checkpoint::save(&decoder, draft.path())?;
     tokenizer.save(draft.path())?;
     draft.write("README.md", model_card(&decoder, args.from).as_bytes())?;
