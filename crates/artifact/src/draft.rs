@@ -67,7 +67,7 @@ impl Draft {
             match fs::create_dir(&folder) {
                 // Left by a dead process that had our number, and locked by a third just now.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                created => created.map_err(Error::io("create the folder", &folder))?,
+                created => created.map_err(Error::io("create the folder", dir))?,
             }
             let lock = match disk::lock_folder(&folder, true) {
                 Lock::Held(file) => Some(file),
@@ -250,6 +250,10 @@ fn occupant(dir: &Path, kind: Kind, stage: Option<&str>) -> Result<Occupant> {
         return Ok(Occupant::EmptyFolder);
     }
     let manifest = Manifest::read(dir).map_err(|error| {
+        let error = match error {
+            Error::NotAnArtifact { .. } => format!("no {MANIFEST}, so no stage wrote them"),
+            error => error.to_string(),
+        };
         occupied(format!(
             "it holds files, and {error}; name another folder, or move this one away yourself"
         ))

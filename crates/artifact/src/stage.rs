@@ -55,7 +55,7 @@ impl Stage {
     pub fn current(&self, dir: &Path, kind: Kind) -> std::result::Result<Artifact, Stale> {
         let artifact = Artifact::open(dir, kind).map_err(|error| Stale(error.to_string()))?;
         if artifact.manifest().key() != self.key() {
-            return Err(Stale(self.difference(artifact.manifest())));
+            return Err(Stale(self.difference(artifact.manifest(), dir)));
         }
         artifact
             .verify()
@@ -63,7 +63,7 @@ impl Stage {
         Ok(artifact)
     }
 
-    fn difference(&self, old: &Manifest) -> String {
+    fn difference(&self, old: &Manifest, dir: &Path) -> String {
         if old.stage != self.name {
             return format!(
                 "it was written by `{}`, and this is `{}`",
@@ -82,7 +82,16 @@ impl Stage {
             match old.inputs.get(name) {
                 None => return format!("input `{name}` is new"),
                 Some(was) if (was.kind, was.blake3) != (input.kind, input.hash) => {
-                    return format!("input `{name}` has changed");
+                    let (then, now) = (dir.join(&was.path), &input.path);
+                    let whole = |path: &Path| fs::canonicalize(path).ok();
+                    return match (whole(&then), whole(now)) {
+                        (then, now) if then == now => format!("input `{name}` has changed"),
+                        (found, _) => format!(
+                            "input `{name}` has changed: it was {}, and is {}",
+                            found.unwrap_or(then).display(),
+                            now.display()
+                        ),
+                    };
                 }
                 Some(_) => {}
             }

@@ -408,7 +408,7 @@ pub(crate) fn check_train(train: &TrainSettings) -> Result<()> {
     if warmup > steps {
         return refuse(
             "train.warmup_steps",
-            format!("is {warmup}, more than all {steps} steps"),
+            format!("is {warmup}, more than all {steps} steps; lower it too"),
         );
     }
     if !(train.peak_lr > 0.0 && train.peak_lr <= 10.0) {

@@ -132,7 +132,9 @@ impl StateStore {
             Err(_) if is_missing(&self.dir) => return Ok(None),
             Err(stale) => {
                 let problem = format!(
-                    "this is no state to go on from: {stale}. Undo that, or remove the folder to start over"
+                    "this is no state to go on from: {stale}. Undo that, or start over: russet pretrain RECIPE --restart \
+                     --out {}",
+                    self.dir.with_extension("").display()
                 );
                 return Err(TrainError::State {
                     dir: self.dir.clone(),

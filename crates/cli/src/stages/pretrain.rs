@@ -119,6 +119,11 @@ impl Work for Pretrain {
 
     /// Of the tokens where they lie there already; else of the vocabulary that the run's tokenizer recipe asks for.
     fn plan(&self, name: &str, place: &Place, outlook: &mut Outlook) -> Result<Plan> {
+        let data = &self.settings.data;
+        outlook.check_split(&self.inputs.tokens, "data.train", &data.train)?;
+        if let Some(split) = &data.validation {
+            outlook.check_split(&self.inputs.tokens, "data.validation", split)?;
+        }
         let tokens = place.input(&self.inputs.tokens);
         let known = match russet_train::Plan::new(self.settings.clone(), &tokens) {
             Err(error @ TrainError::Setting { .. }) => return Err(error.into()),
