@@ -158,7 +158,17 @@ impl Progress for Lines {
 
 #[cfg(test)]
 mod tests {
-    use super::short;
+    use super::{ProgressStyle, RUNNING, STOPPED, short};
+
+    #[test]
+    fn a_bar_takes_one_line_and_a_stopped_one_tells_no_time_left() {
+        for template in [RUNNING, STOPPED] {
+            // Only the last part is cut at the terminal's edge.
+            assert!(template.ends_with("{wide_msg}"));
+            assert!(ProgressStyle::with_template(template).is_ok());
+        }
+        assert!(RUNNING.contains("{eta}") && !STOPPED.contains("{eta}"));
+    }
 
     #[test]
     fn numbers_are_short() {
