@@ -56,7 +56,8 @@ impl Artifact {
             }
             Err(error) => return Err(Error::io("look at", dir)(error)),
         }
-        let (manifest, hash) = Manifest::read(dir)?;
+        let manifest = Manifest::read(dir)?;
+        let hash = manifest.identity();
         let artifact = Self {
             dir: dir.to_owned(),
             manifest,
@@ -68,7 +69,8 @@ impl Artifact {
         Ok(artifact)
     }
 
-    pub(crate) fn committed(dir: PathBuf, manifest: Manifest, hash: Hash) -> Self {
+    pub(crate) fn committed(dir: PathBuf, manifest: Manifest) -> Self {
+        let hash = manifest.identity();
         Self {
             dir,
             manifest,
@@ -120,7 +122,8 @@ impl Artifact {
         &self.manifest
     }
 
-    /// BLAKE3 of the manifest's bytes, which stand for every byte of the artifact and of everything it was made from.
+    /// BLAKE3 of the manifest but for where its inputs lay: it stands for every byte of the artifact and of everything it
+    /// was made from, wherever they lie. See [`Manifest::identity`].
     pub fn manifest_hash(&self) -> Hash {
         self.hash
     }

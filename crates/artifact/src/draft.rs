@@ -18,7 +18,7 @@ use std::process;
 use crate::artifact::Artifact;
 use crate::disk::{self, FolderLock, Links, Lock};
 use crate::error::{Error, Result};
-use crate::hash::{self, Hash};
+use crate::hash::{self, shorten};
 use crate::manifest::{FileRecord, InputRecord, Kind, MANIFEST, Manifest, check_file_name};
 use crate::stage::Stage;
 
@@ -41,10 +41,23 @@ impl Draft {
     /// # Errors
     /// When `dir` holds anything else, or the system refuses.
     pub fn create(dir: &Path, kind: Kind) -> Result<Self> {
+        Self::begin(dir, kind, None)
+    }
+
+    /// As [`Draft::create`], for the artifact of a stage of this name: an older one must be of that stage too, so that a
+    /// conversion never takes the place of a checkpoint that was trained. [`Draft::commit`] asks the same.
+    ///
+    /// # Errors
+    /// As [`Draft::create`].
+    pub fn of_stage(dir: &Path, kind: Kind, stage: &str) -> Result<Self> {
+        Self::begin(dir, kind, Some(stage))
+    }
+
+    fn begin(dir: &Path, kind: Kind, stage: Option<&str>) -> Result<Self> {
         let (parent, name) = disk::split(dir)?;
         fs::create_dir_all(&parent).map_err(Error::io("create the folder", &parent))?;
         restore_aside(dir);
-        let occupant = occupant(dir, kind)?;
+        let occupant = occupant(dir, kind, stage)?;
         sweep(&parent, &name, "tmp");
         if matches!(occupant, Occupant::Artifact) {
             sweep(&parent, &name, "old");
@@ -54,7 +67,7 @@ impl Draft {
             match fs::create_dir(&folder) {
                 // Left by a dead process that had our number, and locked by a third just now.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                created => created.map_err(Error::io("create the folder", &folder))?,
+                created => created.map_err(Error::io("create the folder", dir))?,
             }
             let lock = match disk::lock_folder(&folder, true) {
                 Lock::Held(file) => Some(file),
@@ -98,7 +111,7 @@ impl Draft {
     ///
     /// # Errors
     /// When the disk is full, a file is not a plain file, an input has gone, or the place has been taken by something that
-    /// is not an older artifact of this kind. The older artifact is then as it was.
+    /// is not an older artifact of this kind and stage. The older artifact is then as it was.
     pub fn commit(self, stage: &Stage) -> Result<Artifact> {
         let names = disk::list_files(&self.folder, Links::Refuse)?;
         let mut files = BTreeMap::new();
@@ -126,18 +139,14 @@ impl Draft {
         for folder in disk::folders_of(&self.folder, &names) {
             disk::sync_folder(&folder)?;
         }
-        self.put_in_place()?;
+        self.put_in_place(&stage.name)?;
         disk::sync_folder(&self.parent)?;
-        Ok(Artifact::committed(
-            self.dir.clone(),
-            manifest,
-            Hash::of(&bytes),
-        ))
+        Ok(Artifact::committed(self.dir.clone(), manifest))
         // Dropping `self` removes what the exchange left in the temporary place: the older artifact.
     }
 
-    fn put_in_place(&self) -> Result<()> {
-        match occupant(&self.dir, self.kind)? {
+    fn put_in_place(&self, stage: &str) -> Result<()> {
+        match occupant(&self.dir, self.kind, Some(stage))? {
             Occupant::Nothing => {}
             Occupant::EmptyFolder => fs::remove_dir(&self.dir)
                 .map_err(Error::io("remove the empty folder", &self.dir))?,
@@ -219,7 +228,7 @@ enum Occupant {
 }
 
 /// What lies in the place for a new artifact, if it is something that may be replaced.
-fn occupant(dir: &Path, kind: Kind) -> Result<Occupant> {
+fn occupant(dir: &Path, kind: Kind, stage: Option<&str>) -> Result<Occupant> {
     let occupied = |reason: String| Error::Occupied {
         dir: dir.to_owned(),
         reason,
@@ -240,7 +249,11 @@ fn occupant(dir: &Path, kind: Kind) -> Result<Occupant> {
     {
         return Ok(Occupant::EmptyFolder);
     }
-    let (manifest, _) = Manifest::read(dir).map_err(|error| {
+    let manifest = Manifest::read(dir).map_err(|error| {
+        let error = match error {
+            Error::NotAnArtifact { .. } => format!("no {MANIFEST}, so no stage wrote them"),
+            error => error.to_string(),
+        };
         occupied(format!(
             "it holds files, and {error}; name another folder, or move this one away yourself"
         ))
@@ -249,6 +262,12 @@ fn occupant(dir: &Path, kind: Kind) -> Result<Occupant> {
         return Err(occupied(format!(
             "it is a {} artifact, and a {kind} is to be written; name another folder, or move this one away yourself",
             manifest.kind
+        )));
+    }
+    if let Some(stage) = stage.filter(|stage| *stage != manifest.stage) {
+        return Err(occupied(format!(
+            "`{}` wrote it, and the result of `{stage}` is to be written; name another folder, or move this one away yourself",
+            shorten(&manifest.stage)
         )));
     }
     let stranger = disk::list_files(dir, Links::Refuse)

@@ -14,7 +14,7 @@
 //!
 //! There is one way to write a manifest (keys sorted, two spaces, a final newline) and only that way is read, so nothing
 //! can hide in it: no second key of the same name, no unknown field, no number that is not the one it seems. No time, no
-//! host, no user. `b3sum manifest.json` is its hash. A manifest from elsewhere is only data: names that lead out of the
+//! host, no user. Its hash leaves out where the inputs lay, so that a run can be moved. A manifest from elsewhere is only data: names that lead out of the
 //! folder are refused before any of them is opened.
 
 use std::collections::BTreeMap;
@@ -170,7 +170,7 @@ pub enum InputKind {
     File,
     /// A plain folder; its hash is [`crate::hash_folder`]'s.
     Folder,
-    /// An artifact; its hash is that of its manifest.
+    /// An artifact; its hash is [`Manifest::identity`].
     Artifact(Kind),
 }
 
@@ -204,7 +204,8 @@ pub struct InputRecord {
     pub kind: InputKind,
     /// Its hash; see [`InputKind`].
     pub blake3: Hash,
-    /// Where it lay, relative to the artifact, with `/`: `../02-tokens`.
+    /// Where it lay, relative to the artifact, with `/`: `../02-tokens`. For a person, and no part of
+    /// [`Manifest::identity`].
     pub path: String,
 }
 
@@ -239,6 +240,18 @@ impl Manifest {
         key(&self.stage, &self.tool, &self.recipe, inputs)
     }
 
+    /// BLAKE3 of these bytes without the `path` of any input: what later stages write down of this artifact. A run that
+    /// was moved or renamed, and one that was made elsewhere, have the same.
+    pub fn identity(&self) -> Hash {
+        let mut value = self.to_value();
+        if let Some(inputs) = value["inputs"].as_object_mut() {
+            for input in inputs.values_mut().filter_map(Value::as_object_mut) {
+                input.remove("path");
+            }
+        }
+        Hash::of(&canonical(&value))
+    }
+
     pub(crate) fn new(
         kind: Kind,
         stage: &str,
@@ -261,10 +274,11 @@ impl Manifest {
 
     /// The one way to write it.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        canonical(
-            &serde_json::to_value(self)
-                .expect("a manifest has only strings, numbers and string keys"),
-        )
+        canonical(&self.to_value())
+    }
+
+    fn to_value(&self) -> Value {
+        serde_json::to_value(self).expect("a manifest has only strings, numbers and string keys")
     }
 
     /// Reads bytes that may come from anywhere; the error is the reason only.
@@ -295,8 +309,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads `dir/manifest.json`, and its hash.
-    pub(crate) fn read(dir: &Path) -> Result<(Self, Hash)> {
+    /// Reads `dir/manifest.json`.
+    pub(crate) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(MANIFEST);
         let bad = |reason: String| Error::BadManifest {
             path: path.clone(),
@@ -321,7 +335,7 @@ impl Manifest {
         File::open(&path)
             .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
             .map_err(Error::io("read", &path))?;
-        Ok((Self::from_bytes(&bytes).map_err(bad)?, Hash::of(&bytes)))
+        Self::from_bytes(&bytes).map_err(bad)
     }
 
     fn check(&self) -> std::result::Result<(), String> {

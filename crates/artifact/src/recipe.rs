@@ -191,9 +191,23 @@ impl Recipe {
         let place = self.place(span.map(|span| span.start));
         Error::Recipe {
             place,
-            reason: format!("{key}{}{hint}", error.message().trim_end()),
+            reason: format!("{key}{}{hint}", in_words(error.message().trim_end())),
         }
     }
+}
+
+/// serde's message with the names of types as a person says them.
+fn in_words(message: &str) -> String {
+    let Some((said, kind)) = message.rsplit_once(", expected ") else {
+        return message.to_owned();
+    };
+    let kind = match kind {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        kind => kind,
+    };
+    format!("{said}, expected {kind}")
 }
 
 /// The dotted key whose name or value has this span.

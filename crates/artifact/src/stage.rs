@@ -1,7 +1,7 @@
 //! Whether a stage has to run: the same stage, tool version, recipe and input bytes leave the same artifact.
 //!
 //! Nothing here looks at a clock: touching a file runs nothing again, changing one byte of it does. An artifact counts as
-//! an input by its manifest's hash, which stands for its files; plain files and folders are hashed whole.
+//! an input by its manifest (`Manifest::identity`), which stands for its files; plain files and folders are hashed whole.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -55,7 +55,7 @@ impl Stage {
     pub fn current(&self, dir: &Path, kind: Kind) -> std::result::Result<Artifact, Stale> {
         let artifact = Artifact::open(dir, kind).map_err(|error| Stale(error.to_string()))?;
         if artifact.manifest().key() != self.key() {
-            return Err(Stale(self.difference(artifact.manifest())));
+            return Err(Stale(self.difference(artifact.manifest(), dir)));
         }
         artifact
             .verify()
@@ -63,7 +63,7 @@ impl Stage {
         Ok(artifact)
     }
 
-    fn difference(&self, old: &Manifest) -> String {
+    fn difference(&self, old: &Manifest, dir: &Path) -> String {
         if old.stage != self.name {
             return format!(
                 "it was written by `{}`, and this is `{}`",
@@ -82,7 +82,16 @@ impl Stage {
             match old.inputs.get(name) {
                 None => return format!("input `{name}` is new"),
                 Some(was) if (was.kind, was.blake3) != (input.kind, input.hash) => {
-                    return format!("input `{name}` has changed");
+                    let (then, now) = (dir.join(&was.path), &input.path);
+                    let whole = |path: &Path| fs::canonicalize(path).ok();
+                    return match (whole(&then), whole(now)) {
+                        (then, now) if then == now => format!("input `{name}` has changed"),
+                        (found, _) => format!(
+                            "input `{name}` has changed: it was {}, and is {}",
+                            found.unwrap_or(then).display(),
+                            now.display()
+                        ),
+                    };
                 }
                 Some(_) => {}
             }

@@ -10,14 +10,18 @@ use serde_json::{Value, json};
 /// text (a file), extra (a folder) -> tokens -> checkpoint, each stage as `russet run` would drive it.
 struct Run {
     root: tempfile::TempDir,
+    /// Where text and extra lie.
+    texts: PathBuf,
     tool: Tool,
     steps: u64,
 }
 
 impl Run {
     fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
         let run = Self {
-            root: tempfile::tempdir().unwrap(),
+            texts: root.path().to_owned(),
+            root,
             tool: Tool::new("0.1.0", "aaaa"),
             steps: 10,
         };
@@ -34,8 +38,9 @@ impl Run {
     /// Which stages ran, with the reason.
     fn run(&self) -> Vec<String> {
         let mut ran = Vec::new();
-        let inputs = Inputs::new().path("text", &self.at("text.txt")).unwrap();
-        let inputs = inputs.path("extra", &self.at("extra")).unwrap();
+        let (text, extra) = (self.texts.join("text.txt"), self.texts.join("extra"));
+        let inputs = Inputs::new().path("text", &text).unwrap();
+        let inputs = inputs.path("extra", &extra).unwrap();
         let tokens = self.stage(
             "tokenize",
             json!({ "vocab": 32 }),
@@ -116,6 +121,33 @@ fn touching_an_input_runs_nothing() {
 #[test]
 fn another_commit_of_the_same_version_runs_nothing() {
     check(|run| run.tool.commit = "bbbb".into(), &[]);
+}
+
+#[test]
+fn a_run_that_has_moved_runs_nothing() {
+    // The text stays where it is, so that from here another path leads to it.
+    let mut run = Run::new();
+    run.run();
+    let manifest = |run: &Run| Artifact::open(&run.at("02-tokens"), Kind::Tokens).unwrap();
+    let before = manifest(&run);
+    let moved = tempfile::tempdir().unwrap();
+    let place = moved.path().join("deeper/run");
+    fs::create_dir_all(&place).unwrap();
+    for name in ["text.txt", "extra"] {
+        fs::rename(run.at(name), place.join(name)).unwrap();
+    }
+    let texts = std::mem::replace(&mut run.texts, place);
+    assert_ne!(texts, run.texts);
+    assert!(run.run().is_empty());
+    // Written once more from there, the tokens are the same artifact to what was made of them.
+    fs::remove_dir_all(run.at("02-tokens")).unwrap();
+    assert_eq!(run.run().len(), 1);
+    let after = manifest(&run);
+    assert_ne!(
+        after.manifest().inputs["text"].path,
+        before.manifest().inputs["text"].path
+    );
+    assert_eq!(after.manifest_hash(), before.manifest_hash());
 }
 
 #[test]

@@ -56,11 +56,23 @@ impl App {
 
     /// From now on SIGINT and SIGTERM ask the work to put down what it has; a second one ends the process at once.
     pub fn stop_on_signals(&self) -> Result<()> {
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            let flag = self.interrupt.flag();
-            signal_hook::flag::register_conditional_shutdown(signal, 1, flag.clone())?;
-            signal_hook::flag::register(signal, flag)?;
-        }
+        let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
+        let mut signals = signal_hook::iterator::Signals::new(signals)?;
+        let flag = self.interrupt.flag();
+        // A thread of its own: a handler may not print.
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                for _ in signals.forever() {
+                    if flag.swap(true, std::sync::atomic::Ordering::SeqCst) {
+                        eprintln!(
+                            "error: stopped at once by a second signal; what was saved before is whole, and the same \
+                             command goes on from there"
+                        );
+                        std::process::exit(1);
+                    }
+                }
+            })?;
         Ok(())
     }
 
@@ -91,11 +103,9 @@ pub struct Model {
 impl Model {
     /// Opens a folder of either kind, with an adapter on it where one is named.
     pub fn open(folder: &Path, adapter: Option<&Path>) -> Result<Model> {
-        if !folder.is_dir() {
-            let shown = folder.display();
-            anyhow::bail!(
-                "{shown}: there is no such folder; `russet run recipes/tiny` makes a model under runs/tiny"
-            );
+        crate::found::model(folder)?;
+        if let Some(adapter) = adapter {
+            crate::found::adapter(adapter)?;
         }
         let mut decoder = checkpoint::open(folder)?;
         if let Some(adapter) = adapter {

@@ -10,7 +10,7 @@ use russet_train::bench::Shape;
 #[derive(Parser)]
 #[command(name = "russet", version, arg_required_else_help = true)]
 pub struct Cli {
-    /// Print one JSON object on standard output; progress goes to standard error as JSON lines, as it does where that is no terminal
+    /// Print one JSON object on standard output (chat: one an answer; completions: the script); progress goes to standard error as JSON lines, as it does where that is no terminal
     #[arg(long, global = true)]
     pub json: bool,
     /// Threads to compute on (default: all cores)
@@ -120,7 +120,7 @@ pub struct PalettizeArgs {
     #[arg(long)]
     pub model: PathBuf,
     /// Bits per weight of the projections, tables and scales included
-    #[arg(long, default_value_t = 3.5)]
+    #[arg(long, default_value_t = 3.5, allow_negative_numbers = true)]
     pub target_bpw: f64,
     /// Text to measure the weights' importance on (.txt or .jsonl, plain, .gz or .zst)
     #[arg(long)]
@@ -140,19 +140,19 @@ pub struct PalettizeArgs {
 #[derive(Args, Clone)]
 pub struct SamplingArgs {
     /// 0 takes the likeliest token; higher is bolder
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     pub temperature: f32,
     /// Keep the K likeliest tokens; 0 keeps all
     #[arg(long, default_value_t = 0)]
     pub top_k: usize,
     /// Keep the likeliest tokens that make up this share of the probability
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     pub top_p: f32,
     /// Keep tokens at least this likely relative to the likeliest
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub min_p: f32,
     /// The same seed gives the same text
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
     /// Stop where this text appears; may be given several times
     #[arg(long)]
@@ -296,6 +296,13 @@ pub enum Format {
     Hf,
 }
 
+/// What a model is converted to.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// A Hugging Face folder
+    Hf,
+}
+
 #[derive(Args)]
 pub struct ConvertArgs {
     /// What the model is now
@@ -303,7 +310,7 @@ pub struct ConvertArgs {
     pub from: Format,
     /// What it should be
     #[arg(long)]
-    pub to: Format,
+    pub to: Target,
     /// The model's file or folder
     #[arg(long = "in", value_name = "PATH")]
     pub input: PathBuf,

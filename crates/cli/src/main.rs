@@ -3,6 +3,7 @@
 mod app;
 mod args;
 mod chat;
+mod found;
 mod measure;
 mod needle;
 mod outcome;

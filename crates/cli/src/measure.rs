@@ -21,6 +21,7 @@ const WINDOW: usize = 1024;
 /// The documents of a text with their tokens, as the model's tokenizer cuts them.
 pub fn documents(tokenizer: &Tokenizer, path: &Path) -> Result<Vec<Document>> {
     let mut documents = Vec::new();
+    crate::found::text(path)?;
     for text in read_texts(path)? {
         let text = text?;
         let tokens = tokenizer.encode(&text, false)?;
@@ -58,6 +59,7 @@ pub fn window(context: usize, asked: Option<usize>) -> Result<usize> {
 /// Perplexity and bits per byte, and the divergence from another model.
 pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<()> {
     app.stop_on_signals()?;
+    crate::found::text(&args.text)?;
     let model = Model::open(&args.model, args.adapter.as_deref())?;
     let documents = documents(&model.tokenizer, &args.text)?;
     let settings = settings(&model, args.window)?;
@@ -119,6 +121,7 @@ pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<()> {
 
 /// Writes the logits of given tokens.
 pub fn logits(app: &App, model: &Path, tokens: &[u32], out: &Path) -> Result<()> {
+    crate::found::model(model)?;
     let decoder = russet_model::checkpoint::open(model)?;
     let vocab = decoder.config().vocab;
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
@@ -138,6 +141,12 @@ pub fn logits(app: &App, model: &Path, tokens: &[u32], out: &Path) -> Result<()>
         ))
         .into());
     };
+    if !folder.as_os_str().is_empty() && !folder.is_dir() {
+        bail!(
+            "{}: there is no such folder to write the logits to; make it first",
+            folder.display()
+        );
+    }
     let mut ctx = Ctx::new(app.pool.clone());
     let hidden = decoder.forward(&mut ctx, tokens, &Segments::packed(&[tokens.len()]), None);
     let logits = decoder.logits(&mut ctx, &hidden);
@@ -168,6 +177,7 @@ pub fn bench(app: &App, args: &BenchArgs) -> Result<()> {
         }
     }
     let model = args.model.as_ref().expect("clap asks for it");
+    crate::found::model(model)?;
     let decoder = russet_model::checkpoint::open(model)?;
     let config = BenchConfig {
         prompt: args.prompt_tokens,

@@ -38,6 +38,7 @@ pub fn outcome(error: &anyhow::Error) -> Outcome {
                 TrainError::Artifact(error) => is_recipe(error),
                 _ => false,
             })
+            || matches!(cause.downcast_ref(), Some(TokenizerError::Train(_)))
             || matches!(cause.downcast_ref(), Some(CompressError::Setting { .. }))
             || cause.downcast_ref().is_some_and(is_request)
             || matches!(

@@ -22,6 +22,16 @@ pub fn progress(json: bool) -> Box<dyn Progress> {
 #[derive(Default)]
 struct Bar {
     bar: Option<ProgressBar>,
+    unit: String,
+}
+
+/// The message takes what the line has left and is cut there: a line that wraps is drawn anew below itself.
+const RUNNING: &str = "{prefix:>14} {bar:20} {pos}/{len} UNIT  {eta} left  {wide_msg}";
+const STOPPED: &str = "{prefix:>14} {bar:20} {pos}/{len} UNIT  {wide_msg}";
+
+fn style(template: &str, unit: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(&template.replace("UNIT", unit));
+    style.unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 impl Progress for Bar {
@@ -29,11 +39,11 @@ impl Progress for Bar {
         self.end();
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
         let template = match total {
-            Some(_) => "{prefix:>14} {bar:30} {pos}/{len} UNIT  {eta} left  {msg}",
-            None => "{prefix:>14} {spinner} {pos} UNIT  {elapsed}  {msg}",
+            Some(_) => RUNNING,
+            None => "{prefix:>14} {spinner} {pos} UNIT  {elapsed}  {wide_msg}",
         };
-        let style = ProgressStyle::with_template(&template.replace("UNIT", unit));
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(style(template, unit));
+        self.unit = unit.to_owned();
         bar.set_prefix(stage.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
         self.bar = Some(bar);
@@ -59,6 +69,10 @@ impl Progress for Bar {
 
     fn end(&mut self) {
         if let Some(bar) = self.bar.take() {
+            // A job that was stopped has no time left to tell.
+            if bar.length().is_some_and(|total| bar.position() < total) {
+                bar.set_style(style(STOPPED, &self.unit));
+            }
             bar.abandon();
         }
     }
@@ -144,7 +158,17 @@ impl Progress for Lines {
 
 #[cfg(test)]
 mod tests {
-    use super::short;
+    use super::{ProgressStyle, RUNNING, STOPPED, short};
+
+    #[test]
+    fn a_bar_takes_one_line_and_a_stopped_one_tells_no_time_left() {
+        for template in [RUNNING, STOPPED] {
+            // Only the last part is cut at the terminal's edge.
+            assert!(template.ends_with("{wide_msg}"));
+            assert!(ProgressStyle::with_template(template).is_ok());
+        }
+        assert!(RUNNING.contains("{eta}") && !STOPPED.contains("{eta}"));
+    }
 
     #[test]
     fn numbers_are_short() {

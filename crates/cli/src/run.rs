@@ -19,16 +19,28 @@ pub fn run(app: &mut App, args: &RunArgs) -> Result<()> {
     let names: Vec<String> = paths.iter().map(|path| stem(path)).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let overrides = split_overrides(&args.set, &names)?;
+    if let Some(path) = paths.iter().find(|path| !is_numbered(path)) {
+        return Err(Usage(format!(
+            "{}: a recipe of a run has a number before its name, which says when it runs; rename it, as in \
+             03-pretrain.toml, or move it to another folder",
+            path.display()
+        ))
+        .into());
+    }
     let folder = args.out.clone().unwrap_or_else(|| run_folder(&args.folder));
+    check_run_folder(&folder)?;
     let mut jobs = Vec::new();
     for (path, set) in paths.iter().zip(&overrides) {
         let job = Job::new(app, &Recipe::load(path, set)?)?;
         let place = Place {
-            run: folder.clone(),
+            runs: vec![folder.clone()],
             out: folder.join(&job.name),
             resume: Resume::Continue,
         };
         jobs.push((job, place));
+    }
+    for (at, (job, place)) in jobs.iter().enumerate() {
+        job.check_inputs(place, &names[..at], &names[at..])?;
     }
     // All of them before the first: a mistake in the last recipe should show before the first has run for an hour.
     let mut outlook = outlook(app, args.dry_run);
@@ -80,9 +92,21 @@ pub fn single(app: &mut App, args: &RecipeArgs, wanted: StageKind, resume: Resum
     app.stop_on_signals()?;
     let path = &args.recipe;
     if !path.is_file() {
-        let sentence =
-            "there is no such file; name a recipe, such as recipes/tiny/03-pretrain.toml";
+        let sentence = match path.is_dir() {
+            true => "this is a folder; name a recipe in it, or use `russet run` for all of them",
+            false => "there is no such file; name a recipe, such as recipes/tiny/03-pretrain.toml",
+        };
         return Err(Usage(format!("{}: {sentence}", path.display())).into());
+    }
+    for set in &args.set {
+        let (name, key) = (stem(path), set.key());
+        if let Some(rest) = key.strip_prefix(&format!("{name}.")) {
+            return Err(Usage(format!(
+                "--set {}: the stage's name stands before a key with `russet run` only; write --set {rest}=…",
+                set.text()
+            ))
+            .into());
+        }
     }
     let job = Job::new(app, &Recipe::load(path, &args.set)?)?;
     if job.kind != wanted {
@@ -99,37 +123,39 @@ pub fn single(app: &mut App, args: &RecipeArgs, wanted: StageKind, resume: Resum
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     let run = run_folder(parent);
-    let out = args.out.clone().unwrap_or_else(|| run.join(&job.name));
+    // What lies beside the place that the artifact goes to belongs to the same run.
+    let (out, runs) = match &args.out {
+        None => (run.join(&job.name), vec![run]),
+        Some(out) => {
+            let beside = out.parent().unwrap_or(Path::new("")).to_owned();
+            (out.clone(), vec![beside, run])
+        }
+    };
     let mut outlook = outlook(app, args.dry_run);
     for sibling in recipe_files(parent).unwrap_or_default() {
         if sibling.file_name() < path.file_name() {
-            look_ahead(app, &sibling, &run, &mut outlook);
+            look_ahead(app, &sibling, &runs, &mut outlook);
         }
     }
-    let plan = job.plan(
-        &Place {
-            run: run.clone(),
-            out: out.clone(),
-            resume,
-        },
-        &mut outlook,
-    )?;
+    outlook.forget_splits();
+    let place = Place { runs, out, resume };
+    let plan = job.plan(&place, &mut outlook)?;
     if args.dry_run {
         return print_plans(app, &[plan]);
     }
-    let done = job.run(app, &Place { run, out, resume })?;
+    let done = job.run(app, &place)?;
     print_done(app, &done)
 }
 
 /// What a recipe beside the one that runs tells of its inputs; nothing, where it is not in order itself.
-fn look_ahead(app: &App, path: &Path, run: &Path, outlook: &mut Outlook) {
+fn look_ahead(app: &App, path: &Path, runs: &[PathBuf], outlook: &mut Outlook) {
     let job = Recipe::load(path, &[])
         .map_err(anyhow::Error::from)
         .and_then(|recipe| Job::new(app, &recipe));
     if let Ok(job) = job {
         let place = Place {
-            run: run.to_owned(),
-            out: run.join(&job.name),
+            runs: runs.to_owned(),
+            out: runs[0].join(&job.name),
             resume: Resume::Continue,
         };
         let _ = job.plan(&place, outlook);
@@ -140,8 +166,12 @@ fn look_ahead(app: &App, path: &Path, run: &Path, outlook: &mut Outlook) {
 pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
     app.stop_on_signals()?;
     if let Some(set) = args.set.iter().find(|set| !is_further_setting(set)) {
-        let sentence = "only keys below `palettize` can be set here, and target_bpw by --target-bpw; what the other \
-                        options say is not overridden";
+        let sentence = match set.key() == "palettize.target_bpw" {
+            true => "here the target is an option: write --target-bpw 3.5, say",
+            false => {
+                "only keys below `palettize` can be set here; what the options say is not overridden"
+            }
+        };
         return Err(Usage(format!("--set {}: {sentence}", set.text())).into());
     }
     if !args.target_bpw.is_finite() {
@@ -151,6 +181,7 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
         );
         return Err(Usage(sentence).into());
     }
+    crate::found::model(&args.model)?;
     let text = format!(
         "stage = \"palettize\"\n[inputs]\ncheckpoint = {}\n[data]\ncalibration = [{}]\n[palettize]\ntarget_bpw = {:?}\n",
         toml_string(&args.model)?,
@@ -158,8 +189,13 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
         args.target_bpw
     );
     let job = Job::new(app, &Recipe::from_text("palettize", &text, &args.set)?)?;
+    let whole = |path: &Path| path.canonicalize().ok();
+    if whole(&args.out).is_some_and(|out| whole(&args.model) == Some(out)) {
+        let sentence = "is the model itself, which is not replaced; name another folder";
+        return Err(Usage(format!("--out {} {sentence}", args.out.display())).into());
+    }
     let place = Place {
-        run: PathBuf::new(),
+        runs: Vec::new(),
         out: args.out.clone(),
         resume: Resume::Continue,
     };
@@ -190,6 +226,44 @@ fn stem(path: &Path) -> String {
         .unwrap_or_default()
 }
 
+fn is_numbered(path: &Path) -> bool {
+    stem(path).starts_with(|first: char| first.is_ascii_digit())
+}
+
+fn has_numbered_recipes(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths = entries.map(|entry| entry.path());
+    paths.any(|path| is_numbered(&path) && path.extension().is_some_and(|is| is == "toml"))
+}
+
+/// A run's folder is new or empty, or holds something of a run: stages are not strewn over a folder of other things.
+fn check_run_folder(folder: &Path) -> Result<()> {
+    let refuse = |what: &str| {
+        let sentence = "name a new folder for the run by --out, such as runs/mine";
+        Err(Usage(format!("{}: {what}; {sentence}", folder.display())).into())
+    };
+    if !folder.exists() {
+        return Ok(());
+    }
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return refuse("this is a file, or a folder that cannot be listed");
+    };
+    let paths: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    let of_a_run = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let word = |word: &str| name.ends_with(word) || name.contains(&format!("{word}-"));
+        let left = name.starts_with('.') && (word(".tmp") || word(".old"));
+        path.is_dir()
+            && (path.join("manifest.json").is_file() || word(".state") || word(".log") || left)
+    };
+    match paths.is_empty() || paths.iter().any(of_a_run) {
+        true => Ok(()),
+        false => refuse("this folder holds files, and none of them is of a run"),
+    }
+}
+
 fn run_folder(recipes: &Path) -> PathBuf {
     let name = recipes
         .canonicalize()
@@ -218,8 +292,19 @@ fn recipe_files(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     paths.sort();
     if paths.is_empty() {
+        let folders = std::fs::read_dir(folder)?;
+        let mut below: Vec<String> = folders
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| has_numbered_recipes(path))
+            .map(|path| path.display().to_string())
+            .collect();
+        below.sort();
+        let hint = match below[..] {
+            [] => "give a folder of recipes, such as recipes/tiny".to_owned(),
+            _ => format!("did you mean {}?", below.join(" or ")),
+        };
         return Err(Usage(format!(
-            "{shown}: there is no recipe (NN-name.toml) in this folder"
+            "{shown}: there is no recipe (NN-name.toml) in this folder; {hint}"
         ))
         .into());
     }
@@ -239,8 +324,12 @@ fn print_plans(app: &App, plans: &[(Value, String)]) -> Result<()> {
     app.print(&json!({ "stages": stages }), &texts.join("\n\n"))
 }
 
-fn print_done(app: &App, done: &Done) -> Result<()> {
-    let text = format!("{}: {}", done.artifact.display(), done.summary);
+fn print_done(app: &mut App, done: &Done) -> Result<()> {
+    let unchanged = if done.skipped { "unchanged, " } else { "" };
+    let text = format!("{}: {unchanged}{}", done.artifact.display(), done.summary);
+    if app.json {
+        app.progress.message(&text);
+    }
     app.print(&done.json()?, &text)
 }
 

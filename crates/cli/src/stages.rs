@@ -90,8 +90,8 @@ trait Work {
 
 /// Where a recipe's inputs and its artifact lie.
 pub struct Place {
-    /// The folder that inputs are named in.
-    pub run: PathBuf,
+    /// The folders that inputs are named in; the first that has one holds it.
+    pub runs: Vec<PathBuf>,
     /// The artifact's own folder.
     pub out: PathBuf,
     /// What becomes of a training that was stopped.
@@ -101,11 +101,11 @@ pub struct Place {
 impl Place {
     /// An input: a stage of the same run by its folder's name, else a path as it stands.
     fn input(&self, name: &Path) -> PathBuf {
-        let beside = self.run.join(name);
-        if beside.exists() || !name.exists() {
-            beside
-        } else {
-            name.to_path_buf()
+        let beside = || self.runs.iter().map(|run| run.join(name));
+        let found = beside().find(|path| path.exists());
+        match found.or_else(|| beside().next().filter(|_| !name.exists())) {
+            Some(path) => path,
+            None => name.to_path_buf(),
         }
     }
 }
@@ -119,6 +119,8 @@ pub struct Outlook {
     vocab: Option<usize>,
     /// The decoders of the checkpoints that the run will make, by the name of the stage.
     decoders: BTreeMap<String, Config>,
+    /// The splits of the tokens that the run will make, by the name of the stage.
+    splits: BTreeMap<String, Vec<String>>,
 }
 
 impl Outlook {
@@ -128,6 +130,26 @@ impl Outlook {
             gflops,
             vocab: None,
             decoders: BTreeMap::new(),
+            splits: BTreeMap::new(),
+        }
+    }
+
+    /// Forgets which splits there will be: what lies there may have been made with other settings.
+    pub fn forget_splits(&mut self) {
+        self.splits.clear();
+    }
+
+    /// Refuses a split that the run's tokens will not have.
+    fn check_split(&self, tokens: &Path, key: &str, split: &str) -> Result<()> {
+        let splits = tokens.to_str().and_then(|name| self.splits.get(name));
+        match splits {
+            Some(splits) if !splits.iter().any(|one| one == split) => Err(Usage(format!(
+                "`{key}` is {split}, but {} makes no such split; write one of {}",
+                tokens.display(),
+                splits.join(", ")
+            ))
+            .into()),
+            _ => Ok(()),
         }
     }
 
@@ -209,7 +231,7 @@ impl Job {
 
     /// Its settings and its plan, as `--dry-run` shows them.
     pub fn plan(&self, place: &Place, outlook: &mut Outlook) -> Result<(Value, String)> {
-        let Plan { json, text } = self
+        let Plan { mut json, text } = self
             .work
             .plan(&self.name, place, outlook)
             .with_context(|| self.name.clone())?;
@@ -219,8 +241,45 @@ impl Job {
             lines.push(format!("  {key} = {value}"));
         });
         lines.extend(text.lines().map(|line| format!("  | {line}")));
+        let mut found = Map::new();
+        for (key, name) in inputs(&settings) {
+            let path = place.input(&name).display().to_string();
+            lines.push(format!("  | {key:<8} from {path}"));
+            found.insert(key, path.into());
+        }
+        if !found.is_empty() {
+            json["inputs"] = found.into();
+        }
         let json = json!({"name": self.name, "settings": settings, "plan": json});
         Ok((json, lines.join("\n")))
+    }
+
+    /// Refuses an input that neither is there nor will have been made by then: `earlier` are the stages before this one,
+    /// `later` those after it.
+    pub fn check_inputs(&self, place: &Place, earlier: &[&str], later: &[&str]) -> Result<()> {
+        for (key, name) in inputs(&self.work.settings()?) {
+            let is = |stage: &&&str| Path::new(stage) == name;
+            let shown = name.display();
+            let sentence = if earlier.iter().any(|stage| is(&stage)) {
+                continue;
+            } else if later.iter().any(|stage| is(&stage)) {
+                format!(
+                    "{shown}, which runs later; stages run in the order of their numbers, so give it a lower one"
+                )
+            } else if place.input(&name).exists() {
+                continue;
+            } else {
+                let earlier = match earlier {
+                    [] => String::new(),
+                    names => format!(" ({})", names.join(", ")),
+                };
+                format!(
+                    "{shown}, which is neither an earlier stage of this run{earlier} nor a path that exists"
+                )
+            };
+            return Err(Usage(format!("{}: `inputs.{key}` is {sentence}", self.name)).into());
+        }
+        Ok(())
     }
 
     /// Runs it, or finds that nothing has changed.
@@ -238,6 +297,14 @@ impl Job {
             facts: made.facts,
         })
     }
+}
+
+/// The inputs that settings name.
+fn inputs(settings: &Value) -> Vec<(String, PathBuf)> {
+    let named = settings["inputs"].as_object().into_iter().flatten();
+    named
+        .filter_map(|(key, name)| Some((key.clone(), PathBuf::from(name.as_str()?))))
+        .collect()
 }
 
 /// Each value of nested tables under its dotted key.
@@ -270,7 +337,7 @@ fn make(
     if stage.current(out, kind).is_ok() {
         return Ok(true);
     }
-    let draft = Draft::create(out, kind)?;
+    let draft = Draft::of_stage(out, kind, &stage.name)?;
     work(app, draft.path())?;
     draft.commit(&stage)?;
     Ok(false)
@@ -283,6 +350,7 @@ fn look_at_texts(key: &str, paths: &[PathBuf]) -> Result<Map<String, Value>> {
     }
     let mut bytes = 0;
     for path in paths {
+        crate::found::text(path).with_context(|| format!("`{key}`"))?;
         read_texts(path).with_context(|| format!("`{key}`"))?;
         bytes += std::fs::metadata(path).map_or(0, |is| is.len());
     }

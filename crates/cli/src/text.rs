@@ -10,11 +10,12 @@ use russet_tokenizer::{SpecialTokens, Tokenizer};
 use serde_json::json;
 
 use crate::app::{App, Model, Usage, write_stdout};
-use crate::args::{ConvertArgs, Format, GenerateArgs, SamplingArgs};
+use crate::args::{ConvertArgs, Format, GenerateArgs, SamplingArgs, Target};
 use crate::stop::StopFilter;
 
 /// Prints the token ids of a text.
 pub fn encode(app: &App, model: &Path, text: &str, special: bool) -> Result<()> {
+    crate::found::tokenizer(model)?;
     let tokenizer = Tokenizer::open(model)?;
     let special = if special {
         SpecialTokens::Parse
@@ -160,12 +161,8 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
 
 /// Converts a model's files to a Hugging Face folder in f32.
 pub fn convert(app: &App, args: &ConvertArgs) -> Result<()> {
-    if args.to != Format::Hf {
-        return Err(Usage(
-            "`--to` knows hf, a Hugging Face folder; llama2.c's files are read, not written".into(),
-        )
-        .into());
-    }
+    let Target::Hf = args.to;
+    crate::found::of_form(&args.input, args.from == Format::Llama2c)?;
     // An artifact of ours counts by its manifest, anything else by its bytes.
     let model = match Artifact::open_any(&args.input) {
         Ok(artifact) => Inputs::new().artifact("model", &artifact)?,
@@ -197,7 +194,7 @@ pub fn convert(app: &App, args: &ConvertArgs) -> Result<()> {
         json!({"stage": "convert", "from": from, "to": "hf"}),
         inputs,
     );
-    let draft = Draft::create(&args.out, Kind::Checkpoint)?;
+    let draft = Draft::of_stage(&args.out, Kind::Checkpoint, &stage.name)?;
     checkpoint::save(&decoder, draft.path())?;
     tokenizer.save(draft.path())?;
     draft.write("README.md", model_card(&decoder, args.from).as_bytes())?;

@@ -270,6 +270,22 @@ fn every_recipe_is_checked_before_the_first_stage_runs() {
         ("eval.data.heldout=none.jsonl", 1, "none.jsonl"),
         ("sample.sample.max_tokens=0", 2, "`sample.max_tokens` is 0"),
         ("sample.sample.top_p=0", 2, "top_p is 0"),
+        (
+            "pretrain.inputs.tokens=nope",
+            2,
+            "`inputs.tokens` is nope, which is neither an earlier stage of this run (01-tokenizer, 02-tokens)",
+        ),
+        (
+            "eval.inputs.checkpoint=06-sample",
+            2,
+            "06-sample, which runs later",
+        ),
+        (
+            "pretrain.data.validation=test",
+            2,
+            "02-tokens makes no such split; write one of heldout, train",
+        ),
+        ("palettize.palettize.sequence=129", 2, "`sequence` is 129"),
         ("nothing.a=1", 2, "`nothing` is no stage"),
         ("noequals", 2, "KEY=VALUE"),
     ] {
@@ -283,6 +299,82 @@ fn every_recipe_is_checked_before_the_first_stage_runs() {
         assert!(ran.stderr.contains("GiB"), "{}", ran.stderr);
     }
     exits(dir.path(), 2, &["run", "nowhere"]);
+
+    // Where the run goes: not over files of other kinds.
+    let other = dir.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(other.join("thesis.tex"), "precious").unwrap();
+    let refused = |arguments: &[&str], part: &str| {
+        let ran = exits(dir.path(), 2, arguments);
+        assert!(ran.stderr.contains(part), "{}", ran.stderr);
+    };
+    refused(
+        &["run", "mini", "--out", "other"],
+        "none of them is of a run",
+    );
+    refused(&["run", "mini", "--out", "train.jsonl"], "this is a file");
+    assert_eq!(std::fs::read_dir(&other).unwrap().count(), 1);
+    // Which recipes.
+    refused(&["run", "."], "did you mean ./mini?");
+    refused(&["pretrain", "mini"], "this is a folder");
+    let whole = "03-pretrain.train.steps=3";
+    refused(
+        &["pretrain", "mini/03-pretrain.toml", "--set", whole],
+        "write --set train.steps=",
+    );
+    let recipes = dir.path().join("mini");
+    std::fs::copy(recipes.join("06-sample.toml"), recipes.join("more.toml")).unwrap();
+    refused(
+        &["run", "mini"],
+        "more.toml: a recipe of a run has a number",
+    );
+}
+
+#[test]
+fn a_run_that_was_moved_is_the_same_run_to_every_verb() {
+    let dir = tempfile::tempdir().unwrap();
+    mini(dir.path());
+    for name in ["04-palettize", "05-eval", "06-sample"] {
+        std::fs::remove_file(dir.path().join(format!("mini/{name}.toml"))).unwrap();
+    }
+    let steps = ["--json", "--set", "pretrain.train.steps=2"];
+    ok(dir.path(), &[&["run", "mini"][..], &steps].concat());
+    std::fs::create_dir_all(dir.path().join("deep/er")).unwrap();
+    std::fs::rename(dir.path().join("runs/mini"), dir.path().join("deep/er/one")).unwrap();
+    let moved = ["run", "mini", "--out", "deep/er/one"];
+    let again = ok(dir.path(), &[&moved[..], &steps].concat()).json();
+    assert_eq!(skipped(&again), [true; 3]);
+
+    // A single verb finds its inputs beside the place that it writes to, before those of the default run.
+    ok(
+        dir.path(),
+        &[
+            "run",
+            "mini",
+            "--json",
+            "--set",
+            "pretrain.train.steps=2",
+            "--set",
+            "tokenizer.tokenizer.vocab_size=301",
+        ],
+    );
+    let single = [
+        "pretrain",
+        "mini/03-pretrain.toml",
+        "--out",
+        "deep/er/one/03-pretrain",
+        "--set",
+        "train.steps=2",
+    ];
+    let plan = ok(dir.path(), &[&single[..], &["--dry-run"]].concat()).stdout;
+    assert!(
+        plan.contains("tokens   from deep/er/one/02-tokens"),
+        "{plan}"
+    );
+    let same = ok(dir.path(), &single);
+    assert!(same.stdout.contains(": unchanged, "), "{}", same.stdout);
+    let json = ok(dir.path(), &[&single[..], &["--json"]].concat());
+    assert!(json.stderr.contains("unchanged, "), "{}", json.stderr);
 }
 
 #[cfg(unix)]
@@ -333,6 +425,21 @@ fn a_run_that_is_told_to_stop_goes_on_where_it_was() {
     );
     assert!(dir.path().join("runs/mini/03-pretrain.state").exists());
 
+    // Another run is not gone on with, and the sentence says how to begin anew.
+    let other = [
+        "pretrain",
+        "mini/03-pretrain.toml",
+        "--set",
+        "train.steps=301",
+    ];
+    let refused = exits(dir.path(), 1, &other);
+    assert!(
+        refused
+            .stderr
+            .contains("--restart --out runs/mini/03-pretrain\n"),
+        "{}",
+        refused.stderr
+    );
     let resumed = ok(dir.path(), &long);
     assert!(
         resumed.stderr.contains("going on after step"),
@@ -348,5 +455,52 @@ fn a_run_that_is_told_to_stop_goes_on_where_it_was() {
     assert!(
         weights("runs/mini") == weights("whole"),
         "the resumed weights differ"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_at_once_with_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    mini(dir.path());
+    // Steps long enough that the second signal comes before the first is noticed.
+    let slow = [
+        "run",
+        "mini",
+        "--set",
+        "pretrain.model.width=256",
+        "--set",
+        "palettize.palettize.target_bpw=3",
+        "--set",
+        "pretrain.train.batch_sequences=64",
+        "--set",
+        "pretrain.train.steps=1000",
+    ];
+    let mut child = russet(dir.path(), &slow)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let log = dir.path().join("runs/mini/03-pretrain.log");
+    let started = Instant::now();
+    while !log.exists() {
+        assert!(
+            child.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            common::Ran::from(child.wait_with_output().unwrap()).stderr
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let (id, both) = (child.id(), "kill -INT $0; kill -TERM $0");
+    let kill = std::process::Command::new("sh")
+        .args(["-c", both, &id.to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    let ended = common::Ran::from(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("error: stopped at once"),
+        "{}",
+        ended.stderr
     );
 }

@@ -51,6 +51,22 @@ fn a_converted_model_says_what_it_was_made_of() {
             "convert", "--from", "hf", "--to", "llama2c", "--in", "stories", "--out", "b",
         ],
     );
+    // What a conversion did not write, it does not replace: here, what says that training wrote it.
+    let path = dir.path().join("again/manifest.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let trained = text.replace(
+        "\"stage\": \"convert\",\n  \"tool",
+        "\"stage\": \"pretrain\",\n  \"tool",
+    );
+    assert_ne!(text, trained);
+    std::fs::write(&path, &trained).unwrap();
+    let refused = exits(dir.path(), 1, &again);
+    assert!(
+        refused.stderr.contains("`pretrain` wrote it"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), trained);
 }
 
 #[test]
@@ -204,6 +220,19 @@ fn verbs_keep_their_objects_and_exit_codes() {
     ] {
         exits(dir, 2, &[&palettize[..], &model, &wrong].concat());
     }
+    let itself = [
+        "palettize",
+        "--calibration",
+        "train.jsonl",
+        "--out",
+        "./stories",
+    ];
+    let refused = exits(dir, 2, &[&itself[..], &model].concat());
+    assert!(
+        refused.stderr.contains("is the model itself"),
+        "{}",
+        refused.stderr
+    );
     let deep = format!("{}=1", vec!["a"; 60_000].join("."));
     exits(
         dir,
@@ -213,6 +242,95 @@ fn verbs_keep_their_objects_and_exit_codes() {
     let plan = json(&[&palettize[..], &model, &["--dry-run"]].concat());
     assert!(plan["stages"][0]["plan"]["memory_bytes"].as_u64() > Some(1 << 20));
     assert!(!dir.join("p").exists());
+}
+
+#[test]
+fn what_a_path_or_value_was_probably_meant_to_be_is_said() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    stories(dir);
+    mini(dir);
+    let says = |code: i32, arguments: &str, part: &str| {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let ran = exits(dir, code, &arguments);
+        assert!(ran.stderr.contains(part), "{arguments:?}: {}", ran.stderr);
+        ran.stderr
+    };
+    let meant = "did you mean ./stories?";
+    says(1, "generate --prompt a --model .", meant);
+    says(1, "tokenizer encode --text a --model .", meant);
+    says(1, "bench --model .", meant);
+    says(
+        1,
+        "palettize --calibration train.jsonl --out p --model .",
+        meant,
+    );
+    says(
+        1,
+        "generate --prompt a --model stories/model.safetensors",
+        "this is a file, and a model is a folder; name the one it lies in, stories",
+    );
+    let generate = "generate --prompt a --model stories";
+    let here = "paths count from the working directory";
+    let text = "eval perplexity --model stories --text";
+    let palettize = "palettize --model stories --out p --calibration";
+    says(1, &format!("{text} nope.txt"), here);
+    says(1, &format!("{palettize} nope.txt"), here);
+    says(
+        1,
+        &format!("{generate} --adapter nope"),
+        "there is no such folder; name a PEFT folder",
+    );
+    says(
+        1,
+        &format!("{generate} --adapter stories"),
+        "no adapter_config.json",
+    );
+    says(
+        2,
+        &format!("{palettize} train.jsonl --set palettize.target_bpw=3"),
+        "write --target-bpw",
+    );
+    says(
+        2,
+        &format!("{generate} --temperature -1"),
+        "error: temperature is -1",
+    );
+    says(2, &format!("{generate} --seed -3"), "invalid value '-3'");
+
+    let bin = golden("stories260K/stories260K.bin");
+    let convert =
+        |from: &str, path: &str| format!("convert --to hf --out c --from {from} --in {path}");
+    says(2, &convert("llama2c", "stories"), "write --from hf");
+    says(
+        2,
+        &convert("hf", bin.to_str().unwrap()),
+        "write --from llama2c",
+    );
+    says(
+        1,
+        "eval logits --tokens 1 --model stories --out no/l.safetensors",
+        "no: there is no such folder to write",
+    );
+
+    let tokenizer = "tokenizer train mini/01-tokenizer.toml --set tokenizer.vocab_size";
+    says(2, &format!("{tokenizer}=abc"), "expected a whole number");
+    let small = says(2, &format!("{tokenizer}=262"), "set vocab_size to at least");
+    assert!(!small.contains("alphabet"), "{small}");
+
+    // Files that were cut off.
+    let packed = std::fs::read(golden("../data/tales/heldout.jsonl.zst")).unwrap();
+    std::fs::write(dir.join("cut.jsonl.zst"), &packed[..packed.len() / 2]).unwrap();
+    says(1, &format!("{text} cut.jsonl.zst"), "it was cut off");
+    let weights = dir.join("stories/model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    says(1, generate, "so write or fetch it again");
+    std::fs::write(&weights, "").unwrap();
+    let empty = says(1, generate, "is empty; it was probably not written");
+    assert_eq!(empty.matches("model.safetensors").count(), 1, "{empty}");
+    std::fs::write(dir.join("stories/config.json"), "{").unwrap();
+    says(1, generate, "write it again or fetch it anew");
 }
 
 #[test]

@@ -105,6 +105,17 @@ impl Settings {
     /// When a projection has a size that the format does not offer, or the target cannot be met.
     pub fn check(&self, config: &Config) -> Result<(), CompressError> {
         self.validate()?;
+        // The default is for models of any context, and is cut to a shorter one; what was asked for is not.
+        if self.sequence > config.context && self.sequence != Settings::default().sequence {
+            return Err(CompressError::Setting {
+                key: "sequence",
+                value: self.sequence.to_string(),
+                problem: format!(
+                    "the model sees {} tokens at a time: write at most that, best what it was trained at",
+                    config.context
+                ),
+            });
+        }
         let attention = config.heads * config.head_dim;
         let (mut bytes, mut weights) = ([0; 2], 0);
         for (name, rows, cols) in [

@@ -386,7 +386,9 @@ pub(crate) fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
     serde_json::from_slice(&text).map_err(|error| {
         ModelError::file(
             path,
-            format!("is not the JSON object it should be: {error}"),
+            format!(
+                "is not the JSON object it should be ({error}); write it again or fetch it anew"
+            ),
         )
     })
 }

@@ -42,6 +42,25 @@ impl ModelError {
         }
     }
 
+    /// A file that cannot be mapped, its path said once.
+    pub(crate) fn unmapped(path: &Path, error: russet_kernels::mmap::MmapError) -> ModelError {
+        use russet_kernels::mmap::MmapError;
+        let problem = match error {
+            MmapError::Open { source, .. } => {
+                format!("cannot be opened: {source}; check that the file exists and may be read")
+            }
+            MmapError::NotAFile { .. } => "is not a regular file; name the file itself".to_owned(),
+            MmapError::Empty { .. } => {
+                "is empty; it was probably not written to its end, so write or fetch it again"
+                    .to_owned()
+            }
+            MmapError::Map { bytes, source, .. } => {
+                format!("cannot be mapped into memory ({bytes} bytes): {source}")
+            }
+        };
+        ModelError::file(path, problem)
+    }
+
     /// A problem with one tensor of a file.
     pub fn tensor(path: &Path, name: &str, problem: impl std::fmt::Display) -> ModelError {
         ModelError::Tensor {

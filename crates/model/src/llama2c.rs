@@ -22,7 +22,7 @@ const HEADER_BYTES: usize = 256;
 /// # Errors
 /// When the file is truncated, of a quantized version, or its header makes no sense.
 pub fn load(path: &Path) -> Result<Decoder, ModelError> {
-    let map = Mmap::open(path).map_err(|error| ModelError::file(path, error))?;
+    let map = Mmap::open(path).map_err(|error| ModelError::unmapped(path, error))?;
     parse(&map).map_err(|problem| ModelError::file(path, problem))
 }
 

@@ -98,9 +98,11 @@ impl Stored {
     /// # Errors
     /// As for [`Stored::open`].
     pub fn open_file(path: &Path) -> Result<Stored, ModelError> {
-        let map = Arc::new(Mmap::open(path).map_err(|error| ModelError::file(path, error))?);
+        let map = Arc::new(Mmap::open(path).map_err(|error| ModelError::unmapped(path, error))?);
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
-            ModelError::file(path, format!("is not a whole safetensors file: {error}"))
+            ModelError::file(path, format!(
+                    "is not a whole safetensors file ({error}); it was probably not written to its end, so write or fetch it again"
+                ))
         })?;
         let data = header + 8; // the header's length stands before it
         let mut entries = BTreeMap::new();

@@ -156,7 +156,10 @@ impl Texts {
     fn next_line(&mut self) -> Result<Option<String>> {
         loop {
             self.line += 1;
-            match self.fill(true).map_err(|e| self.line_error(e))? {
+            match self
+                .fill(true)
+                .map_err(|e| self.line_error(unreadable(&e)))?
+            {
                 Filled::End => return Ok(None),
                 Filled::TooLong => {
                     return Err(self.line_error(format!(
@@ -181,7 +184,7 @@ impl Texts {
         let failed = |path: &Path, e: String| TokenizerError::file(path, e);
         match self
             .fill(false)
-            .map_err(|e| failed(&self.path, e.to_string()))?
+            .map_err(|e| failed(&self.path, unreadable(&e)))?
         {
             Filled::End => Ok(None),
             Filled::TooLong => Err(failed(
@@ -203,6 +206,18 @@ impl Texts {
                     )
                 }),
         }
+    }
+}
+
+/// A packed file that ends too early, or any other that cannot be read on.
+fn unreadable(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => {
+            format!(
+                "the file ends before its packing does ({error}); it was cut off, so copy or fetch it again"
+            )
+        }
+        _ => error.to_string(),
     }
 }
 

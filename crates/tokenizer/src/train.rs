@@ -236,7 +236,7 @@ impl Corpus {
         if FIXED + alphabet.len() > config.vocab_size {
             return Err(TokenizerError::Train(format!(
                 "a vocabulary of {} cannot hold 4 special tokens, 256 bytes and the {} characters that occur {} times \
-                 or more; set vocab_size to at least {}, or raise alphabet_min_frequency",
+                 or more; set vocab_size to at least {}",
                 config.vocab_size,
                 alphabet.len(),
                 config.alphabet_min_frequency,

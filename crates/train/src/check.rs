@@ -176,7 +176,7 @@ fn resolve_train(train: &mut TrainSettings, schedule: &ScheduleSettings) -> Resu
     if warmup > steps {
         return refuse(
             "train.warmup_steps",
-            format!("is {warmup}, more than all {steps} steps"),
+            format!("is {warmup}, more than all {steps} steps; lower it too"),
         );
     }
     match (schedule, train.final_lr_ratio) {

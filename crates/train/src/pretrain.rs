@@ -114,7 +114,7 @@ pub fn pretrain(
     }
     plan.describe().memory.check()?;
     // Before the work: a place that cannot be written to is found now.
-    let draft = Draft::create(out, Kind::Checkpoint)?;
+    let draft = Draft::of_stage(out, Kind::Checkpoint, &stage.name)?;
     let best = beside(out, "best")?;
     if settings.keep_best {
         drop(Draft::create(&best, Kind::Checkpoint)?);

@@ -88,7 +88,7 @@ pub struct Price {
 
 impl Price {
     /// The price of settings with a vocabulary of `vocab`. `start` is the shape of the checkpoint to begin with, if any;
-    /// see [`shape`].
+    /// see [`crate::plan::Start`].
     ///
     /// # Errors
     /// When a setting cannot be.

@@ -276,7 +276,8 @@ impl StateStore {
         }
         let artifact = self.stage.current(&dir, Kind::TrainState).map_err(|stale| {
             let problem = format!(
-                "this is no state to go on from: {stale}. Undo that, or remove the folder to start over"
+                "this is no state to go on from: {stale}. Undo that, or start over: russet pretrain RECIPE --restart --out {}",
+                self.dir.with_extension("").display()
             );
             TrainError::State {
                 dir: dir.clone(),

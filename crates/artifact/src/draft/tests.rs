@@ -253,7 +253,10 @@ fn the_same_stage_leaves_the_same_bytes() {
     let [a, b] = ["a", "b"].map(|name| commit(&root.path().join(name), 1, true).unwrap());
     assert_eq!(a.manifest_hash(), b.manifest_hash());
     let bytes = fs::read(a.dir().join(MANIFEST)).unwrap();
-    assert_eq!(a.manifest_hash(), Hash::of(&bytes));
+    assert_eq!(
+        Manifest::from_bytes(&bytes).unwrap().identity(),
+        a.manifest_hash()
+    );
     let reopened = Artifact::open(a.dir(), Kind::Tokens).unwrap();
     assert_eq!(
         (reopened.manifest(), reopened.manifest_hash()),
@@ -342,6 +345,33 @@ fn what_is_not_ours_is_never_replaced() {
         },
         "cannot be trusted: it has no `format` number",
     );
+}
+
+#[test]
+fn the_result_of_another_stage_is_not_replaced() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("a");
+    commit(&dir, 1, true).unwrap();
+    let convert = Stage::new(
+        "convert",
+        &Tool::new("0.0.0", "test"),
+        2.into(),
+        Inputs::new(),
+    );
+    // Whether the name was told when the draft began, or only when it ended.
+    let early = Draft::of_stage(&dir, Kind::Tokens, "convert")
+        .map(drop)
+        .unwrap_err();
+    let late = Draft::create(&dir, Kind::Tokens).unwrap();
+    for error in [early, late.commit(&convert).unwrap_err()] {
+        let error = error.to_string();
+        assert!(
+            error.contains("`test` wrote it, and the result of `convert`"),
+            "{error}"
+        );
+    }
+    assert_eq!(check_whole(&dir), 1);
+    Draft::of_stage(&dir, Kind::Tokens, "test").unwrap();
 }
 
 #[cfg(unix)]

@@ -142,6 +142,26 @@ impl Pretrain {
         }
     }
 
+    /// Whether the run's tokens recipes make the splits that are named here.
+    fn check_splits(&self, outlook: &Outlook) -> Result<()> {
+        let (data, tokens) = (&self.settings.data, &self.inputs.tokens);
+        let train = data.train.as_deref().or(match data.mixture.is_empty() {
+            true => Some("train"),
+            false => None,
+        });
+        if let Some(split) = train {
+            outlook.check_split(tokens, "data.train", split)?;
+        }
+        for part in &data.mixture {
+            let tokens = part.tokens.as_ref().unwrap_or(tokens);
+            outlook.check_split(tokens, "data.mixture", &part.split)?;
+        }
+        match &data.validation {
+            Some(split) => outlook.check_split(tokens, "data.validation", split),
+            None => Ok(()),
+        }
+    }
+
     /// The shape of the checkpoint to begin with, where there is one and its shape is known.
     fn start(&self, place: &Place, outlook: &Outlook) -> Option<Config> {
         outlook.decoder(self.inputs.checkpoint.as_deref()?, place)
@@ -168,6 +188,7 @@ impl Work for Pretrain {
 
     /// Of the tokens where they lie there already; else of the vocabulary that the run's tokenizer recipe asks for.
     fn plan(&self, name: &str, place: &Place, outlook: &mut Outlook) -> Result<Plan> {
+        self.check_splits(outlook)?;
         let sources = self.sources(place);
         let start = self.start(place, outlook);
         if let (Some(checkpoint), None) = (&sources.checkpoint, &start) {

@@ -40,6 +40,13 @@ impl Work for PruneRecipe {
     }
 
     fn plan(&self, name: &str, place: &Place, outlook: &mut Outlook) -> Result<Plan> {
+        let PruneSettings {
+            train, validation, ..
+        } = &self.prune;
+        outlook.check_split(&self.inputs.tokens, "prune.train", train)?;
+        if let Some(split) = validation {
+            outlook.check_split(&self.inputs.tokens, "prune.validation", split)?;
+        }
         let Some(config) = outlook.decoder(&self.inputs.checkpoint, place) else {
             let reason = format!(
                 "{} is not there yet, so its size is not known",

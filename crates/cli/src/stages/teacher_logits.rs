@@ -40,8 +40,11 @@ impl Work for TeacherLogitsRecipe {
         Ok(Recipe::resolved_json(self)?)
     }
 
-    fn plan(&self, _: &str, _: &Place, _: &mut Outlook) -> Result<Plan> {
+    fn plan(&self, _: &str, _: &Place, outlook: &mut Outlook) -> Result<Plan> {
         let TeachSettings { k, splits, .. } = &self.teacher_logits;
+        for split in splits {
+            outlook.check_split(&self.inputs.tokens, "teacher_logits.splits", split)?;
+        }
         Ok(Plan {
             json: json!({"k": k, "bytes_per_token": 4 * k}),
             text: format!(

@@ -43,7 +43,9 @@ impl Work for TokensRecipe {
         Ok(Recipe::resolved_json(self)?)
     }
 
-    fn plan(&self, _: &str, _: &Place, _: &mut Outlook) -> Result<Plan> {
+    fn plan(&self, name: &str, _: &Place, outlook: &mut Outlook) -> Result<Plan> {
+        let known = self.data.keys().cloned().collect();
+        outlook.splits.insert(name.to_owned(), known);
         let (mut splits, mut lines) = (Map::new(), Vec::new());
         for (split, paths) in &self.data {
             let found = look_at_texts(&format!("data.{split}"), paths)?;

@@ -1,0 +1,136 @@
+//! What a path on the command line leads to, looked at before the work: a model, an adapter, a text. The crates below say
+//! which file they could not open; here it is said what was probably meant.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use russet_artifact::Artifact;
+
+use crate::app::Usage;
+
+/// Refuses what is no model's folder, and names models nearby.
+pub fn model(folder: &Path) -> Result<()> {
+    holds(folder, "config.json")
+}
+
+/// Refuses a folder without a tokenizer.
+pub fn tokenizer(folder: &Path) -> Result<()> {
+    match folder.is_file() {
+        true => Ok(()), // A tokenizer.json itself.
+        false => holds(folder, "tokenizer.json"),
+    }
+}
+
+fn holds(folder: &Path, file: &str) -> Result<()> {
+    let shown = folder.display();
+    if folder.join(file).is_file() {
+        return Ok(());
+    }
+    if folder.is_file() {
+        let parent = folder.parent().filter(|path| !path.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new(".")).display();
+        bail!(
+            "{shown}: this is a file, and a model is a folder; name the one it lies in, {parent}"
+        );
+    }
+    if !folder.is_dir() {
+        bail!(
+            "{shown}: there is no such folder; `russet run recipes/tiny` makes a model under runs/tiny"
+        );
+    }
+    let what = match Artifact::open_any(folder) {
+        Ok(artifact) => format!(
+            "this is an artifact of kind `{}`, no model",
+            artifact.kind()
+        ),
+        Err(_) => format!("there is no {file} in this folder, so it is no model"),
+    };
+    let mut near = with_file(folder, file);
+    if near.is_empty() && folder.join("manifest.json").is_file() {
+        near = folder
+            .parent()
+            .map_or_else(Vec::new, |run| with_file(run, file));
+    }
+    let near: Vec<String> = near.iter().map(|path| path.display().to_string()).collect();
+    match near[..] {
+        [] => bail!("{shown}: {what}; name a Hugging Face folder, a checkpoint or a package"),
+        _ => bail!("{shown}: {what}; did you mean {}?", near.join(" or ")),
+    }
+}
+
+/// Up to three folders in `folder` that have such a file, states of trainings left out.
+fn with_file(folder: &Path, file: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join(file).is_file())
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            !name.starts_with('.') && !name.ends_with(".state")
+        })
+        .collect();
+    found.sort();
+    let first = found.len().saturating_sub(3);
+    found.split_off(first)
+}
+
+/// Refuses what is no adapter's folder.
+pub fn adapter(folder: &Path) -> Result<()> {
+    if folder.join("adapter_config.json").is_file() {
+        return Ok(());
+    }
+    let what = match folder.is_dir() {
+        true => "there is no adapter_config.json in this folder, so it is no adapter",
+        false => "there is no such folder",
+    };
+    bail!(
+        "{}: {what}; name a PEFT folder, with adapter_config.json and adapter_model.safetensors",
+        folder.display()
+    );
+}
+
+/// Refuses a text that is not there.
+pub fn text(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let counted = match std::env::current_dir() {
+        Ok(here) if path.is_relative() => {
+            format!(
+                "; paths count from the working directory, {}",
+                here.display()
+            )
+        }
+        _ => "; check its name".to_owned(),
+    };
+    bail!("{}: there is no such file{counted}", path.display());
+}
+
+/// Refuses a model in another form than `--from` says.
+pub fn of_form(path: &Path, llama2c: bool) -> Result<()> {
+    let shown = path.display();
+    let usage = |sentence: &str| Err(Usage(format!("--in {shown}: {sentence}")).into());
+    match (llama2c, path.is_dir(), path.is_file()) {
+        (true, true, _) => usage(
+            "this is a folder, and a model of llama2.c is one file; for a Hugging Face folder write --from hf",
+        ),
+        (true, false, false) => {
+            bail!("{shown}: there is no such file; name a model file of llama2.c")
+        }
+        (false, _, true) => usage(
+            "this is a file, and a Hugging Face model is a folder; for a model file of llama2.c write --from llama2c",
+        ),
+        (false, _, false) => {
+            model(path)?;
+            let config = std::fs::read(path.join("config.json"))?;
+            let config = serde_json::from_slice::<serde_json::Value>(&config);
+            match config.is_ok_and(|config| config["quantization_config"].is_object()) {
+                true => usage(
+                    "this is a package, whose weights are palettized already; name the checkpoint that it was made of",
+                ),
+                false => Ok(()),
+            }
+        }
+        (true, false, true) => Ok(()),
+    }
+}
