@@ -87,8 +87,7 @@ pub struct Price {
 }
 
 impl Price {
-    /// The price of settings with a vocabulary of `vocab`. `start` is the shape of the checkpoint to begin with, if any;
-    /// see [`crate::plan::Start`].
+    /// The price of settings with a vocabulary of `vocab`. `start` is the shape of the checkpoint to begin with, if any.
     ///
     /// # Errors
     /// When a setting cannot be.
