@@ -1,4 +1,4 @@
-//! The language-model head and its loss in one: logits = hidden tableᵀ, loss = -ln softmax(logits)[target].
+//! The language-model head and its loss in one: logits = hidden tableᵀ, `loss = -ln softmax(logits)[target]`.
 //!
 //! The logits of all tokens are never in memory together (8192 tokens x a vocabulary of 49,152
 //! would be 1.6 GB): rows go through in chunks, and the backward product of a chunk follows while its
@@ -125,7 +125,7 @@ pub fn forward(
     }
 }
 
-/// As [`forward`], and the gradient of Σ `weights[n]` · loss[n]: `d_hidden` `[N, D]` is written, `d_table` `[V, D]` is added to.
+/// As [`forward`], and the gradient of `Σ weights[n] · loss[n]`: `d_hidden` `[N, D]` is written, `d_table` `[V, D]` is added to.
 ///
 /// # Panics
 /// As [`forward`].
@@ -157,7 +157,7 @@ pub fn forward_backward(
 }
 
 /// Losses in nats with further [`Terms`], `[N]`, 0 where the target is [`IGNORE`], and where they are wanted the gradients of
-/// Σ `weights[n]` · loss[n].
+/// `Σ weights[n] · loss[n]`.
 ///
 /// # Panics
 /// As [`forward`], or when the teacher's lengths do not fit.

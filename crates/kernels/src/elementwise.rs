@@ -1,6 +1,6 @@
 //! Sums and scalings of whole slices, and reductions to a number.
 //!
-//! Work is cut into chunks of [`CHUNK`] elements; reductions add in f64 within a chunk and then over
+//! Work is cut into chunks of `CHUNK` elements; reductions add in f64 within a chunk and then over
 //! the chunks in order, so they depend on the length alone. The loops are plain: the compiler turns
 //! them into vectors, and memory is the limit.
 

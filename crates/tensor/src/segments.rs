@@ -54,7 +54,7 @@ impl Segments {
         self.tokens
     }
 
-    /// Each token's place in its sequence, [N].
+    /// Each token's place in its sequence, `[N]`.
     pub fn positions(&self) -> Vec<u32> {
         self.segments
             .iter()
