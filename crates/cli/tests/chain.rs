@@ -108,13 +108,24 @@ fn a_stage_without_its_checkpoint_says_so() {
     let dir = keep.path();
     chain(dir);
     let set = ["--set", "04-longer.inputs.checkpoint=nowhere"];
-    let plans = ok(
-        dir,
-        &[&["run", "mini", "--dry-run", "--json"][..], &set].concat(),
+    let ran = exits(dir, 2, &[&["run", "mini"][..], &set].concat());
+    assert!(
+        ran.stderr.contains("`inputs.checkpoint` is nowhere"),
+        "{}",
+        ran.stderr
     );
-    let plan = &plans.json()["stages"][3]["plan"];
-    let reason = plan["reason"].as_str().unwrap();
-    assert!(reason.contains("nowhere is not there yet"), "{reason}");
+    // Without the recipes before it, what it begins with cannot be known.
+    std::fs::create_dir(dir.join("alone")).unwrap();
+    std::fs::copy(
+        dir.join("mini/04-longer.toml"),
+        dir.join("alone/04-longer.toml"),
+    )
+    .unwrap();
+    let alone = ["pretrain", "alone/04-longer.toml", "--dry-run", "--json"];
+    let plans = ok(dir, &alone).json();
+    let reason = plans["stages"][0]["plan"]["reason"].as_str();
+    let reason = reason.unwrap_or_else(|| panic!("{plans}"));
+    assert!(reason.contains("is not there yet"), "{reason}");
     let set = ["--set", "04-longer.model.ffn=64"];
     let ran = exits(dir, 2, &[&["run", "mini"][..], &set].concat());
     assert!(
