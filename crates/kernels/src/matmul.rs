@@ -14,9 +14,9 @@
 //! order. A product of two bf16 numbers is exact in f32, so each step rounds once, at its sum, on every instruction set,
 //! and the bits are the same on all, except that AVX-512 BF16 takes sums below 2⁻¹²⁶ for 0. Blocks are of 512 here.
 //!
-//! The `gemm` crate stood here first. Beside it on one thread of a Zen 5 machine (busy; medians, GFLOP/s):
-//! x Wᵀ at [2048, 512] x [2816, 512] 207 against 205, at [512, 512] x [512, 512] 218 against 190, at 128
-//! rows 190 against 127, at 16 rows 130 against 18; and its results depend on the batch.
+//! The `gemm` crate stood here first. Beside it on two threads of a Zen 4 machine (`bench/peers/gemm`, GFLOP/s):
+//! x Wᵀ at [2048, 512] x [2816, 512] 205 against 207, at [512, 512] x [512, 512] 200 against 93, at 128 rows
+//! 192 against 63, at 16 rows 129 against 13; and its results depend on the batch.
 
 use std::ops::Range;
 

@@ -4,8 +4,8 @@
 //! system has taken off its core delays at most the task it holds; nothing waits at a barrier for
 //! every thread to show up, and the caller finishes the job alone if no other thread wakes in time.
 //! An idle worker spins for [`SPIN`] (longer than the gap between two layers) and then sleeps, so a
-//! pool at rest costs nothing. (llama.cpp's fixed split with a spin barrier loses most of its decode
-//! speed to one busy neighbour process; work claiming loses about the neighbour's share.)
+//! pool at rest costs nothing. A busy neighbour on one of two
+//! cores leaves a small model 41 % of its decode speed (LOG.md): a thread off its core still holds a task.
 //!
 //! The pool knows nothing of what it runs. It has no queue and no futures: one job at a time.
 
