@@ -1,22 +1,25 @@
 #!/usr/bin/env python3
 """One training step in JAX: the model of `russet bench train`, timed step by step; prints one JSON object.
 
-    jax_step.py --shape dim=512,layers=6,... --dtype f32|bf16 [--recompute] [--steps 8]
+    jax_step.py --shape dim=512,layers=6,... --dtype f32|bf16 [--recompute] [--threads 2] [--steps 8]
 
-XLA takes its threads from the machine: give it cores with taskset.
+XLA takes a thread a core that it may run on, so the process is held to as many cores as there should be threads.
 """
 import functools
 import json
+import os
 import resource
 import time
+
+from step import arguments
+
+args = arguments(__doc__)
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # before XLA counts them
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from step import arguments
-
-args = arguments(__doc__)
 S = args.shape
 HEAD = S.dim // S.heads
 DTYPE = jnp.bfloat16 if args.dtype == "bf16" else jnp.float32

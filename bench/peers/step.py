@@ -13,11 +13,12 @@ def shape(text):
     return SimpleNamespace(**{name: int(value) for name, value in pairs.items()})
 
 
-def arguments(doc):
+def arguments(doc, compiles=False):
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=shape, default=shape(SHAPE))
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
-    parser.add_argument("--compile", action="store_true")
+    if compiles:
+        parser.add_argument("--compile", action="store_true")
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8)

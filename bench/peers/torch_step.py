@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from step import arguments
 
-args = arguments(__doc__)
+args = arguments(__doc__, compiles=True)
 S = args.shape
 HEAD = S.dim // S.heads
 torch.set_num_threads(args.threads)
