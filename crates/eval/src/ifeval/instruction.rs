@@ -435,7 +435,14 @@ impl<'a> Arguments<'a> {
                 Kind::LetterFrequency(letter, self.count("let_frequency", "let_relation", true)?)
             }
             "language:response_language" => {
-                Kind::ResponseLanguage(self.text("language")?.to_owned())
+                let language = self.text("language")?;
+                if !language::CODES.contains(&language) {
+                    return Err(self.bad(format!(
+                        "`language` is {language:?}, which the detector never answers; the codes are {}",
+                        language::CODES.join(", ")
+                    )));
+                }
+                Kind::ResponseLanguage(language.to_owned())
             }
             "length_constraints:number_sentences" => {
                 Kind::Sentences(self.count("num_sentences", "relation", true)?)

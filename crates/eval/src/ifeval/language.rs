@@ -12,6 +12,14 @@ use super::data;
 use super::python::random::Random;
 use super::python::regex::{Endless, Regex};
 
+/// What it can answer; in a list of their own, so that a prompt can be checked without unpacking the profiles.
+#[rustfmt::skip]
+pub const CODES: [&str; 55] = [
+    "af", "ar", "bg", "bn", "ca", "cs", "cy", "da", "de", "el", "en", "es", "et", "fa", "fi", "fr",
+    "gu", "he", "hi", "hr", "hu", "id", "it", "ja", "kn", "ko", "lt", "lv", "mk", "ml", "mr", "ne", "nl",
+    "no", "pa", "pl", "pt", "ro", "ru", "sk", "sl", "so", "sq", "sv", "sw", "ta", "te", "th", "tl", "tr", "uk", "ur", "vi", "zh-cn", "zh-tw",
+];
+
 const TRIALS: usize = 7;
 const LONGEST: usize = 10_000; // characters
 const ALPHA: f64 = 0.5;
@@ -312,5 +320,6 @@ mod tests {
         ] {
             assert_eq!(detect(text).unwrap(), expected, "{text:?}");
         }
+        assert_eq!(PROFILES.names, CODES);
     }
 }
