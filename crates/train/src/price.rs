@@ -164,10 +164,13 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
     let (ffn, d_ffn) = (2 * ffn + width, 3 * ffn + 2 * width);
     let blocks = match settings.compute.recompute {
         Recompute::None => rows.saturating_mul(layers * (attention + ffn) + d_ffn + 3 * width),
-        // One block's attention for all rows, its feed-forward layer for some at a time.
-        Recompute::Block => rows
-            .saturating_mul(layers * width + attention + d_attention)
-            .saturating_add(rows.min(ROW_BLOCK).saturating_mul(ffn + d_ffn)),
+        // One block's attention for all rows, and then the way back through its feed-forward layer, some rows at a time, or
+        // through the attention.
+        Recompute::Block => {
+            let feed_forward = rows.min(ROW_BLOCK).saturating_mul(ffn + d_ffn);
+            rows.saturating_mul(layers * width + attention)
+                .saturating_add(feed_forward.max(rows.saturating_mul(d_attention)))
+        }
     };
     // Saturating: what no machine has need not be said to the byte.
     let bytes = |floats: usize| floats.saturating_mul(size_of::<f32>());
