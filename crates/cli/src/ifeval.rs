@@ -27,13 +27,13 @@ pub struct IfevalArgs {
     #[arg(long)]
     model: Option<PathBuf>,
     /// An adapter (PEFT folder) to put onto the model
-    #[arg(long, requires = "model")]
+    #[arg(long, conflicts_with = "responses")]
     adapter: Option<PathBuf>,
     /// How many tokens a response may have
-    #[arg(long, requires = "model", default_value_t = 1024)]
+    #[arg(long, conflicts_with = "responses", default_value_t = 1024)]
     max_tokens: usize,
     /// Where the model's responses go (default: the name of its folder and .ifeval.jsonl, in the working directory)
-    #[arg(long, requires = "model", value_name = "FILE.jsonl")]
+    #[arg(long, conflicts_with = "responses", value_name = "FILE.jsonl")]
     keep: Option<PathBuf>,
     /// Other prompts than IFEval's: rows of `key`, `prompt`, `instruction_id_list` and `kwargs`
     #[arg(long)]

@@ -9,6 +9,7 @@
 //! its `re`, `json`, nltk's sentences and words and langdetect are rebuilt as far as a verdict can see them. Where it stays
 //! different is said in docs/evaluation.md. Texts come from a file or a caller; no model is known here.
 
+mod arguments;
 mod data;
 mod instruction;
 mod language;

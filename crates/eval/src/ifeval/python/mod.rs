@@ -6,7 +6,6 @@
 pub mod json;
 pub mod random;
 pub mod regex;
-mod regex_parse;
 mod words;
 
 /// `str.isspace` of one character: Unicode's white space, and the four separators of ASCII that Rust leaves out.

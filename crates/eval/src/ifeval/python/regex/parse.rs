@@ -1,7 +1,8 @@
 //! A pattern of Python's `re` as a tree. What Python refuses is refused, with its words.
 
-use super::regex::{BadPattern, Class, Fold, Item};
-use super::simple_lower;
+use super::super::is_word;
+use super::BadPattern;
+use super::class::{Class, Fold, Item};
 
 /// Groups in groups; deeper ones are nobody's keyword.
 const DEPTH: usize = 50;
@@ -401,7 +402,7 @@ impl Parser {
                 c => name.push(c),
             }
         }
-        let fine = name.chars().all(super::is_word) && !name.is_empty();
+        let fine = name.chars().all(is_word) && !name.is_empty();
         fine.then_some(name)
             .ok_or_else(|| self.bad("bad character in group name"))
     }
@@ -608,71 +609,5 @@ pub fn width(node: &Node) -> Option<usize> {
         }
         Node::Repeat { .. } | Node::Back(..) => None,
         Node::Conditional(_, yes, no) => width(yes).filter(|yes| width(no) == Some(*yes)),
-    }
-}
-
-/// Small letters that share a capital with another small letter, which case-blind matching takes for each other.
-pub fn same_capital(lower: char) -> &'static [char] {
-    match lower {
-        'i' => &['ı'],
-        'ı' => &['i'],
-        's' => &['ſ'],
-        'ſ' => &['s'],
-        'µ' => &['μ'],
-        'μ' => &['µ'],
-        '\u{345}' => &['\u{3b9}', '\u{1fbe}'],
-        '\u{3b9}' => &['\u{345}', '\u{1fbe}'],
-        '\u{1fbe}' => &['\u{345}', '\u{3b9}'],
-        '\u{390}' => &['\u{1fd3}'],
-        '\u{1fd3}' => &['\u{390}'],
-        '\u{3b0}' => &['\u{1fe3}'],
-        '\u{1fe3}' => &['\u{3b0}'],
-        'β' => &['ϐ'],
-        'ϐ' => &['β'],
-        'ε' => &['ϵ'],
-        'ϵ' => &['ε'],
-        'θ' => &['ϑ'],
-        'ϑ' => &['θ'],
-        'κ' => &['ϰ'],
-        'ϰ' => &['κ'],
-        'π' => &['ϖ'],
-        'ϖ' => &['π'],
-        'ρ' => &['ϱ'],
-        'ϱ' => &['ρ'],
-        'ς' => &['σ'],
-        'σ' => &['ς'],
-        'φ' => &['ϕ'],
-        'ϕ' => &['φ'],
-        'в' => &['\u{1c80}'],
-        '\u{1c80}' => &['в'],
-        'д' => &['\u{1c81}'],
-        '\u{1c81}' => &['д'],
-        'о' => &['\u{1c82}'],
-        '\u{1c82}' => &['о'],
-        'с' => &['\u{1c83}'],
-        '\u{1c83}' => &['с'],
-        'т' => &['\u{1c84}', '\u{1c85}'],
-        '\u{1c84}' => &['т', '\u{1c85}'],
-        '\u{1c85}' => &['т', '\u{1c84}'],
-        'ъ' => &['\u{1c86}'],
-        '\u{1c86}' => &['ъ'],
-        'ѣ' => &['\u{1c87}'],
-        '\u{1c87}' => &['ѣ'],
-        '\u{1c88}' => &['\u{a64b}'],
-        '\u{a64b}' => &['\u{1c88}'],
-        '\u{1e61}' => &['\u{1e9b}'],
-        '\u{1e9b}' => &['\u{1e61}'],
-        '\u{fb05}' => &['\u{fb06}'],
-        '\u{fb06}' => &['\u{fb05}'],
-        _ => &[],
-    }
-}
-
-/// What `c` is compared as under `fold`.
-pub fn folded(c: char, fold: Fold) -> char {
-    match fold {
-        Fold::None => c,
-        Fold::Ascii => c.to_ascii_lowercase(),
-        Fold::Unicode => simple_lower(c),
     }
 }
