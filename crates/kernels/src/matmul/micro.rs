@@ -17,7 +17,7 @@ pub(super) const fn block_depth<const BF16: bool>() -> usize {
 /// bf16 goes in pairs, the second of the last being 0 where the depth is odd. Where the CPU multiplies pairs, a pair is
 /// one word; elsewhere each number is a word, an f32 that has been rounded to bf16.
 #[inline(always)]
-pub(super) fn words<S: Simd, const BF16: bool>(depth: usize) -> usize {
+pub(crate) fn words<S: Simd, const BF16: bool>(depth: usize) -> usize {
     match (BF16, S::PAIRS) {
         (false, _) => depth,
         (true, false) => depth.next_multiple_of(2),

@@ -9,10 +9,9 @@ use std::ops::Range;
 use super::micro::{self, SLACK, block_depth, words};
 use super::{Mat, MatMut};
 use crate::elementwise::rows_per_task;
-use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 use crate::scratch::with_scratch;
-use crate::simd::{self, Body, Simd};
+use crate::simd::{Body, Simd, dispatch_in};
 
 /// Up to here, rows are few.
 const FEW_ROWS: usize = 128;
@@ -20,15 +19,6 @@ const FEW_ROWS: usize = 128;
 const TASK_ROWS: usize = 126;
 /// Words of B that are packed at a time when rows are many: 4 MiB.
 const SLICE: usize = 1 << 20;
-
-/// Runs `body` on the instruction set that multiplies numbers of this type.
-fn dispatch<const BF16: bool, B: Body>(isa: Isa, body: B) -> B::Out {
-    if BF16 {
-        simd::dispatch_bf16(isa, body)
-    } else {
-        simd::dispatch(isa, body)
-    }
-}
 
 /// C (+)= A B into contiguous rows, of f32 or of f32 rounded to bf16.
 pub(super) fn product<const BF16: bool>(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool) {
@@ -42,7 +32,7 @@ pub(super) fn product<const BF16: bool>(pool: &Pool, a: Mat, b: Mat, c: MatMut, 
         }
         return;
     }
-    let size = dispatch::<BF16, _>(pool.isa(), AskSize::<BF16> { depth });
+    let size = dispatch_in::<BF16, _>(pool.isa(), AskSize::<BF16> { depth });
     let c = Disjoint::new(c.data);
     let whole = Product {
         a,
@@ -64,7 +54,7 @@ fn few_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
     with_scratch(panels.count * panels.stride, |packed| {
         let per_task = rows_per_task(panels.stride);
         pool.for_each_chunk(packed, per_task * panels.stride, |task, packed| {
-            dispatch::<BF16, _>(
+            dispatch_in::<BF16, _>(
                 pool.isa(),
                 PackA::<BF16> {
                     a: whole.a,
@@ -87,7 +77,7 @@ fn few_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
                 shared: Shared::A(packed),
             };
             with_scratch(task_cols * size.block, |local| {
-                dispatch::<BF16, _>(pool.isa(), Multiply::<BF16> { tile, local })
+                dispatch_in::<BF16, _>(pool.isa(), Multiply::<BF16> { tile, local })
             });
         });
     });
@@ -112,7 +102,7 @@ fn many_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
                 let width = strips * size.cols;
                 let col = slice.start + index * width;
                 let cols = col..slice.end.min(col + width);
-                dispatch::<BF16, _>(
+                dispatch_in::<BF16, _>(
                     pool.isa(),
                     PackB::<BF16> {
                         b: whole.b,
@@ -140,7 +130,7 @@ fn many_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
                     shared,
                 };
                 with_scratch(panels.count * panels.stride, |local| {
-                    dispatch::<BF16, _>(pool.isa(), Multiply::<BF16> { tile, local })
+                    dispatch_in::<BF16, _>(pool.isa(), Multiply::<BF16> { tile, local })
                 });
             });
         });
