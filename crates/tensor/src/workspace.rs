@@ -22,9 +22,13 @@ struct State {
     peak_floats: usize,
 }
 
+/// Numbers of a cache line, at which a buffer of a workspace begins: a vector across two lines costs as much as two vectors.
+const LINE: usize = 16;
+
 /// A buffer of `f32` that returns to its workspace when dropped.
 pub struct Buffer {
-    data: Vec<f32>, // always initialised to its whole length, which may exceed `len`
+    data: Vec<f32>, // always initialised to its whole length, which may exceed what is used
+    start: usize,
     len: usize,
     home: Option<Arc<Workspace>>,
 }
@@ -40,10 +44,11 @@ impl Workspace {
     /// A buffer of `len` floats with unspecified (but initialised) content: the taker overwrites it.
     pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
         let mut state = self.state();
+        let need = len + LINE - 1;
         // Up to half as large again is accepted: decode lengths differ a little from call to call.
         let fit = state
             .idle
-            .range(len..=len + len / 2)
+            .range(need..=need + len / 2)
             .next()
             .map(|(&capacity, _)| capacity);
         let data = match fit {
@@ -59,13 +64,15 @@ impl Workspace {
                 state.idle_floats -= capacity;
                 data
             }
-            None => vec![0.0; len],
+            None => vec![0.0; need],
         };
         state.live_floats += data.len();
         state.peak_floats = state.peak_floats.max(state.live_floats);
         drop(state);
+        let start = data.as_ptr().align_offset(64).min(LINE - 1);
         Buffer {
             data,
+            start,
             len,
             home: Some(self.clone()),
         }
@@ -105,6 +112,7 @@ impl From<Vec<f32>> for Buffer {
     /// A buffer of its own, that belongs to no workspace: parameters and test data.
     fn from(data: Vec<f32>) -> Buffer {
         Buffer {
+            start: 0,
             len: data.len(),
             data,
             home: None,
@@ -115,13 +123,13 @@ impl From<Vec<f32>> for Buffer {
 impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.data[..self.len]
+        &self.data[self.start..][..self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[..self.len]
+        &mut self.data[self.start..][..self.len]
     }
 }
 
@@ -137,6 +145,7 @@ mod tests {
         drop(first);
         let second = workspace.take(900);
         assert_eq!(second.as_ptr(), address);
+        assert_eq!(address.addr() % 64, 0);
         assert_eq!(second.len(), 900);
     }
 
@@ -148,7 +157,7 @@ mod tests {
         }
         let state = workspace.state();
         assert!(state.idle_floats <= state.peak_floats);
-        assert_eq!(state.peak_floats, 19_900);
+        assert_eq!(state.peak_floats, 19_900 + LINE - 1);
     }
 
     #[test]
