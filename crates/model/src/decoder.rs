@@ -148,16 +148,22 @@ impl Decoder {
             rows: (0..tokens.len() as u32).collect(),
             segments: segments.clone(),
         });
+        let epsilon = pass.epsilon;
         let mut x = self.embedding.lookup(ctx, tokens);
         for (layer, block) in self.blocks.iter().enumerate() {
             x = if let Some(cache) = &mut cache {
-                block.forward(ctx, &x, &pass, Some(cache.layer(layer)))
+                let x = block.attend(ctx, &x, &pass, Some(cache.layer(layer)));
+                block.feed_forward(ctx, &x, epsilon)
             } else {
-                let (block, pass) = (block.clone(), pass.clone());
-                ctx.checkpoint(&x, move |ctx, x| block.forward(ctx, x, &pass, None))
+                let (head, tail, pass) = (block.clone(), block.clone(), pass.clone());
+                ctx.checkpoint(
+                    &x,
+                    move |ctx, x| head.attend(ctx, x, &pass, None),
+                    move |ctx, x| tail.feed_forward(ctx, x, epsilon),
+                )
             };
         }
-        ops::rms_norm(ctx, &x, &self.norm, pass.epsilon)
+        ops::rms_norm(ctx, &x, &self.norm, epsilon)
     }
 
     /// Logits `[M, V]` of hidden states `[M, D]`.
