@@ -22,7 +22,10 @@ use crate::pool::{Disjoint, Pool};
 use crate::profile::{Kernel, span};
 use crate::simd::dispatch;
 
+mod part;
 mod rows;
+
+pub use part::of_part;
 
 use rows::{Divergence, Exponentials, LogSumExp, Scale, Sparse, argmax};
 

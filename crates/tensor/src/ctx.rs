@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use russet_kernels::{Compute, Pool};
 
-use crate::tape::{Backward, Gradients, Tape};
+use crate::tape::{Backward, Gradients, Step, Tape};
 use crate::tensor::{Node, Tensor, TensorId};
 use crate::workspace::{Buffer, Workspace};
 
@@ -16,8 +16,11 @@ pub struct Ctx {
     pub compute: Compute,
     /// Whether [`Ctx::checkpoint`] keeps inputs only and computes the rest again in the backward pass.
     pub recompute: bool,
+    /// N, the tokens of the pass, where a mesh shares their rows out and a tensor does not say how many there are in all.
+    pub tokens: usize,
     workspace: Arc<Workspace>,
     tape: Option<Tape>,
+    replays: bool,
 }
 
 impl Ctx {
@@ -27,8 +30,10 @@ impl Ctx {
             pool,
             compute: Compute::F32,
             recompute: false,
+            tokens: 0,
             workspace: Arc::default(),
             tape: None,
+            replays: false,
         }
     }
 
@@ -43,8 +48,10 @@ impl Ctx {
             pool,
             compute,
             recompute: false,
+            tokens: 0,
             workspace,
             tape: Some(tape),
+            replays: true,
         }
     }
 
@@ -97,8 +104,25 @@ impl Ctx {
         backward: impl FnOnce(&mut Backward, Tensor) + Send + 'static,
     ) {
         if let Some(tape) = &mut self.tape {
-            tape.record(output.id(), Box::new(backward));
+            tape.record(Step::One(output.id(), Box::new(backward)));
         }
+    }
+
+    /// As [`Ctx::record`], of an operation that makes several tensors.
+    pub fn record_many(
+        &mut self,
+        outputs: &[Tensor],
+        backward: impl FnOnce(&mut Backward, Vec<Option<Tensor>>) + Send + 'static,
+    ) {
+        if let Some(tape) = &mut self.tape {
+            let outputs = outputs.iter().map(Tensor::id).collect();
+            tape.record(Step::Many(outputs, Box::new(backward)));
+        }
+    }
+
+    /// Whether this pass is one of the backward pass, which computes again what [`Ctx::checkpoint`] did not keep.
+    pub fn replays(&self) -> bool {
+        self.replays
     }
 
     /// Runs `forward` on `input`. While a tape runs and `recompute` is set, nothing of it is kept but `input`: the backward
@@ -125,6 +149,10 @@ impl Ctx {
             });
         }
         output
+    }
+
+    pub(crate) fn workspace(&self) -> &Arc<Workspace> {
+        &self.workspace
     }
 
     /// A buffer of `len` floats with unspecified content.
