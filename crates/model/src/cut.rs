@@ -158,6 +158,29 @@ impl Cut {
         })
     }
 
+    /// Which of a run's numbers are in this piece, counted from the run's first, and where they lie in it.
+    pub fn locate(&self, run: &Run) -> Option<(Range<usize>, usize)> {
+        let part = &self.parts[run.part];
+        if !part.rows.contains(&run.row) {
+            return None;
+        }
+        let before: usize = self.parts[..run.part].iter().map(CutPart::len).sum();
+        let row = before + (run.row - part.rows.start) * part.columns.len();
+        let from = run.columns.start.max(part.columns.start);
+        let to = run.columns.end.min(part.columns.end);
+        // From columns to places among all pieces, and there cut by this piece's ends.
+        let place = |column: usize| row + column - part.columns.start;
+        if from >= to {
+            return None;
+        }
+        let first = place(from).max(self.piece.start);
+        let last = place(to).min(self.piece.end);
+        (first < last).then(|| {
+            let start = from - run.columns.start + first - place(from);
+            (start..start + last - first, first - self.piece.start)
+        })
+    }
+
     /// The piece, out of the parts' whole tensors.
     pub fn of_whole(&self, whole: &[impl AsRef<[f32]>]) -> Vec<f32> {
         let mut piece = Vec::with_capacity(self.len());

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use russet_kernels::random;
 use russet_tensor::mesh::{Axis, Group, Mesh};
 use russet_tensor::ops::{self, LossTerms, Pieces, TablePart, TokenLoss, Unit};
-use russet_tensor::{Ctx, Tensor};
+use russet_tensor::{Ctx, MeshShape, Tensor};
 
 use crate::block::Block;
 use crate::cut::Cut;
@@ -273,7 +273,8 @@ fn parameters_per_block(config: &Config) -> usize {
 }
 
 impl Decoder {
-    /// This rank's part of a decoder, of tensors that `make` makes for each parameter.
+    /// This rank's part of a decoder, all of it without a mesh, of numbers that `make` makes for each parameter, counted in the
+    /// order of [`Decoder::parameters`].
     ///
     /// # Errors
     /// Those of `make`.
@@ -282,23 +283,31 @@ impl Decoder {
     /// When the mesh does not divide the model; [`crate::cut::check`] says so before.
     pub fn on_mesh<E>(
         config: &Config,
-        mesh: &Arc<Mesh>,
-        mut make: impl FnMut(&Cut) -> Result<Vec<f32>, E>,
+        mesh: Option<&Arc<Mesh>>,
+        mut make: impl FnMut(usize, &Cut) -> Result<Vec<f32>, E>,
     ) -> Result<Decoder, E> {
-        let sharding = Sharding::new(config, mesh);
-        let mut tensors = Vec::with_capacity(sharding.cuts.len());
-        for cut in &sharding.cuts {
-            let shape = match sharding.units {
-                Some(_) => vec![cut.len()],
-                None => cut.shape(),
+        const ONE: MeshShape = MeshShape { sizes: [1; 4] };
+        let sharding = mesh.map(|mesh| Sharding::new(config, mesh));
+        let alone = match &sharding {
+            Some(_) => Vec::new(),
+            None => Cut::all(config, ONE, 0),
+        };
+        let cuts = sharding.as_ref().map_or(&alone, |sharding| &sharding.cuts);
+        let in_pieces = sharding.as_ref().is_some_and(|s| s.units.is_some());
+        let mut tensors = Vec::with_capacity(cuts.len());
+        for (number, cut) in cuts.iter().enumerate() {
+            let shape = match in_pieces {
+                true => vec![cut.len()],
+                false => cut.shape(),
             };
-            tensors.push(Tensor::new(&shape, make(cut)?));
+            tensors.push(Tensor::new(&shape, make(number, cut)?));
         }
         let mut tensors = tensors.into_iter();
         let mut next = || tensors.next().expect("a tensor for each parameter");
         let embedding = Embedding::Dense(next());
-        let (local, group) = (&*sharding.local, sharding.tensor_group());
-        let dense = if sharding.units.is_some() {
+        let local = sharding.as_ref().map_or(config, |sharding| &sharding.local);
+        let group = sharding.as_ref().and_then(Sharding::tensor_group);
+        let dense = if in_pieces {
             Dense::of_piece
         } else {
             Dense::new
@@ -317,14 +326,14 @@ impl Decoder {
         let norm = next();
         let head = (!config.tied).then(|| Embedding::Dense(next()));
         let mut decoder = Decoder::new(config.clone(), embedding, blocks, norm, head);
-        decoder.sharding = Some(sharding);
+        decoder.sharding = sharding;
         Ok(decoder)
     }
 
     /// This rank's part of [`Decoder::random`]: the same weights, whatever the mesh.
     pub fn random_on_mesh(config: &Config, seed: u64, mesh: &Arc<Mesh>) -> Decoder {
         let mut stream = 0;
-        let made = Decoder::on_mesh(config, mesh, |cut| {
+        let made = Decoder::on_mesh(config, Some(mesh), |_, cut| {
             if cut.kind == ParameterKind::Norm {
                 return Ok::<_, std::convert::Infallible>(vec![1.0; cut.len()]);
             }

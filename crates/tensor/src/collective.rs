@@ -106,6 +106,12 @@ pub trait Collective: Send + Sync {
     /// What each rank says, in the order of the ranks; lengths may differ and are not known before.
     fn all_gather_bytes(&self, bytes: &[u8]) -> Vec<Vec<u8>>;
 
+    /// As [`Collective::all_gather_bytes`], but only the first rank hears.
+    fn gather_bytes(&self, bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+        let heard = self.all_gather_bytes(bytes);
+        (self.rank() == 0).then_some(heard)
+    }
+
     /// The sums over all ranks of this one's parts, each added up in the order of the ranks.
     fn reduce_scatter(&self, messages: Vec<Reduce>) -> Vec<Buffer> {
         let (size, rank) = (self.size(), self.rank());

@@ -128,14 +128,15 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// The view of a rank. `join` makes the group of given members, whose order is that of their ranks.
+    /// The view of a rank. `join` makes the group along given axes, of given members in the order of their ranks. Two groups may
+    /// have the same members; their calls have nothing to do with one another.
     pub fn new(
         shape: MeshShape,
         rank: usize,
-        join: &mut dyn FnMut(&[usize]) -> Box<dyn Collective>,
+        join: &mut dyn FnMut(&'static [Axis], &[usize]) -> Box<dyn Collective>,
     ) -> Mesh {
         let group = |axes: &&'static [Axis]| {
-            let collective = join(&shape.members(rank, axes));
+            let collective = join(axes, &shape.members(rank, axes));
             let sent = AtomicU64::new(0);
             (*axes, Arc::new(Group { collective, sent }))
         };
@@ -305,6 +306,14 @@ impl Group {
         let sent = bytes.len() * (self.size() - 1);
         self.sent.fetch_add(sent as u64, Ordering::Relaxed);
         self.collective.all_gather_bytes(bytes)
+    }
+
+    /// What each rank says, in the order of the ranks, on the first of them.
+    pub fn gather_bytes(&self, bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+        if self.rank() != 0 {
+            self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        self.collective.gather_bytes(bytes)
     }
 
     /// The numbers of each rank, in the order of the ranks.

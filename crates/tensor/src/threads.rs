@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::Tensor;
 use crate::collective::{Collective, Gather, Lost, Pending, Reduce, Rows, add_part};
-use crate::mesh::{Mesh, MeshShape};
+use crate::mesh::{Axis, Mesh, MeshShape};
 use crate::tensor::DType;
 use crate::workspace::Buffer;
 
@@ -44,28 +44,49 @@ pub fn run<R: Send, E: Send>(
     shape: MeshShape,
     work: impl Fn(Arc<Mesh>) -> Result<R, E> + Sync,
 ) -> Result<Vec<R>, Failure<E>> {
+    run_with(shape, &work, &work)
+}
+
+/// As [`run`], with work of its own for rank 0, which need not be shared with other threads.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// As [`run`].
+pub fn run_with<R: Send, E: Send>(
+    shape: MeshShape,
+    first: impl FnOnce(Arc<Mesh>) -> Result<R, E>,
+    others: impl Fn(Arc<Mesh>) -> Result<R, E> + Sync,
+) -> Result<Vec<R>, Failure<E>> {
     let world = Arc::new(World::default());
     let views = meshes(shape, &world);
-    let one = |mesh: Mesh| {
-        let rank = mesh.rank();
-        let result = catch_unwind(AssertUnwindSafe(|| work(Arc::new(mesh))));
+    let told = |rank: usize, result: std::thread::Result<Result<R, E>>| {
         if !matches!(result, Ok(Ok(_))) {
             world.lose(rank);
         }
         result
     };
+    let other = |mesh: Mesh| {
+        let rank = mesh.rank();
+        told(
+            rank,
+            catch_unwind(AssertUnwindSafe(|| others(Arc::new(mesh)))),
+        )
+    };
     let results = std::thread::scope(|scope| {
         let mut views = views.into_iter();
-        let first = views.next().expect("a mesh has a rank");
+        let own = views.next().expect("a mesh has a rank");
         let others: Vec<_> = views
             .map(|mesh| {
                 let name = format!("russet-rank-{}", mesh.rank());
                 let builder = std::thread::Builder::new().name(name);
-                let thread = builder.spawn_scoped(scope, || one(mesh));
+                let thread = builder.spawn_scoped(scope, || other(mesh));
                 thread.expect("the system refused to start a thread for a rank")
             })
             .collect();
-        let mut results = vec![one(first)];
+        let result = catch_unwind(AssertUnwindSafe(|| first(Arc::new(own))));
+        let mut results = vec![told(0, result)];
         for thread in others {
             results.push(thread.join().expect("a rank catches its panics"));
         }
@@ -103,10 +124,10 @@ fn message(panic: &(dyn Any + Send)) -> String {
 
 /// Each rank's view of a mesh, in order.
 fn meshes(shape: MeshShape, world: &Arc<World>) -> Vec<Mesh> {
-    let mut meetings: HashMap<Vec<usize>, Arc<Meeting>> = HashMap::new();
+    let mut meetings: HashMap<(&[Axis], Vec<usize>), Arc<Meeting>> = HashMap::new();
     let mut view = |rank| {
-        Mesh::new(shape, rank, &mut |members: &[usize]| {
-            let meeting = meetings.entry(members.to_vec()).or_insert_with(|| {
+        Mesh::new(shape, rank, &mut |axes, members| {
+            let meeting = meetings.entry((axes, members.to_vec())).or_insert_with(|| {
                 let meeting = Arc::new(Meeting {
                     size: members.len(),
                     rounds: Mutex::default(),
@@ -274,6 +295,15 @@ fn collect(parts: &[Arc<Vec<Tensor>>], into: Vec<(Rows, Buffer)>) -> Vec<Buffer>
     into.into_iter().enumerate().map(whole).collect()
 }
 
+fn of_bytes(bytes: &[u8]) -> Tensor {
+    let part = Tensor::from_bytes(DType::U8, &[bytes.len()], bytes.to_vec());
+    part.expect("as many bytes as there are")
+}
+
+fn copies(parts: &[Arc<Vec<Tensor>>]) -> Vec<Vec<u8>> {
+    parts.iter().map(|part| part[0].bytes().to_vec()).collect()
+}
+
 fn unzip(messages: Vec<Gather>) -> (Vec<Tensor>, Vec<(Rows, Buffer)>) {
     let pair = |Gather { part, rows, out }| (part, (rows, out));
     messages.into_iter().map(pair).unzip()
@@ -335,11 +365,12 @@ impl Collective for Threads {
     }
 
     fn all_gather_bytes(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
-        let part = Tensor::from_bytes(DType::U8, &[bytes.len()], bytes.to_vec());
-        let part = part.expect("as many bytes as there are");
-        self.meet(vec![part], |parts| {
-            parts.iter().map(|part| part[0].bytes().to_vec()).collect()
-        })
+        self.meet(vec![of_bytes(bytes)], copies)
+    }
+
+    fn gather_bytes(&self, bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+        let first = self.rank == 0;
+        self.meet(vec![of_bytes(bytes)], |parts| first.then(|| copies(parts)))
     }
 
     fn reduce_scatter(&self, messages: Vec<Reduce>) -> Vec<Buffer> {

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 use russet_kernels::random;
 
 use super::*;
-use crate::mesh::Axis;
 
 fn line(axis: Axis, size: usize) -> MeshShape {
     let mut sizes = [1; 4];
@@ -127,6 +126,20 @@ fn sums_are_those_of_the_plain_version_to_the_bit() {
             );
         }
     }
+}
+
+#[test]
+fn groups_of_the_same_ranks_do_not_meet() {
+    on(line(Axis::Data, 2), |mesh| {
+        // One rank is a call ahead in one group while the other is still in the group before.
+        for round in 0..50u8 {
+            for group in [mesh.along(Axis::Data), mesh.replicas(), mesh.all()] {
+                let said = [round, group.size() as u8];
+                dawdle(mesh.rank(), u64::from(round));
+                assert_eq!(group.all_gather_bytes(&said), [said, said]);
+            }
+        }
+    });
 }
 
 #[test]

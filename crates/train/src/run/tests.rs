@@ -180,6 +180,7 @@ fn plain<'a>(
         saving: None,
         log: None,
         progress,
+        record: None,
         interrupt,
         peak_flops: 1e9,
     }
@@ -588,19 +589,12 @@ fn documents_are_told_by_source_and_at_most_a_few() {
         targets: 0..1,
     };
     let names = ["books".to_owned(), "code".to_owned()];
-    let batch = |origins| Batch {
-        origins,
-        ..Batch::default()
-    };
-    let some = [
-        batch(vec![origin(1, 4..5), origin(0, 2..5)]),
-        batch(vec![origin(1, 9..10)]),
-    ];
+    let some = [origin(1, 4..5), origin(0, 2..5), origin(1, 9..10)];
     assert_eq!(
         document_list(&some, &names),
         "documents 2-4 (counted from 0) of books and 4, 9 of code"
     );
-    let many = [batch((0..20).map(|i| origin(0, i..i + 1)).collect())];
+    let many: Vec<Origin> = (0..20).map(|i| origin(0, i..i + 1)).collect();
     let list = document_list(&many, &names);
     assert!(
         list.ends_with("15 (counted from 0) of books, and 4 more runs of documents"),
