@@ -4,15 +4,16 @@
 //! the chunks in order, so they depend on the length alone. The loops are plain: the compiler turns
 //! them into vectors, and memory is the limit.
 
+use crate::ROW_BLOCK;
 use crate::pool::Pool;
 use crate::profile::{Kernel, span};
 
 /// Elements of one task: 64 KiB, some microseconds of work.
 const CHUNK: usize = 16 * 1024;
 
-/// Rows of one task for an operation on rows of `width` elements: about [`CHUNK`] elements.
+/// Rows of one task for an operation on rows of `width` elements: about [`CHUNK`] elements, and a divisor of [`ROW_BLOCK`].
 pub(crate) fn rows_per_task(width: usize) -> usize {
-    (CHUNK / width.max(1)).max(1)
+    1 << (CHUNK / width.max(1)).clamp(1, ROW_BLOCK).ilog2()
 }
 
 /// `out = a + b`, all `[n]`.

@@ -36,3 +36,7 @@ pub use isa::{Isa, IsaError};
 pub use matmul::{Compute, Mat, MatMut, matmul, matmul_in};
 pub use mmap::Mmap;
 pub use pool::Pool;
+
+/// Rows at which sums over all rows of a batch can be cut and gone on with later, to the same bits: every such sum is made in
+/// blocks that divide this one (256 and 512 deep in products, a power of two of rows in norms), one after the other.
+pub const ROW_BLOCK: usize = 1024;

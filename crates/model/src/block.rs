@@ -31,8 +31,8 @@ pub(crate) struct Pass {
 }
 
 impl Block {
-    /// `x [N, D]` to `[N, D]`.
-    pub(crate) fn forward(
+    /// The first half, in which tokens look at one another: `x [N, D]` to `[N, D]`.
+    pub(crate) fn attend(
         &self,
         ctx: &mut Ctx,
         x: &Tensor,
@@ -49,13 +49,16 @@ impl Block {
         let qkv = ops::qk_norm_rope(ctx, pass.shape, &qkv, norm, &pass.table, &pass.rows);
         let h = ops::attention(ctx, pass.shape, &qkv, &pass.segments, cache);
         let h = self.output.forward(ctx, &h);
-        let x = ops::add(ctx, x, &h);
+        ops::add(ctx, x, &h)
+    }
 
-        let h = ops::rms_norm(ctx, &x, &self.ffn_norm, pass.epsilon);
+    /// The second half, on each row alone: `x [N, D]` to `[N, D]`.
+    pub(crate) fn feed_forward(&self, ctx: &mut Ctx, x: &Tensor, epsilon: f32) -> Tensor {
+        let h = ops::rms_norm(ctx, x, &self.ffn_norm, epsilon);
         let h = self.gate_up.forward(ctx, &h);
         let h = ops::swiglu(ctx, &h);
         let h = self.down.forward(ctx, &h);
-        ops::add(ctx, &x, &h)
+        ops::add(ctx, x, &h)
     }
 
     /// A block of the shape `config`, of its parameters in the order of [`Block::visit`]. Where there is a group, its ranks

@@ -159,30 +159,44 @@ impl Decoder {
             rows: (0..tokens.len() as u32).collect(),
             segments: segments.clone(),
         });
+        let epsilon = pass.epsilon;
         let mut x = match (sharding, &self.embedding) {
             (Some(sharding), Embedding::Dense(table)) => sharding.lookup(ctx, table, tokens),
             _ => self.embedding.lookup(ctx, tokens),
         };
         for (layer, block) in self.blocks.iter().enumerate() {
             x = if let Some(cache) = &mut cache {
-                block.forward(ctx, &x, &pass, Some(cache.layer(layer)))
+                let x = block.attend(ctx, &x, &pass, Some(cache.layer(layer)));
+                block.feed_forward(ctx, &x, epsilon)
             } else {
-                let (block, pass) = (block.clone(), pass.clone());
-                let pieces = sharding.and_then(|sharding| sharding.block(self, layer));
-                ctx.checkpoint(&x, move |ctx, x| {
-                    ctx.tokens = pass.rows.len();
-                    match &pieces {
-                        None => block.forward(ctx, x, &pass, None),
-                        Some(pieces) => pieces.gather(ctx).forward(ctx, x, &pass, None),
+                match sharding.filter(|sharding| sharding.cuts_blocks()) {
+                    None => {
+                        let (head, tail, pass) = (block.clone(), block.clone(), pass.clone());
+                        ctx.checkpoint(
+                            &x,
+                            move |ctx, x| head.attend(ctx, x, &pass, None),
+                            move |ctx, x| tail.feed_forward(ctx, x, epsilon),
+                        )
                     }
-                })
+                    Some(sharding) => {
+                        let (block, pass) = (block.clone(), pass.clone());
+                        let pieces = sharding.block(self, layer);
+                        ctx.checkpoint_whole(&x, move |ctx, x| {
+                            ctx.tokens = pass.rows.len();
+                            let whole = pieces.as_ref().map(|pieces| pieces.gather(ctx));
+                            let block = whole.as_ref().unwrap_or(&block);
+                            let x = block.attend(ctx, x, &pass, None);
+                            block.feed_forward(ctx, &x, epsilon)
+                        })
+                    }
+                }
             };
         }
         let norm = match sharding {
             None => self.norm.clone(),
             Some(sharding) => sharding.last_norm(ctx, &self.norm),
         };
-        ops::rms_norm(ctx, &x, &norm, pass.epsilon)
+        ops::rms_norm(ctx, &x, &norm, epsilon)
     }
 
     /// Logits `[M, V]` of hidden states `[M, D]`.

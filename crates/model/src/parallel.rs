@@ -184,6 +184,11 @@ impl Sharding {
         &self.local
     }
 
+    /// Whether a block's ranks do it together.
+    pub(crate) fn cuts_blocks(&self) -> bool {
+        self.units.is_some() || self.tensor_group().is_some()
+    }
+
     /// How a block comes together, where it is in pieces.
     pub(crate) fn block(&self, decoder: &Decoder, layer: usize) -> Option<BlockPieces> {
         let units = self.units.as_ref()?;

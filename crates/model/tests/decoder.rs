@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use russet_kernels::{Compute, Pool, random};
+use russet_kernels::{Compute, Pool, ROW_BLOCK, random};
 use russet_model::config::RopeScaling;
 use russet_model::{Config, Decoder, Family, KvCache, ModelError};
 use russet_tensor::{Ctx, Gradients, Segments};
@@ -152,37 +152,42 @@ fn the_published_parameter_count_is_that_of_the_tensors() {
 
 #[test]
 fn blocks_computed_again_give_the_same_losses_and_gradients() {
-    let tokens = tokens(40, 3);
-    let targets: Vec<u32> = tokens[1..].iter().copied().chain([5]).collect();
-    let step = |decoder: &Decoder, watched: &[usize], compute: Compute, recompute: bool| {
-        let mut ctx = context(2);
-        (ctx.compute, ctx.recompute) = (compute, recompute);
-        let parameters = decoder.parameters();
-        let watched: Vec<_> = watched.iter().map(|&at| parameters[at].tensor).collect();
-        ctx.start_tape(watched.iter().map(|tensor| tensor.id()));
-        let segments = Segments::packed(&[30, 10]);
-        let hidden = decoder.forward(&mut ctx, &tokens, &segments, None);
-        let loss = decoder.loss(&mut ctx, &hidden, &targets, &[0.025; 40]).loss;
-        let mut gradients = Gradients::default();
-        ctx.backward(&loss, 1.0, &mut gradients);
-        let gradients: Vec<Option<Vec<f32>>> = watched
-            .iter()
-            .map(|tensor| gradients.get(tensor).map(|g| g.data().to_vec()))
-            .collect();
-        assert!(gradients.iter().all(Option::is_some));
-        (loss.data()[0].to_bits(), gradients, ctx.peak_bytes())
-    };
+    let step =
+        |decoder: &Decoder, long: usize, watched: &[usize], compute: Compute, recompute: bool| {
+            let tokens = tokens(long + 10, 3);
+            let targets: Vec<u32> = tokens[1..].iter().copied().chain([5]).collect();
+            let mut ctx = context(2);
+            (ctx.compute, ctx.recompute) = (compute, recompute);
+            let parameters = decoder.parameters();
+            let watched: Vec<_> = watched.iter().map(|&at| parameters[at].tensor).collect();
+            ctx.start_tape(watched.iter().map(|tensor| tensor.id()));
+            let segments = Segments::packed(&[long, 10]);
+            let hidden = decoder.forward(&mut ctx, &tokens, &segments, None);
+            let weights = vec![1.0 / tokens.len() as f32; tokens.len()];
+            let loss = decoder.loss(&mut ctx, &hidden, &targets, &weights).loss;
+            let mut gradients = Gradients::default();
+            ctx.backward(&loss, 1.0, &mut gradients);
+            let gradients: Vec<Option<Vec<f32>>> = watched
+                .iter()
+                .map(|tensor| gradients.get(tensor).map(|g| g.data().to_vec()))
+                .collect();
+            assert!(gradients.iter().all(Option::is_some));
+            (loss.data()[0].to_bits(), gradients, ctx.peak_bytes())
+        };
     let mut config = config();
     config.layers = 6;
     let decoder = Decoder::random(&config, 4);
     let all: Vec<usize> = (0..decoder.parameters().len()).collect();
     // All weights; and some of one block in the middle, where the first blocks have no gradient to push back.
     for watched in [&all[..], &all[20..22]] {
-        for compute in [Compute::F32, Compute::Bf16] {
-            let kept = step(&decoder, watched, compute, false);
-            let again = step(&decoder, watched, compute, true);
-            assert_eq!((kept.0, kept.1), (again.0, again.1), "{compute:?}");
-            assert!(again.2 < kept.2, "{} bytes again, {} kept", again.2, kept.2);
+        // One block of rows, and two and a bit, of which the feed-forward layers see one at a time.
+        for long in [30, 2 * ROW_BLOCK + 7] {
+            for compute in [Compute::F32, Compute::Bf16] {
+                let kept = step(&decoder, long, watched, compute, false);
+                let again = step(&decoder, long, watched, compute, true);
+                assert!((kept.0, kept.1) == (again.0, again.1), "{long} {compute:?}");
+                assert!(again.2 < kept.2, "{} bytes again, {} kept", again.2, kept.2);
+            }
         }
     }
 }

@@ -1,12 +1,20 @@
 //! What an operation runs in: threads, workspace, and a tape while training.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use russet_kernels::{Compute, Pool};
+use russet_kernels::{Compute, Pool, ROW_BLOCK};
 
 use crate::tape::{Backward, Gradients, Step, Tape};
 use crate::tensor::{Node, Tensor, TensorId};
 use crate::workspace::{Buffer, Workspace};
+
+/// The ranges of [`ROW_BLOCK`] rows that make up `rows`.
+pub(crate) fn row_blocks(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..rows)
+        .step_by(ROW_BLOCK)
+        .map(move |start| start..rows.min(start + ROW_BLOCK))
+}
 
 /// The context of operations. One forward pass uses one context; a context outlives many passes.
 pub struct Ctx {
@@ -126,10 +134,10 @@ impl Ctx {
     }
 
     /// Runs `forward` on `input`. While a tape runs and `recompute` is set, nothing of it is kept but `input`: the backward
-    /// pass runs it once more (Chen et al., arXiv 1604.06174). Losses and gradients are the same to the bit.
+    /// pass runs it once more, all rows at a time. For what several ranks do together, who have other rows.
     ///
-    /// Gradients must enter `forward` by `input` and by watched tensors alone.
-    pub fn checkpoint(
+    /// Gradients must enter by `input` and by watched tensors alone.
+    pub fn checkpoint_whole(
         &mut self,
         input: &Tensor,
         forward: impl Fn(&mut Ctx, &Tensor) -> Tensor + Send + 'static,
@@ -145,10 +153,73 @@ impl Ctx {
         if self.records(&[&output]) {
             let input = input.clone();
             self.record(&output, move |back, d_output| {
-                back.replay(&input, forward, d_output)
+                back.replay_whole(&input, forward, d_output)
             });
         }
         output
+    }
+
+    /// `tail(head(input))`. While a tape runs and `recompute` is set, nothing of it is kept but `input`: the backward pass runs
+    /// both once more (Chen et al., arXiv 1604.06174), and `tail`, which must act on each row alone, on [`ROW_BLOCK`] rows at
+    /// a time, so that what it makes on the way never exists for all rows. Losses and gradients are the same to the bit:
+    /// sums over rows go on from block to block where they would have gone on within one.
+    ///
+    /// Gradients must enter by `input` and by watched tensors alone.
+    pub fn checkpoint(
+        &mut self,
+        input: &Tensor,
+        head: impl Fn(&mut Ctx, &Tensor) -> Tensor + Send + 'static,
+        tail: impl Fn(&mut Ctx, &Tensor) -> Tensor + Send + 'static,
+    ) -> Tensor {
+        match &mut self.tape {
+            Some(tape) if self.recompute && !tape.follows_only => tape.follows_only = true,
+            _ => {
+                let middle = head(self, input);
+                return tail(self, &middle);
+            }
+        }
+        let middle = head(self, input);
+        let (output, followed) = self.in_row_blocks(middle, &tail);
+        if let Some(tape) = &mut self.tape {
+            tape.follows_only = false;
+        }
+        if followed {
+            let input = input.clone();
+            self.record(&output, move |back, d_output| {
+                back.replay(&input, head, tail, d_output)
+            });
+        }
+        output
+    }
+
+    /// `tail` on [`ROW_BLOCK`] rows at a time; and whether gradients would flow through it.
+    fn in_row_blocks(
+        &mut self,
+        input: Tensor,
+        tail: &impl Fn(&mut Ctx, &Tensor) -> Tensor,
+    ) -> (Tensor, bool) {
+        let (rows, _) = input.dims2();
+        if rows <= ROW_BLOCK {
+            let output = tail(self, &input);
+            let followed = self.records(&[&output]);
+            return (output, followed);
+        }
+        let mut all: Option<(Buffer, usize)> = None;
+        let mut followed = false;
+        let reaches = self.records(&[&input]);
+        for block in row_blocks(rows) {
+            let part = input.rows(&self.workspace, block.clone());
+            if reaches && let Some(tape) = &mut self.tape {
+                tape.track(part.id());
+            }
+            let part = tail(self, &part);
+            followed |= self.records(&[&part]);
+            let width = part.dims2().1;
+            let (out, _) = all.get_or_insert_with(|| (self.workspace.take(rows * width), width));
+            out[block.start * width..][..part.len()].copy_from_slice(part.data());
+        }
+        let (out, width) = all.expect("more rows than a block has");
+        (Tensor::new(&[rows, width], out), followed)
     }
 
     pub(crate) fn workspace(&self) -> &Arc<Workspace> {

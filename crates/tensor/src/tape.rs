@@ -6,9 +6,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use russet_kernels::{Compute, Pool, elementwise};
+use russet_kernels::{Compute, Pool, ROW_BLOCK, elementwise};
 
-use crate::ctx::Ctx;
+use crate::ctx::{Ctx, row_blocks};
 use crate::tensor::{Kept, Node, Tensor, TensorId};
 use crate::workspace::{Buffer, Workspace};
 
@@ -68,6 +68,11 @@ impl Tape {
 
     pub(crate) fn tracks(&self, id: TensorId) -> bool {
         self.tracked.contains(&id)
+    }
+
+    /// Lets gradients flow to a tensor that no step has made.
+    pub(crate) fn track(&mut self, id: TensorId) {
+        self.tracked.insert(id);
     }
 
     pub(crate) fn record(&mut self, step: Step) {
@@ -182,25 +187,70 @@ impl Backward<'_> {
         kept.tensor(self.pool, self.workspace)
     }
 
-    /// Runs `forward` on `input` once more, this time recorded, and pushes the gradient of its result back through it.
+    /// Runs `head` on `input` and `tail` on its result once more, this time recorded, and pushes the gradient of the result
+    /// back through them; `tail` a block of rows at a time, first block first, as sums over all rows go.
     pub(crate) fn replay(
+        &mut self,
+        input: &Tensor,
+        head: impl FnOnce(&mut Ctx, &Tensor) -> Tensor,
+        tail: impl Fn(&mut Ctx, &Tensor) -> Tensor,
+        d_output: Tensor,
+    ) {
+        let (middle, tape) = self.recorded(None, |ctx| head(ctx, input));
+        let (rows, width) = middle.dims2();
+        let flows = tape.tracks(middle.id());
+        let through = |back: &mut Self, middle: &Tensor, d_output: Tensor| {
+            let (output, tape) = back.recorded(flows.then(|| middle.id()), |ctx| tail(ctx, middle));
+            back.gradients.by_tensor.insert(output.id(), d_output);
+            drop(output);
+            tape.walk(back.pool, back.compute, back.workspace, back.gradients);
+        };
+        if rows <= ROW_BLOCK {
+            through(self, &middle, d_output);
+        } else {
+            let mut d_middle = self.buffer(middle.len());
+            for block in row_blocks(rows) {
+                let part = middle.rows(self.workspace, block.clone());
+                let d_part = d_output.rows(self.workspace, block.clone());
+                through(self, &part, d_part);
+                if let Some(d_part) = self.gradients.by_tensor.remove(&part.id()) {
+                    d_middle[block.start * width..][..d_part.len()].copy_from_slice(d_part.data());
+                }
+            }
+            drop(d_output);
+            if flows {
+                let d_middle = Tensor::new(middle.shape(), d_middle);
+                self.gradients.by_tensor.insert(middle.id(), d_middle);
+            }
+        }
+        drop(middle);
+        tape.walk(self.pool, self.compute, self.workspace, self.gradients);
+    }
+
+    /// Runs `forward` on `input` once more, this time recorded, and pushes the gradient of its result back through it.
+    pub(crate) fn replay_whole(
         &mut self,
         input: &Tensor,
         forward: impl FnOnce(&mut Ctx, &Tensor) -> Tensor,
         d_output: Tensor,
     ) {
-        let tape = Tape::new(self.tracked.iter().copied());
-        let mut ctx = Ctx::replaying(
-            self.pool.clone(),
-            self.compute,
-            self.workspace.clone(),
-            tape,
-        );
-        let output = forward(&mut ctx, input);
+        let (output, tape) = self.recorded(None, |ctx| forward(ctx, input));
         self.gradients.by_tensor.insert(output.id(), d_output);
         drop(output);
-        let tape = ctx.into_tape();
         tape.walk(self.pool, self.compute, self.workspace, self.gradients);
+    }
+
+    /// What `forward` makes, and the tape that recorded it; gradients flow to what this pass tracks and to `also`.
+    fn recorded(
+        &self,
+        also: Option<TensorId>,
+        forward: impl FnOnce(&mut Ctx) -> Tensor,
+    ) -> (Tensor, Tape) {
+        let tape = Tape::new(self.tracked.iter().copied().chain(also));
+        let (pool, workspace) = (self.pool.clone(), self.workspace.clone());
+        let mut ctx = Ctx::replaying(pool, self.compute, workspace, tape);
+        let made = forward(&mut ctx);
+        (made, ctx.into_tape())
     }
 
     /// Adds `gradient` to what `tensor` has so far.

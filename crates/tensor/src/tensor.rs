@@ -309,6 +309,14 @@ impl Tensor {
         }
     }
 
+    /// A copy of some rows of a matrix, which no tape knows.
+    pub(crate) fn rows(&self, workspace: &Arc<Workspace>, rows: Range<usize>) -> Tensor {
+        let (_, width) = self.dims2();
+        let mut copy = workspace.take(rows.len() * width);
+        copy.copy_from_slice(&self.data()[rows.start * width..rows.end * width]);
+        Tensor::new(&[rows.len(), width], copy)
+    }
+
     /// The same elements under another shape.
     ///
     /// # Panics

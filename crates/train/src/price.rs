@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use russet_kernels::ROW_BLOCK;
 use russet_model::Config;
 use serde::Serialize;
 
@@ -154,13 +155,23 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
         ..
     } = *config;
     let rows = packing.micro_batch_sequences * packing.sequence_length;
-    let block =
-        2 * width + 2 * config.qkv_width() + heads * head_dim + 2 * ffn + 2 + 2 * heads + kv_heads;
+    let statistics = 2 + 2 * heads + kv_heads;
+    // Floats that a row keeps, and that its gradient takes on the way back.
+    let (attention, d_attention) = (
+        2 * config.qkv_width() + heads * head_dim + width + statistics,
+        2 * config.qkv_width() + heads * head_dim + 2 * width,
+    );
+    let (ffn, d_ffn) = (2 * ffn + width, 3 * ffn + 2 * width);
     let blocks = match settings.compute.recompute {
-        Recompute::None => layers * block,
-        Recompute::Block => layers * width + block,
+        Recompute::None => rows.saturating_mul(layers * (attention + ffn) + d_ffn + 3 * width),
+        // One block's attention for all rows, and then the way back through its feed-forward layer, some rows at a time, or
+        // through the attention.
+        Recompute::Block => {
+            let feed_forward = rows.min(ROW_BLOCK).saturating_mul(ffn + d_ffn);
+            rows.saturating_mul(layers * width + attention)
+                .saturating_add(feed_forward.max(rows.saturating_mul(d_attention)))
+        }
     };
-    let backward = 3 * ffn + 2 * width;
     // Saturating: what no machine has need not be said to the byte.
     let bytes = |floats: usize| floats.saturating_mul(size_of::<f32>());
     let weights = bytes(config.parameters());
@@ -172,7 +183,7 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
         gradients: weights,
         optimizer: weights.saturating_mul(2 + means),
         saving: weights.saturating_mul(saves * (3 + means)),
-        activations: bytes(rows.saturating_mul(blocks + 3 * width + backward)),
+        activations: bytes(blocks),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use russet_kernels::norm;
+use russet_kernels::{Pool, norm};
 
 use crate::tensor::Recipe;
 use crate::{Ctx, Tensor};
@@ -37,18 +37,21 @@ pub fn rms_norm(ctx: &mut Ctx, x: &Tensor, weight: &Tensor, epsilon: f32) -> Ten
         ctx.record(&out, move |back, d_out| {
             drop(recipe);
             let mut d_x = back.buffer(x.len());
-            let mut d_weight = vec![0.0; weight.len()];
-            norm::rms_norm_backward(
-                back.pool,
-                x.data(),
-                weight.data(),
-                &inv_rms,
-                d_out.data(),
-                &mut d_x,
-                &mut d_weight,
-            );
+            let mut derive = |pool: &Pool, d_weight: &mut [f32]| {
+                norm::rms_norm_backward(
+                    pool,
+                    x.data(),
+                    weight.data(),
+                    &inv_rms,
+                    d_out.data(),
+                    &mut d_x,
+                    d_weight,
+                );
+            };
             if back.wants(&weight) {
-                back.accumulate(&weight, Tensor::new(weight.shape(), d_weight));
+                back.accumulate_with(&weight, derive);
+            } else {
+                derive(back.pool, &mut vec![0.0; weight.len()]);
             }
             if back.wants(&x) {
                 let d_x = Tensor::new(x.shape(), d_x);

@@ -198,7 +198,7 @@ fn parameters_in_pieces_give_the_gradients_of_whole_ones() {
                 let mut h = own.clone();
                 for k in 0..2 {
                     let (here, before, next) = (of(k), (k > 0).then(|| of(0)), of(1));
-                    h = ctx.checkpoint(&h, move |ctx, x| {
+                    h = ctx.checkpoint_whole(&h, move |ctx, x| {
                         if k == 0 && !ctx.replays() {
                             next.0.begin(ctx, &next.1);
                         }
