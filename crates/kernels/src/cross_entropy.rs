@@ -23,7 +23,10 @@ use crate::profile::{Kernel, span};
 use crate::scratch::with_scratch;
 use crate::simd::dispatch;
 
+mod part;
 mod rows;
+
+pub use part::of_part;
 
 use rows::{Divergence, Exponentials, LogSumExp, Scale, Sparse, argmax};
 

@@ -1,5 +1,7 @@
 //! Rows of a table by token, and the gradient back into it.
 
+use std::ops::Range;
+
 use crate::elementwise::rows_per_task;
 use crate::pool::{Disjoint, Pool};
 use crate::profile::{Kernel, span};
@@ -49,6 +51,75 @@ pub fn scatter_add(pool: &Pool, tokens: &[u32], d_out: &[f32], d_table: &mut [f3
             }
         }
     });
+}
+
+/// As [`gather`], of the rows of a larger table from `first` on: what lies outside of them is 0.
+///
+/// # Panics
+/// When `out` does not divide into N rows, or the table into rows of that length.
+pub fn gather_part(pool: &Pool, table: &[f32], first: usize, tokens: &[u32], out: &mut [f32]) {
+    let _span = span(Kernel::Embedding);
+    let Some((width, part)) = part(table, first, tokens, out.len()) else {
+        return;
+    };
+    let rows = rows_per_task(width);
+    pool.for_each_chunk(out, rows * width, |index, out| {
+        for (out, &token) in out.chunks_exact_mut(width).zip(&tokens[index * rows..]) {
+            match part.contains(&(token as usize)) {
+                true => out.copy_from_slice(&table[(token as usize - first) * width..][..width]),
+                false => out.fill(0.0),
+            }
+        }
+    });
+}
+
+/// As [`scatter_add`], into the rows of a larger table from `first` on; what belongs to others is left out.
+///
+/// # Panics
+/// As [`gather_part`].
+pub fn scatter_add_part(
+    pool: &Pool,
+    first: usize,
+    tokens: &[u32],
+    d_out: &[f32],
+    d_table: &mut [f32],
+) {
+    let _span = span(Kernel::Embedding);
+    let Some((width, part)) = part(d_table, first, tokens, d_out.len()) else {
+        return;
+    };
+    let table = Disjoint::new(d_table);
+    pool.run(width.div_ceil(COLUMNS), |task| {
+        let start = task * COLUMNS;
+        let len = COLUMNS.min(width - start);
+        for (d_out, &token) in d_out.chunks_exact(width).zip(tokens) {
+            if !part.contains(&(token as usize)) {
+                continue;
+            }
+            // SAFETY: only this task touches these columns of any row.
+            let row = unsafe { table.range((token as usize - first) * width + start, len) };
+            for (sum, d) in row.iter_mut().zip(&d_out[start..]) {
+                *sum += d;
+            }
+        }
+    });
+}
+
+/// D and the tokens whose rows there are; `None` without tokens.
+fn part(
+    table: &[f32],
+    first: usize,
+    tokens: &[u32],
+    rows_len: usize,
+) -> Option<(usize, Range<usize>)> {
+    let width = rows_len.checked_div(tokens.len())?;
+    assert!(
+        width > 0 && width * tokens.len() == rows_len && table.len().is_multiple_of(width),
+        "{rows_len} elements for {} tokens and {} of a table",
+        tokens.len(),
+        table.len()
+    );
+    Some((width, first..first + table.len() / width))
 }
 
 /// D, after checking that the lengths agree and every token is a row of the table.

@@ -14,7 +14,7 @@ mod adastar;
 mod average;
 mod rmsprop;
 
-pub use adastar::{AdaStar, adastar_step};
+pub use adastar::{AdaStar, adastar_apply, adastar_squares, adastar_step};
 pub use average::average_step;
 pub use rmsprop::{RmsProp, rmsprop_step};
 

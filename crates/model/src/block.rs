@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use russet_tensor::mesh::Group;
 use russet_tensor::ops::{self, CacheView, HeadShape, QkNorm, RopeTable};
 use russet_tensor::{Ctx, Segments, Tensor};
 
 use crate::decoder::{Parameter, ParameterKind};
-use crate::{Config, Linear};
+use crate::parallel::{ColumnParallel, RowParallel};
+use crate::{Config, Dense, Family, Layout, Linear};
 
 /// One layer.
 pub struct Block {
@@ -59,6 +61,40 @@ impl Block {
         ops::add(ctx, x, &h)
     }
 
+    /// A block of the shape `config`, of its parameters in the order of [`Block::visit`]. Where there is a group, its ranks
+    /// share out rows of tokens, and `config` is the shape of one rank's part.
+    pub(crate) fn of_tensors(
+        config: &Config,
+        layer: usize,
+        tensors: &mut dyn Iterator<Item = Tensor>,
+        group: Option<&Arc<Group>>,
+        dense: fn(Layout, Tensor) -> Dense,
+    ) -> Block {
+        let [qkv, output, gate_up, down] = layouts(config, layer);
+        let mut next = || tensors.next().expect("a tensor for each parameter");
+        let column = |base: Dense| -> Box<dyn Linear> {
+            match group {
+                None => Box::new(base),
+                Some(group) => Box::new(ColumnParallel::new(base, group.clone())),
+            }
+        };
+        let row = |base: Dense| -> Box<dyn Linear> {
+            match group {
+                None => Box::new(base),
+                Some(group) => Box::new(RowParallel::new(base, group.clone())),
+            }
+        };
+        Block {
+            attention_norm: next(),
+            qkv: column(dense(qkv, next())),
+            qk_norm: (config.family == Family::Qwen3).then(|| [next(), next()]),
+            output: row(dense(output, next())),
+            ffn_norm: next(),
+            gate_up: column(dense(gate_up, next())),
+            down: row(dense(down, next())),
+        }
+    }
+
     /// Its four products, in the order of the forward pass.
     pub(crate) fn linears(&self) -> [&dyn Linear; 4] {
         [&*self.qkv, &*self.output, &*self.gate_up, &*self.down]
@@ -80,6 +116,7 @@ impl Block {
                 parts,
                 kind: ParameterKind::Norm,
                 tensor,
+                cut: None,
             }
         };
         visit(norm("input_layernorm", &self.attention_norm));
@@ -125,8 +162,7 @@ impl Block {
 }
 
 /// The layouts of the four products of layer `layer`: query-key-value, output, gate-up, down.
-pub(crate) fn layouts(config: &Config, layer: usize) -> [crate::Layout; 4] {
-    use crate::Layout;
+pub(crate) fn layouts(config: &Config, layer: usize) -> [Layout; 4] {
     let attention = format!("model.layers.{layer}.self_attn");
     let mlp = format!("model.layers.{layer}.mlp");
     let (q, kv) = (

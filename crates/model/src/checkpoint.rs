@@ -1,8 +1,9 @@
 //! Checkpoints: Hugging Face folders of a dense decoder.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use russet_tensor::{DType, Tensor};
+use russet_tensor::{DType, Mesh, Tensor};
 use serde_json::{Value, json};
 
 use crate::block::{Block, layouts};
@@ -52,6 +53,34 @@ pub fn load(folder: &Path) -> Result<Decoder, ModelError> {
             Ok(Box::new(Dense::new(layout, weight)))
         },
     )?;
+    finish(&config, stored)?;
+    Ok(decoder)
+}
+
+/// A rank's part of a dense checkpoint.
+///
+/// # Errors
+/// As for [`load`].
+///
+/// # Panics
+/// When the mesh does not divide the model, which [`crate::cut::check`] says.
+pub fn load_on_mesh(folder: &Path, mesh: &Arc<Mesh>) -> Result<Decoder, ModelError> {
+    let config = Config::open(folder)?;
+    let mut stored = Stored::open(folder, "model")?;
+    let decoder = Decoder::on_mesh(&config, Some(mesh), |_, cut| {
+        let mut parts = Vec::new();
+        for part in &cut.parts {
+            let tensor = stored.take_floats(&part.name, &part.shape)?;
+            parts.push(tensor.to_f32());
+        }
+        Ok(cut.of_whole(&parts))
+    })?;
+    finish(&config, stored)?;
+    Ok(decoder)
+}
+
+/// Ends the reading of a checkpoint.
+fn finish(config: &Config, mut stored: Stored) -> Result<(), ModelError> {
     // Some older files carry what follows from the configuration.
     if config.tied {
         stored.ignore("lm_head.weight");
@@ -61,8 +90,7 @@ pub fn load(folder: &Path) -> Result<Decoder, ModelError> {
             "model.layers.{layer}.self_attn.rotary_emb.inv_freq"
         ));
     }
-    stored.finish()?;
-    Ok(decoder)
+    stored.finish()
 }
 
 /// Builds a decoder from stored tensors; `table` reads an embedding, `linear` a product.
@@ -125,6 +153,14 @@ pub fn save(decoder: &Decoder, folder: &Path) -> Result<(), ModelError> {
 pub fn save_tensors(config: &Config, tensors: &[Output], folder: &Path) -> Result<(), ModelError> {
     write_config(config, None, folder)?;
     stored::write(folder, "model", tensors, stored::SHARD_BYTES)
+}
+
+/// Writes `config.json` and `generation_config.json`: what a folder needs to tell its decoder's shape.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn save_config(config: &Config, folder: &Path) -> Result<(), ModelError> {
+    write_config(config, None, folder)
 }
 
 /// A packed tensor as the named tensors it is made of.

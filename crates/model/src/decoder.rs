@@ -7,6 +7,8 @@ use russet_tensor::ops::{self, LossTerms, TokenLoss};
 use russet_tensor::{Ctx, Segments, Tensor};
 
 use crate::block::{Block, Pass, layouts};
+use crate::cut::{Cut, CutPart};
+use crate::parallel::Sharding;
 use crate::{Config, Dense, Embedding, Family, KvCache, Layout, Linear};
 
 /// A dense decoder-only transformer: pre-norm, no biases, grouped queries, rotary positions, SwiGLU
@@ -18,6 +20,7 @@ pub struct Decoder {
     pub(crate) norm: Tensor,            // [D]
     pub(crate) head: Option<Embedding>, // where output and input do not share one table
     frozen: bool,                       // tables and norms are no parameters
+    pub(crate) sharding: Option<Sharding>, // where each rank of a mesh has a part
 }
 
 /// What a parameter is, which decides how optimizers treat it.
@@ -38,12 +41,14 @@ pub enum ParameterKind {
 
 /// A trainable tensor under the names that its rows have in a checkpoint.
 pub struct Parameter<'a> {
-    /// Full tensor names with how many rows each has, in order; a norm counts as one row.
+    /// Full tensor names with how many rows each has here, in order; a norm counts as one row.
     pub parts: Vec<(String, usize)>,
     /// What it is.
     pub kind: ParameterKind,
     /// Its values.
     pub tensor: &'a Tensor,
+    /// What of it the tensor is, where a mesh shares it out; flat where it is in pieces.
+    pub cut: Option<&'a Cut>,
 }
 
 /// Why a block has one owner when it is changed: a tape that would run it again is gone after the backward pass.
@@ -74,6 +79,7 @@ impl Decoder {
             norm,
             head,
             frozen: false,
+            sharding: None,
         }
     }
 
@@ -124,7 +130,7 @@ impl Decoder {
         &self.config
     }
 
-    /// Flat `tokens [N]` to normed hidden states `[N, D]`. With a cache, the segments' tokens continue its sequences
+    /// Flat `tokens [N]` to normed hidden states `[N, D]`; on a mesh those of the rows that this rank has. With a cache, the segments' tokens continue its sequences
     /// and must have been announced by [`KvCache::extend`].
     ///
     /// # Panics
@@ -141,33 +147,64 @@ impl Decoder {
             segments.tokens(),
             "segments must cover all tokens"
         );
+        let sharding = self.sharding.as_ref();
+        assert!(
+            sharding.is_none() || cache.is_none(),
+            "a cache needs a whole decoder"
+        );
         let pass = Arc::new(Pass {
-            shape: self.config.head_shape(),
+            shape: sharding.map_or(&self.config, Sharding::local).head_shape(),
             epsilon: self.config.norm_epsilon,
             table: Arc::new(self.config.rope_table(&segments.positions())),
             rows: (0..tokens.len() as u32).collect(),
             segments: segments.clone(),
         });
         let epsilon = pass.epsilon;
-        let mut x = self.embedding.lookup(ctx, tokens);
+        let mut x = match (sharding, &self.embedding) {
+            (Some(sharding), Embedding::Dense(table)) => sharding.lookup(ctx, table, tokens),
+            _ => self.embedding.lookup(ctx, tokens),
+        };
         for (layer, block) in self.blocks.iter().enumerate() {
             x = if let Some(cache) = &mut cache {
                 let x = block.attend(ctx, &x, &pass, Some(cache.layer(layer)));
                 block.feed_forward(ctx, &x, epsilon)
             } else {
-                let (head, tail, pass) = (block.clone(), block.clone(), pass.clone());
-                ctx.checkpoint(
-                    &x,
-                    move |ctx, x| head.attend(ctx, x, &pass, None),
-                    move |ctx, x| tail.feed_forward(ctx, x, epsilon),
-                )
+                match sharding.filter(|sharding| sharding.cuts_blocks()) {
+                    None => {
+                        let (head, tail, pass) = (block.clone(), block.clone(), pass.clone());
+                        ctx.checkpoint(
+                            &x,
+                            move |ctx, x| head.attend(ctx, x, &pass, None),
+                            move |ctx, x| tail.feed_forward(ctx, x, epsilon),
+                        )
+                    }
+                    Some(sharding) => {
+                        let (block, pass) = (block.clone(), pass.clone());
+                        let pieces = sharding.block(self, layer);
+                        ctx.checkpoint_whole(&x, move |ctx, x| {
+                            ctx.tokens = pass.rows.len();
+                            let whole = pieces.as_ref().map(|pieces| pieces.gather(ctx));
+                            let block = whole.as_ref().unwrap_or(&block);
+                            let x = block.attend(ctx, x, &pass, None);
+                            block.feed_forward(ctx, &x, epsilon)
+                        })
+                    }
+                }
             };
         }
-        ops::rms_norm(ctx, &x, &self.norm, epsilon)
+        let norm = match sharding {
+            None => self.norm.clone(),
+            Some(sharding) => sharding.last_norm(ctx, &self.norm),
+        };
+        ops::rms_norm(ctx, &x, &norm, epsilon)
     }
 
     /// Logits `[M, V]` of hidden states `[M, D]`.
+    ///
+    /// # Panics
+    /// When the decoder lies on a mesh, where no rank has them all.
     pub fn logits(&self, ctx: &mut Ctx, hidden: &Tensor) -> Tensor {
+        assert!(self.sharding.is_none(), "logits need a whole decoder");
         self.output_table().logits(ctx, hidden)
     }
 
@@ -191,12 +228,20 @@ impl Decoder {
         weights: &[f32],
         terms: &LossTerms,
     ) -> TokenLoss {
-        self.output_table()
-            .loss(ctx, hidden, targets, weights, terms)
+        match (&self.sharding, self.output_table()) {
+            (Some(sharding), Embedding::Dense(table)) => {
+                sharding.loss(ctx, hidden, table, targets, weights, terms)
+            }
+            (_, table) => table.loss(ctx, hidden, targets, weights, terms),
+        }
     }
 
     /// Each token's loss in nats, `[N]`, without gradients.
     pub fn token_losses(&self, ctx: &mut Ctx, hidden: &Tensor, targets: &[u32]) -> Vec<f32> {
+        if self.sharding.is_some() {
+            let weights = vec![0.0; targets.len()];
+            return self.loss(ctx, hidden, targets, &weights).per_token;
+        }
         self.output_table().token_losses(ctx, hidden, targets)
     }
 
@@ -240,11 +285,12 @@ impl Decoder {
             let Embedding::Dense(tensor) = embedding else {
                 return None;
             };
-            let parts = vec![(format!("{name}.weight"), tensor.dims2().0)];
+            let parts = vec![(format!("{name}.weight"), tensor.shape()[0])];
             Some(Parameter {
                 parts,
                 kind: ParameterKind::Embedding,
                 tensor,
+                cut: None,
             })
         }
         all.extend(table("model.embed_tokens", &self.embedding));
@@ -256,8 +302,16 @@ impl Decoder {
             parts,
             kind: ParameterKind::Norm,
             tensor: &self.norm,
+            cut: None,
         });
         all.extend(self.head.as_ref().and_then(|head| table("lm_head", head)));
+        if let Some(sharding) = &self.sharding {
+            for (parameter, cut) in all.iter_mut().zip(&sharding.cuts) {
+                let rows = |part: &CutPart| (part.name.clone(), part.rows.len());
+                parameter.parts = cut.parts.iter().map(rows).collect();
+                parameter.cut = Some(cut);
+            }
+        }
         all
     }
 

@@ -5,6 +5,8 @@
 //! Checkpoints are Hugging Face folders (`Qwen3ForCausalLM`, ours, and `LlamaForCausalLM`), adapters
 //! are PEFT folders, packages are safetensors in the kernels' own order, mapped and used in place.
 //!
+//! On a mesh of several ranks each has a part of the weights ([`cut`]) and runs the same forward pass ([`parallel`]).
+//!
 //! This crate knows nothing of text, optimizers or sampling.
 
 pub mod adapter;
@@ -12,17 +14,20 @@ mod block;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
+pub mod cut;
 mod decoder;
 mod embedding;
 mod error;
 pub mod linear;
 pub mod llama2c;
 pub mod package;
+pub mod parallel;
 pub mod stored;
 
 pub use block::Block;
 pub use cache::KvCache;
 pub use config::{Config, Family};
+pub use cut::Cut;
 pub use decoder::{Decoder, Parameter, ParameterKind};
 pub use embedding::Embedding;
 pub use error::ModelError;

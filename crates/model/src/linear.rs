@@ -89,6 +89,11 @@ impl Dense {
         );
         Dense { layout, weight }
     }
+
+    /// A piece of a projection's weight, to be kept: it comes together with the others before it is multiplied.
+    pub(crate) fn of_piece(layout: Layout, weight: Tensor) -> Dense {
+        Dense { layout, weight }
+    }
 }
 
 impl Linear for Dense {
@@ -115,6 +120,7 @@ impl Linear for Dense {
             parts,
             kind: ParameterKind::Matrix,
             tensor: &self.weight,
+            cut: None,
         });
     }
 
@@ -230,6 +236,7 @@ impl<L: Linear> Linear for Lora<L> {
                     parts,
                     kind: ParameterKind::Adapter { scale: part.scale },
                     tensor,
+                    cut: None,
                 });
             }
         }

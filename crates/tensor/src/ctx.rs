@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use russet_kernels::{Compute, Pool, ROW_BLOCK};
 
-use crate::tape::{Backward, Gradients, Tape};
+use crate::tape::{Backward, Gradients, Step, Tape};
 use crate::tensor::{Node, Tensor, TensorId};
 use crate::workspace::{Buffer, Workspace};
 
@@ -24,8 +24,11 @@ pub struct Ctx {
     pub compute: Compute,
     /// Whether [`Ctx::checkpoint`] keeps inputs only and computes the rest again in the backward pass.
     pub recompute: bool,
+    /// N, the tokens of the pass, where a mesh shares their rows out and a tensor does not say how many there are in all.
+    pub tokens: usize,
     workspace: Arc<Workspace>,
     tape: Option<Tape>,
+    replays: bool,
 }
 
 impl Ctx {
@@ -35,8 +38,10 @@ impl Ctx {
             pool,
             compute: Compute::F32,
             recompute: false,
+            tokens: 0,
             workspace: Arc::default(),
             tape: None,
+            replays: false,
         }
     }
 
@@ -51,8 +56,10 @@ impl Ctx {
             pool,
             compute,
             recompute: false,
+            tokens: 0,
             workspace,
             tape: Some(tape),
+            replays: true,
         }
     }
 
@@ -105,8 +112,51 @@ impl Ctx {
         backward: impl FnOnce(&mut Backward, Tensor) + Send + 'static,
     ) {
         if let Some(tape) = &mut self.tape {
-            tape.record(output.id(), Box::new(backward));
+            tape.record(Step::One(output.id(), Box::new(backward)));
         }
+    }
+
+    /// As [`Ctx::record`], of an operation that makes several tensors.
+    pub fn record_many(
+        &mut self,
+        outputs: &[Tensor],
+        backward: impl FnOnce(&mut Backward, Vec<Option<Tensor>>) + Send + 'static,
+    ) {
+        if let Some(tape) = &mut self.tape {
+            let outputs = outputs.iter().map(Tensor::id).collect();
+            tape.record(Step::Many(outputs, Box::new(backward)));
+        }
+    }
+
+    /// Whether this pass is one of the backward pass, which computes again what [`Ctx::checkpoint`] did not keep.
+    pub fn replays(&self) -> bool {
+        self.replays
+    }
+
+    /// Runs `forward` on `input`. While a tape runs and `recompute` is set, nothing of it is kept but `input`: the backward
+    /// pass runs it once more, all rows at a time. For what several ranks do together, who have other rows.
+    ///
+    /// Gradients must enter by `input` and by watched tensors alone.
+    pub fn checkpoint_whole(
+        &mut self,
+        input: &Tensor,
+        forward: impl Fn(&mut Ctx, &Tensor) -> Tensor + Send + 'static,
+    ) -> Tensor {
+        match &mut self.tape {
+            Some(tape) if self.recompute && !tape.follows_only => tape.follows_only = true,
+            _ => return forward(self, input),
+        }
+        let output = forward(self, input);
+        if let Some(tape) = &mut self.tape {
+            tape.follows_only = false;
+        }
+        if self.records(&[&output]) {
+            let input = input.clone();
+            self.record(&output, move |back, d_output| {
+                back.replay_whole(&input, forward, d_output)
+            });
+        }
+        output
     }
 
     /// `tail(head(input))`. While a tape runs and `recompute` is set, nothing of it is kept but `input`: the backward pass runs
@@ -170,6 +220,10 @@ impl Ctx {
         }
         let (out, width) = all.expect("more rows than a block has");
         (Tensor::new(&[rows, width], out), followed)
+    }
+
+    pub(crate) fn workspace(&self) -> &Arc<Workspace> {
+        &self.workspace
     }
 
     /// A buffer of `len` floats with unspecified content.

@@ -3,7 +3,9 @@
 mod add;
 mod attention;
 mod cross_entropy;
+mod cross_entropy_part;
 mod embedding;
+mod gather_parameters;
 mod int8;
 mod linear;
 mod lora;
@@ -12,12 +14,15 @@ mod palette;
 mod qk_norm_rope;
 mod rms_norm;
 mod rows;
+mod share_rows;
 mod swiglu;
 
 pub use add::add;
 pub use attention::{CacheView, attention};
 pub use cross_entropy::{LossTeacher, LossTerms, TokenLoss, cross_entropy, token_losses};
-pub use embedding::embedding;
+pub use cross_entropy_part::{TablePart, cross_entropy_part};
+pub use embedding::{embedding, embedding_part};
+pub use gather_parameters::{Pieces, Unit, gather_parameters};
 pub use int8::{int8_embedding, int8_linear};
 pub use linear::linear;
 pub use lora::{LoraPart, lora};
@@ -26,6 +31,7 @@ pub use palette::palette_linear;
 pub use qk_norm_rope::{QkNorm, qk_norm_rope};
 pub use rms_norm::rms_norm;
 pub use rows::rows;
+pub use share_rows::{gather_rows, scatter_rows};
 pub use swiglu::swiglu;
 
 pub use russet_kernels::cross_entropy::IGNORE;
@@ -33,3 +39,5 @@ pub use russet_kernels::rope::{HeadShape, RopeTable};
 
 #[cfg(test)]
 mod check;
+#[cfg(test)]
+mod shared_tests;

@@ -12,12 +12,30 @@ use crate::ctx::{Ctx, row_blocks};
 use crate::tensor::{Kept, Node, Tensor, TensorId};
 use crate::workspace::{Buffer, Workspace};
 
-type Step = Box<dyn FnOnce(&mut Backward, Tensor) + Send>;
+type OneStep = dyn FnOnce(&mut Backward, Tensor) + Send;
+type ManyStep = dyn FnOnce(&mut Backward, Vec<Option<Tensor>>) + Send;
+
+/// How a gradient of what an operation made becomes gradients of what it was made of.
+pub(crate) enum Step {
+    /// Of the one tensor that most operations make.
+    One(TensorId, Box<OneStep>),
+    /// Of several at once; one that nothing used has no gradient.
+    Many(Vec<TensorId>, Box<ManyStep>),
+}
+
+impl Step {
+    fn outputs(&self) -> &[TensorId] {
+        match self {
+            Step::One(output, _) => std::slice::from_ref(output),
+            Step::Many(outputs, _) => outputs,
+        }
+    }
+}
 
 /// The record of one forward pass.
 pub struct Tape {
     tracked: HashSet<TensorId>,
-    steps: Vec<(TensorId, Step)>,
+    steps: Vec<Step>,
     /// Whether steps are only followed, to see where gradients would flow, and not kept.
     pub(crate) follows_only: bool,
 }
@@ -57,10 +75,10 @@ impl Tape {
         self.tracked.insert(id);
     }
 
-    pub(crate) fn record(&mut self, output: TensorId, step: Step) {
-        self.tracked.insert(output);
+    pub(crate) fn record(&mut self, step: Step) {
+        self.tracked.extend(step.outputs());
         if !self.follows_only {
-            self.steps.push((output, step));
+            self.steps.push(step);
         }
     }
 
@@ -101,10 +119,21 @@ impl Tape {
             gradients,
             tracked: &tracked,
         };
-        for (output, step) in steps.into_iter().rev() {
+        for step in steps.into_iter().rev() {
+            let mut take = |output| back.gradients.by_tensor.remove(output);
             // An output that nothing used has no gradient, and its inputs get none from it.
-            if let Some(d_output) = back.gradients.by_tensor.remove(&output) {
-                step(&mut back, d_output);
+            match step {
+                Step::One(output, step) => {
+                    if let Some(d_output) = take(&output) {
+                        step(&mut back, d_output);
+                    }
+                }
+                Step::Many(outputs, step) => {
+                    let d_outputs: Vec<_> = outputs.iter().map(take).collect();
+                    if d_outputs.iter().any(Option::is_some) {
+                        step(&mut back, d_outputs);
+                    }
+                }
             }
         }
     }
@@ -119,6 +148,16 @@ impl Gradients {
     /// The gradient's elements, to be scaled or clipped in place.
     pub fn get_mut(&mut self, tensor: &Tensor) -> Option<&mut [f32]> {
         self.by_tensor.get_mut(&tensor.id()).map(Tensor::data_mut)
+    }
+
+    /// Takes the gradient of a watched tensor out.
+    pub fn take(&mut self, tensor: &impl Node) -> Option<Tensor> {
+        self.by_tensor.remove(&tensor.id())
+    }
+
+    /// Puts a gradient in the place of what there was.
+    pub fn put(&mut self, tensor: &impl Node, gradient: Tensor) {
+        self.by_tensor.insert(tensor.id(), gradient);
     }
 
     /// Forgets all gradients; their buffers go back to the workspace.
@@ -136,6 +175,11 @@ impl Backward<'_> {
     /// A buffer of `len` floats with unspecified content.
     pub fn buffer(&self, len: usize) -> Buffer {
         self.workspace.take(len)
+    }
+
+    /// Where buffers come from.
+    pub(crate) fn workspace(&self) -> &Arc<Workspace> {
+        self.workspace
     }
 
     /// The elements of what was kept, computed again where they were not.
@@ -180,6 +224,19 @@ impl Backward<'_> {
             }
         }
         drop(middle);
+        tape.walk(self.pool, self.compute, self.workspace, self.gradients);
+    }
+
+    /// Runs `forward` on `input` once more, this time recorded, and pushes the gradient of its result back through it.
+    pub(crate) fn replay_whole(
+        &mut self,
+        input: &Tensor,
+        forward: impl FnOnce(&mut Ctx, &Tensor) -> Tensor,
+        d_output: Tensor,
+    ) {
+        let (output, tape) = self.recorded(None, |ctx| forward(ctx, input));
+        self.gradients.by_tensor.insert(output.id(), d_output);
+        drop(output);
         tape.walk(self.pool, self.compute, self.workspace, self.gradients);
     }
 

@@ -83,8 +83,8 @@ pub struct Tensor {
     recipe: Option<Weak<Recipe>>, // the step that made the tensor owns it
 }
 
-/// How to compute the elements of a tensor again.
-pub(crate) type Recipe = dyn Fn(&Pool, &Arc<Workspace>) -> Buffer + Send + Sync;
+/// How to compute a tensor's elements again; the identity of what it makes does not matter.
+pub(crate) type Recipe = dyn Fn(&Pool, &Arc<Workspace>) -> Tensor + Send + Sync;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
@@ -400,7 +400,7 @@ impl Kept {
     pub(crate) fn tensor(&self, pool: &Pool, workspace: &Arc<Workspace>) -> Tensor {
         match &self.values {
             Values::Held(tensor) => tensor.clone(),
-            Values::Recipe(recipe) => Tensor::new(&self.handle.shape, recipe(pool, workspace)),
+            Values::Recipe(recipe) => recipe(pool, workspace),
         }
     }
 }

@@ -7,17 +7,13 @@
 //! The quotient makes it the mean of the weights after all updates so far, weighted by β to the power of their age: the
 //! random weights that training begins with have no part in it, and after the first update it is that update's weights.
 
-use std::path::Path;
-
 use russet_kernels::{Pool, optimizer as kernel};
 use russet_model::Decoder;
-use russet_model::stored::{self, Stored};
+use russet_model::stored::Output;
 
 use crate::Result;
 use crate::named::{self, Named};
-
-/// The file of a saved mean, without its ending.
-const FILE: &str = "average";
+use crate::pieces::Pieces;
 
 /// The mean, and how it is formed.
 #[derive(Clone, Debug)]
@@ -62,31 +58,29 @@ impl Average {
             .sum()
     }
 
-    /// Writes `average.safetensors`.
-    ///
-    /// # Errors
-    /// When the disk refuses.
-    pub fn save(&self, folder: &Path) -> Result<()> {
-        let outputs = Named::outputs(&self.values);
-        Ok(stored::write(folder, FILE, &outputs, stored::SHARD_BYTES)?)
+    /// Adds the mean to the tensors of a file, under the parameters' names with `.mean` added.
+    pub(crate) fn outputs<'a>(&'a self, outputs: &mut Vec<Output<'a>>) {
+        for Named { cut, values } in &self.values {
+            named::write(cut, values, ".mean", outputs);
+        }
     }
 
-    /// Reads what [`Average::save`] wrote.
+    /// Reads what [`Average::outputs`] wrote, on whatever mesh.
     ///
     /// # Errors
-    /// When the file is missing, damaged, or of another decoder.
-    pub fn load(&mut self, folder: &Path) -> Result<()> {
-        let mut stored = Stored::open(folder, FILE)?;
-        for Named { parts, values } in &mut self.values {
-            named::read(parts, values, "", &mut stored)?;
+    /// When something is missing, damaged, or of another decoder.
+    pub(crate) fn load(&mut self, saved: &mut Pieces) -> Result<()> {
+        for (number, Named { cut, values }) in self.values.iter_mut().enumerate() {
+            *values = saved.read(number, cut, ".mean")?;
         }
-        Ok(stored.finish()?)
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pieces::{self, ONE_RANK};
     use crate::run::tests::{context, tiny};
 
     fn values(decoder: &Decoder) -> Vec<f32> {
@@ -140,9 +134,13 @@ mod tests {
             grow(&mut decoder, t as f32);
             average.take(&ctx.pool, &decoder, t);
         }
-        average.save(dir.path()).unwrap();
+        let mut outputs = Vec::new();
+        average.outputs(&mut outputs);
+        pieces::write(dir.path(), 0, &outputs).unwrap();
         let mut again = Average::new(0.9, &tiny());
-        again.load(dir.path()).unwrap();
+        let mut saved = Pieces::open(dir.path(), decoder.config(), ONE_RANK).unwrap();
+        again.load(&mut saved).unwrap();
+        saved.finish().unwrap();
         for (a, b) in average.values.iter().zip(&again.values) {
             assert_eq!(a.values, b.values);
         }

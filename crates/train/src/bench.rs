@@ -228,6 +228,7 @@ pub fn bench(
             saving: None,
             log: None,
             progress: clock,
+            record: None,
             interrupt,
             peak_flops,
         };

@@ -7,7 +7,8 @@ use russet_tokenizer::SpecialIds;
 use crate::loader::{MOST, Packing};
 use crate::schedule::{Schedule, Shape};
 use crate::settings::{
-    DataSettings, ModelSettings, OptimizerSettings, ScheduleSettings, Settings, TrainSettings,
+    DataSettings, ModelSettings, OptimizerSettings, ParallelSettings, ScheduleSettings, Settings,
+    TrainSettings,
 };
 use crate::{Result, TrainError};
 
@@ -62,6 +63,7 @@ impl Settings {
                 );
             }
         }
+        check_parallel(&self)?;
         // Of any vocabulary: only its size is the tokens' to say.
         match start {
             Start::Random => self.decoder(1, None).map(drop)?,
@@ -372,6 +374,71 @@ fn resolve_data(data: &mut DataSettings, train: &TrainSettings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Ranks of a mesh at most.
+const MOST_RANKS: usize = 1 << 16;
+
+/// Whether a mesh is one, and divides the batch. Whether it divides the model is seen where the vocabulary is known.
+fn check_parallel(settings: &Settings) -> Result<()> {
+    let ParallelSettings {
+        data,
+        fsdp,
+        sequence,
+        tensor,
+        pipeline,
+    } = settings.parallel;
+    for (key, size) in [
+        ("parallel.data", data),
+        ("parallel.fsdp", fsdp),
+        ("parallel.tensor", tensor),
+    ] {
+        if !(1..=MOST_RANKS).contains(&size) {
+            return refuse(key, format!("is {size}; it must be from 1 to {MOST_RANKS}"));
+        }
+    }
+    for (key, size, what) in [
+        ("parallel.sequence", sequence, "sequences cannot be cut"),
+        ("parallel.pipeline", pipeline, "blocks cannot be dealt out"),
+    ] {
+        if size != 1 {
+            let problem = format!(
+                "is {size}, but {what} over ranks yet; leave it out and use `parallel.data`, `parallel.fsdp` or `parallel.tensor`"
+            );
+            return refuse(key, problem);
+        }
+    }
+    let places = data.saturating_mul(fsdp);
+    if places.saturating_mul(tensor) > MOST_RANKS {
+        return refuse(
+            "parallel.data",
+            format!("times `parallel.fsdp` and `parallel.tensor` is more than {MOST_RANKS} ranks"),
+        );
+    }
+    let batch = settings.train.batch_sequences;
+    if !batch.is_multiple_of(places) {
+        let problem = format!(
+            "is {batch}, which `parallel.data` times `parallel.fsdp`, {places}, does not divide; make it a multiple"
+        );
+        return refuse("train.batch_sequences", problem);
+    }
+    if settings.distill.is_some() && tensor > 1 {
+        let problem = format!(
+            "is {tensor} beside `[distill]`, whose loss needs the whole vocabulary on each rank; use `parallel.data` or \
+             `parallel.fsdp`"
+        );
+        return refuse("parallel.tensor", problem);
+    }
+    Ok(())
+}
+
+/// Whether a mesh divides a model.
+pub(crate) fn check_mesh(settings: &Settings, config: &Config) -> Result<()> {
+    match settings.parallel.tensor {
+        1 => Ok(()),
+        tensor => russet_model::cut::check(config, tensor)
+            .map_err(|problem| TrainError::setting("parallel.tensor", problem)),
+    }
 }
 
 /// The steps of a decay over a share of all.

@@ -56,6 +56,18 @@ pub enum TrainError {
         /// Why.
         source: Box<TrainError>,
     },
+    /// A rank of a mesh that ended in the middle.
+    #[error(
+        "rank {rank} of {ranks} is gone: {problem}. What was saved before is untouched; the same command goes on from there"
+    )]
+    Rank {
+        /// Which, counted from 0.
+        rank: usize,
+        /// How many there were.
+        ranks: usize,
+        /// What it said at last.
+        problem: String,
+    },
     /// Someone asked to stop a job that keeps nothing of what it had.
     #[error("stopped; the same command begins this again")]
     Interrupted,

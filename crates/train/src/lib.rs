@@ -13,6 +13,9 @@
 //! The same recipe on the same tokens gives the same weights to the last bit, on any number of threads, in one go or
 //! killed and resumed at any moment. (On another instruction set sums round differently; a resumed run says so.)
 //!
+//! Several ranks may share a step out over a mesh (`[parallel]`): each runs this loop on its part of the tokens and weights,
+//! and adds up with the others what belongs together. docs/parallel.md has the axes and the formulas.
+//!
 //! Left out for now: more than one machine.
 
 pub mod average;
@@ -27,13 +30,16 @@ pub mod loader;
 mod named;
 pub mod objective;
 pub mod optimizer;
+pub mod parallel;
 mod permutation;
+mod pieces;
 pub mod plan;
 mod pretrain;
 pub mod price;
 mod probe;
 pub mod prune;
 mod publish;
+mod ranks;
 mod run;
 pub mod save;
 pub mod schedule;
@@ -49,12 +55,13 @@ pub use error::{Result, TrainError};
 pub use loader::{Batch, Batches, Mixture, Origin};
 pub use objective::{NextToken, Objective};
 pub use optimizer::Optimizer;
+pub use parallel::{MeshPlan, RankPlan};
 pub use permutation::Permutation;
 pub use plan::{Plan, Sources};
 pub use pretrain::{Outcome, Resume, TrainReport, pretrain};
 pub use price::{Description, Estimate, Memory, Price};
 pub use probe::{matmul_gflops, matmul_gflops_in};
-pub use run::{Ended, Loop, Measure, Saving, train};
+pub use run::{Ended, Loop, Measure, Record, Saving, train};
 pub use schedule::Schedule;
 pub use settings::Settings;
 pub use state::{State, StateStore, Tally};

@@ -94,7 +94,7 @@ pub struct Packing {
     pub sequence_length: usize,
     /// Sequences of a step.
     pub batch_sequences: usize,
-    /// Sequences of a micro-batch; divides `batch_sequences`.
+    /// Sequences of a micro-batch at most; divides `batch_sequences`.
     pub micro_batch_sequences: usize,
     /// What the order follows from.
     pub seed: u64,
@@ -149,6 +149,11 @@ pub fn weigh_evenly(batches: &mut [Batch]) {
             .count()
     };
     let all: usize = batches.iter().map(counted).sum();
+    weigh(batches, all);
+}
+
+/// Gives each target of some of a step's micro-batches the weight 1 / (targets counted in all of them).
+pub(crate) fn weigh(batches: &mut [Batch], all: usize) {
     let weight = 1.0 / all.max(1) as f32;
     for batch in batches {
         let weigh = |&target: &u32| if target == IGNORE { 0.0 } else { weight };

@@ -17,20 +17,17 @@
 //! skipped. Sums of squares are taken in f64 in a fixed order, so norms do not depend on threads. The factor that shortens
 //! is handed to the rule, which multiplies as it reads.
 
-use std::path::Path;
-
 use russet_kernels::optimizer as kernel;
 use russet_kernels::{Pool, elementwise};
-use russet_model::stored::{self, Stored};
-use russet_model::{Decoder, Parameter, ParameterKind};
-use russet_tensor::Gradients;
+use russet_model::stored::Output;
+use russet_model::{Cut, Decoder, Parameter, ParameterKind};
+use russet_tensor::mesh::{Axis, Mesh};
+use russet_tensor::{Gradients, Tensor};
 
 use crate::Result;
-use crate::named::{self, Parts};
-use crate::settings::OptimizerSettings;
-
-/// The file of a saved optimizer, without its ending.
-const FILE: &str = "optimizer";
+use crate::named;
+use crate::pieces::Pieces;
+use crate::settings::{AdaStarSettings, OptimizerSettings};
 
 /// A rule for updating weights, with what it remembers of earlier steps.
 #[derive(Clone, Debug)]
@@ -56,7 +53,7 @@ pub struct Step {
 /// squares.
 #[derive(Clone, Debug)]
 struct Moments {
-    parts: Parts, // the blocks
+    cut: Cut, // its parts are the blocks
     decays: bool,
     multiplier: f64, // of the rate
     m: Vec<f32>,
@@ -68,7 +65,7 @@ impl Optimizer {
     pub fn new(rule: OptimizerSettings, decoder: &Decoder) -> Optimizer {
         let width = decoder.config().width;
         let moments = |parameter: Parameter| Moments {
-            parts: named::parts(&parameter),
+            cut: named::cut(&parameter),
             decays: decays(parameter.kind),
             multiplier: multiplier(&rule, parameter.kind, width),
             m: vec![0.0; parameter.tensor.len()],
@@ -90,6 +87,10 @@ impl Optimizer {
         step: Step,
     ) {
         let rule = self.rule;
+        if let (OptimizerSettings::AdaStar(settings), Some(mesh)) = (&rule, decoder.mesh()) {
+            let mesh = mesh.clone();
+            return self.adastar_in_pieces(pool, settings, &mesh, decoder, gradients, step);
+        }
         let mut moments = self.moments.iter_mut();
         decoder.visit_mut(&mut |tensor| {
             let moments = moments
@@ -106,6 +107,57 @@ impl Optimizer {
         );
     }
 
+    /// AdaStar where blocks are in pieces: all first passes, one sum over the ranks that have pieces, all second passes.
+    fn adastar_in_pieces(
+        &mut self,
+        pool: &Pool,
+        settings: &AdaStarSettings,
+        mesh: &Mesh,
+        decoder: &mut Decoder,
+        gradients: &Gradients,
+        step: Step,
+    ) {
+        let mut sums = Vec::new();
+        for (moments, parameter) in self.moments.iter_mut().zip(decoder.parameters()) {
+            let adastar = moments.adastar(settings, step);
+            let speaks = !moments.cut.replicated || mesh.place(Axis::Tensor) == 0;
+            let gradient = gradients.get(parameter.tensor).map(Tensor::data);
+            for block in moments.cut.blocks() {
+                let v = &mut moments.v[block.clone()];
+                let sum = gradient.map_or(0.0, |gradient| {
+                    kernel::adastar_squares(pool, &adastar, &gradient[block], v)
+                });
+                sums.push(if speaks { sum } else { 0.0 });
+            }
+        }
+        let mut whole = vec![0.0; sums.len()];
+        for heard in mesh.model().all_gather_f64(&sums) {
+            for (sum, part) in whole.iter_mut().zip(heard) {
+                *sum += part;
+            }
+        }
+        let (mut moments, mut sums) = (self.moments.iter_mut(), whole.into_iter());
+        decoder.visit_mut(&mut |tensor| {
+            let moments = moments.next().expect("as many as parameters");
+            let adastar = moments.adastar(settings, step);
+            let gradient = gradients.get(tensor).map(Tensor::data);
+            for (part, block) in moments.cut.parts.iter().zip(moments.cut.blocks()) {
+                let sum = sums.next().expect("as many as blocks");
+                let Some(gradient) = gradient else { continue };
+                let mean = sum / part.shape.iter().product::<usize>() as f64;
+                kernel::adastar_apply(
+                    pool,
+                    &adastar,
+                    mean,
+                    &mut tensor.data_mut()[block.clone()],
+                    &gradient[block.clone()],
+                    &mut moments.m[block.clone()],
+                    &moments.v[block],
+                );
+            }
+        });
+    }
+
     /// Bytes that it remembers.
     pub fn bytes(&self) -> usize {
         self.moments
@@ -114,34 +166,48 @@ impl Optimizer {
             .sum()
     }
 
-    /// Writes `optimizer.safetensors`: the moments under the parameters' names with `.m` and `.v` added.
-    ///
-    /// # Errors
-    /// When the disk refuses.
-    pub fn save(&self, folder: &Path) -> Result<()> {
-        let mut outputs = Vec::new();
-        for Moments { parts, m, v, .. } in &self.moments {
-            named::write(parts, m, ".m", &mut outputs);
-            named::write(parts, v, ".v", &mut outputs);
+    /// Adds the moments to the tensors of a file, under the parameters' names with `.m` and `.v` added.
+    pub(crate) fn outputs<'a>(&'a self, outputs: &mut Vec<Output<'a>>) {
+        for Moments { cut, m, v, .. } in &self.moments {
+            named::write(cut, m, ".m", outputs);
+            named::write(cut, v, ".v", outputs);
         }
-        Ok(stored::write(folder, FILE, &outputs, stored::SHARD_BYTES)?)
     }
 
-    /// Reads what [`Optimizer::save`] wrote.
+    /// Reads what [`Optimizer::outputs`] wrote, on whatever mesh.
     ///
     /// # Errors
-    /// When the file is missing, damaged, or of another decoder.
-    pub fn load(&mut self, folder: &Path) -> Result<()> {
-        let mut stored = Stored::open(folder, FILE)?;
-        for Moments { parts, m, v, .. } in &mut self.moments {
-            named::read(parts, m, ".m", &mut stored)?;
-            named::read(parts, v, ".v", &mut stored)?;
+    /// When something is missing, damaged, or of another decoder.
+    pub(crate) fn load(&mut self, saved: &mut Pieces) -> Result<()> {
+        for (number, Moments { cut, m, v, .. }) in self.moments.iter_mut().enumerate() {
+            *m = saved.read(number, cut, ".m")?;
+            *v = saved.read(number, cut, ".v")?;
         }
-        Ok(stored.finish()?)
+        Ok(())
     }
 }
 
 impl Moments {
+    fn adastar(&self, settings: &AdaStarSettings, step: Step) -> kernel::AdaStar {
+        let decay = match self.decays {
+            true => settings.weight_decay,
+            false => 0.0,
+        };
+        kernel::AdaStar {
+            rate: (step.rate * self.multiplier) as f32,
+            decay: (step.share * decay) as f32,
+            beta1: settings.beta1 as f32,
+            beta2: settings.beta2 as f32,
+            eps: settings.epsilon as f32,
+            clip_rms: match settings.clip_rms {
+                0.0 => f32::INFINITY,
+                limit => limit as f32,
+            },
+            grad_scale: step.grad_scale,
+            step: step.update,
+        }
+    }
+
     fn update(
         &mut self,
         pool: &Pool,
@@ -156,9 +222,9 @@ impl Moments {
             0.0
         };
         let rate = step.rate * self.multiplier;
-        let (m, v) = (&mut self.m[..], &mut self.v[..]);
         match rule {
             OptimizerSettings::AdamW(settings) => {
+                let (m, v) = (&mut self.m[..], &mut self.v[..]);
                 let adamw = kernel::AdamW {
                     lr: rate as f32,
                     beta1: settings.beta1 as f32,
@@ -171,34 +237,20 @@ impl Moments {
                 kernel::adamw_step(pool, &adamw, weight, gradient, m, v);
             }
             OptimizerSettings::AdaStar(settings) => {
-                let adastar = kernel::AdaStar {
-                    rate: rate as f32,
-                    decay: (step.share * decay) as f32,
-                    beta1: settings.beta1 as f32,
-                    beta2: settings.beta2 as f32,
-                    eps: settings.epsilon as f32,
-                    clip_rms: match settings.clip_rms {
-                        0.0 => f32::INFINITY,
-                        limit => limit as f32,
-                    },
-                    grad_scale: step.grad_scale,
-                    step: step.update,
-                };
-                let mut start = 0;
-                for (_, shape) in &self.parts {
-                    let block = start..start + shape.iter().product::<usize>();
-                    start = block.end;
+                let adastar = self.adastar(settings, step);
+                for block in self.cut.blocks() {
                     kernel::adastar_step(
                         pool,
                         &adastar,
                         &mut weight[block.clone()],
                         &gradient[block.clone()],
-                        &mut m[block.clone()],
-                        &mut v[block],
+                        &mut self.m[block.clone()],
+                        &mut self.v[block],
                     );
                 }
             }
             OptimizerSettings::RmsProp(settings) => {
+                let (m, v) = (&mut self.m[..], &mut self.v[..]);
                 let rmsprop = kernel::RmsProp {
                     lr: rate as f32,
                     alpha: settings.alpha as f32,
@@ -230,16 +282,16 @@ fn multiplier(rule: &OptimizerSettings, kind: ParameterKind, width: usize) -> f6
     }
 }
 
-/// The Euclidean norm of all gradients as one vector.
-pub fn gradient_norm(pool: &Pool, decoder: &Decoder, gradients: &Gradients) -> f64 {
+/// The sum of squares of all gradients that a decoder speaks for: of all of them where it lies on no mesh.
+pub fn sum_of_squares(pool: &Pool, decoder: &Decoder, gradients: &Gradients) -> f64 {
     let parameters = decoder.parameters();
-    let gradients = parameters
+    let owned = parameters
         .iter()
-        .filter_map(|parameter| gradients.get(parameter.tensor));
+        .filter(|parameter| parameter.cut.is_none_or(|cut| cut.owned));
+    let gradients = owned.filter_map(|parameter| gradients.get(parameter.tensor));
     gradients
         .map(|gradient| elementwise::sum_of_squares(pool, gradient.data()))
-        .sum::<f64>()
-        .sqrt()
+        .sum()
 }
 
 /// What shortens gradients of the given norm to `limit`; 1 where they are no longer than that.

@@ -9,6 +9,7 @@ use std::thread::available_parallelism;
 use russet_artifact::{Artifact, Inputs, Kind, Recipe, Stage, Tool};
 use russet_kernels::Pool;
 use russet_model::Config;
+use russet_tensor::MeshShape;
 use russet_tokenizer::{TokenShard, Tokenizer};
 use serde_json::Value;
 
@@ -16,6 +17,7 @@ use crate::check::{self, Start, decoder_config};
 use crate::distill::{Distill, Taught, TeacherInput};
 use crate::loader::{Mixture, Packing, Part};
 use crate::objective::{NextToken, Objective};
+use crate::parallel::MeshPlan;
 use crate::price::{Description, Estimate, SourceDescription, memory, training_flops};
 use crate::schedule::Schedule;
 use crate::settings::{MixtureSettings, OptimizerSettings, Settings};
@@ -137,6 +139,7 @@ impl Plan {
         // A tokenizer that names no beginning of texts begins each with the end of the one before.
         let end_of_text = TokenShard::open(&train[0].path)?.end_of_text();
         let begin_of_text = *config.bos.get_or_insert(end_of_text);
+        check::check_mesh(&settings, &config)?;
         let steps = settings.train.steps.expect("resolved above");
         Ok(Plan {
             config,
@@ -241,6 +244,11 @@ impl Plan {
         self.begin_of_text
     }
 
+    /// The ranks to train on.
+    pub fn mesh(&self) -> MeshShape {
+        self.settings.parallel.mesh()
+    }
+
     /// Opens what is trained on, at the first step.
     ///
     /// # Errors
@@ -265,12 +273,12 @@ impl Plan {
         Ok(self.validation.as_ref().map(TokenShard::open).transpose()?)
     }
 
-    /// The threads to train on.
+    /// The threads to train on, a rank's: all over the number of ranks, and at least one.
     ///
     /// # Errors
     /// When `RUSSET_ISA` asks for an instruction set that there is not.
     pub fn pool(&self) -> Result<Pool> {
-        Ok(Pool::new(self.threads())?)
+        Ok(Pool::new((self.threads() / self.mesh().ranks()).max(1))?)
     }
 
     fn threads(&self) -> usize {
@@ -287,6 +295,10 @@ impl Plan {
     /// When the settings have no JSON form.
     pub fn stage(&self, tool: &Tool) -> Result<Stage> {
         let mut recipe = Recipe::resolved_json(&self.settings)?;
+        // The mesh changes the order of sums alone, so a run may go on with more or fewer ranks than it began with.
+        if let Value::Object(recipe) = &mut recipe {
+            recipe.remove("parallel");
+        }
         for (table, key) in IDLE_SETTINGS {
             if let Some(Value::Object(table)) = recipe.get_mut(table) {
                 table.remove(key);
@@ -329,6 +341,7 @@ impl Plan {
             sources: self.train.iter().map(describe).collect(),
             flops,
             memory: memory(&self.config, &self.settings),
+            parallel: MeshPlan::new(&self.config, &self.settings),
             threads: self.threads(),
             validates: self.validation.is_some(),
         }

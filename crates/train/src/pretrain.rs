@@ -13,9 +13,11 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use russet_artifact::{Draft, Interrupt, Kind, Progress, RunLog, Tool};
+use russet_artifact::{Draft, Interrupt, Kind, NoProgress, Progress, RunLog, Stage, Tool};
 use russet_model::{Decoder, checkpoint};
 use russet_tensor::Ctx;
+use russet_tensor::mesh::{AXES, Mesh, MeshShape};
+use russet_tensor::threads::{self, Failure};
 use serde::Serialize;
 
 use crate::average::Average;
@@ -23,10 +25,11 @@ use crate::loader::Batches;
 use crate::plan::Plan;
 use crate::probe::matmul_gflops_in;
 use crate::publish::Checkpoint;
-use crate::run::{Ended, Keep, Loop, Measure, Saving, train};
+use crate::ranks::place_in_data;
+use crate::run::{Ended, Keep, Loop, Measure, Record, Saving, train};
 use crate::save::{Job, Writer};
 use crate::settings::Recompute;
-use crate::state::{State, StateStore};
+use crate::state::{State, StateStore, speaks};
 use crate::validation::Validation;
 use crate::{Result, TrainError};
 
@@ -81,8 +84,16 @@ pub struct TrainReport {
     pub skipped_steps: u64,
     /// The step of the lowest validation loss, where its checkpoint is kept.
     pub best_step: Option<u64>,
-    /// The most bytes of weights, gradients, moments, a copy being saved and activations at one time in this process.
+    /// Ranks that shared the work.
+    pub ranks: usize,
+    /// The most bytes of weights, gradients, moments, a copy being saved and activations at one time, over all ranks.
     pub peak_bytes: usize,
+    /// Those of each rank.
+    pub peak_bytes_per_rank: Vec<usize>,
+    /// Bytes that each rank sent in the last step, but for validation and saves, by the count of [`russet_tensor::mesh`].
+    pub bytes_moved_per_step: Vec<u64>,
+    /// The loss of each step since this process began.
+    pub losses: Vec<f32>,
 }
 
 /// Trains a decoder by `plan` and leaves its checkpoint in `out`. Killed at any moment and called again, it leaves the
@@ -99,8 +110,11 @@ pub fn pretrain(
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
     let stage = plan.stage(tool)?;
-    let settings = &plan.settings().train;
-    let store = StateStore::new(beside(out, "state")?, stage.clone(), settings.keep_last);
+    let store = StateStore::new(
+        beside(out, "state")?,
+        stage.clone(),
+        plan.settings().train.keep_last,
+    );
     match resume {
         Resume::Restart => store.remove()?,
         Resume::Continue if stage.current(out, Kind::Checkpoint).is_ok() => {
@@ -116,151 +130,289 @@ pub fn pretrain(
     // Before the work: a place that cannot be written to is found now.
     let draft = Draft::of_stage(out, Kind::Checkpoint, &stage.name)?;
     let best = beside(out, "best")?;
-    if settings.keep_best {
+    if plan.settings().train.keep_best {
         drop(Draft::create(&best, Kind::Checkpoint)?);
     }
-
-    let objective = plan.objective()?;
-    let mut ctx = Ctx::new(Arc::new(plan.pool()?));
-    ctx.compute = plan.settings().compute.dtype.kernel();
-    ctx.recompute = plan.settings().compute.recompute == Recompute::Block;
-    let peak_flops = matmul_gflops_in(&ctx.pool, ctx.compute) * 1e9;
-    let mut batches = plan.open_train()?;
-    let fresh = |decoder: Decoder| State {
-        average: (settings.ema > 0.0).then(|| Average::new(settings.ema, &decoder)),
-        ..State::new(decoder, plan.optimizer())
+    let run = Run {
+        plan,
+        stage,
+        store,
+        best,
+        log: beside(out, "log")?,
+        interrupt,
     };
-    let mut state = match store.load(fresh, ctx.pool.isa())? {
-        Some(loaded) => {
-            batches.restore(&loaded.batches)?;
-            progress.message(&format!(
-                "going on after step {} of {}",
-                loaded.state.step,
-                plan.steps()
-            ));
-            if let Some(isa) = loaded.other_isa {
+    let shape = plan.mesh();
+    if shape.ranks() == 1 {
+        return run.on_rank(None, Some(draft), progress);
+    }
+    let first = |mesh| run.on_rank(Some(mesh), Some(draft), progress);
+    let others = |mesh| run.on_rank(Some(mesh), None, &mut NoProgress);
+    match threads::run_with(shape, first, others) {
+        Ok(mut outcomes) => Ok(outcomes.swap_remove(0)),
+        Err(Failure::Error(error)) => Err(error),
+        Err(Failure::Panicked { rank, message }) => Err(TrainError::Rank {
+            rank,
+            ranks: shape.ranks(),
+            problem: message,
+        }),
+    }
+}
+
+/// What all ranks of a run are told.
+struct Run<'a> {
+    plan: &'a Plan,
+    stage: Stage,
+    store: StateStore,
+    best: PathBuf,
+    log: PathBuf,
+    interrupt: &'a Interrupt,
+}
+
+impl Run<'_> {
+    /// The part of one rank. The first has the draft of the checkpoint.
+    fn on_rank(
+        &self,
+        mesh: Option<Arc<Mesh>>,
+        draft: Option<Draft>,
+        progress: &mut dyn Progress,
+    ) -> Result<Outcome> {
+        let Run {
+            plan,
+            stage,
+            store,
+            best,
+            log,
+            interrupt,
+        } = self;
+        let settings = &plan.settings().train;
+        let is_first = draft.is_some();
+        let objective = plan.objective()?;
+        let mut ctx = Ctx::new(Arc::new(plan.pool()?));
+        ctx.compute = plan.settings().compute.dtype.kernel();
+        ctx.recompute = plan.settings().compute.recompute == Recompute::Block;
+        // Of all ranks together; measured by one while the others wait for it.
+        let ranks = plan.mesh().ranks() as f64;
+        let peak_flops = match is_first {
+            true => ranks * matmul_gflops_in(&ctx.pool, ctx.compute) * 1e9,
+            false => f64::NAN,
+        };
+        let (place, places) = place_in_data(mesh.as_ref());
+        let mut batches = plan.open_train()?.shared(place, places);
+        let fresh = |decoder: Decoder| State {
+            average: (settings.ema > 0.0).then(|| Average::new(settings.ema, &decoder)),
+            ..State::new(decoder, plan.optimizer())
+        };
+        let mut state = match store.load(mesh.as_ref(), fresh, ctx.pool.isa())? {
+            Some(loaded) => {
+                batches.restore(&loaded.batches)?;
                 progress.message(&format!(
+                    "going on after step {} of {}",
+                    loaded.state.step,
+                    plan.steps()
+                ));
+                if let Some(isa) = loaded.other_isa {
+                    progress.message(&format!(
                     "the steps before ran on {isa} and these run on {:?}, which round differently: the weights will not be \
                      to the last bit those of a run in one go (set RUSSET_ISA to go on as it began)",
                     ctx.pool.isa()
                 ));
-            }
-            loaded.state
-        }
-        None => {
-            let config = plan.config();
-            fresh(match plan.checkpoint() {
-                Some(folder) => {
-                    progress.message(&format!("beginning with {}", folder.display()));
-                    checkpoint::load(folder)?.with_positions(config.rope_theta, config.context)
                 }
-                None => Decoder::random(config, settings.seed),
-            })
-        }
-    };
-    let log_dir = beside(out, "log")?;
-    let mut log = match state.step {
-        0 => RunLog::create(&log_dir)?,
-        step => RunLog::resume(&log_dir, step)?,
-    };
-
-    let validation = plan.open_validation()?.map(|shard| {
-        let pass_tokens = plan.packing().micro_batch_sequences * settings.sequence_length;
-        Validation::new(
-            shard,
-            plan.begin_of_text(),
-            settings.validation_tokens,
-            settings.sequence_length,
-            pass_tokens,
-        )
-    });
-    let validation = validation.transpose()?;
-    let measured = Cell::new(None);
-    let mut measure = |ctx: &mut Ctx, decoder: &Decoder| {
-        let validation = validation
-            .as_ref()
-            .expect("only handed over where there is one");
-        let result = validation.measure(ctx, decoder)?;
-        measured.set(Some(result));
-        Ok(vec![
-            ("validation_loss", result.nats_per_token),
-            ("validation_bits_per_byte", result.bits_per_byte),
-        ])
-    };
-    let measure: &mut Measure = &mut measure;
-    let keep = |state: &State| {
-        let checkpoint = Checkpoint::of(plan, state, measured.get());
-        let mut stage = stage.clone();
-        stage.name = "pretrain-best".to_owned();
-        stage.recipe["best_step"] = state.step.into();
-        let place = best.clone();
-        let work = move || {
-            let draft = Draft::create(&place, Kind::Checkpoint)?;
-            checkpoint.write(&draft)?;
-            draft.commit(&stage)?;
-            Ok(())
+                if let Some(mesh) = loaded.other_mesh {
+                    progress.message(&format!(
+                    "the steps before ran on {} and these run on {}, which add up in another order: losses agree within 1e-5, \
+                     not to the last bit",
+                    ranks_of(mesh),
+                    ranks_of(plan.mesh())
+                ));
+                }
+                loaded.state
+            }
+            None => {
+                let config = plan.config();
+                fresh(match plan.checkpoint() {
+                    Some(folder) => {
+                        progress.message(&format!("beginning with {}", folder.display()));
+                        let decoder = match &mesh {
+                            None => checkpoint::load(folder)?,
+                            Some(mesh) => checkpoint::load_on_mesh(folder, mesh)?,
+                        };
+                        decoder.with_positions(config.rope_theta, config.context)
+                    }
+                    None => match &mesh {
+                        None => Decoder::random(config, settings.seed),
+                        Some(mesh) => Decoder::random_on_mesh(config, settings.seed, mesh),
+                    },
+                })
+            }
         };
-        Ok(Job {
-            what: format!("the best checkpoint, of step {},", state.step),
-            work: Box::new(work),
-        })
-    };
-    let keep: &Keep = &keep;
-    let mut writer = Writer::new()?;
-    let run = Loop {
-        name: "pretrain",
-        steps: plan.steps(),
-        schedule: plan.schedule(),
-        clip_norm: (settings.clip_norm > 0.0).then_some(settings.clip_norm),
-        skip_norm: (settings.skip_norm > 0.0).then_some(settings.skip_norm),
-        spike_deviations: settings.spike_deviations,
-        objective: &*objective,
-        batches: &mut batches,
-        measure: validation
-            .is_some()
-            .then_some((settings.validate_every, measure)),
-        saving: Some(Saving {
-            every: settings.checkpoint_every,
-            store: &store,
-            writer: &mut writer,
-            best: settings.keep_best.then_some(keep),
-        }),
-        log: Some((settings.log_every, &mut log)),
-        progress,
-        interrupt,
-        peak_flops,
-    };
-    if train(run, &mut ctx, &mut state)? == Ended::Interrupted {
-        return Ok(Outcome::Interrupted { step: state.step });
-    }
-    let measured = measured.get();
-    if let Some(average) = &mut state.average {
-        average.swap(&mut state.decoder);
-    }
-    Checkpoint::of(plan, &state, measured).write(&draft)?;
-    draft.commit(&stage)?;
-    store.remove()?;
+        let mut log = match (is_first, state.step) {
+            (false, _) => None,
+            (true, 0) => Some(RunLog::create(log)?),
+            (true, step) => Some(RunLog::resume(log, step)?),
+        };
 
-    let weights = plan.config().parameters() * size_of::<f32>();
-    let average = state.average.as_ref().map_or(0, Average::bytes);
-    let kept = weights + state.optimizer.bytes() + average;
-    let saves = settings.checkpoint_every > 0 && settings.checkpoint_every < state.step;
-    let tally = state.tally;
-    Ok(Outcome::Finished(TrainReport {
-        first_loss: tally.first_loss,
-        last_loss: tally.last_loss,
-        steps: state.step,
-        tokens: tally.tokens,
-        seconds: tally.seconds,
-        tokens_per_second: tally.tokens as f64 / tally.seconds,
-        mfu: tally.flops / tally.seconds / peak_flops,
-        peak_gflops: peak_flops / 1e9,
-        validation_nats: measured.map(|result| result.nats_per_token),
-        bits_per_byte: measured.map(|result| result.bits_per_byte),
-        skipped_steps: tally.skipped,
-        best_step: tally.best.map(|(step, _)| step),
-        peak_bytes: kept + if saves { kept } else { 0 } + ctx.peak_bytes(),
-    }))
+        let validation = plan.open_validation()?.map(|shard| {
+            let pass_tokens = plan.packing().micro_batch_sequences * settings.sequence_length;
+            Validation::new(
+                shard,
+                plan.begin_of_text(),
+                settings.validation_tokens,
+                settings.sequence_length,
+                pass_tokens,
+            )
+        });
+        let validation = validation.transpose()?;
+        let measured = Cell::new(None);
+        let mut measure = |ctx: &mut Ctx, decoder: &Decoder| {
+            let validation = validation
+                .as_ref()
+                .expect("only handed over where there is one");
+            let result = validation.measure(ctx, decoder)?;
+            measured.set(Some(result));
+            Ok(vec![
+                ("validation_loss", result.nats_per_token),
+                ("validation_bits_per_byte", result.bits_per_byte),
+            ])
+        };
+        let measure: &mut Measure = &mut measure;
+        let keep = |state: &State| {
+            let Some(checkpoint) = Checkpoint::of(plan, state, measured.get()) else {
+                return Ok(None);
+            };
+            let mut stage = stage.clone();
+            stage.name = "pretrain-best".to_owned();
+            stage.recipe["best_step"] = state.step.into();
+            let place = best.clone();
+            let work = move || {
+                let draft = Draft::create(&place, Kind::Checkpoint)?;
+                checkpoint.write(&draft)?;
+                draft.commit(&stage)?;
+                Ok(())
+            };
+            Ok(Some(Job {
+                what: format!("the best checkpoint, of step {},", state.step),
+                work: Box::new(work),
+            }))
+        };
+        let keep: &Keep = &keep;
+        let mut writer = Writer::new()?;
+        let mut record = Record::default();
+        let run = Loop {
+            name: "pretrain",
+            steps: plan.steps(),
+            schedule: plan.schedule(),
+            clip_norm: (settings.clip_norm > 0.0).then_some(settings.clip_norm),
+            skip_norm: (settings.skip_norm > 0.0).then_some(settings.skip_norm),
+            spike_deviations: settings.spike_deviations,
+            objective: &*objective,
+            batches: &mut batches,
+            measure: validation
+                .is_some()
+                .then_some((settings.validate_every, measure)),
+            saving: Some(Saving {
+                every: settings.checkpoint_every,
+                store,
+                writer: &mut writer,
+                best: settings.keep_best.then_some(keep),
+            }),
+            log: log.as_mut().map(|log| (settings.log_every, log)),
+            progress,
+            record: Some(&mut record),
+            interrupt,
+            peak_flops,
+        };
+        if train(run, &mut ctx, &mut state)? == Ended::Interrupted {
+            return Ok(Outcome::Interrupted { step: state.step });
+        }
+        let measured = measured.get();
+        if let Some(average) = &mut state.average {
+            average.swap(&mut state.decoder);
+        }
+        let own = OwnBytes::of(
+            &state,
+            &ctx,
+            settings.checkpoint_every,
+            record.moved.total(),
+        );
+        let bytes = own.of_all(mesh.as_deref());
+        let checkpoint = Checkpoint::of(plan, &state, measured);
+        if let (Some(checkpoint), Some(draft)) = (checkpoint, draft) {
+            checkpoint.write(&draft)?;
+            draft.commit(stage)?;
+            store.remove()?;
+        }
+
+        let tally = state.tally;
+        Ok(Outcome::Finished(TrainReport {
+            first_loss: tally.first_loss,
+            last_loss: tally.last_loss,
+            steps: state.step,
+            tokens: tally.tokens,
+            seconds: tally.seconds,
+            tokens_per_second: tally.tokens as f64 / tally.seconds,
+            mfu: tally.flops / tally.seconds / peak_flops,
+            peak_gflops: peak_flops / 1e9,
+            validation_nats: measured.map(|result| result.nats_per_token),
+            bits_per_byte: measured.map(|result| result.bits_per_byte),
+            skipped_steps: tally.skipped,
+            best_step: tally.best.map(|(step, _)| step),
+            ranks: bytes.len(),
+            peak_bytes: bytes.iter().map(|bytes| bytes.peak).sum(),
+            peak_bytes_per_rank: bytes.iter().map(|bytes| bytes.peak).collect(),
+            bytes_moved_per_step: bytes.iter().map(|bytes| bytes.moved).collect(),
+            losses: record.losses,
+        }))
+    }
+}
+
+/// Bytes of a rank.
+struct OwnBytes {
+    peak: usize,
+    moved: u64,
+}
+
+impl OwnBytes {
+    fn of(state: &State, ctx: &Ctx, checkpoint_every: u64, moved: u64) -> OwnBytes {
+        let parameters = state.decoder.parameters();
+        let weights = parameters
+            .iter()
+            .map(|p| size_of_val(p.tensor.data()))
+            .sum::<usize>();
+        let average = state.average.as_ref().map_or(0, Average::bytes);
+        let kept = weights + state.optimizer.bytes() + average;
+        let saves = checkpoint_every > 0 && checkpoint_every < state.step && speaks(&state.decoder);
+        OwnBytes {
+            peak: kept + if saves { kept } else { 0 } + ctx.peak_bytes(),
+            moved,
+        }
+    }
+
+    /// Those of all ranks, in order.
+    fn of_all(self, mesh: Option<&Mesh>) -> Vec<OwnBytes> {
+        let Some(mesh) = mesh else {
+            return vec![self];
+        };
+        let heard = mesh
+            .all()
+            .all_gather_f64(&[self.peak as f64, self.moved as f64]);
+        let bytes = |said: Vec<f64>| OwnBytes {
+            peak: said[0] as usize,
+            moved: said[1] as u64,
+        };
+        heard.into_iter().map(bytes).collect()
+    }
+}
+
+/// "2 ranks (fsdp 2)".
+fn ranks_of(mesh: MeshShape) -> String {
+    let axes = AXES.into_iter().filter(|axis| mesh.size(*axis) > 1);
+    let axes: Vec<String> = axes
+        .map(|axis| format!("{} {}", axis.name(), mesh.size(axis)))
+        .collect();
+    match axes.is_empty() {
+        true => "1 rank".to_owned(),
+        false => format!("{} ranks ({})", mesh.ranks(), axes.join(", ")),
+    }
 }
 
 /// The folder beside `out` that has its name and `.WORD`.

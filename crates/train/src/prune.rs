@@ -408,6 +408,7 @@ fn learn(
         saving: None,
         log: None,
         progress,
+        record: None,
         interrupt,
         peak_flops: crate::matmul_gflops(pool) * 1e9,
     };

@@ -30,14 +30,20 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The weights that a state's decoder has now, and what there is to say of them.
-    pub(crate) fn of(plan: &Plan, state: &State, measured: Option<ValidationResult>) -> Checkpoint {
-        Checkpoint {
+    /// The weights that a state's decoder has now, and what there is to say of them. On a mesh all ranks ask, and the first
+    /// gets it.
+    pub(crate) fn of(
+        plan: &Plan,
+        state: &State,
+        measured: Option<ValidationResult>,
+    ) -> Option<Checkpoint> {
+        let weights = Named::merged(&state.decoder)?;
+        Some(Checkpoint {
             config: state.decoder.config().clone(),
-            weights: Named::weights(&state.decoder),
+            weights,
             tokenizer: plan.tokenizer().to_owned(),
             card: model_card(plan, state, measured),
-        }
+        })
     }
 
     /// Fills a draft.

@@ -10,18 +10,25 @@
 //! gradient that is not finite ends the run before it touches the weights. Saving is a copy here and the work of another
 //! thread ([`crate::save`]).
 //!
+//! On a mesh every rank runs this loop on its share of the tokens and its part of the state (`ranks.rs`). Then a stop is
+//! voted on before each step, not between micro-batches, and a state is saved in two acts: each rank's thread writes its part,
+//! and when a vote finds all of them down the first rank puts the whole in its place.
+//!
 //! A step whose gradients are skipped counts as a step (the schedule and the data go on) but not as an update: the moments'
 //! correction and the running mean count updates.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
-use russet_artifact::{Interrupt, Progress, RunLog};
+use russet_artifact::{Draft, Interrupt, Progress, RunLog};
 use russet_model::Config;
+use russet_tensor::mesh::Moved;
 use russet_tensor::{Ctx, Gradients, Segments};
 
 use crate::loader::{Batch, Batches, Origin};
 use crate::objective::Objective;
-use crate::optimizer::{Step, clip_factor, gradient_norm};
+use crate::optimizer::{Step, clip_factor, sum_of_squares};
+use crate::ranks::{Ranks, Saved, Sums};
 use crate::save::{Job, Writer, Written};
 use crate::schedule::Schedule;
 use crate::spike::Spike;
@@ -48,7 +55,17 @@ pub struct Saving<'a> {
 }
 
 /// Makes the job that keeps the decoder of a state; where there is a running mean, its weights are that just now.
-pub type Keep<'a> = dyn Fn(&State) -> Result<Job> + 'a;
+/// On a mesh all ranks make it, and the first one gets it.
+pub type Keep<'a> = dyn Fn(&State) -> Result<Option<Job>> + 'a;
+
+/// What a run leaves besides its state.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// The loss of each step.
+    pub losses: Vec<f32>,
+    /// What this rank sent in the last step, but for validation and saves.
+    pub moved: Moved,
+}
 
 /// What the loop needs besides the state it changes.
 pub struct Loop<'a> {
@@ -76,6 +93,8 @@ pub struct Loop<'a> {
     pub log: Option<(u64, &'a mut RunLog)>,
     /// What is shown.
     pub progress: &'a mut dyn Progress,
+    /// What is remembered of the steps, where it is asked for.
+    pub record: Option<&'a mut Record>,
     /// The request to stop.
     pub interrupt: &'a Interrupt,
     /// What the machine can do, in FLOP/s, for the utilisation that is reported.
@@ -98,15 +117,35 @@ pub enum Ended {
 /// the one saved last.
 pub fn train(mut run: Loop, ctx: &mut Ctx, state: &mut State) -> Result<Ended> {
     run.progress.begin(run.name, Some(run.steps), "steps");
-    let ended = run.all_steps(ctx, state);
+    let ranks = Ranks::of(&state.decoder);
+    let mut stepping = Stepping {
+        run: &mut run,
+        ranks,
+        begun: None,
+    };
+    let ended = stepping.all_steps(ctx, state);
     run.progress.end();
     ended
 }
 
-impl Loop<'_> {
+/// A loop that runs.
+struct Stepping<'a, 'l> {
+    run: &'a mut Loop<'l>,
+    ranks: Ranks,
+    begun: Option<Begun>,
+}
+
+/// A save of several ranks that has begun.
+struct Begun {
+    what: String,
+    draft: Option<Draft>, // of the first rank
+    own: Saved,
+}
+
+impl Stepping<'_, '_> {
     fn all_steps(&mut self, ctx: &mut Ctx, state: &mut State) -> Result<Ended> {
         let mut gradients = Gradients::default();
-        let labels: Vec<String> = self.batches.labels();
+        let labels: Vec<String> = self.run.batches.labels();
         let labels: Vec<String> = labels.iter().map(|name| format!("tokens_{name}")).collect();
         state.tally.tokens_by_source.resize(labels.len(), 0);
         let Tally {
@@ -115,30 +154,52 @@ impl Loop<'_> {
             mut flops,
             ..
         } = state.tally;
-        while state.step < self.steps {
+        while state.step < self.run.steps {
             let begun = Instant::now();
-            let before = self.batches.state();
-            let batches = self.batches.next()?;
-            let Some(loss) = self.forward_backward(ctx, state, &batches, &mut gradients)? else {
-                self.batches.restore(&before)?;
-                self.save(ctx, state);
+            let sent = self.moved();
+            let before = self.run.batches.state();
+            let stop = self.vote()?;
+            let made = match stop {
+                true => None,
+                false => {
+                    let batches = self.run.batches.next()?;
+                    let loss = self.forward_backward(ctx, state, &batches, &mut gradients)?;
+                    loss.map(|loss| (loss, batches))
+                }
+            };
+            let Some((loss, batches)) = made else {
+                self.run.batches.restore(&before)?;
+                self.save(ctx, state)?;
                 self.saved(true)?;
                 return Ok(Ended::Interrupted);
             };
-            let (norm, rate) = self.update(ctx, state, &batches, &mut gradients)?;
+            self.ranks
+                .add_gradients(ctx, &state.decoder, &mut gradients);
+            let sums = self.ranks.add(Sums {
+                loss,
+                squares: sum_of_squares(&ctx.pool, &state.decoder, &gradients),
+                ..counts(state, &batches)
+            });
+            let loss = sums.loss as f32;
+            let (norm, rate) = self.update(ctx, state, &batches, &mut gradients, &sums)?;
             state.tally.seconds += begun.elapsed().as_secs_f64();
-            count(state, &batches);
+            count(state, &sums);
             state.tally.last_loss = loss;
             if state.step == 0 {
                 state.tally.first_loss = loss;
             }
             state.step += 1;
+            let sent = self.moved() - sent;
+            if let Some(record) = &mut self.run.record {
+                record.losses.push(loss);
+                record.moved = sent;
+            }
             self.watch_for_spikes(state, loss, &batches)?;
 
             let (step, tally) = (state.step, &state.tally);
             let passed = tally.seconds - seconds;
             let speed = (tally.tokens - tokens) as f64 / passed;
-            let utilisation = (tally.flops - flops) / passed / self.peak_flops;
+            let utilisation = (tally.flops - flops) / passed / self.run.peak_flops;
             let mut fields = vec![
                 ("loss", f64::from(loss)),
                 ("learning_rate", rate),
@@ -146,9 +207,9 @@ impl Loop<'_> {
                 ("tokens_per_second", speed),
                 ("mfu", utilisation),
             ];
-            self.progress.update(step, &fields);
-            let every = self.log.as_ref().map_or(1, |(every, _)| *every);
-            if step == 1 || step == self.steps || step.is_multiple_of(every) {
+            self.run.progress.update(step, &fields);
+            let every = self.run.log.as_ref().map_or(1, |(every, _)| *every);
+            if step == 1 || step == self.run.steps || step.is_multiple_of(every) {
                 fields.push(("skipped_steps", tally.skipped as f64));
                 let by_source = labels.iter().zip(&tally.tokens_by_source);
                 fields.extend(by_source.map(|(label, &count)| (label.as_str(), count as f64)));
@@ -157,11 +218,12 @@ impl Loop<'_> {
             }
             self.measure(ctx, state)?;
             let saves = self
+                .run
                 .saving
                 .as_ref()
                 .is_some_and(|saving| saving.every > 0 && step.is_multiple_of(saving.every));
-            if saves && step < self.steps {
-                self.save(ctx, state);
+            if saves && step < self.run.steps {
+                self.save(ctx, state)?;
             }
             self.saved(false)?;
         }
@@ -169,18 +231,27 @@ impl Loop<'_> {
         Ok(Ended::Finished)
     }
 
-    /// Adds the gradients of a step's micro-batches up and returns its loss; `None` when asked to stop.
+    /// What this rank has sent so far.
+    fn moved(&self) -> Moved {
+        self.ranks
+            .mesh()
+            .map_or(Moved::default(), |mesh| mesh.moved())
+    }
+
+    /// Adds the gradients of this rank's micro-batches up and returns their loss; `None` when asked to stop.
     fn forward_backward(
         &mut self,
         ctx: &mut Ctx,
         state: &State,
         batches: &[Batch],
         gradients: &mut Gradients,
-    ) -> Result<Option<f32>> {
+    ) -> Result<Option<f64>> {
         let decoder = &state.decoder;
+        // Ranks decide together: they have voted on a stop, and a loss that is not finite is one of all.
+        let alone = self.ranks.mesh().is_none();
         let mut sum = 0.0;
         for batch in batches {
-            if self.interrupt.is_raised() {
+            if alone && self.run.interrupt.is_raised() {
                 gradients.clear();
                 return Ok(None);
             }
@@ -190,15 +261,15 @@ impl Loop<'_> {
                     .iter()
                     .map(|parameter| parameter.tensor.id()),
             );
-            let loss = self.objective.loss(decoder, ctx, batch).loss;
+            let loss = self.run.objective.loss(decoder, ctx, batch).loss;
             let value = f64::from(loss.data()[0]);
-            if !value.is_finite() {
+            if alone && !value.is_finite() {
                 return Err(self.not_finite(state, "loss", value, std::slice::from_ref(batch)));
             }
             ctx.backward(&loss, 1.0, gradients);
             sum += value;
         }
-        Ok(Some(sum as f32))
+        Ok(Some(sum))
     }
 
     /// Clips and applies the gradients, and forgets them. Returns their norm and the learning rate.
@@ -208,21 +279,26 @@ impl Loop<'_> {
         state: &mut State,
         batches: &[Batch],
         gradients: &mut Gradients,
+        sums: &Sums,
     ) -> Result<(f64, f64)> {
-        let norm = gradient_norm(&ctx.pool, &state.decoder, gradients);
+        if !sums.loss.is_finite() {
+            return Err(self.not_finite(state, "loss", sums.loss, batches));
+        }
+        let norm = sums.squares.sqrt();
         if !norm.is_finite() {
             return Err(self.not_finite(state, "gradient's norm", norm, batches));
         }
-        let rate = self.schedule.at(state.step);
-        if self.skip_norm.is_some_and(|limit| norm >= limit) {
+        let rate = self.run.schedule.at(state.step);
+        if self.run.skip_norm.is_some_and(|limit| norm >= limit) {
             gradients.clear();
             state.tally.skipped += 1;
             let step = state.step + 1;
-            let documents = document_list(batches, &self.batches.names());
+            let origins = self.ranks.origins(batches);
+            let documents = document_list(&origins, &self.run.batches.names());
             let message = format!(
                 "step {step}: the gradient's norm is {norm:.4}, from {} on steps are skipped (`train.skip_norm`); skipped so \
                  far {}; the step saw {documents}",
-                self.skip_norm.expect("just compared"),
+                self.run.skip_norm.expect("just compared"),
                 state.tally.skipped
             );
             self.say(step, "skipped", &message)?;
@@ -232,8 +308,8 @@ impl Loop<'_> {
         let step = Step {
             update,
             rate,
-            share: self.schedule.share(state.step),
-            grad_scale: clip_factor(norm, self.clip_norm),
+            share: self.run.schedule.share(state.step),
+            grad_scale: clip_factor(norm, self.run.clip_norm),
         };
         state
             .optimizer
@@ -247,8 +323,10 @@ impl Loop<'_> {
 
     fn measure(&mut self, ctx: &mut Ctx, state: &mut State) -> Result<()> {
         let step = state.step;
-        let due = match &self.measure {
-            Some((every, _)) => step == self.steps || (*every > 0 && step.is_multiple_of(*every)),
+        let due = match &self.run.measure {
+            Some((every, _)) => {
+                step == self.run.steps || (*every > 0 && step.is_multiple_of(*every))
+            }
             None => false,
         };
         if !due {
@@ -260,7 +338,7 @@ impl Loop<'_> {
         swap_average(state);
         let fields = measured?;
         self.log(step, &fields)?;
-        self.progress.update(step, &fields);
+        self.run.progress.update(step, &fields);
         Ok(())
     }
 
@@ -269,66 +347,186 @@ impl Loop<'_> {
         ctx: &mut Ctx,
         state: &mut State,
     ) -> Result<Vec<(&'static str, f64)>> {
-        let (_, measure) = self.measure.as_mut().expect("it is due");
+        let (_, measure) = self.run.measure.as_mut().expect("it is due");
         let fields = measure(ctx, &state.decoder)?;
         let loss = fields.iter().find(|(name, _)| *name == VALIDATION_LOSS);
-        if let (Some(&(_, loss)), Some(saving)) = (loss, &mut self.saving)
+        if let (Some(&(_, loss)), Some(saving)) = (loss, &mut self.run.saving)
             && let Some(keep) = saving.best
             && state.tally.best.is_none_or(|(_, least)| loss < least)
         {
             state.tally.best = Some((state.step, loss));
-            saving.writer.submit(keep(state)?);
+            if let Some(job) = keep(state)? {
+                saving.writer.submit(job);
+            }
         }
         Ok(fields)
     }
 
-    /// Hands a copy of the state to the thread that writes.
-    fn save(&mut self, ctx: &Ctx, state: &State) {
-        let Some(saving) = &mut self.saving else {
-            return;
-        };
-        let snapshot = Snapshot::of(state, self.batches.state(), ctx.pool.isa());
-        let store = saving.store.clone();
-        saving.writer.submit(Job {
-            what: format!("the state of step {}", snapshot.step()),
-            work: Box::new(move || store.save(&snapshot)),
-        });
+    /// Whether to stop; on a mesh the ranks agree, and look at how the save under way has come out.
+    fn vote(&mut self) -> Result<bool> {
+        if self.ranks.mesh().is_none() {
+            return Ok(false); // looked at before each micro-batch
+        }
+        let own = self.begun.as_ref().map_or(Saved::Whole, |begun| begun.own);
+        let (stop, saved) = self.ranks.vote(self.run.interrupt.is_raised(), own);
+        if saved != Saved::Pending {
+            self.put_in_place(saved)?;
+        }
+        Ok(stop)
     }
 
-    /// Looks at what has been written, at the end all that is to be. What failed is told, and of the last state at a stop
-    /// it is an error.
-    fn saved(&mut self, at_end: bool) -> Result<()> {
-        let Some(saving) = &mut self.saving else {
+    /// Hands a copy of the state to the thread that writes.
+    fn save(&mut self, ctx: &Ctx, state: &State) -> Result<()> {
+        let Some(saving) = &mut self.run.saving else {
             return Ok(());
         };
-        let written = if at_end {
+        let snapshot = |run: &Loop| Snapshot::of(state, run.batches.state(), ctx.pool.isa());
+        let what = format!("the state of step {}", state.step);
+        if self.ranks.mesh().is_none() {
+            let store = saving.store.clone();
+            let snapshot = snapshot(self.run);
+            let saving = self.run.saving.as_mut().expect("looked at above");
+            saving.writer.submit(Job {
+                what,
+                work: Box::new(move || store.save(&snapshot)),
+            });
+            return Ok(());
+        }
+        // The one before must be done, so that no rank is a save ahead.
+        self.end_begun_save(false)?;
+        let Some((draft, folder)) = self.begin_save(&what)? else {
+            return Ok(());
+        };
+        let snapshot = snapshot(self.run);
+        let saving = self.run.saving.as_mut().expect("looked at above");
+        saving.writer.submit(Job {
+            what: what.clone(),
+            work: Box::new(move || snapshot.write(&folder)),
+        });
+        self.begun = Some(Begun {
+            what,
+            draft,
+            own: Saved::Pending,
+        });
+        Ok(())
+    }
+
+    /// The first rank makes a draft and tells the others where; `None` where it cannot.
+    fn begin_save(&mut self, what: &str) -> Result<Option<(Option<Draft>, PathBuf)>> {
+        let saving = self.run.saving.as_ref().expect("only where there is one");
+        let made = match self.ranks.is_first() {
+            true => Some(saving.store.begin()),
+            false => None,
+        };
+        let said = match &made {
+            Some(Ok(draft)) => draft.path().to_string_lossy().into_owned(),
+            _ => String::new(),
+        };
+        let folder = self.ranks.hear_first(said);
+        match made {
+            Some(Err(source)) => {
+                self.not_saved(what, &source);
+                if self.run.interrupt.is_raised() {
+                    return Err(unsaved(what.to_owned(), source));
+                }
+                Ok(None)
+            }
+            _ if folder.is_empty() => Ok(None),
+            made => Ok(Some((made.and_then(Result::ok), PathBuf::from(folder)))),
+        }
+    }
+
+    /// Ends a save of several ranks whose parts have come out.
+    fn put_in_place(&mut self, saved: Saved) -> Result<()> {
+        let Some(Begun { what, draft, own }) = self.begun.take() else {
+            return Ok(());
+        };
+        let Some(draft) = draft else { return Ok(()) };
+        if saved == Saved::Failed {
+            // An own failure has been told with its reason.
+            if own != Saved::Failed {
+                self.run.progress.message(&format!(
+                    "{what} could not be saved: another rank could not write its part. What was saved before is untouched; training goes \
+                     on, and the next save tries again"
+                ));
+            }
+            return Ok(());
+        }
+        let saving = self.run.saving.as_mut().expect("it began a save");
+        let store = saving.store.clone();
+        saving.writer.submit(Job {
+            // Not the name of the parts' job, which a save of the same step may give again while this one is done.
+            what: what.replacen("the state", "the whole state", 1),
+            work: Box::new(move || store.commit(draft)),
+        });
+        Ok(())
+    }
+
+    /// Waits until the save under way is in its place or given up.
+    fn end_begun_save(&mut self, at_end: bool) -> Result<()> {
+        if self.ranks.mesh().is_none() || self.run.saving.is_none() {
+            return Ok(());
+        }
+        self.hear_writer(true, at_end)?;
+        let own = self.begun.as_ref().map_or(Saved::Whole, |begun| begun.own);
+        let (_, saved) = self.ranks.vote(false, own);
+        self.put_in_place(saved)
+    }
+
+    /// Looks at what has been written, at the end all that is to be.
+    fn saved(&mut self, at_end: bool) -> Result<()> {
+        if at_end {
+            self.end_begun_save(true)?;
+        }
+        self.hear_writer(at_end, at_end)
+    }
+
+    /// What failed is told, and of the last state at a stop it is an error.
+    fn hear_writer(&mut self, waits: bool, at_end: bool) -> Result<()> {
+        let Some(saving) = &mut self.run.saving else {
+            return Ok(());
+        };
+        let written = if waits {
             saving.writer.wait()
         } else {
             saving.writer.written()
         };
         let last = written.len().saturating_sub(1);
         for (number, Written { what, result }) in written.into_iter().enumerate() {
-            let Err(source) = result else { continue };
-            if at_end && number == last && self.interrupt.is_raised() {
-                let source = Box::new(source);
-                return Err(TrainError::Unsaved { what, source });
+            if let Some(begun) = &mut self.begun
+                && begun.what == what
+                && begun.own == Saved::Pending
+            {
+                begun.own = match result {
+                    Ok(()) => Saved::Whole,
+                    Err(_) => Saved::Failed,
+                };
             }
-            self.progress.message(&format!(
-                "{what} could not be saved: {source}. What was saved before is untouched; training goes on, and the next save \
-                 tries again"
-            ));
+            let Err(source) = result else { continue };
+            if at_end && number == last && self.run.interrupt.is_raised() {
+                return Err(unsaved(what, source));
+            }
+            self.not_saved(&what, &source);
         }
         Ok(())
     }
 
+    fn not_saved(&mut self, what: &str, source: &TrainError) {
+        self.run.progress.message(&format!(
+            "{what} could not be saved: {source}. What was saved before is untouched; training goes on, and the next save \
+             tries again"
+        ));
+    }
+
     fn watch_for_spikes(&mut self, state: &mut State, loss: f32, batches: &[Batch]) -> Result<()> {
         let loss = f64::from(loss);
-        let spike = state.tally.spikes.take(loss, self.spike_deviations);
+        let spike = state.tally.spikes.take(loss, self.run.spike_deviations);
         let Some(Spike { mean, deviation }) = spike else {
             return Ok(());
         };
         let step = state.step;
-        let documents = document_list(batches, &self.batches.names());
+        let origins = self.ranks.origins(batches);
+        let documents = document_list(&origins, &self.run.batches.names());
         let message = format!(
             "step {step}: the loss is {loss:.4}, {:.1} standard deviations ({deviation:.4}) above its running mean \
              ({mean:.4}); the step saw {documents}. Look at those documents if this comes again",
@@ -339,15 +537,15 @@ impl Loop<'_> {
 
     /// Tells a person, now and in the log.
     fn say(&mut self, step: u64, name: &str, message: &str) -> Result<()> {
-        self.progress.message(message);
-        match &mut self.log {
+        self.run.progress.message(message);
+        match &mut self.run.log {
             Some((_, log)) => Ok(log.text(step, name, message)?),
             None => Ok(()),
         }
     }
 
     fn log(&mut self, step: u64, fields: &[(&str, f64)]) -> Result<()> {
-        match &mut self.log {
+        match &mut self.run.log {
             Some((_, log)) => Ok(log.scalars(step, fields)?),
             None => Ok(()),
         }
@@ -360,7 +558,8 @@ impl Loop<'_> {
         value: f64,
         batches: &[Batch],
     ) -> TrainError {
-        let documents = document_list(batches, &self.batches.names());
+        let origins = self.ranks.origins(batches);
+        let documents = document_list(&origins, &self.run.batches.names());
         TrainError::NotFinite {
             step: state.step + 1,
             what,
@@ -382,18 +581,42 @@ fn training_flops(config: &Config, segments: &Segments) -> f64 {
     3.0 * (segments.tokens() as f64 * alone + pairs * pair)
 }
 
-/// Adds a step's batches to the counts.
-fn count(state: &mut State, batches: &[Batch]) {
-    let (config, tally) = (state.decoder.config(), &mut state.tally);
+/// What a rank's batches of a step count.
+fn counts(state: &State, batches: &[Batch]) -> Sums {
+    let config = state.decoder.config();
+    let mut sums = Sums {
+        tokens_by_source: vec![0; state.tally.tokens_by_source.len()],
+        ..Sums::default()
+    };
     for batch in batches {
-        tally.tokens += batch.tokens.len() as u64;
-        tally.flops += training_flops(config, &batch.segments);
+        sums.tokens += batch.tokens.len() as u64;
+        sums.flops += training_flops(config, &batch.segments);
         for origin in &batch.origins {
-            if let Some(count) = tally.tokens_by_source.get_mut(origin.source) {
+            if let Some(count) = sums.tokens_by_source.get_mut(origin.source) {
                 *count += origin.targets.len() as u64;
             }
         }
     }
+    sums
+}
+
+/// Adds a step to the counts.
+fn count(state: &mut State, sums: &Sums) {
+    let tally = &mut state.tally;
+    tally.tokens += sums.tokens;
+    tally.flops += sums.flops;
+    for (all, count) in tally
+        .tokens_by_source
+        .iter_mut()
+        .zip(&sums.tokens_by_source)
+    {
+        *all += count;
+    }
+}
+
+fn unsaved(what: String, source: TrainError) -> TrainError {
+    let source = Box::new(source);
+    TrainError::Unsaved { what, source }
 }
 
 /// Exchanges weights and running mean, where there is one.
@@ -404,9 +627,8 @@ fn swap_average(state: &mut State) {
 }
 
 /// "documents 3-7, 12 (counted from 0) of NAME and 4 of ANOTHER", at most a few of them.
-fn document_list(batches: &[Batch], names: &[String]) -> String {
+fn document_list(origins: &[Origin], names: &[String]) -> String {
     const SHOWN: usize = 16;
-    let origins: Vec<_> = batches.iter().flat_map(|batch| &batch.origins).collect();
     let mut lists: Vec<String> = Vec::new();
     for (source, name) in names.iter().enumerate() {
         let shown = origins.iter().take(SHOWN);

@@ -1,8 +1,8 @@
 //! Where a run stands, and how that survives the process.
 //!
-//! A saved state is a train-state artifact: `model.safetensors` (an ordinary checkpoint, `config.json` beside it),
-//! `optimizer.safetensors`, `average.safetensors` where there is a running mean, and `state.json`. It is written as a draft
-//! and renamed into place, so a crash while saving leaves the state before. Its manifest has the key of the run it belongs
+//! A saved state is a train-state artifact: `config.json`, `state.json`, and for each rank that has something of its own
+//! `rank-00000.safetensors` with weights, moments and the running mean; one rank's has them whole. It is
+//! written as a draft and renamed into place, so a crash while saving leaves the state before. Its manifest has the key of the run it belongs
 //! to (recipe and inputs, without settings that do not matter): the state of another run is refused, not silently thrown
 //! away.
 //!
@@ -11,17 +11,20 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use russet_artifact::{Artifact, Draft, Kind, Stage};
 use russet_kernels::Isa;
-use russet_model::{Config, Decoder, checkpoint};
+use russet_model::{Config, Decoder, checkpoint, cut};
+use russet_tensor::mesh::{Mesh, MeshShape};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::average::Average;
-use crate::named::Named;
+use crate::named::{self, Named};
 use crate::optimizer::Optimizer;
+use crate::pieces::{self, Pieces};
 use crate::settings::OptimizerSettings;
 use crate::spike::SpikeWatch;
 use crate::{Result, TrainError};
@@ -77,29 +80,41 @@ impl State {
     }
 }
 
-/// A copy of a state, which can be written while the state goes on.
+/// A copy of what a rank has of a state, which can be written while the state goes on.
 #[derive(Debug)]
 pub struct Snapshot {
     config: Config,
+    rank: usize,
+    copy: Option<Copied>, // where it has something that no other rank speaks for
+    stored: Stored,
+}
+
+#[derive(Debug)]
+struct Copied {
     weights: Vec<Named>,
     optimizer: Optimizer,
     average: Option<Average>,
-    stored: Stored,
 }
 
 impl Snapshot {
     /// The state as it is, with the place in the data and the instruction set of the steps so far.
     pub fn of(state: &State, batches: Value, isa: Isa) -> Snapshot {
-        Snapshot {
-            config: state.decoder.config().clone(),
+        let mesh = state.decoder.mesh();
+        let copy = speaks(&state.decoder).then(|| Copied {
             weights: Named::weights(&state.decoder),
             optimizer: state.optimizer.clone(),
             average: state.average.clone(),
+        });
+        Snapshot {
+            config: state.decoder.config().clone(),
+            rank: mesh.map_or(0, |mesh| mesh.rank()),
+            copy,
             stored: Stored {
                 step: state.step,
                 batches,
                 tally: state.tally.clone(),
                 isa: format!("{isa:?}"),
+                mesh: mesh.map_or(pieces::ONE_RANK, |mesh| mesh.shape()).sizes,
             },
         }
     }
@@ -109,17 +124,35 @@ impl Snapshot {
         self.stored.step
     }
 
-    fn write(&self, draft: &Draft) -> Result<()> {
-        let weights = Named::outputs(&self.weights);
-        checkpoint::save_tensors(&self.config, &weights, draft.path())?;
-        self.optimizer.save(draft.path())?;
-        if let Some(average) = &self.average {
-            average.save(draft.path())?;
+    /// Writes the rank's part into the folder of a draft; the first rank's has what all have in common.
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
+        if let Some(copy) = &self.copy {
+            let mut outputs = Named::outputs(&copy.weights);
+            copy.optimizer.outputs(&mut outputs);
+            if let Some(average) = &copy.average {
+                average.outputs(&mut outputs);
+            }
+            pieces::write(folder, self.rank, &outputs)?;
         }
+        if self.rank > 0 {
+            return Ok(());
+        }
+        checkpoint::save_config(&self.config, folder)?;
         let stored =
             serde_json::to_vec_pretty(&self.stored).expect("numbers and strings can be written");
-        Ok(draft.write(STATE, &stored)?)
+        let path = folder.join(STATE);
+        fs::write(&path, stored).map_err(|error| TrainError::State {
+            dir: path,
+            problem: format!("cannot be written: {error}"),
+        })
     }
+}
+
+/// Whether a decoder has a part that no other rank speaks for.
+pub(crate) fn speaks(decoder: &Decoder) -> bool {
+    let parameters = decoder.parameters();
+    let mut cuts = parameters.iter().map(named::cut);
+    cuts.any(|cut| cut.owned && !cut.is_empty())
 }
 
 /// `state.json`.
@@ -130,6 +163,7 @@ struct Stored {
     batches: Value,
     tally: Tally,
     isa: String,
+    mesh: [usize; 4], // ranks along data, fsdp, sequence and tensor
 }
 
 const STATE: &str = "state.json";
@@ -150,6 +184,8 @@ pub struct Loaded {
     pub batches: Value,
     /// Whether the steps so far ran on another instruction set, whose sums round differently.
     pub other_isa: Option<String>,
+    /// The mesh of the steps so far, where it was another: sums are taken in another order from here on.
+    pub other_mesh: Option<MeshShape>,
 }
 
 impl StateStore {
@@ -172,8 +208,24 @@ impl StateStore {
     /// # Errors
     /// When the disk refuses, or the place holds something else than a state. What was saved before is then as it was.
     pub fn save(&self, snapshot: &Snapshot) -> Result<()> {
-        let draft = Draft::create(&self.dir, Kind::TrainState)?;
-        snapshot.write(&draft)?;
+        let draft = self.begin()?;
+        snapshot.write(draft.path())?;
+        self.commit(draft)
+    }
+
+    /// An empty state, for the ranks to write into.
+    ///
+    /// # Errors
+    /// When the disk refuses, or the place holds something else than a state.
+    pub(crate) fn begin(&self) -> Result<Draft> {
+        Ok(Draft::create(&self.dir, Kind::TrainState)?)
+    }
+
+    /// Puts a state that all ranks have written into its place.
+    ///
+    /// # Errors
+    /// When the disk refuses. What was saved before is then as it was.
+    pub(crate) fn commit(&self, draft: Draft) -> Result<()> {
         if self.keep_last == 1 {
             draft.commit(&self.stage)?;
             return Ok(());
@@ -262,11 +314,17 @@ impl StateStore {
             .map_err(|error| bad(format!("is not what was saved: {error}")))
     }
 
-    /// The newest saved state, if there is one. `fresh` makes what a decoder is trained with, whose memory is then filled.
+    /// What this rank has of the newest saved state, if there is one, whatever mesh it was saved on. `fresh` makes what a
+    /// decoder is trained with, whose memory is then filled.
     ///
     /// # Errors
     /// When what is there is damaged or belongs to another run; the sentence says what differs.
-    pub fn load(&self, fresh: impl FnOnce(Decoder) -> State, isa: Isa) -> Result<Option<Loaded>> {
+    pub fn load(
+        &self,
+        mesh: Option<&Arc<Mesh>>,
+        fresh: impl FnOnce(Decoder) -> State,
+        isa: Isa,
+    ) -> Result<Option<Loaded>> {
         let mut dir = self.dir.clone();
         if is_missing(&dir) {
             match self.older().into_iter().next() {
@@ -285,18 +343,45 @@ impl StateStore {
             }
         })?;
         let stored = self.stored(&artifact)?;
-        let mut state = fresh(checkpoint::load(artifact.dir())?);
-        state.optimizer.load(artifact.dir())?;
+        let config = Config::open(artifact.dir())?;
+        let saved_on = self.mesh_of(&artifact, &config, &stored)?;
+        let mut saved = Pieces::open(artifact.dir(), &config, saved_on)?;
+        let decoder = Decoder::on_mesh(&config, mesh, |number, cut| saved.read(number, cut, ""))?;
+        let mut state = fresh(decoder);
+        state.optimizer.load(&mut saved)?;
         if let Some(average) = &mut state.average {
-            average.load(artifact.dir())?;
+            average.load(&mut saved)?;
         }
+        saved.finish()?;
+        let own = mesh.map_or(pieces::ONE_RANK, |mesh| mesh.shape());
+        let other_mesh = (own != saved_on).then_some(saved_on);
         (state.step, state.tally) = (stored.step, stored.tally);
         let other_isa = (stored.isa != format!("{isa:?}")).then_some(stored.isa);
         Ok(Some(Loaded {
             state,
             batches: stored.batches,
             other_isa,
+            other_mesh,
         }))
+    }
+
+    /// The mesh that a state was saved on, which must be one of its model's.
+    fn mesh_of(&self, artifact: &Artifact, config: &Config, stored: &Stored) -> Result<MeshShape> {
+        let sizes = stored.mesh;
+        let ranks = sizes
+            .iter()
+            .try_fold(1usize, |ranks, &size| ranks.checked_mul(size));
+        let bad = match ranks {
+            Some(1..=0x1_0000) => cut::check(config, sizes[3]).err(),
+            _ => Some("is no mesh".to_owned()),
+        };
+        match bad {
+            Some(problem) => Err(TrainError::State {
+                dir: artifact.dir().join(STATE),
+                problem: format!("`mesh` {sizes:?} {problem}; remove this folder to begin anew"),
+            }),
+            None => Ok(MeshShape { sizes }),
+        }
     }
 
     /// Removes the saved states of this run, if there are any.

@@ -13,11 +13,13 @@
 
 use russet_model::Decoder;
 use russet_tensor::Ctx;
+use russet_tensor::mesh::Axis;
 use russet_tokenizer::TokenShard;
 use serde::Serialize;
 
 use crate::loader::{Batch, append};
 use crate::permutation::Permutation;
+use crate::ranks::place_in_data;
 use crate::{Result, TrainError};
 
 /// Held-out documents and how they are measured.
@@ -98,7 +100,7 @@ impl Validation {
     pub fn measure(&self, ctx: &mut Ctx, decoder: &Decoder) -> Result<ValidationResult> {
         let mut pass = Batch::default();
         let (mut tokens, mut bytes) = (0, 0);
-        let mut nats = Nats::default();
+        let mut nats = Nats::new(decoder, self.shard.end_of_text());
         for &document in &self.documents {
             let range = self.shard.document(document);
             bytes += self.shard.document_bytes(document);
@@ -106,17 +108,13 @@ impl Validation {
             for start in range.clone().step_by(self.sequence_length) {
                 let piece = start..range.end.min(start + self.sequence_length);
                 if pass.tokens.len() + piece.len() > self.pass_tokens {
-                    nats.add(
-                        ctx,
-                        decoder,
-                        std::mem::take(&mut pass),
-                        self.shard.end_of_text(),
-                    );
+                    nats.add(ctx, decoder, std::mem::take(&mut pass));
                 }
                 append(&mut pass, &self.shard, 0, self.begin_of_text, piece)?;
             }
         }
-        nats.add(ctx, decoder, pass, self.shard.end_of_text());
+        nats.add(ctx, decoder, pass);
+        nats.finish(ctx, decoder);
         Ok(ValidationResult {
             nats_per_token: (nats.text + nats.end) / tokens as f64,
             bits_per_byte: nats.text / std::f64::consts::LN_2 / bytes as f64,
@@ -127,27 +125,71 @@ impl Validation {
     }
 }
 
-/// Sums of losses.
-#[derive(Default)]
+/// Sums of losses. On a mesh the passes are dealt out in turn, and every rank makes as many.
 struct Nats {
+    end_of_text: u32,
     text: f64,
     end: f64,
+    place: (usize, usize),
+    passes: usize,
+    first: Batch, // for ranks that are left without a pass at the end
 }
 
 impl Nats {
-    /// Adds the losses of what goes through the decoder together; it is never empty.
-    fn add(&mut self, ctx: &mut Ctx, decoder: &Decoder, pass: Batch, end_of_text: u32) {
-        let hidden = decoder.forward(ctx, &pass.tokens, &pass.segments, None);
-        let losses = decoder.token_losses(ctx, &hidden, &pass.targets);
-        for (&loss, &target) in losses.iter().zip(&pass.targets) {
-            let sum = if target == end_of_text {
-                &mut self.end
-            } else {
-                &mut self.text
-            };
-            *sum += f64::from(loss);
+    fn new(decoder: &Decoder, end_of_text: u32) -> Nats {
+        Nats {
+            end_of_text,
+            text: 0.0,
+            end: 0.0,
+            place: place_in_data(decoder.mesh()),
+            passes: 0,
+            first: Batch::default(),
         }
     }
+
+    /// Adds the losses of what goes through the decoder together; it is never empty.
+    fn add(&mut self, ctx: &mut Ctx, decoder: &Decoder, pass: Batch) {
+        let (place, places) = self.place;
+        if self.passes % places == place {
+            let losses = losses(ctx, decoder, &pass);
+            for (&loss, &target) in losses.iter().zip(&pass.targets) {
+                let sum = if target == self.end_of_text {
+                    &mut self.end
+                } else {
+                    &mut self.text
+                };
+                *sum += f64::from(loss);
+            }
+        }
+        if self.passes == 0 && places > 1 {
+            self.first = pass;
+        }
+        self.passes += 1;
+    }
+
+    /// Sums over all ranks.
+    fn finish(&mut self, ctx: &mut Ctx, decoder: &Decoder) {
+        let Some(mesh) = decoder.mesh() else { return };
+        let (place, places) = self.place;
+        let left = self.passes % places;
+        if left > 0 && place >= left {
+            // The others wait for what this rank has of the weights.
+            losses(ctx, decoder, &self.first);
+        }
+        let heard = mesh.all().all_gather_f64(&[self.text, self.end]);
+        (self.text, self.end) = (0.0, 0.0);
+        for (rank, sums) in heard.into_iter().enumerate() {
+            if mesh.shape().place(rank)[Axis::Tensor as usize] == 0 {
+                self.text += sums[0];
+                self.end += sums[1];
+            }
+        }
+    }
+}
+
+fn losses(ctx: &mut Ctx, decoder: &Decoder, pass: &Batch) -> Vec<f32> {
+    let hidden = decoder.forward(ctx, &pass.tokens, &pass.segments, None);
+    decoder.token_losses(ctx, &hidden, &pass.targets)
 }
 
 #[cfg(test)]

@@ -182,14 +182,14 @@ fn the_state_of_another_run_is_refused_until_told_to_start_over() {
 fn a_damaged_state_is_refused() {
     let (_keep, dir) = corpus();
     stop_at(&dir, &[], 7);
-    let path = dir.join("03-pretrain.state/optimizer.safetensors");
+    let path = dir.join("03-pretrain.state/rank-00000.safetensors");
     let mut bytes = fs::read(&path).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     fs::write(&path, bytes).unwrap();
     let problem = run(&dir, &[]).unwrap_err().to_string();
     assert!(
-        problem.contains("optimizer.safetensors") && problem.contains("start over"),
+        problem.contains("rank-00000.safetensors") && problem.contains("start over"),
         "{problem}"
     );
 }

@@ -57,7 +57,10 @@ fn a_running_mean_is_what_is_measured_and_written() {
 
     fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
     stop_at(&dir, &changes, 8);
-    assert!(dir.join("03-pretrain.state/average.safetensors").exists());
+    assert!(
+        dir.join("03-pretrain.state/rank-00000.safetensors")
+            .exists()
+    );
     stop_at(&dir, &changes, 21);
     finished(run(&dir, &changes));
     assert_eq!(result(&dir), straight, "it survives a stop");

@@ -6,8 +6,8 @@ use anyhow::Result;
 use russet_artifact::Recipe;
 use russet_model::Config;
 use russet_train::settings::{
-    ComputeSettings, DataSettings, ModelSettings, OptimizerSettings, ScheduleSettings, StageName,
-    TrainSettings,
+    ComputeSettings, DataSettings, ModelSettings, OptimizerSettings, ParallelSettings,
+    ScheduleSettings, StageName, TrainSettings,
 };
 use russet_train::{
     DistillSettings, Estimate, Memory, Outcome, Price, Settings, Sources, Start, TeacherInput,
@@ -41,6 +41,8 @@ struct PretrainRecipe {
     data: DataSettings,
     #[serde(default)]
     compute: ComputeSettings,
+    #[serde(default)]
+    parallel: ParallelSettings,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,6 +76,7 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
         distill,
         data,
         mut compute,
+        parallel,
         ..
     } = recipe.parse()?;
     // The command line is nearer to the person than the recipe.
@@ -89,6 +92,7 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
         distill,
         data,
         compute,
+        parallel,
     };
     let start = match inputs.checkpoint {
         Some(_) => Start::ToCome,

@@ -54,34 +54,26 @@ pub fn adastar_step(
     m: &mut [f32],
     v: &mut [f32],
 ) -> f64 {
+    let sum = adastar_squares(pool, adastar, grad, v);
+    let mean = sum / weight.len().max(1) as f64;
+    adastar_apply(pool, adastar, mean, weight, grad, m, v)
+}
+
+/// The first pass, over a block or a piece of one: updates `v` by `grad` and returns the sum of their g² / v.
+///
+/// # Panics
+/// When lengths differ.
+pub fn adastar_squares(pool: &Pool, adastar: &AdaStar, grad: &[f32], v: &mut [f32]) -> f64 {
     let _span = span(Kernel::Optimizer);
-    let len = weight.len();
-    assert!(
-        grad.len() == len && m.len() == len && v.len() == len,
-        "adastar_step: weight {len}, grad {}, m {}, v {}",
-        grad.len(),
-        m.len(),
-        v.len()
-    );
-    assert!(adastar.step > 0, "adastar_step: steps count from 1");
+    let len = grad.len();
+    assert_eq!(v.len(), len, "adastar_squares: v and {len} of grad");
     let AdaStar {
-        rate,
-        decay,
-        beta1,
         beta2,
         eps,
-        clip_rms,
         grad_scale,
-        step,
+        ..
     } = *adastar;
-    // In f64: 1 - β₂ᵗ loses its digits in f32 at small t.
-    let correction = 1.0 - libm::pow(f64::from(beta2), step as f64);
-    let unbias = correction.sqrt() as f32;
-    let (gain1, gain2) = (
-        (1.0 - f64::from(beta1)) as f32,
-        (1.0 - f64::from(beta2)) as f32,
-    );
-
+    let gain2 = (1.0 - f64::from(beta2)) as f32;
     let tasks = len.div_ceil(CHUNK);
     let chunk = |task: usize| (task * CHUNK, CHUNK.min(len - task * CHUNK));
     let mut squares = vec![0.0f64; tasks];
@@ -115,13 +107,54 @@ pub fn adastar_step(
             });
         });
     }
-    let mean = squares.iter().sum::<f64>() / len.max(1) as f64;
+    squares.iter().sum::<f64>()
+}
+
+/// The second pass: `mean` is that of g² / v over the whole block. Returns the RMS of u before it was limited.
+///
+/// # Panics
+/// When lengths differ or `step` is 0.
+pub fn adastar_apply(
+    pool: &Pool,
+    adastar: &AdaStar,
+    mean: f64,
+    weight: &mut [f32],
+    grad: &[f32],
+    m: &mut [f32],
+    v: &[f32],
+) -> f64 {
+    let _span = span(Kernel::Optimizer);
+    let len = weight.len();
+    assert!(
+        grad.len() == len && m.len() == len && v.len() == len,
+        "adastar_step: weight {len}, grad {}, m {}, v {}",
+        grad.len(),
+        m.len(),
+        v.len()
+    );
+    assert!(adastar.step > 0, "adastar_step: steps count from 1");
+    let AdaStar {
+        rate,
+        decay,
+        beta1,
+        beta2,
+        clip_rms,
+        grad_scale,
+        step,
+        ..
+    } = *adastar;
+    // In f64: 1 - β₂ᵗ loses its digits in f32 at small t.
+    let correction = 1.0 - libm::pow(f64::from(beta2), step as f64);
+    let unbias = correction.sqrt() as f32;
+    let gain1 = (1.0 - f64::from(beta1)) as f32;
+
+    let tasks = len.div_ceil(CHUNK);
+    let chunk = |task: usize| (task * CHUNK, CHUNK.min(len - task * CHUNK));
     let rms = (correction * mean).sqrt();
     let shrink = unbias * (1.0 / (rms / f64::from(clip_rms)).max(1.0)) as f32;
     let keep = (1.0 - f64::from(decay)) as f32;
 
     let (weight, m) = (Disjoint::new(weight), Disjoint::new(m));
-    let v = &*v;
     pool.run(tasks, |task| {
         let (start, count) = chunk(task);
         // SAFETY: each task takes its own chunk of both.

@@ -185,7 +185,7 @@ pub fn token_losses(ctx: &mut Ctx, hidden: &Tensor, table: &Tensor, targets: &[u
     losses
 }
 
-fn weighted_sum(losses: &[f32], weights: &[f32]) -> Tensor {
+pub(super) fn weighted_sum(losses: &[f32], weights: &[f32]) -> Tensor {
     let sum: f64 = losses
         .iter()
         .zip(weights)

@@ -29,7 +29,7 @@ pub fn linear(ctx: &mut Ctx, x: &Tensor, weight: &Tensor) -> Tensor {
     if ctx.records(&[x, weight]) {
         // The gradient of a frozen weight is not wanted, so x is not either.
         let values = ctx.records(&[weight]).then(|| x.kept());
-        let (x, weight) = (x.handle(), weight.clone());
+        let (x, weight) = (x.handle(), weight.kept());
         ctx.record(&out, move |back, d_out| {
             let d_y = Mat::new(d_out.data(), tokens, features);
             let compute = back.compute;
@@ -51,6 +51,7 @@ pub fn linear(ctx: &mut Ctx, x: &Tensor, weight: &Tensor) -> Tensor {
             if back.wants(&x) {
                 // d_x = d_y W
                 let mut d_x = back.buffer(tokens * width);
+                let weight = back.values(&weight);
                 let w = Mat::new(weight.data(), features, width);
                 matmul_in(
                     back.pool,

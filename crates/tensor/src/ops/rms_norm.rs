@@ -28,9 +28,9 @@ pub fn rms_norm(ctx: &mut Ctx, x: &Tensor, weight: &Tensor, epsilon: f32) -> Ten
             let (x, weight) = (x.clone(), weight.clone());
             move |pool, workspace| {
                 let (mut out, mut inv_rms) = (workspace.take(x.len()), vec![0.0; tokens]);
-                let (x, weight) = (x.data(), weight.data());
-                norm::rms_norm_forward(pool, x, weight, epsilon, &mut out, &mut inv_rms);
-                out
+                let (values, weight) = (x.data(), weight.data());
+                norm::rms_norm_forward(pool, values, weight, epsilon, &mut out, &mut inv_rms);
+                Tensor::new(x.shape(), out)
             }
         });
         out = out.computed_by(&recipe);

@@ -22,7 +22,7 @@ pub fn swiglu(ctx: &mut Ctx, gate_up: &Tensor) -> Tensor {
             move |pool, workspace| {
                 let mut out = workspace.take(tokens * ffn);
                 kernel::forward(pool, gate_up.data(), ffn, &mut out);
-                out
+                Tensor::new(&[tokens, ffn], out)
             }
         });
         out = out.computed_by(&recipe);

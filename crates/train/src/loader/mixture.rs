@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
+use russet_tensor::collective::share;
 use russet_tokenizer::TokenShard;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::shard::PackedShard;
-use super::{Batch, Batches, Packing, weigh_evenly};
+use super::{Batch, Batches, Packing, weigh, weigh_evenly};
 use crate::permutation::Permutation;
 use crate::{Result, TrainError};
 
@@ -57,6 +58,7 @@ struct Deal {
     largest: usize,
     begin_of_text: u32,
     packing: Packing,
+    share: (usize, usize),
 }
 
 /// The thread that makes batches, and where they come out in order.
@@ -104,6 +106,7 @@ impl Mixture {
             largest,
             begin_of_text,
             packing,
+            share: (0, 1),
         };
         Ok(Mixture {
             deal: Arc::new(deal),
@@ -123,6 +126,22 @@ impl Mixture {
             weight: 1.0,
         };
         Mixture::new(vec![part], begin_of_text, packing)
+    }
+
+    /// The same steps, of which this one brings the given share only: every rank that sees other sequences has another. The
+    /// weights stay those of the whole step.
+    ///
+    /// # Panics
+    /// When batches have been taken, or the shares do not divide a step's sequences: plans check that.
+    pub fn shared(mut self, place: usize, places: usize) -> Mixture {
+        let deal = Arc::get_mut(&mut self.deal).expect("nothing was taken yet");
+        assert!(
+            place < places && deal.packing.batch_sequences.is_multiple_of(places),
+            "share {place} of {places} of {} sequences",
+            deal.packing.batch_sequences
+        );
+        deal.share = (place, places);
+        self
     }
 
     /// The micro-batches of a step, whatever was taken before.
@@ -168,15 +187,25 @@ impl Deal {
             ..
         } = self.packing;
         let first = step * batch_sequences as u64;
-        let mut batches = vec![Batch::default(); batch_sequences / micro_batch_sequences];
-        for (number, batch) in batches.iter_mut().enumerate() {
-            for row in 0..micro_batch_sequences {
-                let sequence = first + (number * micro_batch_sequences + row) as u64;
-                let (source, index) = self.locate(sequence);
-                self.shards[source].append(batch, self.begin_of_text, index)?;
-            }
+        let (place, places) = self.share;
+        let own = share(batch_sequences, places, place);
+        let mut batches = vec![Batch::default(); own.len().div_ceil(micro_batch_sequences)];
+        for (number, sequence) in own.enumerate() {
+            let batch = &mut batches[number / micro_batch_sequences];
+            let (source, index) = self.locate(first + sequence as u64);
+            self.shards[source].append(batch, self.begin_of_text, index)?;
         }
-        weigh_evenly(&mut batches);
+        if places == 1 {
+            weigh_evenly(&mut batches);
+        } else {
+            // How many there are in the others' shares is known without their tokens.
+            let sequences = first..first + batch_sequences as u64;
+            let targets = sequences.map(|sequence| {
+                let (source, index) = self.locate(sequence);
+                self.shards[source].targets(index)
+            });
+            weigh(&mut batches, targets.sum());
+        }
         Ok(batches)
     }
 }

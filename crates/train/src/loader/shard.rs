@@ -98,6 +98,14 @@ impl PackedShard {
         Ok(())
     }
 
+    /// Targets of the sequence of the given number.
+    pub(crate) fn targets(&self, number: u64) -> usize {
+        match self.windows {
+            None => self.packing.sequence_length,
+            Some(_) => self.sequence(number).iter().map(Range::len).sum(),
+        }
+    }
+
     /// The tokens of a sequence, by ranges of targets.
     fn sequence(&self, number: u64) -> Vec<Range<usize>> {
         let Some(windows) = &self.windows else {

@@ -100,6 +100,7 @@ impl Linear for Masked {
             parts: vec![(self.name.clone(), 1)],
             kind: ParameterKind::Norm, // a factor of columns, as a norm's weight is: not decayed
             tensor: &self.scores,
+            cut: None,
         });
     }
 

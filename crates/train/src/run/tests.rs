@@ -180,6 +180,7 @@ fn plain<'a>(
         saving: None,
         log: None,
         progress,
+        record: None,
         interrupt,
         peak_flops: 1e9,
     }
@@ -357,6 +358,44 @@ fn poison_stops_the_run_and_is_named() {
         (before, 3),
         "weights and step are untouched"
     );
+}
+
+/// One rank's weights are poisoned: all end with the same sentence, none hangs, and no weight is touched.
+#[test]
+fn poison_on_one_rank_stops_all_and_is_named_by_all() {
+    use russet_tensor::threads;
+    let shape = russet_tensor::MeshShape {
+        sizes: [2, 1, 1, 2],
+    };
+    let config = Config {
+        vocab: 62, // the toy's are odd
+        ..tiny().config().clone()
+    };
+    let said = threads::run(shape, |mesh| {
+        let decoder = Decoder::random_on_mesh(&config, 17, &mesh);
+        let mut state = State::new(decoder, OptimizerSettings::default());
+        let (mut ctx, mut source) = (context(1), Source::new(1000, 2));
+        go(&mut source, &mut ctx, &mut state, 3, &mut NoProgress).unwrap();
+        if mesh.rank() == 3 {
+            state
+                .decoder
+                .visit_mut(&mut |tensor| tensor.data_mut().fill(f32::INFINITY));
+        }
+        let before = bits(&state.decoder);
+        let ended = go(&mut source, &mut ctx, &mut state, 6, &mut NoProgress);
+        assert_eq!((bits(&state.decoder), state.step), (before, 3));
+        Ok::<_, ()>(ended.unwrap_err().to_string())
+    });
+    for problem in said.unwrap() {
+        // Both places along `data` see the same toy here, and so it is told twice.
+        assert!(
+            problem.starts_with("step 4: the loss is NaN")
+                && problem.contains(
+                    "documents 300-301, 310-311, 300-301, 310-311 (counted from 0) of the toy"
+                ),
+            "{problem}"
+        );
+    }
 }
 
 /// Two equal sequences of opposite weights so large that the loss is 0 and the gradients overflow.
@@ -588,19 +627,12 @@ fn documents_are_told_by_source_and_at_most_a_few() {
         targets: 0..1,
     };
     let names = ["books".to_owned(), "code".to_owned()];
-    let batch = |origins| Batch {
-        origins,
-        ..Batch::default()
-    };
-    let some = [
-        batch(vec![origin(1, 4..5), origin(0, 2..5)]),
-        batch(vec![origin(1, 9..10)]),
-    ];
+    let some = [origin(1, 4..5), origin(0, 2..5), origin(1, 9..10)];
     assert_eq!(
         document_list(&some, &names),
         "documents 2-4 (counted from 0) of books and 4, 9 of code"
     );
-    let many = [batch((0..20).map(|i| origin(0, i..i + 1)).collect())];
+    let many: Vec<Origin> = (0..20).map(|i| origin(0, i..i + 1)).collect();
     let list = document_list(&many, &names);
     assert!(
         list.ends_with("15 (counted from 0) of books, and 4 more runs of documents"),

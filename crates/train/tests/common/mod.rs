@@ -31,8 +31,13 @@ pub fn documents(count: u64, seed: u64) -> Vec<String> {
 
 /// A tokenizer of the toy corpus, trained anew: a few hundredths of a second.
 pub fn tokenizer() -> Tokenizer {
+    tokenizer_of(300)
+}
+
+/// One of so many tokens.
+pub fn tokenizer_of(vocab_size: usize) -> Tokenizer {
     let config = TrainConfig {
-        vocab_size: 300,
+        vocab_size,
         min_frequency: 2,
         alphabet_min_frequency: 2,
     };
@@ -56,14 +61,18 @@ pub fn shard(dir: &Path, documents: &[&[u32]]) -> TokenShard {
 
 /// A tokens artifact in `dir/tokens` with the splits `train` and `validation`, and the tokenizer in it.
 pub fn tokens(dir: &Path) -> PathBuf {
+    tokens_of(dir, &tokenizer())
+}
+
+/// The same of a given tokenizer.
+pub fn tokens_of(dir: &Path, tokenizer: &Tokenizer) -> PathBuf {
     let place = dir.join("tokens");
-    let tokenizer = tokenizer();
     let draft = Draft::create(&place, Kind::Tokens).unwrap();
     tokenizer.save(draft.path()).unwrap();
     for (name, count, seed) in [("train", 60, 2), ("validation", 8, 3)] {
         let mut writer = ShardWriter::create(
             draft.path().join(format!("{name}.tokens.safetensors")),
-            &tokenizer,
+            tokenizer,
         )
         .unwrap();
         for text in documents(count, seed) {

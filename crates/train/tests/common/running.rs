@@ -30,6 +30,11 @@ pub fn run(dir: &Path, changes: &[&str]) -> Result<Outcome, TrainError> {
     run_as(dir, changes, Resume::Continue, &Interrupt::new())
 }
 
+/// Runs anew, with what an earlier run left removed.
+pub fn run_anew(dir: &Path, changes: &[&str]) -> TrainReport {
+    finished(run_as(dir, changes, Resume::Restart, &Interrupt::new()))
+}
+
 /// The report of a run that did.
 pub fn finished(outcome: Result<Outcome, TrainError>) -> TrainReport {
     match outcome {
@@ -93,5 +98,10 @@ pub fn stop_at(dir: &Path, changes: &[&str], step: u64) {
     )
     .unwrap();
     assert_eq!(outcome, Outcome::Interrupted { step });
-    assert!(!out.exists() && dir.join("03-pretrain.state/optimizer.safetensors").exists());
+    assert!(
+        !out.exists()
+            && dir
+                .join("03-pretrain.state/rank-00000.safetensors")
+                .exists()
+    );
 }
