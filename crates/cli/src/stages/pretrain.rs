@@ -81,7 +81,7 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
     } = recipe.parse()?;
     // The command line is nearer to the person than the recipe.
     if app.threads_given {
-        compute.threads = Some(app.pool.threads());
+        compute.threads = Some(app.threads);
     }
     let settings = Settings {
         stage: StageName::Pretrain,
@@ -99,7 +99,7 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
         None => Start::Random,
     };
     let mut settings = settings.resolved(start)?;
-    settings.compute.threads.get_or_insert(app.pool.threads());
+    settings.compute.threads.get_or_insert(app.threads);
     if inputs.teacher.is_some() && inputs.teacher_logits.is_some() {
         let sentence =
             "`inputs.teacher` and `inputs.teacher_logits` are both there; keep one of them";
@@ -276,7 +276,8 @@ impl Work for Pretrain {
         if let Some(teacher) = self.inputs.taught_by(|name| place.input(name)) {
             plan = plan.taught_by(teacher)?;
         }
-        let outcome = russet_train::pretrain(
+        let outcome = russet_train::pretrain_as(
+            &app.launch,
             &plan,
             &place.out,
             &app.tool,
