@@ -46,6 +46,7 @@ pub mod schedule;
 pub mod settings;
 pub mod spike;
 pub mod state;
+mod straggler;
 pub mod validation;
 
 pub use bench::{BenchReport, bench};

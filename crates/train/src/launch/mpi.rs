@@ -107,7 +107,7 @@ impl World {
     }
 
     /// This rank's view of a mesh of all processes.
-    pub(crate) fn mesh(&self, shape: MeshShape) -> Arc<Mesh> {
+    pub fn mesh(&self, shape: MeshShape) -> Arc<Mesh> {
         let rank = self.rank();
         Arc::new(Mesh::new(shape, rank, &mut |_, members| {
             Box::new(self.join(rank, members))

@@ -50,7 +50,8 @@ impl World {
         match *self {}
     }
 
-    pub(crate) fn mesh(&self, _: MeshShape) -> Arc<Mesh> {
+    /// One's view of a mesh of all.
+    pub fn mesh(&self, _: MeshShape) -> Arc<Mesh> {
         match *self {}
     }
 
