@@ -122,11 +122,16 @@ fn each_stage_by_its_own_verb_leaves_the_same_bytes_as_the_run() {
         "skipped_steps",
         "best_step",
         "peak_bytes",
+        "ranks",
+        "peak_bytes_per_rank",
+        "bytes_moved_per_step",
+        "losses",
     ];
     let trained = one(&pretrain);
     fields(&trained, &[&stage[..], &report].concat());
     assert!(trained["last_loss"].as_f64() < trained["first_loss"].as_f64());
     assert_eq!(trained["steps"], 40);
+    assert_eq!(trained["losses"].as_array().unwrap().len(), 40);
     let again = one(&pretrain);
     fields(&again, &stage);
     assert_eq!(again["skipped"], true);

@@ -4,8 +4,13 @@
 //! of 64 positions wherever the keys lie, and every element of every product is one chain in a fixed order, so a row has the same
 //! bits in training, prefill of any chunks, decoding, and any batch.
 //!
+//! Products multiply in f32, or in bf16 as [`crate::matmul_in`] does: q, k, v, probabilities and gradients are rounded as operands,
+//! sums and the softmax are f32. Then AVX2 and AVX-512 give the same bits as far as dense products do; the portable body's
+//! exponentials round otherwise.
+//!
 //! The oracle follows the formula in f64.
 
+use crate::matmul::Compute;
 use crate::pool::Pool;
 use crate::profile::{Kernel, span};
 use crate::rope::HeadShape;
@@ -14,6 +19,7 @@ mod backward;
 mod forward;
 #[cfg(test)]
 mod oracle;
+mod pack;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -125,12 +131,14 @@ pub fn append_to_pages(
 /// out = softmax(q kᵀ / √K) v for each row, over the keys at or before its position.
 ///
 /// `q`: row n, head h at `q[n * q_stride + h * K..]`; `out` `[N, H·K]`; `lse` `[N, H]`, natural
-/// logarithm of the sum of exponentials. Rows in no query are left alone.
+/// logarithm of the sum of exponentials. Rows in no query are left alone. Products multiply in the type `compute`, keys and values
+/// wherever they lie.
 ///
 /// # Panics
 /// When a query leaves `q`, `out` or its keys, or two queries share a row.
 pub fn attention_forward(
     pool: &Pool,
+    compute: Compute,
     shape: HeadShape,
     q: &[f32],
     q_stride: usize,
@@ -140,16 +148,21 @@ pub fn attention_forward(
 ) {
     let _span = span(Kernel::Attention);
     check_disjoint(queries.iter().map(|query| (query.start, query.len)));
-    forward::forward(pool, shape, q, q_stride, queries, out, lse);
+    let forward = match compute {
+        Compute::F32 => forward::forward::<false>,
+        Compute::Bf16 => forward::forward::<true>,
+    };
+    forward(pool, shape, q, q_stride, queries, out, lse);
 }
 
-/// `d_qkv` on the rows of `segments` (start, len), each a sequence attending to itself; `out` and `lse` are the
+/// `d_qkv` on the rows of `segments` (start, len), each a sequence attending to itself; `compute`, `out` and `lse` are the
 /// forward pass's. Other rows are left alone.
 ///
 /// # Panics
 /// When a segment leaves the rows, or two share one.
 pub fn attention_backward(
     pool: &Pool,
+    compute: Compute,
     shape: HeadShape,
     qkv: &[f32],
     segments: &[(usize, usize)],
@@ -160,7 +173,11 @@ pub fn attention_backward(
 ) {
     let _span = span(Kernel::Attention);
     check_disjoint(segments.iter().copied());
-    backward::backward(pool, shape, qkv, segments, out, lse, d_out, d_qkv);
+    let backward = match compute {
+        Compute::F32 => backward::backward::<false>,
+        Compute::Bf16 => backward::backward::<true>,
+    };
+    backward(pool, shape, qkv, segments, out, lse, d_out, d_qkv);
 }
 
 /// Tasks write the rows of their own run only, so runs must not overlap.

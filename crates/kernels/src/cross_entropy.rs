@@ -20,6 +20,7 @@ use crate::isa::Isa;
 use crate::matmul::{Compute, Mat, MatMut, matmul_in};
 use crate::pool::{Disjoint, Pool};
 use crate::profile::{Kernel, span};
+use crate::scratch::with_scratch;
 use crate::simd::dispatch;
 
 mod part;
@@ -110,22 +111,23 @@ pub fn forward(
         return;
     };
     let rows = rows_per_chunk(vocab);
-    let mut logits = vec![0.0; rows.min(targets.len()) * vocab];
-    let chunks = hidden
-        .chunks(rows * width)
-        .zip(targets.chunks(rows))
-        .zip(losses.chunks_mut(rows));
-    for ((hidden, targets), losses) in chunks {
-        let logits = &mut logits[..targets.len() * vocab];
-        project(pool, compute, hidden, table, width, logits);
-        pool.for_each_chunk(losses, 1, |n, loss| {
-            let row = &logits[n * vocab..][..vocab];
-            loss[0] = match targets[n] {
-                IGNORE => 0.0,
-                target => log_sum_exp(pool.isa(), row) - row[target as usize],
-            };
-        });
-    }
+    with_scratch(rows.min(targets.len()) * vocab, |logits| {
+        let chunks = hidden
+            .chunks(rows * width)
+            .zip(targets.chunks(rows))
+            .zip(losses.chunks_mut(rows));
+        for ((hidden, targets), losses) in chunks {
+            let logits = &mut logits[..targets.len() * vocab];
+            project(pool, compute, hidden, table, width, logits);
+            pool.for_each_chunk(losses, 1, |n, loss| {
+                let row = &logits[n * vocab..][..vocab];
+                loss[0] = match targets[n] {
+                    IGNORE => 0.0,
+                    target => log_sum_exp(pool.isa(), row) - row[target as usize],
+                };
+            });
+        }
+    });
 }
 
 /// As [`forward`], and the gradient of `Σ weights[n] · loss[n]`: `d_hidden` `[N, D]` is written, `d_table` `[V, D]` is added to.
@@ -220,63 +222,64 @@ fn in_chunks(
         None => (None, 0.0),
     };
     let most = rows.min(targets.len());
-    let mut logits = vec![0.0; most * vocab];
-    let mut teacher_logits = match &teacher {
-        Some(Opinions::Logits { .. }) => vec![0.0; most * vocab],
-        _ => Vec::new(),
-    };
-    for start in (0..targets.len()).step_by(rows) {
-        let end = targets.len().min(start + rows);
-        let hidden = &head.hidden[start * width..end * width];
-        let (targets, weights) = (&targets[start..end], &weights[start..end]);
-        let logits = &mut logits[..(end - start) * vocab];
-        project(pool, compute, hidden, head.table, width, logits);
-        if let Some(Opinions::Logits { head, width, .. }) = &teacher {
+    let both = matches!(teacher, Some(Opinions::Logits { .. }));
+    // Of each model whose logits are formed here.
+    let len = most * vocab * if both { 2 } else { 1 };
+    with_scratch(len, |all| {
+        let (logits, teacher_logits) = all.split_at_mut(most * vocab);
+        for start in (0..targets.len()).step_by(rows) {
+            let end = targets.len().min(start + rows);
             let hidden = &head.hidden[start * width..end * width];
-            let logits = &mut teacher_logits[..(end - start) * vocab];
-            project(pool, compute, hidden, head.table, *width, logits);
+            let (targets, weights) = (&targets[start..end], &weights[start..end]);
+            let logits = &mut logits[..(end - start) * vocab];
+            project(pool, compute, hidden, head.table, width, logits);
+            if let Some(Opinions::Logits { head, width, .. }) = &teacher {
+                let hidden = &head.hidden[start * width..end * width];
+                let logits = &mut teacher_logits[..(end - start) * vocab];
+                project(pool, compute, hidden, head.table, *width, logits);
+            }
+            let losses = Disjoint::new(&mut losses[start..end]);
+            let teacher_logits = Disjoint::new(&mut *teacher_logits);
+            pool.for_each_chunk(logits, vocab, |n, row| {
+                let loss = match targets[n] {
+                    IGNORE => {
+                        row.fill(0.0);
+                        0.0
+                    }
+                    target => {
+                        let opinion = teacher.as_ref().map(|teacher| match teacher {
+                            // SAFETY: each task has its own row, which lies in the buffer.
+                            Opinions::Logits { temperature, .. } => Opinion::Logits(
+                                unsafe { teacher_logits.range(n * vocab, vocab) },
+                                *temperature,
+                            ),
+                            Opinions::Sparse { ids, log_probs, k } => {
+                                let range = (start + n) * k..(start + n + 1) * k;
+                                Opinion::Sparse(&ids[range.clone()], &log_probs[range])
+                            }
+                        });
+                        let (weight, z_loss) = (weights[n], terms.z_loss);
+                        token(pool.isa(), row, target, weight, z_loss, opinion, mix)
+                    }
+                };
+                // SAFETY: each task writes its own element.
+                unsafe { losses.range(n, 1).copy_from_slice(&[loss]) };
+            });
+            if let Some(gradients) = &mut gradients {
+                let d_hidden = &mut gradients.hidden[start * width..end * width];
+                unproject(
+                    pool,
+                    compute,
+                    logits,
+                    hidden,
+                    head.table,
+                    width,
+                    d_hidden,
+                    gradients.table,
+                );
+            }
         }
-        let losses = Disjoint::new(&mut losses[start..end]);
-        let teacher_logits = Disjoint::new(&mut teacher_logits);
-        pool.for_each_chunk(logits, vocab, |n, row| {
-            let loss = match targets[n] {
-                IGNORE => {
-                    row.fill(0.0);
-                    0.0
-                }
-                target => {
-                    let opinion = teacher.as_ref().map(|teacher| match teacher {
-                        // SAFETY: each task has its own row, which lies in the buffer.
-                        Opinions::Logits { temperature, .. } => Opinion::Logits(
-                            unsafe { teacher_logits.range(n * vocab, vocab) },
-                            *temperature,
-                        ),
-                        Opinions::Sparse { ids, log_probs, k } => {
-                            let range = (start + n) * k..(start + n + 1) * k;
-                            Opinion::Sparse(&ids[range.clone()], &log_probs[range])
-                        }
-                    });
-                    let (weight, z_loss) = (weights[n], terms.z_loss);
-                    token(pool.isa(), row, target, weight, z_loss, opinion, mix)
-                }
-            };
-            // SAFETY: each task writes its own element.
-            unsafe { losses.range(n, 1).copy_from_slice(&[loss]) };
-        });
-        if let Some(gradients) = &mut gradients {
-            let d_hidden = &mut gradients.hidden[start * width..end * width];
-            unproject(
-                pool,
-                compute,
-                logits,
-                hidden,
-                head.table,
-                width,
-                d_hidden,
-                gradients.table,
-            );
-        }
-    }
+    });
 }
 
 /// A teacher whose lengths were checked.

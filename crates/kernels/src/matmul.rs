@@ -23,9 +23,11 @@ use std::ops::Range;
 use crate::pool::Pool;
 use crate::profile::{Kernel, span};
 
-mod bf16;
+pub(crate) mod bf16;
 mod micro;
 mod tile;
+
+pub(crate) use micro::words;
 
 /// A matrix `[rows, cols]` somewhere in a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy, Debug)]

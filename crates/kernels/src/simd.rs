@@ -82,6 +82,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn pairs(self, _even: Self::V, _odd: Self::V) -> Self::V {
         unreachable!("no pairs of bf16 here")
     }
+    /// Lane i: numbers 2 i and 2 i + 1 of `first` and then `second`, rounded to bf16, the even one in the lower half.
+    #[inline(always)]
+    fn neighbours(self, _first: Self::V, _second: Self::V) -> Self::V {
+        unreachable!("no pairs of bf16 here")
+    }
     /// Lane i: c + a.odd · b.odd, rounded, then + a.even · b.even, rounded; results below 2⁻¹²⁶ become 0.
     #[inline(always)]
     fn mul_add_pairs(self, _a: Self::V, _b: Self::V, _c: Self::V) -> Self::V {
@@ -191,11 +196,11 @@ pub(crate) fn dispatch<B: Body>(isa: Isa, body: B) -> B::Out {
     }
 }
 
-/// As [`dispatch`], on vectors with [`Simd::PAIRS`] where the CPU multiplies them.
+/// As [`dispatch`], for `BF16` on vectors with [`Simd::PAIRS`] where the CPU multiplies them.
 #[inline]
-pub(crate) fn dispatch_bf16<B: Body>(isa: Isa, body: B) -> B::Out {
+pub(crate) fn dispatch_in<const BF16: bool, B: Body>(isa: Isa, body: B) -> B::Out {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && Isa::has_bf16() {
+    if BF16 && isa == Isa::Avx512 && Isa::has_bf16() {
         return x86::run_avx512_bf16(body);
     }
     dispatch(isa, body)

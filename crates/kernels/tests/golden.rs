@@ -94,6 +94,7 @@ fn attention_equals_torch() {
         let (mut out, mut lse) = (room(tokens * SHAPE.q_width()), room(tokens * SHAPE.heads));
         attention_forward(
             &pool,
+            Compute::F32,
             SHAPE,
             &qkv,
             SHAPE.qkv_width(),
@@ -105,7 +106,15 @@ fn attention_equals_torch() {
         g.check("attention.lse", &lse);
         let mut d_qkv = room(qkv.len());
         attention_backward(
-            &pool, SHAPE, &qkv, &segments, &out, &lse, &d_out, &mut d_qkv,
+            &pool,
+            Compute::F32,
+            SHAPE,
+            &qkv,
+            &segments,
+            &out,
+            &lse,
+            &d_out,
+            &mut d_qkv,
         );
         g.check("attention.d_qkv", &d_qkv);
     }

@@ -208,21 +208,24 @@ enum Along {
     Columns,
 }
 
+/// Takes a parameter: what it is, how it is cut, names and shapes of what it packs.
+type Take<'a> = dyn FnMut(ParameterKind, Along, Vec<(String, Vec<usize>)>) + 'a;
+
 /// Hands out every parameter: what it is, how it is cut, its named tensors.
-fn each(config: &Config, take: &mut dyn FnMut(ParameterKind, Along, Vec<(String, Vec<usize>)>)) {
-    let table = |name: &str, take: &mut dyn FnMut(_, _, _)| {
+fn each(config: &Config, take: &mut Take) {
+    let table = |name: &str, take: &mut Take| {
         let shape = vec![config.vocab, config.width];
         let parts = vec![(format!("{name}.weight"), shape)];
         take(ParameterKind::Embedding, Along::Rows, parts);
     };
     table("model.embed_tokens", take);
     for layer in 0..config.layers {
-        let norm = |name: &str, len: usize, take: &mut dyn FnMut(_, _, _)| {
+        let norm = |name: &str, len: usize, take: &mut Take| {
             let name = format!("model.layers.{layer}.{name}.weight");
             take(ParameterKind::Norm, Along::Nothing, vec![(name, vec![len])]);
         };
         let [qkv, output, gate_up, down] = layouts(config, layer);
-        let matrix = |layout: crate::Layout, along, take: &mut dyn FnMut(_, _, _)| {
+        let matrix = |layout: crate::Layout, along, take: &mut Take| {
             let shape = |p: &crate::Projection| vec![p.rows, layout.inputs];
             let part = |p: &crate::Projection| (format!("{}.weight", p.name), shape(p));
             let parts = layout.projections.iter().map(part).collect();

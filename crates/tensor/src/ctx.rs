@@ -20,7 +20,7 @@ pub(crate) fn row_blocks(rows: usize) -> impl Iterator<Item = Range<usize>> {
 pub struct Ctx {
     /// The threads that kernels run on.
     pub pool: Arc<Pool>,
-    /// The type in which dense products multiply; what is kept is `f32`.
+    /// The type in which dense products and those of attention multiply; what is kept is `f32`.
     pub compute: Compute,
     /// Whether [`Ctx::checkpoint`] keeps inputs only and computes the rest again in the backward pass.
     pub recompute: bool,

@@ -121,6 +121,9 @@ impl std::ops::Sub for Moved {
     }
 }
 
+/// Makes a rank's view of the group along given axes, of given members.
+pub type Join<'a> = dyn FnMut(&'static [Axis], &[usize]) -> Box<dyn Collective> + 'a;
+
 /// A rank's view of all ranks.
 pub struct Mesh {
     shape: MeshShape,
@@ -131,11 +134,7 @@ pub struct Mesh {
 impl Mesh {
     /// The view of a rank. `join` makes the group along given axes, of given members in the order of their ranks. Two groups may
     /// have the same members; their calls have nothing to do with one another.
-    pub fn new(
-        shape: MeshShape,
-        rank: usize,
-        join: &mut dyn FnMut(&'static [Axis], &[usize]) -> Box<dyn Collective>,
-    ) -> Mesh {
+    pub fn new(shape: MeshShape, rank: usize, join: &mut Join) -> Mesh {
         let group = |axes: &&'static [Axis]| {
             let collective = join(axes, &shape.members(rank, axes));
             let group = Group {

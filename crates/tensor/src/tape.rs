@@ -12,15 +12,15 @@ use crate::ctx::{Ctx, row_blocks};
 use crate::tensor::{Kept, Node, Tensor, TensorId};
 use crate::workspace::{Buffer, Workspace};
 
+type OneStep = dyn FnOnce(&mut Backward, Tensor) + Send;
+type ManyStep = dyn FnOnce(&mut Backward, Vec<Option<Tensor>>) + Send;
+
 /// How a gradient of what an operation made becomes gradients of what it was made of.
 pub(crate) enum Step {
     /// Of the one tensor that most operations make.
-    One(TensorId, Box<dyn FnOnce(&mut Backward, Tensor) + Send>),
+    One(TensorId, Box<OneStep>),
     /// Of several at once; one that nothing used has no gradient.
-    Many(
-        Vec<TensorId>,
-        Box<dyn FnOnce(&mut Backward, Vec<Option<Tensor>>) + Send>,
-    ),
+    Many(Vec<TensorId>, Box<ManyStep>),
 }
 
 impl Step {

@@ -17,6 +17,7 @@ use crate::check::{self, Start, decoder_config};
 use crate::distill::{Distill, Taught, TeacherInput};
 use crate::loader::{Mixture, Packing, Part};
 use crate::objective::{NextToken, Objective};
+use crate::parallel::MeshPlan;
 use crate::price::{Description, Estimate, SourceDescription, memory, training_flops};
 use crate::schedule::Schedule;
 use crate::settings::{MixtureSettings, OptimizerSettings, Settings};
@@ -340,6 +341,7 @@ impl Plan {
             sources: self.train.iter().map(describe).collect(),
             flops,
             memory: memory(&self.config, &self.settings),
+            parallel: MeshPlan::new(&self.config, &self.settings),
             threads: self.threads(),
             validates: self.validation.is_some(),
         }

@@ -6,8 +6,9 @@ use russet_kernels::ROW_BLOCK;
 use russet_model::Config;
 use serde::Serialize;
 
-use crate::check::{Start, packing};
+use crate::check::{Start, check_mesh, packing};
 use crate::loader::Packing;
+use crate::parallel::MeshPlan;
 use crate::settings::{Recompute, Settings};
 use crate::{Result, TrainError};
 
@@ -34,8 +35,11 @@ pub struct Description {
     pub sources: Vec<SourceDescription>,
     /// Floating-point operations that the model needs for it, forward and backward, of full windows.
     pub flops: f64,
-    /// Memory at one time.
+    /// Memory at one time, of all ranks.
     pub memory: Memory,
+    /// What each rank of a mesh has of it, and sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parallel: Option<MeshPlan>,
     /// Threads.
     pub threads: usize,
     /// Whether there is something held out to measure.
@@ -83,8 +87,11 @@ pub struct Price {
     pub tokens: u64,
     /// Floating-point operations that the model needs for it, forward and backward, of full windows.
     pub flops: f64,
-    /// Memory at one time.
+    /// Memory at one time, of all ranks.
     pub memory: Memory,
+    /// What each rank of a mesh has of it, and sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parallel: Option<MeshPlan>,
 }
 
 impl Price {
@@ -95,6 +102,7 @@ impl Price {
     pub fn new(settings: Settings, vocab: usize, start: Option<&Config>) -> Result<Price> {
         let settings = settings.resolved(Start::from(start))?;
         let config = settings.decoder(vocab, start)?;
+        check_mesh(&settings, &config)?;
         let packing = packing(&settings);
         let steps = settings.train.steps.expect("resolved");
         let tokens = steps * (packing.batch_sequences * packing.sequence_length) as u64;
@@ -104,6 +112,7 @@ impl Price {
             tokens,
             flops: training_flops(&config, packing, tokens),
             memory: memory(&config, &settings),
+            parallel: MeshPlan::new(&config, &settings),
         })
     }
 
@@ -143,7 +152,20 @@ pub(crate) fn training_flops(config: &Config, packing: Packing, tokens: u64) -> 
 /// head; what norms and the activation make of it is computed again. Behind the blocks the last norm's input and output
 /// with its gradient. The gradients of activations are largest in the feed-forward layer. Where blocks are computed again,
 /// all but one keep their input only.
+///
+/// Of several ranks it is the sum: they are threads of one process.
 pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
+    if let Some(plan) = MeshPlan::new(config, settings) {
+        let all = |bytes: usize| bytes.saturating_mul(plan.ranks);
+        let rank = plan.rank;
+        return Memory {
+            weights: all(rank.weights),
+            gradients: all(rank.gradients),
+            optimizer: all(rank.optimizer),
+            saving: all(rank.saving),
+            activations: all(rank.passing),
+        };
+    }
     let packing = packing(settings);
     let Config {
         width,
@@ -221,6 +243,9 @@ impl fmt::Display for Description {
             self.flops, self.threads
         )?;
         write!(f, "memory   {}", self.memory)?;
+        if let Some(plan) = &self.parallel {
+            write!(f, "\n{plan}")?;
+        }
         if !self.validates {
             write!(
                 f,
@@ -241,7 +266,11 @@ impl fmt::Display for Price {
         let millions = self.tokens as f64 / 1e6;
         writeln!(f, "training {} steps, {millions:.2} M tokens", self.steps)?;
         writeln!(f, "work     {:.3e} floating-point operations", self.flops)?;
-        write!(f, "memory   {}", self.memory)
+        write!(f, "memory   {}", self.memory)?;
+        match &self.parallel {
+            Some(plan) => write!(f, "\n{plan}"),
+            None => Ok(()),
+        }
     }
 }
 

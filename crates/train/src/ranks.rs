@@ -39,10 +39,10 @@ pub(crate) struct Sums {
 pub(crate) enum Saved {
     /// It is on the disk.
     Whole,
-    /// It is being written.
-    Pending,
     /// It is not on the disk and will not be.
     Failed,
+    /// It is being written: as long as one of the ranks does, nothing is decided.
+    Pending,
 }
 
 impl Ranks {
@@ -60,18 +60,17 @@ impl Ranks {
         self.0.as_ref().is_none_or(|mesh| mesh.rank() == 0)
     }
 
-    /// Whether one of the ranks wants to stop, and the worst of how a save came out.
+    /// Whether one of the ranks wants to stop, and how a save came out: the last of what the ranks say of it.
     pub(crate) fn vote(&self, stop: bool, saved: Saved) -> (bool, Saved) {
         let Some(mesh) = &self.0 else {
             return (stop, saved);
         };
         let heard = mesh.all().all_gather_bytes(&[u8::from(stop), saved as u8]);
         let stop = heard.iter().any(|said| said[0] != 0);
-        let worst = heard.iter().map(|said| said[1]).max();
-        let saved = match worst {
+        let saved = match heard.iter().map(|said| said[1]).max() {
             Some(0) => Saved::Whole,
-            Some(1) => Saved::Pending,
-            _ => Saved::Failed,
+            Some(1) => Saved::Failed,
+            _ => Saved::Pending,
         };
         (stop, saved)
     }
@@ -181,4 +180,85 @@ pub(crate) fn place_in_data(mesh: Option<&Arc<Mesh>>) -> (usize, usize) {
         let place = mesh.place(Axis::Data) * fsdp + mesh.place(Axis::Fsdp);
         (place, mesh.size(Axis::Data) * fsdp)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use russet_kernels::{Isa, Pool};
+    use russet_tensor::{MeshShape, threads};
+
+    use super::*;
+
+    #[test]
+    fn one_that_still_writes_keeps_a_save_open_and_one_that_failed_gives_it_up() {
+        let shape = MeshShape {
+            sizes: [3, 1, 1, 1],
+        };
+        use Saved::{Failed, Pending, Whole};
+        for (own, wanted) in [
+            ([Whole, Whole, Whole], Whole),
+            ([Whole, Failed, Whole], Failed),
+            ([Pending, Failed, Whole], Pending),
+            ([Whole, Whole, Pending], Pending),
+        ] {
+            let heard = threads::run(shape, |mesh| {
+                let ranks = Ranks(Some(mesh.clone()));
+                Ok::<_, ()>(ranks.vote(mesh.rank() == 1, own[mesh.rank()]))
+            });
+            assert_eq!(heard.unwrap(), [(true, wanted); 3]);
+        }
+    }
+
+    /// Of a vector that all have in parts, and one that is not everybody's to speak of.
+    #[test]
+    fn gradients_and_losses_are_added_once() {
+        let config = russet_model::Config {
+            vocab: 62,
+            ..crate::run::tests::tiny().config().clone()
+        };
+        let shape = MeshShape {
+            sizes: [2, 2, 1, 2],
+        };
+        let sums = threads::run(shape, |mesh| {
+            let decoder = Decoder::random_on_mesh(&config, 1, &mesh);
+            let ctx = Ctx::new(Arc::new(Pool::with_isa(1, Isa::best())));
+            let mut gradients = Gradients::default();
+            for parameter in decoder.parameters() {
+                let ones = vec![1.0; parameter.tensor.len()];
+                gradients.put(
+                    parameter.tensor,
+                    Tensor::new(parameter.tensor.shape(), ones),
+                );
+            }
+            let ranks = Ranks::of(&decoder);
+            ranks.add_gradients(&ctx, &decoder, &mut gradients);
+            for parameter in decoder.parameters() {
+                // Two along data, and of what is the same along tensor two there.
+                let replicated = parameter.cut.unwrap().replicated;
+                let wanted = if replicated { 4.0 } else { 2.0 };
+                let found = gradients.get(parameter.tensor).unwrap().data();
+                assert!(found.iter().all(|&sum| sum == wanted));
+            }
+            let squares = crate::optimizer::sum_of_squares(&ctx.pool, &decoder, &gradients);
+            Ok::<_, ()>(ranks.add(Sums {
+                loss: 0.25,
+                squares,
+                tokens: 10,
+                tokens_by_source: vec![10],
+                flops: 1.0,
+            }))
+        });
+        let norms: usize =
+            (config.layers * 2 + 1) * config.width + 2 * config.layers * config.head_dim;
+        let squares = 4 * (config.parameters() - norms) + 16 * norms;
+        for sums in sums.unwrap() {
+            assert_eq!((sums.loss, sums.tokens, sums.flops), (1.0, 40, 4.0));
+            assert_eq!(
+                (sums.squares, &sums.tokens_by_source[..]),
+                (squares as f64, &[40][..])
+            );
+        }
+    }
 }

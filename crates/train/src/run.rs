@@ -487,7 +487,8 @@ impl Stepping<'_, '_> {
         let saving = self.run.saving.as_mut().expect("it began a save");
         let store = saving.store.clone();
         saving.writer.submit(Job {
-            what,
+            // Not the name of the parts' job, which a save of the same step may give again while this one is done.
+            what: what.replacen("the state", "the whole state", 1),
             work: Box::new(move || store.commit(draft)),
         });
         Ok(())

@@ -39,6 +39,17 @@ const EVERYTHING: &[&str] = &[
     "data.mixture=[{split='train', weight=2}, {split='validation', weight=1}]",
 ];
 
+/// The same on four ranks.
+const ON_A_MESH: &[&str] = &[
+    "train.checkpoint_every=1",
+    "train.keep_last=2",
+    "train.ema=0.9",
+    "optimizer.kind=adastar",
+    "data.packing=best-fit",
+    "parallel.fsdp=2",
+    "parallel.tensor=2",
+];
+
 fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.args(CHILD_ARGUMENTS);
@@ -109,7 +120,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     let repetitions = std::env::var(REPETITIONS).map_or(3, |count| count.parse().unwrap());
     let program = std::env::current_exe().unwrap();
     let (_keep, dir) = corpus();
-    let mut straight = [PLAIN, EVERYTHING].map(|changes| {
+    let mut straight = [PLAIN, EVERYTHING, ON_A_MESH].map(|changes| {
         run(&dir, changes).unwrap();
         let hash = result(&dir);
         clear(&dir);
@@ -117,7 +128,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     });
     straight.rotate_left(1); // the harder one first
     for repetition in 0..repetitions {
-        let (changes, wanted) = &straight[repetition as usize % 2];
+        let (changes, wanted) = &straight[repetition as usize % 3];
         let draw = |number, bound| random::below(7, repetition, number, bound);
         let moments = [
             Moment::Saving(1 + draw(0, 4)),
@@ -195,24 +206,34 @@ fn kill(child: &mut Child, dir: &Path, moment: Moment) -> bool {
 #[cfg(unix)]
 #[test]
 fn a_full_disk_leaves_the_last_state_and_says_so() {
+    full_disk(&["train.steps=200", "train.checkpoint_every=1"]);
+    // Of two pieces as well: none is put in its place without the other.
+    full_disk(&[
+        "train.steps=60",
+        "train.checkpoint_every=1",
+        "parallel.fsdp=2",
+    ]);
+}
+
+#[cfg(unix)]
+fn full_disk(changes: &[&str]) {
     use std::io::{BufRead, BufReader};
 
     let (_keep, dir) = corpus();
-    let changes = ["train.steps=200", "train.checkpoint_every=1"];
-    run(&dir, &changes).unwrap();
+    run(&dir, changes).unwrap();
     let straight = result(&dir);
     clear(&dir);
-    running::stop_at(&dir, &changes, 7);
+    running::stop_at(&dir, changes, 7);
     let saved = fs::read(dir.join("03-pretrain.state/state.json")).unwrap();
 
-    // A shell's unit is 512 or 1024 bytes; a state of 340 KB has no room in 120 of either. A write beyond the limit is an
+    // A shell's unit is 512 or 1024 bytes; a state of 340 KB has no room in 120 of either, nor has half of it. A write beyond the limit is an
     // error for those who ignore the signal.
     let mut shell = Command::new("sh");
     shell
         .args(["-c", "trap '' XFSZ; ulimit -f 120; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().unwrap())
         .args(CHILD_ARGUMENTS);
-    let mut child = spawn(shell, &dir, &changes);
+    let mut child = spawn(shell, &dir, changes);
     let said = BufReader::new(child.stderr.take().unwrap()).lines();
     let mut said = said.map(Result::unwrap);
     let message = said
@@ -228,6 +249,6 @@ fn a_full_disk_leaves_the_last_state_and_says_so() {
     );
     let left = fs::read(dir.join("03-pretrain.state/state.json")).unwrap();
     assert_eq!(left, saved, "the state of step 7 is there");
-    run(&dir, &changes).unwrap();
+    run(&dir, changes).unwrap();
     assert_eq!(result(&dir), straight);
 }

@@ -1,17 +1,28 @@
 //! Attention backward: scores are formed again tile by tile from the saved logarithms of their sums.
 //!
 //! With P = e^(S − lse), D = Σ dO·O a row: dV = Pᵀ dO, dP = dO Vᵀ, dS = P (dP − D) / √K, dQ = dS K, dK = dSᵀ Q.
+//!
+//! A task holds the keys of its segment as operands, and the gradients of keys and values, and goes through the rows of its heads
+//! tile by tile, so each operand is made once. Where a tile meets its own keys, half of the scores are masked: products leave out
+//! what strips of 16 rows do not see.
+
+use std::ops::Range;
 
 use super::Query;
-use super::tile::{Left, Right, Rows, TILE, gather, product, tile_of, transpose};
+use super::pack;
+use super::tile::{Left, Right, Rows, TILE, product, tile_of};
+use crate::matmul::words;
 use crate::norm::dot;
 use crate::pool::{Disjoint, Pool};
 use crate::rope::HeadShape;
 use crate::scratch::with_scratch;
-use crate::simd::{Body, Simd, dispatch};
+use crate::simd::{Body, Simd, dispatch_in};
+
+/// Rows of a strip of a tile that meets its own keys.
+const STRIP: usize = 16;
 
 /// See [`super::attention_backward`].
-pub(super) fn backward(
+pub(super) fn backward<const BF16: bool>(
     pool: &Pool,
     shape: HeadShape,
     qkv: &[f32],
@@ -40,9 +51,14 @@ pub(super) fn backward(
                 d_out,
                 d_qkv: &d_qkv,
             };
-            let size = shape.group() * len + 8 * shape.head_dim * TILE + 2 * TILE * TILE;
+            let block = shape.head_dim * TILE;
+            let size = 5 * len.div_ceil(TILE) * block
+                + 5 * block
+                + 3 * TILE * TILE
+                + 2 * TILE
+                + shape.head_dim;
             with_scratch(size, |scratch| {
-                dispatch(pool.isa(), Differentiate { task, scratch })
+                dispatch_in::<BF16, _>(pool.isa(), Differentiate::<BF16> { task, scratch })
             });
         }
     });
@@ -62,12 +78,12 @@ struct Task<'a> {
     d_qkv: &'a Disjoint<'a, f32>,
 }
 
-struct Differentiate<'a> {
+struct Differentiate<'a, const BF16: bool> {
     task: Task<'a>,
     scratch: &'a mut [f32],
 }
 
-impl Body for Differentiate<'_> {
+impl<const BF16: bool> Body for Differentiate<'_, BF16> {
     type Out = ();
 
     #[inline(always)]
@@ -88,159 +104,334 @@ impl Body for Differentiate<'_> {
         let (width, q_width) = (shape.qkv_width(), shape.q_width());
         let scale = (k as f32).sqrt().recip();
         let segment = Query::flat(shape, qkv, start, len);
-        let (dots, rest) = scratch.split_at_mut(group * len); // D, [group, len]
-        let (keys_t, rest) = rest.split_at_mut(k * TILE); // [K, TILE]
-        let (values_t, rest) = rest.split_at_mut(k * TILE); // [K, TILE]
-        let (keys, rest) = rest.split_at_mut(TILE * k); // [TILE, K], as all until `p`
-        let (d_keys, rest) = rest.split_at_mut(TILE * k);
-        let (d_values, rest) = rest.split_at_mut(TILE * k);
-        let (q, rest) = rest.split_at_mut(TILE * k);
-        let (d_o, rest) = rest.split_at_mut(TILE * k);
-        let (p, rest) = rest.split_at_mut(TILE * TILE); // [rows, TILE]
-        let d_s = &mut rest[..TILE * TILE]; // [rows, TILE]
-        for (h, dots) in dots.chunks_exact_mut(len).enumerate() {
-            for (row, to) in dots.iter_mut().enumerate() {
-                let at = (start + row) * q_width + (kv_head * group + h) * k;
-                *to = dot(&out[at..][..k], &d_out[at..][..k]);
-            }
-        }
-        for tile in 0..len.div_ceil(TILE) {
-            let first_key = tile * TILE;
-            let count = TILE.min(len - first_key);
+        let tiles = len.div_ceil(TILE);
+        let depth = words::<S, BF16>(k); // of K numbers
+        // Words of a tile of rows, whichever way pairs go; K and TILE are even.
+        let block = depth * TILE;
+        let (keys_t, rest) = scratch.split_at_mut(tiles * block); // tiles of [words(K), TILE]
+        let (values_t, rest) = rest.split_at_mut(tiles * block); // the same
+        let (keys, rest) = rest.split_at_mut(tiles * block); // tiles of [words(TILE), K]
+        let (d_keys, rest) = rest.split_at_mut(tiles * TILE * k); // [len, K]
+        let (d_values, rest) = rest.split_at_mut(tiles * TILE * k); // [len, K]
+        let (q, rest) = rest.split_at_mut(block); // [rows, words(K)]
+        let (d_o, rest) = rest.split_at_mut(block); // [rows, words(K)]
+        let (q_down, rest) = rest.split_at_mut(block); // [words(rows), K]
+        let (d_o_down, rest) = rest.split_at_mut(block); // [words(rows), K]
+        let (d_q, rest) = rest.split_at_mut(TILE * k); // [rows, K]
+        let (p, rest) = rest.split_at_mut(TILE * TILE); // [rows, TILE], then [words(rows), TILE]
+        let (d_s, rest) = rest.split_at_mut(TILE * TILE); // [rows, TILE], then [words(rows), TILE]
+        let (d_s_along, rest) = rest.split_at_mut(TILE * TILE); // [rows, words(TILE)]
+        let (dots, rest) = rest.split_at_mut(TILE); // D, [rows]
+        let (log_sums, rest) = rest.split_at_mut(TILE); // [rows]
+        let d_o_row = &mut rest[..k]; // [K]
+        for tile in 0..tiles {
+            let count = TILE.min(len - tile * TILE);
             let (key_rows, value_rows) = tile_of(shape, segment.keys, tile, count, kv_head);
-            transpose(simd, key_rows, count, k, keys_t);
-            transpose(simd, value_rows, count, k, values_t);
-            gather(key_rows, count, k, keys);
-            d_keys.fill(0.0);
-            d_values.fill(0.0);
-            for (h, dots) in dots.chunks_exact(len).enumerate() {
-                let head = kv_head * group + h;
-                for first in (first_key..len).step_by(TILE) {
-                    let rows = TILE.min(len - first);
-                    let q_at = (start + first) * width + head * k;
-                    gather(
-                        Rows {
-                            at: &qkv[q_at..],
-                            stride: width,
-                        },
-                        rows,
-                        k,
-                        q,
-                    );
-                    let d_at = (start + first) * q_width + head * k;
-                    gather(
-                        Rows {
-                            at: &d_out[d_at..],
-                            stride: q_width,
-                        },
-                        rows,
-                        k,
-                        d_o,
-                    );
-                    let plain = |at: &[f32], row: usize| Left {
-                        at: at.as_ptr(),
-                        row,
-                        col: 1,
-                    };
-                    let turned = |at: &[f32]| Left {
-                        at: at.as_ptr(),
-                        row: 1,
-                        col: TILE,
-                    };
-                    let right = |at: &[f32], stride: usize| Right {
-                        at: at.as_ptr(),
-                        stride,
-                    };
-                    let to = |at: &mut [f32], stride: usize| Right {
-                        at: at.as_mut_ptr(),
-                        stride,
-                    };
-                    // SAFETY: [rows, K] times [K, TILE] to [rows, TILE], all of the scratch, rows ≤ TILE.
+            let at = tile * block..(tile + 1) * block;
+            pack::columns::<S, BF16>(simd, key_rows, count, k, &mut keys_t[at.clone()]);
+            pack::columns::<S, BF16>(simd, value_rows, count, k, &mut values_t[at.clone()]);
+            pack::down::<S, BF16>(simd, key_rows, count, k, &mut keys[at]);
+        }
+        d_keys.fill(0.0);
+        d_values.fill(0.0);
+        let row_tiles = (kv_head * group..(kv_head + 1) * group)
+            .flat_map(|head| (0..len).step_by(TILE).map(move |first| (head, first)));
+        for (head, first) in row_tiles {
+            let rows = TILE.min(len - first);
+            let q_rows = Rows {
+                at: &qkv[(start + first) * width + head * k..],
+                stride: width,
+            };
+            let out_at = (start + first) * q_width + head * k;
+            let d_o_rows = Rows {
+                at: &d_out[out_at..],
+                stride: q_width,
+            };
+            for row in 0..rows {
+                let at = out_at + row * q_width;
+                let d_out = &d_out[at..][..k];
+                dots[row] = if BF16 {
+                    // As the products see it, so that the gradients of a row's scores add up to no more than rounding.
+                    d_o_row.copy_from_slice(d_out);
+                    pack::round(d_o_row);
+                    dot(&out[at..][..k], d_o_row)
+                } else {
+                    dot(&out[at..][..k], d_out)
+                };
+                log_sums[row] = lse[(start + first + row) * shape.heads + head];
+            }
+            pack::down::<S, BF16>(simd, q_rows, rows, k, q_down);
+            pack::down::<S, BF16>(simd, d_o_rows, rows, k, d_o_down);
+            let (q, d_o) = if BF16 && S::PAIRS {
+                pack::along::<S, BF16>(simd, q_rows, rows, k, q);
+                pack::along::<S, BF16>(simd, d_o_rows, rows, k, d_o);
+                (&*q, &*d_o)
+            } else {
+                (&*q_down, &*d_o_down) // single numbers go both ways
+            };
+            for tile in 0..=first / TILE {
+                let first_key = tile * TILE;
+                let count = TILE.min(len - first_key);
+                let own = first_key == first; // and `count` is `rows`
+                let strip = if own { STRIP } else { TILE };
+                let at = tile * block;
+                for row in (0..rows).step_by(strip) {
+                    let height = strip.min(rows - row);
+                    // Keys that the strip sees, but for the mask along its diagonal.
+                    let cols = if own { row + STRIP } else { TILE };
+                    // SAFETY: [height, words(K)] times [words(K), cols] to [height, cols], rows and columns of blocks of the
+                    // scratch.
                     unsafe {
-                        let size = [rows, TILE, k];
-                        product(
+                        let size = [height, cols, depth];
+                        let left = left_of(q, row * depth, depth, 1);
+                        let to = result_in(p, row * TILE, TILE);
+                        product::<S, BF16>(simd, size, left, right_of(keys_t, at, TILE), to, false);
+                        let left = left_of(d_o, row * depth, depth, 1);
+                        let to = result_in(d_s, row * TILE, TILE);
+                        product::<S, BF16>(
                             simd,
                             size,
-                            plain(q, k),
-                            right(keys_t, TILE),
-                            to(p, TILE),
-                            false,
-                        );
-                        product(
-                            simd,
-                            size,
-                            plain(d_o, k),
-                            right(values_t, TILE),
-                            to(d_s, TILE),
+                            left,
+                            right_of(values_t, at, TILE),
+                            to,
                             false,
                         );
                     }
-                    for row in 0..rows {
-                        let seen = (first + row + 1 - first_key).min(TILE);
-                        let lse = lse[(start + first + row) * shape.heads + head];
-                        let (p, d_s) =
-                            (&mut p[row * TILE..][..TILE], &mut d_s[row * TILE..][..TILE]);
-                        gradients_of_scores(simd, p, d_s, seen, lse, dots[first + row], scale);
+                    for row in (row..row + height).step_by(2) {
+                        let rows = row..rows.min(row + 2);
+                        let (p, d_s) = (&mut p[..], &mut d_s[..]);
+                        let scores = Scores { p, d_s, cols, own };
+                        let terms = rows.clone().map(|row| (log_sums[row], dots[row]));
+                        if BF16 && S::PAIRS {
+                            scores.differentiate_pair(simd, rows, terms, scale, d_s_along);
+                        } else {
+                            scores.differentiate::<S, BF16>(simd, rows, terms, scale);
+                        }
                     }
-                    let d_q = d_qkv.pointer(q_at, (rows - 1) * width + k);
-                    // SAFETY: the first two multiply [count, rows] by [rows, K] into [count, K], all of the
-                    // scratch. The third writes K columns of this head in `rows` rows of this segment, which
-                    // are this task's alone.
+                    // SAFETY: [height, words(keys)] times [words(keys), K] to [height, K], likewise.
                     unsafe {
-                        let size = [count, k, rows];
-                        product(simd, size, turned(p), right(d_o, k), to(d_values, k), true);
-                        product(simd, size, turned(d_s), right(q, k), to(d_keys, k), true);
-                        let d_q = Right {
-                            at: d_q,
-                            stride: width,
+                        let left = if BF16 && S::PAIRS {
+                            left_of(d_s_along, row * TILE / 2, TILE / 2, 1)
+                        } else {
+                            left_of(d_s, row * TILE, TILE, 1)
                         };
-                        product(
+                        let size = [height, k, words::<S, BF16>(cols.min(count))];
+                        let to = result_in(d_q, row * k, k);
+                        product::<S, BF16>(simd, size, left, right_of(keys, at, k), to, tile > 0);
+                    }
+                }
+                for key in (0..count).step_by(strip) {
+                    // Of its own tile, only rows from the key on see it.
+                    let before = words::<S, BF16>(key);
+                    // SAFETY: [keys, words(rows)] times [words(rows), K] to [keys, K], likewise.
+                    unsafe {
+                        let size = [strip.min(count - key), k, words::<S, BF16>(rows) - before];
+                        let to = (first_key + key) * k;
+                        let left = left_of(p, before * TILE + key, 1, TILE);
+                        let right = right_of(d_o_down, before * k, k);
+                        product::<S, BF16>(
                             simd,
-                            [rows, k, count],
-                            plain(d_s, TILE),
-                            right(keys, k),
-                            d_q,
-                            tile > 0,
+                            size,
+                            left,
+                            right,
+                            result_in(d_values, to, k),
+                            true,
                         );
+                        let left = left_of(d_s, before * TILE + key, 1, TILE);
+                        let right = right_of(q_down, before * k, k);
+                        product::<S, BF16>(simd, size, left, right, result_in(d_keys, to, k), true);
                     }
                 }
             }
-            for row in 0..count {
-                let at = (start + first_key + row) * width + shape.q_width() + kv_head * k;
-                // SAFETY: this kv head's columns of this segment's rows are this task's alone.
-                let (to_key, to_value) =
-                    unsafe { (d_qkv.range(at, k), d_qkv.range(at + shape.kv_width(), k)) };
-                to_key.copy_from_slice(&d_keys[row * k..][..k]);
-                to_value.copy_from_slice(&d_values[row * k..][..k]);
+            for (row, d_q) in d_q.chunks_exact(k).take(rows).enumerate() {
+                let at = (start + first + row) * width + head * k;
+                // SAFETY: this head's columns of this segment's rows are this task's alone.
+                unsafe { d_qkv.range(at, k) }.copy_from_slice(d_q);
+            }
+        }
+        for (row, (d_key, d_value)) in d_keys
+            .chunks_exact(k)
+            .zip(d_values.chunks_exact(k))
+            .take(len)
+            .enumerate()
+        {
+            let at = (start + row) * width + q_width + kv_head * k;
+            // SAFETY: this kv head's columns of this segment's rows are this task's alone.
+            let (to_key, to_value) =
+                unsafe { (d_qkv.range(at, k), d_qkv.range(at + shape.kv_width(), k)) };
+            to_key.copy_from_slice(d_key);
+            to_value.copy_from_slice(d_value);
+        }
+    }
+}
+
+#[inline(always)]
+fn left_of(at: &[f32], from: usize, row: usize, col: usize) -> Left {
+    Left {
+        at: at[from..].as_ptr(),
+        row,
+        col,
+    }
+}
+
+#[inline(always)]
+fn right_of(at: &[f32], from: usize, stride: usize) -> Right<*const f32> {
+    Right {
+        at: at[from..].as_ptr(),
+        stride,
+    }
+}
+
+#[inline(always)]
+fn result_in(at: &mut [f32], from: usize, stride: usize) -> Right<*mut f32> {
+    Right {
+        at: at[from..].as_mut_ptr(),
+        stride,
+    }
+}
+
+/// A tile of scores q·k and of gradients dO·v, `[rows, TILE]`, to become probabilities and gradients of q·k.
+struct Scores<'a> {
+    p: &'a mut [f32],
+    d_s: &'a mut [f32],
+    /// Columns that have been formed, a multiple of [`STRIP`].
+    cols: usize,
+    /// Whether row i sees the keys up to i, rather than all.
+    own: bool,
+}
+
+impl Scores<'_> {
+    /// Gives `row` no probabilities beyond what it sees, up to column `cols`.
+    #[inline(always)]
+    fn mask(&mut self, row: usize, cols: usize) {
+        if self.own {
+            self.p[row * TILE..][row + 1..cols].fill(f32::NEG_INFINITY);
+            self.d_s[row * TILE..][row + 1..cols].fill(0.0);
+        }
+    }
+
+    /// The row's probabilities and gradients in place, rounded for `BF16`; `terms` are each row's logarithm and D. Behind an odd
+    /// row comes one of zeros.
+    #[inline(always)]
+    fn differentiate<S: Simd, const BF16: bool>(
+        mut self,
+        simd: S,
+        rows: Range<usize>,
+        terms: impl Iterator<Item = (f32, f32)>,
+        scale: f32,
+    ) {
+        for (row, terms) in rows.clone().zip(terms) {
+            self.mask(row, self.cols);
+            let terms = Terms::new(simd, terms, scale);
+            let p = &mut self.p[row * TILE..][..self.cols];
+            let d_s = &mut self.d_s[row * TILE..][..self.cols];
+            for (p, d_s) in p
+                .chunks_exact_mut(S::LANES)
+                .zip(d_s.chunks_exact_mut(S::LANES))
+            {
+                // SAFETY: both chunks have LANES numbers.
+                unsafe {
+                    let (e, gradient) = terms.of(simd, p.as_ptr(), d_s.as_ptr());
+                    simd.store(p.as_mut_ptr(), e);
+                    simd.store(d_s.as_mut_ptr(), gradient);
+                }
+            }
+            if BF16 {
+                pack::round(p);
+                pack::round(d_s);
+            }
+        }
+        if BF16 && rows.len() == 1 && rows.end < TILE {
+            self.p[rows.end * TILE..][..self.cols].fill(0.0);
+            self.d_s[rows.end * TILE..][..self.cols].fill(0.0);
+        }
+    }
+
+    /// The same of two rows, the second of which may be missing, in pairs down the rows: row 2 i and the next become row i. Pairs
+    /// of gradients along the rows go to `along`, `[rows, TILE / 2]`.
+    #[inline(always)]
+    fn differentiate_pair<S: Simd>(
+        mut self,
+        simd: S,
+        rows: Range<usize>,
+        terms: impl Iterator<Item = (f32, f32)>,
+        scale: f32,
+        along: &mut [f32],
+    ) {
+        let step = 2 * S::LANES;
+        let cols = self.cols.next_multiple_of(step);
+        let mut both = [Terms::new(simd, (0.0, 0.0), scale); 2];
+        for ((row, terms), to) in rows.clone().zip(terms).zip(&mut both) {
+            self.mask(row, cols);
+            *to = Terms::new(simd, terms, scale);
+        }
+        let (row, two) = (rows.start, rows.len() == 2);
+        assert!(
+            cols <= TILE && self.p.len() >= rows.end * TILE && self.d_s.len() >= rows.end * TILE
+        );
+        assert!(along.len() >= rows.end * TILE / 2);
+        for col in (0..cols).step_by(step) {
+            // SAFETY: columns up to `cols` of these rows lie in `p` and `d_s`, by the assertions, and are read before what lies
+            // there is written; row i of pairs lies no further on than row 2 i.
+            unsafe {
+                let (p, d_s) = (self.p.as_mut_ptr(), self.d_s.as_mut_ptr());
+                let (to_p, to_d_s) = (p.add(row / 2 * TILE + col), d_s.add(row / 2 * TILE + col));
+                let along = along.as_mut_ptr().add(row * TILE / 2 + col / 2);
+                let zero = simd.splat(0.0);
+                let mut e = [[zero; 2]; 2]; // by row and half
+                let mut gradients = [[zero; 2]; 2];
+                for half in 0..2 {
+                    let at = row * TILE + col + half * S::LANES;
+                    (e[0][half], gradients[0][half]) = both[0].of(simd, p.add(at), d_s.add(at));
+                    if two {
+                        let at = at + TILE;
+                        (e[1][half], gradients[1][half]) = both[1].of(simd, p.add(at), d_s.add(at));
+                    }
+                }
+                for half in 0..2 {
+                    let at = half * S::LANES;
+                    simd.store(to_p.add(at), simd.pairs(e[0][half], e[1][half]));
+                    let pairs = simd.pairs(gradients[0][half], gradients[1][half]);
+                    simd.store(to_d_s.add(at), pairs);
+                }
+                simd.store(along, simd.neighbours(gradients[0][0], gradients[0][1]));
+                if two {
+                    let pairs = simd.neighbours(gradients[1][0], gradients[1][1]);
+                    simd.store(along.add(TILE / 2), pairs);
+                }
             }
         }
     }
 }
 
-/// Scores q·k in `p` and gradients of probabilities in `d_s` become probabilities and gradients of q·k; zeros from `seen` on.
-#[inline(always)]
-fn gradients_of_scores<S: Simd>(
-    simd: S,
-    p: &mut [f32],
-    d_s: &mut [f32],
-    seen: usize,
-    lse: f32,
-    dot: f32,
-    scale: f32,
-) {
-    p[seen..].fill(f32::NEG_INFINITY);
-    d_s[seen..].fill(0.0);
-    let (lse, dot, scale) = (simd.splat(lse), simd.splat(dot), simd.splat(scale));
-    for (p, d) in p
-        .chunks_exact_mut(S::LANES)
-        .zip(d_s.chunks_exact_mut(S::LANES))
-    {
-        // SAFETY: both chunks have LANES numbers.
-        unsafe {
-            let e = simd.exp(simd.sub(simd.mul(simd.load(p.as_ptr()), scale), lse));
-            let gradient = simd.mul(simd.mul(e, simd.sub(simd.load(d.as_ptr()), dot)), scale);
-            simd.store(p.as_mut_ptr(), e);
-            simd.store(d.as_mut_ptr(), gradient);
+/// What makes a row's probabilities and gradients.
+#[derive(Clone, Copy)]
+struct Terms<V> {
+    lse: V,
+    dot: V,
+    scale: V,
+}
+
+impl<V: Copy> Terms<V> {
+    #[inline(always)]
+    fn new<S: Simd<V = V>>(simd: S, (lse, dot): (f32, f32), scale: f32) -> Terms<V> {
+        Terms {
+            lse: simd.splat(lse),
+            dot: simd.splat(dot),
+            scale: simd.splat(scale),
         }
+    }
+
+    /// From q·k and dO·v the probability and the gradient of q·k.
+    ///
+    /// # Safety
+    /// Both are readable for LANES numbers.
+    #[inline(always)]
+    unsafe fn of<S: Simd<V = V>>(&self, simd: S, score: *const f32, d_p: *const f32) -> (V, V) {
+        // SAFETY: as the caller promises.
+        let (score, d_p) = unsafe { (simd.load(score), simd.load(d_p)) };
+        let e = simd.exp(simd.sub(simd.mul(score, self.scale), self.lse));
+        let gradient = simd.mul(simd.mul(e, simd.sub(d_p, self.dot)), self.scale);
+        (e, gradient)
     }
 }

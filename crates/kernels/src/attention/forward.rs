@@ -1,21 +1,29 @@
 //! Attention forward: online softmax over tiles of keys.
+//!
+//! In bf16, q, k, v and the exponentials are rounded as operands of products; scores, their sums and the results are f32. Scores
+//! are scaled after the product, so that the backward pass finds the same ones whatever √K.
 
 use super::Query;
-use super::tile::{Left, Right, Rows, TILE, gather, product, tile_of, transpose};
+use super::pack;
+use super::tile::{Left, Right, Rows, TILE, product, tile_of};
+use crate::matmul::words;
 use crate::pool::{Disjoint, Pool};
 use crate::rope::HeadShape;
 use crate::scratch::with_scratch;
-use crate::simd::{Body, Simd, dispatch};
+use crate::simd::{Body, Simd, dispatch_in};
 
 /// Rows of the products of one task, about: positions times the heads that share their keys. Enough to
 /// amortise transposing the keys, few enough for L2.
 const ROWS: usize = 96;
 
+/// Scores are formed in so many columns at a time: two vectors of the widest, which make one of pairs.
+const CHUNK: usize = 32;
+
 /// For so few rows the values are read once or twice, and not worth copying.
 const FEW_ROWS: usize = 12;
 
 /// See [`super::attention_forward`].
-pub(super) fn forward(
+pub(super) fn forward<const BF16: bool>(
     pool: &Pool,
     shape: HeadShape,
     q: &[f32],
@@ -50,7 +58,7 @@ pub(super) fn forward(
         let rows = task.positions * shape.group();
         let len = rows * (2 * shape.head_dim + TILE + 2) + 2 * shape.head_dim * TILE;
         with_scratch(len, |scratch| {
-            dispatch(pool.isa(), Attend { task, scratch })
+            dispatch_in::<BF16, _>(pool.isa(), Attend::<BF16> { task, scratch })
         });
     });
 }
@@ -81,12 +89,12 @@ impl Task<'_> {
     }
 }
 
-struct Attend<'a> {
+struct Attend<'a, const BF16: bool> {
     task: Task<'a>,
     scratch: &'a mut [f32],
 }
 
-impl Body for Attend<'_> {
+impl<const BF16: bool> Body for Attend<'_, BF16> {
     type Out = ();
 
     #[inline(always)]
@@ -102,18 +110,27 @@ impl Body for Attend<'_> {
         } = task;
         let (group, head_dim) = (shape.group(), shape.head_dim);
         let rows = positions * group;
-        let (q, rest) = scratch.split_at_mut(rows * head_dim); // [rows, K], scaled
+        let depth = words::<S, BF16>(head_dim); // of K numbers
+        let (q, rest) = scratch.split_at_mut(rows * head_dim); // [rows, words(K)]; of f32 scaled
         let (sums, rest) = rest.split_at_mut(rows * head_dim); // [rows, K]
-        let (scores, rest) = rest.split_at_mut(rows * TILE); // [rows, TILE]
+        let (scores, rest) = rest.split_at_mut(rows * TILE); // [rows, TILE], then words of [rows, words(TILE)]
         let (highest, rest) = rest.split_at_mut(rows);
         let (totals, rest) = rest.split_at_mut(rows);
-        let (keys_t, values_copy) = rest.split_at_mut(head_dim * TILE); // [K, TILE], [TILE, K]
+        let (keys_t, values_copy) = rest.split_at_mut(head_dim * TILE); // [words(K), TILE], [words(TILE), K]
         let scale = (head_dim as f32).sqrt().recip();
-        for (row, q) in q.chunks_exact_mut(head_dim).enumerate() {
+        for (row, q) in q.chunks_exact_mut(depth).take(rows).enumerate() {
             let (n, head) = task.place(row);
             let from = &task.q[n * task.q_stride + head * head_dim..][..head_dim];
-            for (to, from) in q.iter_mut().zip(from) {
-                *to = scale * from;
+            if BF16 {
+                let from = Rows {
+                    at: from,
+                    stride: head_dim,
+                };
+                pack::along::<S, BF16>(simd, from, 1, head_dim, q);
+            } else {
+                for (to, from) in q.iter_mut().zip(from) {
+                    *to = scale * from;
+                }
             }
         }
         sums.fill(0.0);
@@ -123,10 +140,12 @@ impl Body for Attend<'_> {
         let end = begin + positions; // keys that the last row sees
         for tile in 0..end.div_ceil(TILE) {
             let count = TILE.min(end - tile * TILE);
+            // Scores beyond are of keys that no row sees.
+            let cols = count.next_multiple_of(CHUNK);
             let (keys, values) = tile_of(shape, query.keys, tile, count, kv_head);
-            transpose(simd, keys, count, head_dim, keys_t);
-            let values = if rows > FEW_ROWS && values.stride != head_dim {
-                gather(values, count, head_dim, values_copy);
+            pack::columns::<S, BF16>(simd, keys, count, head_dim, keys_t);
+            let values = if BF16 || rows > FEW_ROWS && values.stride != head_dim {
+                pack::down::<S, BF16>(simd, values, count, head_dim, values_copy);
                 Rows {
                     at: values_copy,
                     stride: head_dim,
@@ -141,7 +160,8 @@ impl Body for Attend<'_> {
                 row,
                 col: 1,
             };
-            // SAFETY: [rows, K] times [K, TILE] to [rows, TILE], all of them whole rows of the scratch.
+            // SAFETY: [rows, words(K)] times [words(K), cols] to [rows, cols] at a distance of TILE, all of them within the
+            // scratch.
             unsafe {
                 let keys = Right {
                     at: keys_t.as_ptr(),
@@ -151,10 +171,10 @@ impl Body for Attend<'_> {
                     at: scores[skip * TILE..].as_mut_ptr(),
                     stride: TILE,
                 };
-                product(
+                product::<S, BF16>(
                     simd,
-                    [rows - skip, TILE, head_dim],
-                    left(q, head_dim),
+                    [rows - skip, cols, depth],
+                    left(q, depth),
                     keys,
                     to,
                     false,
@@ -162,13 +182,24 @@ impl Body for Attend<'_> {
             }
             for row in skip..rows {
                 let seen = (begin + row / group + 1 - tile * TILE).min(TILE);
-                let scores = &mut scores[row * TILE..][..TILE];
-                scores[seen..].fill(f32::NEG_INFINITY);
+                let scores = &mut scores[row * TILE..][..cols];
+                scores[seen.min(cols)..].fill(f32::NEG_INFINITY);
                 let sums = &mut sums[row * head_dim..][..head_dim];
-                soften(simd, scores, sums, &mut highest[row], &mut totals[row]);
+                if BF16 {
+                    soften_to_bf16(
+                        simd,
+                        scores,
+                        scale,
+                        sums,
+                        &mut highest[row],
+                        &mut totals[row],
+                    );
+                } else {
+                    soften(simd, scores, sums, &mut highest[row], &mut totals[row]);
+                }
             }
-            // SAFETY: [rows, count] of the scores times `count` rows of K values, which `tile_of` has
-            // bounded, to [rows, K].
+            // SAFETY: [rows, words(count)] of the scores times `words(count)` rows of K words of the values, in the scratch or
+            // where `tile_of` has bounded them, to [rows, K].
             unsafe {
                 let values = Right {
                     at: values.at.as_ptr(),
@@ -178,9 +209,9 @@ impl Body for Attend<'_> {
                     at: sums[skip * head_dim..].as_mut_ptr(),
                     stride: head_dim,
                 };
-                product(
+                product::<S, BF16>(
                     simd,
-                    [rows - skip, head_dim, count],
+                    [rows - skip, head_dim, words::<S, BF16>(count)],
                     left(scores, TILE),
                     values,
                     to,
@@ -234,6 +265,60 @@ fn soften<S: Simd>(
             simd.store(scores.as_mut_ptr(), e);
         }
     }
+    fade(simd, new, sums, highest, total);
+    *total += simd.sum(sum);
+}
+
+/// [`soften`] for scores that have not been scaled. What it leaves in their place is rounded to bf16, in words; the total is
+/// of what it was before, in sixteen lanes on every instruction set.
+#[inline(always)]
+fn soften_to_bf16<S: Simd>(
+    simd: S,
+    scores: &mut [f32],
+    scale: f32,
+    sums: &mut [f32],
+    highest: &mut f32,
+    total: &mut f32,
+) {
+    let mut top = simd.splat(f32::NEG_INFINITY);
+    for scores in scores.chunks_exact(S::LANES) {
+        // SAFETY: the chunk has LANES numbers.
+        top = simd.max(top, unsafe { simd.load(scores.as_ptr()) });
+    }
+    let new = highest.max(scale * simd.maximum(top));
+    let (scale, top) = (simd.splat(scale), simd.splat(-new));
+    let mut parts = [simd.splat(0.0); 2];
+    if S::PAIRS {
+        let at = scores.as_mut_ptr();
+        for i in (0..scores.len()).step_by(2 * S::LANES) {
+            // SAFETY: scores come in whole chunks, which are two vectors; their words end no later than they.
+            unsafe {
+                let first = simd.exp(simd.mul_add(simd.load(at.add(i)), scale, top));
+                let second = simd.load(at.add(i + S::LANES));
+                let second = simd.exp(simd.mul_add(second, scale, top));
+                parts[0] = simd.add(simd.add(parts[0], first), second);
+                simd.store(at.add(i / 2), simd.neighbours(first, second));
+            }
+        }
+    } else {
+        for (i, scores) in scores.chunks_exact_mut(S::LANES).enumerate() {
+            // SAFETY: the chunk has LANES numbers.
+            unsafe {
+                let e = simd.exp(simd.mul_add(simd.load(scores.as_ptr()), scale, top));
+                let part = &mut parts[if S::LANES < 16 { i % 2 } else { 0 }];
+                *part = simd.add(*part, e);
+                simd.store(scores.as_mut_ptr(), e);
+            }
+        }
+        pack::round(scores);
+    }
+    fade(simd, new, sums, highest, total);
+    *total += simd.sum(simd.add(parts[0], parts[1]));
+}
+
+/// Raises `highest` to `new` and scales what was summed under the old one.
+#[inline(always)]
+fn fade<S: Simd>(simd: S, new: f32, sums: &mut [f32], highest: &mut f32, total: &mut f32) {
     if new > *highest {
         let fade = simd.first(simd.exp(simd.splat(*highest - new)));
         *highest = new;
@@ -242,5 +327,4 @@ fn soften<S: Simd>(
             *sum *= fade;
         }
     }
-    *total += simd.sum(sum);
 }

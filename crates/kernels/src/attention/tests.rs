@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::isa::Isa;
+use crate::matmul::bf16;
 use crate::random::normal;
 
 fn isas() -> Vec<Isa> {
@@ -17,17 +18,54 @@ fn numbers(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|i| normal(seed, 0, i as u64)).collect()
 }
 
-/// Rounding of f32 sums over a few hundred terms of order one.
-fn close(got: &[f32], want: &[f32], what: &str) {
-    for (i, (a, b)) in got.iter().zip(want).enumerate() {
-        assert!(
-            (a - b).abs() <= 2e-5 * (1.0 + b.abs()) * 4.0,
-            "{what}[{i}]: {a}, formula {b}"
-        );
+/// In f32, rounding of sums over a few hundred terms of order one.
+///
+/// In bf16 against the formula of rounded inputs: probabilities and the gradients of scores are rounded once more, by up to 2⁻⁹ of
+/// themselves. Two such roundings are 2⁻⁸ of the tensor's root mean square; rows that see few keys are several times as large.
+fn close(compute: Compute, got: &[f32], want: &[f32], what: &str) {
+    if compute == Compute::F32 {
+        for (i, (a, b)) in got.iter().zip(want).enumerate() {
+            assert!(
+                (a - b).abs() <= 2e-5 * (1.0 + b.abs()) * 4.0,
+                "{what}[{i}]: {a}, formula {b}"
+            );
+        }
+        return;
     }
+    let rms = |numbers: &mut dyn Iterator<Item = f32>| {
+        let sum: f64 = numbers.map(|x| f64::from(x) * f64::from(x)).sum();
+        (sum / got.len().max(1) as f64).sqrt()
+    };
+    let size = rms(&mut want.iter().copied());
+    let error = rms(&mut got.iter().zip(want).map(|(a, b)| a - b));
+    let worst = got.iter().zip(want).map(|(a, b)| f64::from((a - b).abs()));
+    let worst = worst.fold(0.0, f64::max);
+    assert!(
+        error <= size / 256.0 + 1e-6 && worst <= size / 16.0 + 1e-5,
+        "{what}: off by {error}, at most {worst}, of {size}"
+    );
+}
+
+fn rounded(numbers: &[f32]) -> Vec<f32> {
+    numbers.iter().map(|&x| bf16::round(x)).collect()
+}
+
+fn flat_queries<'a>(
+    shape: HeadShape,
+    qkv: &'a [f32],
+    segments: &[(usize, usize)],
+) -> Vec<Query<'a>> {
+    let query = |&(start, len): &(usize, usize)| Query::flat(shape, qkv, start, len);
+    segments.iter().map(query).collect()
 }
 
 fn check(shape: HeadShape, lengths: &[usize], seed: u64) {
+    for compute in [Compute::F32, Compute::Bf16] {
+        check_in(compute, shape, lengths, seed);
+    }
+}
+
+fn check_in(compute: Compute, shape: HeadShape, lengths: &[usize], seed: u64) {
     let tokens: usize = lengths.iter().sum();
     let (width, q_width) = (shape.qkv_width(), shape.q_width());
     let qkv = numbers(tokens * width, seed);
@@ -37,30 +75,54 @@ fn check(shape: HeadShape, lengths: &[usize], seed: u64) {
         let start = segments.last().map_or(0, |&(start, len)| start + len);
         segments.push((start, len));
     }
-    let queries: Vec<Query> = segments
-        .iter()
-        .map(|&(start, len)| Query::flat(shape, &qkv, start, len))
-        .collect();
     let (mut out, mut lse) = (vec![0.0; tokens * q_width], vec![0.0; tokens * shape.heads]);
-    oracle::forward(shape, &qkv, width, &queries, &mut out, &mut lse);
     let mut d_qkv = vec![0.0; tokens * width];
-    oracle::backward(shape, &qkv, &segments, &d_out, &mut d_qkv);
+    {
+        let (qkv, d_out) = match compute {
+            Compute::F32 => (qkv.clone(), d_out.clone()),
+            Compute::Bf16 => (rounded(&qkv), rounded(&d_out)),
+        };
+        oracle::forward(
+            shape,
+            &qkv,
+            width,
+            &flat_queries(shape, &qkv, &segments),
+            &mut out,
+            &mut lse,
+        );
+        oracle::backward(shape, &qkv, &segments, &d_out, &mut d_qkv);
+    }
+    let queries = flat_queries(shape, &qkv, &segments);
+    let mut vectors: Option<Vec<f32>> = None;
     for isa in isas() {
         let mut bits: Vec<Vec<f32>> = Vec::new();
         for threads in [1, 3] {
             let pool = Pool::with_isa(threads, isa);
             let (mut got, mut got_lse) = (vec![f32::NAN; out.len()], vec![f32::NAN; lse.len()]);
-            attention_forward(&pool, shape, &qkv, width, &queries, &mut got, &mut got_lse);
-            close(&got, &out, "out");
-            close(&got_lse, &lse, "lse");
+            attention_forward(
+                &pool,
+                compute,
+                shape,
+                &qkv,
+                width,
+                &queries,
+                &mut got,
+                &mut got_lse,
+            );
+            close(compute, &got, &out, "out");
+            close(Compute::F32, &got_lse, &lse, "lse");
             let mut got_d = vec![f32::NAN; d_qkv.len()];
             attention_backward(
-                &pool, shape, &qkv, &segments, &got, &got_lse, &d_out, &mut got_d,
+                &pool, compute, shape, &qkv, &segments, &got, &got_lse, &d_out, &mut got_d,
             );
-            close(&got_d, &d_qkv, "d_qkv");
+            close(compute, &got_d, &d_qkv, "d_qkv");
             bits.push([got, got_lse, got_d].concat());
         }
         assert!(bits[0] == bits[1], "threads change bits on {isa:?}");
+        if compute == Compute::Bf16 && isa >= Isa::Avx2 {
+            let want = vectors.get_or_insert_with(|| bits[0].clone());
+            assert!(*want == bits[0], "{isa:?} differs from AVX2");
+        }
     }
 }
 
@@ -110,12 +172,22 @@ fn keys_in_pages_chunks_and_batches_give_the_bits_of_the_flat_pass() {
     };
     let (width, q_width, tokens) = (shape.qkv_width(), shape.q_width(), 150);
     let qkv = numbers(tokens * width, 1);
-    for isa in isas() {
+    let both = [Compute::F32, Compute::Bf16];
+    for (isa, compute) in isas().into_iter().flat_map(|isa| both.map(|c| (isa, c))) {
         let pool = Pool::with_isa(2, isa);
         let mut flat = vec![0.0; tokens * q_width];
         let mut lse = vec![0.0; tokens * shape.heads];
         let query = Query::flat(shape, &qkv, 0, tokens);
-        attention_forward(&pool, shape, &qkv, width, &[query], &mut flat, &mut lse);
+        attention_forward(
+            &pool,
+            compute,
+            shape,
+            &qkv,
+            width,
+            &[query],
+            &mut flat,
+            &mut lse,
+        );
         for chunks in [vec![150], vec![64, 86], vec![1; 150], vec![100, 1, 49]] {
             let page_stride = page_len(shape);
             let mut arena = vec![f32::NAN; 4 * page_stride]; // what is not written must not be read
@@ -136,10 +208,19 @@ fn keys_in_pages_chunks_and_batches_give_the_bits_of_the_flat_pass() {
                     keys,
                 };
                 let (mut out, mut lse) = (vec![0.0; len * q_width], vec![0.0; len * shape.heads]);
-                attention_forward(&pool, shape, rows, width, &[query], &mut out, &mut lse);
+                attention_forward(
+                    &pool,
+                    compute,
+                    shape,
+                    rows,
+                    width,
+                    &[query],
+                    &mut out,
+                    &mut lse,
+                );
                 assert!(
                     out == flat[past * q_width..(past + len) * q_width],
-                    "{isa:?}, from {past}"
+                    "{isa:?}, {compute:?}, from {past}"
                 );
                 past += len;
             }

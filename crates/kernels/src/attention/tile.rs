@@ -1,4 +1,6 @@
 //! What forward and backward share: tiles of keys, and small products in registers.
+//!
+//! Operands lie in words of [`words`]: an f32, a pair of bf16 numbers, or, where the CPU has no product of pairs, an f32 rounded to bf16.
 
 use super::{Keys, PAGE_TOKENS};
 use crate::rope::HeadShape;
@@ -50,54 +52,6 @@ pub(super) fn tile_of<'a>(
     (rows(keys), rows(values))
 }
 
-/// `[count, head_dim]` rows to columns `[head_dim, TILE]`, zeros beyond `count`.
-#[inline(always)]
-pub(super) fn transpose<S: Simd>(
-    simd: S,
-    from: Rows,
-    count: usize,
-    head_dim: usize,
-    to: &mut [f32],
-) {
-    assert!(count <= TILE && (count == 0 || from.at.len() >= (count - 1) * from.stride + head_dim));
-    assert!(to.len() >= head_dim * TILE);
-    for row in (0..count).step_by(S::LANES) {
-        let rows = S::LANES.min(count - row);
-        for k in (0..head_dim).step_by(S::LANES) {
-            let cols = S::LANES.min(head_dim - k);
-            // SAFETY: the block lies in `from` and its transpose in `to`, by the assertions; LANES divides TILE.
-            unsafe {
-                let at = from.at.as_ptr().add(row * from.stride + k);
-                let block = simd.load_transposed(at, from.stride, rows, cols);
-                let to = to.as_mut_ptr().add(k * TILE + row);
-                let columns = block.as_ref();
-                let columns = if cols == S::LANES {
-                    &columns[..S::LANES]
-                } else {
-                    &columns[..cols]
-                };
-                for (j, &column) in columns.iter().enumerate() {
-                    simd.store(to.add(j * TILE), column);
-                }
-            }
-        }
-    }
-    if count < TILE {
-        for column in to.chunks_exact_mut(TILE).take(head_dim) {
-            column[count..].fill(0.0);
-        }
-    }
-}
-
-/// `[count, head_dim]` rows, one after the other. A row of the packed qkv begins a power of two or nearly after the
-/// one before, so that the rows of a tile would share few sets of L1.
-#[inline(always)]
-pub(super) fn gather(from: Rows, count: usize, head_dim: usize, to: &mut [f32]) {
-    for (row, to) in to.chunks_exact_mut(head_dim).take(count).enumerate() {
-        to.copy_from_slice(&from.at[row * from.stride..][..head_dim]);
-    }
-}
-
 /// The left operand of a [`product`]: element (i, p) is `at[i * row + p * col]`.
 #[derive(Clone, Copy)]
 pub(super) struct Left {
@@ -113,13 +67,13 @@ pub(super) struct Right<P> {
     pub stride: usize,
 }
 
-/// C`[rows, cols]` (+)= A`[rows, depth]` B`[depth, cols]`. Each element is one chain in the order of depth, however the rows and
-/// columns are blocked.
+/// C`[rows, cols]` (+)= A`[rows, depth]` B`[depth, cols]`, depth in words. Each element is one chain in the order of depth, of two
+/// bf16 numbers the second first as in dense products, however the rows and columns are blocked.
 ///
 /// # Safety
 /// All elements of A, B and C are readable, those of C writable and no one else's.
 #[inline(always)]
-pub(super) unsafe fn product<S: Simd>(
+pub(super) unsafe fn product<S: Simd, const BF16: bool>(
     simd: S,
     [rows, cols, depth]: [usize; 3],
     a: Left,
@@ -149,13 +103,13 @@ pub(super) unsafe fn product<S: Simd>(
             };
             // As many vectors as leave room for six rows of sums, one of B and one of A.
             if S::REGISTERS >= 32 && strip.left >= 4 * S::LANES {
-                strip.multiply::<4>();
+                strip.multiply::<4, BF16>();
                 col += 4 * S::LANES;
             } else if strip.left >= 2 * S::LANES {
-                strip.multiply::<2>();
+                strip.multiply::<2, BF16>();
                 col += 2 * S::LANES;
             } else {
-                strip.multiply::<1>();
+                strip.multiply::<1, BF16>();
                 col += S::LANES;
             }
         }
@@ -182,20 +136,20 @@ impl<S: Simd> Strip<S> {
     /// # Safety
     /// As for [`product`].
     #[inline(always)]
-    unsafe fn multiply<const VECTORS: usize>(&self) {
+    unsafe fn multiply<const VECTORS: usize, const BF16: bool>(&self) {
         let mut row = 0;
         // SAFETY: blocks lie within `rows`.
         unsafe {
             while self.rows - row >= 6 {
-                self.block::<6, VECTORS>(row);
+                self.block::<6, VECTORS, BF16>(row);
                 row += 6;
             }
             while self.rows - row >= 2 {
-                self.block::<2, VECTORS>(row);
+                self.block::<2, VECTORS, BF16>(row);
                 row += 2;
             }
             if row < self.rows {
-                self.block::<1, VECTORS>(row);
+                self.block::<1, VECTORS, BF16>(row);
             }
         }
     }
@@ -205,7 +159,7 @@ impl<S: Simd> Strip<S> {
     /// # Safety
     /// As for [`product`]; the rows exist.
     #[inline(always)]
-    unsafe fn block<const ROWS: usize, const VECTORS: usize>(&self, row: usize) {
+    unsafe fn block<const ROWS: usize, const VECTORS: usize, const BF16: bool>(&self, row: usize) {
         let Strip {
             simd,
             depth,
@@ -231,6 +185,7 @@ impl<S: Simd> Strip<S> {
                 }
             }
             for p in 0..depth {
+                let p = if BF16 && !S::PAIRS { p ^ 1 } else { p };
                 let at = b.at.add(p * b.stride);
                 let mut loaded = [simd.splat(0.0); VECTORS];
                 for (v, loaded) in loaded.iter_mut().enumerate() {
@@ -239,7 +194,11 @@ impl<S: Simd> Strip<S> {
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let x = simd.splat(*a.add(r * self.a.row + p * self.a.col));
                     for (sum, &loaded) in sums.iter_mut().zip(&loaded) {
-                        *sum = simd.mul_add(x, loaded, *sum);
+                        *sum = if BF16 && S::PAIRS {
+                            simd.mul_add_pairs(x, loaded, *sum)
+                        } else {
+                            simd.mul_add(x, loaded, *sum)
+                        };
                     }
                 }
             }

@@ -14,6 +14,7 @@ use super::{
 use super::{Head, Kernel, span};
 use crate::matmul::Compute;
 use crate::pool::{Disjoint, Pool};
+use crate::scratch::with_scratch;
 
 /// What the parts tell one another of a row.
 const SAID: usize = 2;
@@ -59,67 +60,68 @@ pub fn of_part(
         (target != IGNORE && row < vocab).then_some(row)
     };
     let rows = rows_per_chunk(vocab);
-    let mut logits = vec![0.0; rows.min(tokens) * vocab];
-    for start in (0..tokens).step_by(rows) {
-        let end = tokens.min(start + rows);
-        let hidden = &head.hidden[start * width..end * width];
-        let (targets, weights) = (&targets[start..end], &weights[start..end]);
-        let logits = &mut logits[..(end - start) * vocab];
-        project(pool, compute, hidden, head.table, width, logits);
+    with_scratch(rows.min(tokens) * vocab, |all| {
+        for start in (0..tokens).step_by(rows) {
+            let end = tokens.min(start + rows);
+            let hidden = &head.hidden[start * width..end * width];
+            let (targets, weights) = (&targets[start..end], &weights[start..end]);
+            let logits = &mut all[..(end - start) * vocab];
+            project(pool, compute, hidden, head.table, width, logits);
 
-        let mut said = vec![0.0; SAID * (end - start)];
-        let mut totals = vec![0.0; end - start];
-        {
-            let (said, totals) = (Disjoint::new(&mut said), Disjoint::new(&mut totals));
-            let wanted = gradients.is_some();
-            pool.for_each_chunk(logits, vocab, |n, row| {
-                if targets[n] == IGNORE {
-                    row.fill(0.0);
-                    return;
-                }
-                let logit = own(targets[n]).map_or(0.0, |target| row[target]);
-                let (log_sum, total) = match wanted {
-                    true => dispatch(pool.isa(), Exponentials(row)),
-                    false => (log_sum_exp(pool.isa(), row), 1.0),
-                };
-                // SAFETY: each task writes the numbers of its own row.
-                unsafe {
-                    said.range(SAID * n, SAID)
-                        .copy_from_slice(&[log_sum, logit]);
-                    totals.range(n, 1).copy_from_slice(&[total]);
-                }
-            });
-        }
-        let heard = exchange(said.clone());
-        let losses = Disjoint::new(&mut losses[start..end]);
-        pool.for_each_chunk(logits, vocab, |n, row| {
-            let loss = match targets[n] {
-                IGNORE => 0.0,
-                target => {
-                    let (log_sum, logit) = join(&heard, n);
-                    if gradients.is_some() {
-                        let share = libm::expf(said[SAID * n] - log_sum);
-                        let strength = weights[n] * (1.0 + 2.0 * z_loss * log_sum);
-                        let factor = strength / totals[n] * share;
-                        dispatch(pool.isa(), Scale { row, factor });
-                        if let Some(target) = own(target) {
-                            row[target] -= weights[n];
-                        }
+            let mut said = vec![0.0; SAID * (end - start)];
+            let mut totals = vec![0.0; end - start];
+            {
+                let (said, totals) = (Disjoint::new(&mut said), Disjoint::new(&mut totals));
+                let wanted = gradients.is_some();
+                pool.for_each_chunk(logits, vocab, |n, row| {
+                    if targets[n] == IGNORE {
+                        row.fill(0.0);
+                        return;
                     }
-                    log_sum - logit + z_loss * log_sum * log_sum
-                }
-            };
-            // SAFETY: each task writes its own element.
-            unsafe { losses.range(n, 1).copy_from_slice(&[loss]) };
-        });
-        if let Some(gradients) = &mut gradients {
-            let d_hidden = &mut gradients.hidden[start * width..end * width];
-            let d_table = &mut *gradients.table;
-            unproject(
-                pool, compute, logits, hidden, head.table, width, d_hidden, d_table,
-            );
+                    let logit = own(targets[n]).map_or(0.0, |target| row[target]);
+                    let (log_sum, total) = match wanted {
+                        true => dispatch(pool.isa(), Exponentials(row)),
+                        false => (log_sum_exp(pool.isa(), row), 1.0),
+                    };
+                    // SAFETY: each task writes the numbers of its own row.
+                    unsafe {
+                        said.range(SAID * n, SAID)
+                            .copy_from_slice(&[log_sum, logit]);
+                        totals.range(n, 1).copy_from_slice(&[total]);
+                    }
+                });
+            }
+            let heard = exchange(said.clone());
+            let losses = Disjoint::new(&mut losses[start..end]);
+            pool.for_each_chunk(logits, vocab, |n, row| {
+                let loss = match targets[n] {
+                    IGNORE => 0.0,
+                    target => {
+                        let (log_sum, logit) = join(&heard, n);
+                        if gradients.is_some() {
+                            let share = libm::expf(said[SAID * n] - log_sum);
+                            let strength = weights[n] * (1.0 + 2.0 * z_loss * log_sum);
+                            let factor = strength / totals[n] * share;
+                            dispatch(pool.isa(), Scale { row, factor });
+                            if let Some(target) = own(target) {
+                                row[target] -= weights[n];
+                            }
+                        }
+                        log_sum - logit + z_loss * log_sum * log_sum
+                    }
+                };
+                // SAFETY: each task writes its own element.
+                unsafe { losses.range(n, 1).copy_from_slice(&[loss]) };
+            });
+            if let Some(gradients) = &mut gradients {
+                let d_hidden = &mut gradients.hidden[start * width..end * width];
+                let d_table = &mut *gradients.table;
+                unproject(
+                    pool, compute, logits, hidden, head.table, width, d_hidden, d_table,
+                );
+            }
         }
-    }
+    });
 }
 
 /// ln Σ exp over all parts and the target's logit, of the given row.

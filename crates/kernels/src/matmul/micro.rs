@@ -17,7 +17,7 @@ pub(super) const fn block_depth<const BF16: bool>() -> usize {
 /// bf16 goes in pairs, the second of the last being 0 where the depth is odd. Where the CPU multiplies pairs, a pair is
 /// one word; elsewhere each number is a word, an f32 that has been rounded to bf16.
 #[inline(always)]
-pub(super) fn words<S: Simd, const BF16: bool>(depth: usize) -> usize {
+pub(crate) fn words<S: Simd, const BF16: bool>(depth: usize) -> usize {
     match (BF16, S::PAIRS) {
         (false, _) => depth,
         (true, false) => depth.next_multiple_of(2),
@@ -50,7 +50,8 @@ pub(super) fn panel_rows<S: Simd>() -> usize {
 /// C`[rows, cols]` (+)= A`[rows, depth]` B`[depth, cols]`, with A packed `[depth, rows]` and B packed `[depth, 2 LANES]`,
 /// both in words of [`words`], in which `depth` is counted too.
 ///
-/// Meanwhile it fetches the panel at `next`: without, each page of a streamed panel began with a wait for L3.
+/// Meanwhile it asks for memory at `next`, a line for each word of depth at a distance of `next_step`: without, each page of a
+/// streamed panel began with a wait for L3.
 ///
 /// # Safety
 /// `a` and `b` are readable as described; `c`, with rows at a distance of `stride`, is readable and
@@ -66,7 +67,7 @@ pub(super) unsafe fn product<S: Simd, const BF16: bool>(
     c: *mut f32,
     stride: usize,
     accumulate: bool,
-    next: *const f32,
+    (next, next_step): (*const f32, usize),
 ) {
     // SAFETY: handed on.
     unsafe {
@@ -80,6 +81,7 @@ pub(super) unsafe fn product<S: Simd, const BF16: bool>(
             stride,
             accumulate,
             next,
+            next_step,
         };
         match rows {
             1 => call.rows::<1, BF16>(),
@@ -112,6 +114,7 @@ struct Call<S> {
     stride: usize,
     accumulate: bool,
     next: *const f32,
+    next_step: usize,
 }
 
 impl<S: Simd> Call<S> {
@@ -133,7 +136,7 @@ impl<S: Simd> Call<S> {
             let mut next = self.next;
             for depth in 0..self.depth {
                 simd.prefetch(next);
-                next = next.wrapping_add(ROWS);
+                next = next.wrapping_add(self.next_step);
                 let depth = if BF16 && !S::PAIRS { depth ^ 1 } else { depth };
                 let (a, b) = (self.a.add(depth * ROWS), self.b.add(depth * 2 * S::LANES));
                 let b0 = simd.load(b);
@@ -148,6 +151,21 @@ impl<S: Simd> Call<S> {
                         *sum1 = simd.mul_add(a, b1, *sum1);
                     }
                 }
+            }
+            if self.cols == 2 * S::LANES {
+                // Apart from the case below, which goes through memory, so that sums stay in registers here.
+                for (row, [sum0, sum1]) in sums.iter().enumerate() {
+                    let at = self.c.add(row * self.stride);
+                    let next = at.add(S::LANES);
+                    if self.accumulate {
+                        simd.store(at, simd.add(simd.load(at), *sum0));
+                        simd.store(next, simd.add(simd.load(next), *sum1));
+                    } else {
+                        simd.store(at, *sum0);
+                        simd.store(next, *sum1);
+                    }
+                }
+                return;
             }
             for (row, sums) in sums.into_iter().enumerate() {
                 for (half, sum) in sums.into_iter().enumerate() {

@@ -9,10 +9,9 @@ use std::ops::Range;
 use super::micro::{self, SLACK, block_depth, words};
 use super::{Mat, MatMut};
 use crate::elementwise::rows_per_task;
-use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 use crate::scratch::with_scratch;
-use crate::simd::{self, Body, Simd};
+use crate::simd::{Body, Simd, dispatch_in};
 
 /// Up to here, rows are few.
 const FEW_ROWS: usize = 128;
@@ -20,15 +19,6 @@ const FEW_ROWS: usize = 128;
 const TASK_ROWS: usize = 126;
 /// Words of B that are packed at a time when rows are many: 4 MiB.
 const SLICE: usize = 1 << 20;
-
-/// Runs `body` on the instruction set that multiplies numbers of this type.
-fn dispatch<const BF16: bool, B: Body>(isa: Isa, body: B) -> B::Out {
-    if BF16 {
-        simd::dispatch_bf16(isa, body)
-    } else {
-        simd::dispatch(isa, body)
-    }
-}
 
 /// C (+)= A B into contiguous rows, of f32 or of f32 rounded to bf16.
 pub(super) fn product<const BF16: bool>(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool) {
@@ -42,7 +32,7 @@ pub(super) fn product<const BF16: bool>(pool: &Pool, a: Mat, b: Mat, c: MatMut, 
         }
         return;
     }
-    let size = dispatch::<BF16, _>(pool.isa(), AskSize::<BF16> { depth });
+    let size = dispatch_in::<BF16, _>(pool.isa(), AskSize::<BF16> { depth });
     let c = Disjoint::new(c.data);
     let whole = Product {
         a,
@@ -64,7 +54,7 @@ fn few_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
     with_scratch(panels.count * panels.stride, |packed| {
         let per_task = rows_per_task(panels.stride);
         pool.for_each_chunk(packed, per_task * panels.stride, |task, packed| {
-            dispatch::<BF16, _>(
+            dispatch_in::<BF16, _>(
                 pool.isa(),
                 PackA::<BF16> {
                     a: whole.a,
@@ -82,12 +72,13 @@ fn few_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
             let tile = Tile {
                 whole,
                 panels,
+                following: rows,
                 rows: 0..rows,
                 cols,
                 shared: Shared::A(packed),
             };
             with_scratch(task_cols * size.block, |local| {
-                dispatch::<BF16, _>(pool.isa(), Multiply::<BF16> { tile, local })
+                dispatch_in::<BF16, _>(pool.isa(), Multiply::<BF16> { tile, local })
             });
         });
     });
@@ -96,8 +87,12 @@ fn few_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
 fn many_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
     let (rows, cols, depth) = (whole.a.rows, whole.b.cols, whole.a.cols);
     let slice_cols = (SLICE / size.depth).next_multiple_of(512);
-    // Each piece packs its rows of A again, so pieces are narrow only where tasks would be too few.
-    let task_cols = if rows.div_ceil(TASK_ROWS) * cols.div_ceil(512) < 10 {
+    // Each piece packs its rows of A again, so pieces are narrow only where tasks would be too few. How a product is cut
+    // changes no result, so here threads may count.
+    let (down, threads) = (rows.div_ceil(TASK_ROWS), pool.threads());
+    let task_cols = if down >= 8 * threads {
+        slice_cols
+    } else if down * cols.div_ceil(512) < 10 {
         256
     } else {
         512
@@ -112,7 +107,7 @@ fn many_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
                 let width = strips * size.cols;
                 let col = slice.start + index * width;
                 let cols = col..slice.end.min(col + width);
-                dispatch::<BF16, _>(
+                dispatch_in::<BF16, _>(
                     pool.isa(),
                     PackB::<BF16> {
                         b: whole.b,
@@ -123,8 +118,7 @@ fn many_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
                 );
             });
             let packed = &*packed;
-            let (down, across) = (rows.div_ceil(TASK_ROWS), slice.len().div_ceil(task_cols));
-            pool.run(down * across, |task| {
+            pool.run(down * slice.len().div_ceil(task_cols), |task| {
                 let (i, j) = (task % down, task / down);
                 // Whole panels, and what is left comes last: a small task to even threads out.
                 let rows = i * TASK_ROWS..rows.min((i + 1) * TASK_ROWS);
@@ -135,12 +129,13 @@ fn many_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
                 let tile = Tile {
                     whole,
                     panels,
+                    following: rows.start + threads * TASK_ROWS,
                     rows,
                     cols,
                     shared,
                 };
                 with_scratch(panels.count * panels.stride, |local| {
-                    dispatch::<BF16, _>(pool.isa(), Multiply::<BF16> { tile, local })
+                    dispatch_in::<BF16, _>(pool.isa(), Multiply::<BF16> { tile, local })
                 });
             });
         });
@@ -163,6 +158,8 @@ struct Tile<'a> {
     /// How the tile's rows are cut.
     panels: Panels,
     rows: Range<usize>,
+    /// Where the next tile begins that this thread is likely to take.
+    following: usize,
     cols: Range<usize>,
     shared: Shared<'a>,
 }
@@ -347,6 +344,50 @@ fn pack_cols<S: Simd, const BF16: bool>(
     }
 }
 
+/// A block of A that is to be packed next, asked for while the one before multiplies: packing would else wait for memory.
+struct Ahead<'a> {
+    a: Mat<'a>,
+    /// Its first row and column.
+    from: (usize, usize),
+    rows: usize,
+    depth: usize,
+    /// Lines that a call of [`micro::product`] asks for.
+    words: usize,
+}
+
+impl Ahead<'_> {
+    /// Where the lines begin that call `turn` asks for, and their distance; of no use where there are no more.
+    #[inline(always)]
+    fn lines(&self, turn: usize) -> (*const f32, usize) {
+        let Mat {
+            data,
+            row_stride,
+            col_stride,
+            ..
+        } = self.a;
+        let (row, col) = self.from;
+        let at = row.wrapping_mul(row_stride) + col * col_stride;
+        let (line, at, step) = if row_stride == 1 {
+            // Depths are apart: a line of each, in as many calls as a word has numbers.
+            let apart = self.depth.div_ceil(self.words);
+            let (line, first) = (turn / apart, turn % apart);
+            (line, at + first * col_stride, apart * col_stride)
+        } else {
+            (turn, at, row_stride)
+        };
+        let length = if row_stride == 1 {
+            self.rows
+        } else {
+            self.depth
+        };
+        if line * 16 < length {
+            (data.as_ptr().wrapping_add(at + line * 16), step)
+        } else {
+            (data.as_ptr(), 0)
+        }
+    }
+}
+
 /// Computes a tile, with memory for what it packs.
 struct Multiply<'a, const BF16: bool> {
     tile: Tile<'a>,
@@ -363,6 +404,7 @@ impl<const BF16: bool> Body for Multiply<'_, BF16> {
                     whole,
                     panels,
                     rows,
+                    following,
                     cols,
                     shared,
                 },
@@ -437,6 +479,17 @@ impl<const BF16: bool> Body for Multiply<'_, BF16> {
             } else {
                 0
             };
+            let ahead = Ahead {
+                a: whole.a,
+                from: if depth.end < a.cols {
+                    (rows.start, depth.end)
+                } else {
+                    (following, 0)
+                },
+                rows: rows.len(),
+                depth: depth.len(),
+                words: block,
+            };
             let (outer, inner) = match shared {
                 Shared::A(_) => (panels.count, strips),
                 Shared::B(_) => (strips, panels.count),
@@ -451,10 +504,18 @@ impl<const BF16: bool> Body for Multiply<'_, BF16> {
                     let a = &a_panels[index * panels.stride + skip * panel.len()..]
                         [..block * panel.len()];
                     let b = &b_strips[strip * b_strip..][..block * width];
-                    // What the next turn of the outer loop streams.
+                    // What the next turn of the outer loop streams, a line of it each time, and then what is packed next.
+                    let lines = width.div_ceil(16);
                     let next = match shared {
-                        Shared::A(_) => a.as_ptr().wrapping_add(panels.stride),
-                        Shared::B(_) => b.as_ptr().wrapping_add(b_strip),
+                        Shared::A(_) => (a.as_ptr().wrapping_add(panels.stride), panel.len()),
+                        Shared::B(_) if inner < lines => {
+                            let at = b_strip + inner * block * 16;
+                            (b.as_ptr().wrapping_add(at), 16)
+                        }
+                        Shared::B(_) => {
+                            let turn = outer * (panels.count - lines) + inner - lines;
+                            ahead.lines(turn)
+                        }
                     };
                     let col = cols.start + strip * width;
                     let c = c.pointer((rows.start + panel.start) * stride + col, 1);

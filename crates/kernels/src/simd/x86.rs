@@ -346,6 +346,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
+    fn neighbours(self, first: __m512, second: __m512) -> __m512 {
+        assert!(BF16);
+        // SAFETY: as `BF16` says, the CPU has it.
+        unsafe { _mm512_castsi512_ps(as_integers(_mm512_cvtne2ps_pbh(second, first))) }
+    }
+    #[inline(always)]
     fn mul_add_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         assert!(BF16);
         // SAFETY: as `BF16` says, the CPU has it.

@@ -75,6 +75,7 @@ pub fn attention(
             .collect();
         kernel::attention_forward(
             &ctx.pool,
+            ctx.compute,
             shape,
             qkv.data(),
             qkv_width,
@@ -89,6 +90,7 @@ pub fn attention(
             .collect();
         kernel::attention_forward(
             &ctx.pool,
+            ctx.compute,
             shape,
             qkv.data(),
             qkv_width,
@@ -106,6 +108,7 @@ pub fn attention(
             let (d_out, out) = (d_out.data(), saved.data());
             kernel::attention_backward(
                 back.pool,
+                back.compute,
                 shape,
                 qkv.data(),
                 &runs,

@@ -169,3 +169,50 @@ fn micro_batches_cut_the_same_step() {
         }
     }
 }
+
+#[test]
+fn shares_of_a_step_are_the_step() {
+    let dir = tempfile::tempdir().unwrap();
+    for kind in KINDS {
+        let whole = Mixture::single(
+            toy(dir.path()),
+            BEGIN,
+            Packing {
+                batch_sequences: 6,
+                micro_batch_sequences: 2,
+                ..packing(kind, 1)
+            },
+        );
+        let whole = whole.unwrap();
+        for places in [1, 2, 3, 6] {
+            for step in 0..8 {
+                let wanted = whole.at(step).unwrap();
+                let share = |place| {
+                    let packing = Packing {
+                        batch_sequences: 6,
+                        micro_batch_sequences: 2,
+                        ..packing(kind, 1)
+                    };
+                    let mixture = Mixture::single(toy(dir.path()), BEGIN, packing).unwrap();
+                    mixture.shared(place, places).at(step).unwrap()
+                };
+                let shares: Vec<Batch> = (0..places).flat_map(share).collect();
+                let tokens = |batches: &[Batch]| -> Vec<u32> {
+                    batches
+                        .iter()
+                        .flat_map(|batch| batch.tokens.clone())
+                        .collect()
+                };
+                assert_eq!(tokens(&shares), tokens(&wanted));
+                assert!(shares.iter().all(|batch| batch.tokens.len() <= 16));
+                let weight = wanted[0].weights[0];
+                assert!(
+                    shares
+                        .iter()
+                        .flat_map(|batch| &batch.weights)
+                        .all(|&w| w == weight)
+                );
+            }
+        }
+    }
+}

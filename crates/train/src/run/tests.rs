@@ -360,6 +360,44 @@ fn poison_stops_the_run_and_is_named() {
     );
 }
 
+/// One rank's weights are poisoned: all end with the same sentence, none hangs, and no weight is touched.
+#[test]
+fn poison_on_one_rank_stops_all_and_is_named_by_all() {
+    use russet_tensor::threads;
+    let shape = russet_tensor::MeshShape {
+        sizes: [2, 1, 1, 2],
+    };
+    let config = Config {
+        vocab: 62, // the toy's are odd
+        ..tiny().config().clone()
+    };
+    let said = threads::run(shape, |mesh| {
+        let decoder = Decoder::random_on_mesh(&config, 17, &mesh);
+        let mut state = State::new(decoder, OptimizerSettings::default());
+        let (mut ctx, mut source) = (context(1), Source::new(1000, 2));
+        go(&mut source, &mut ctx, &mut state, 3, &mut NoProgress).unwrap();
+        if mesh.rank() == 3 {
+            state
+                .decoder
+                .visit_mut(&mut |tensor| tensor.data_mut().fill(f32::INFINITY));
+        }
+        let before = bits(&state.decoder);
+        let ended = go(&mut source, &mut ctx, &mut state, 6, &mut NoProgress);
+        assert_eq!((bits(&state.decoder), state.step), (before, 3));
+        Ok::<_, ()>(ended.unwrap_err().to_string())
+    });
+    for problem in said.unwrap() {
+        // Both places along `data` see the same toy here, and so it is told twice.
+        assert!(
+            problem.starts_with("step 4: the loss is NaN")
+                && problem.contains(
+                    "documents 300-301, 310-311, 300-301, 310-311 (counted from 0) of the toy"
+                ),
+            "{problem}"
+        );
+    }
+}
+
 /// Two equal sequences of opposite weights so large that the loss is 0 and the gradients overflow.
 struct Overflow;
 
