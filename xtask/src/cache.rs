@@ -213,8 +213,14 @@ fn has_libclang() -> bool {
     }
     let llvm = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
     let llvm = llvm.map(|entry| entry.path().join("lib"));
-    let system = ["/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
-    llvm.chain(system.map(PathBuf::from)).any(|folder| holds(&folder))
+    let system = [
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+    ];
+    llvm.chain(system.map(PathBuf::from))
+        .any(|folder| holds(&folder))
 }
 
 /// A cargo tool: the one on PATH, or one built into the cache at the pinned version. Built unoptimised: on two cores `cargo-deny`

@@ -202,7 +202,8 @@ impl Run<'_> {
             }
             Resume::Continue => {}
         }
-        plan.describe().memory.check()?;
+        let memory = plan.describe().memory;
+        memory.check_share(self.ranks_here, plan.mesh().ranks())?;
         // Before the work: a place that cannot be written to is found now.
         let draft = Draft::of_stage(out, Kind::Checkpoint, &stage.name)?;
         if plan.settings().train.keep_best {

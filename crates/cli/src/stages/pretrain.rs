@@ -62,6 +62,8 @@ struct PretrainInputs {
 
 pub(super) struct Pretrain {
     inputs: PretrainInputs,
+    /// Processes on this machine and in all, which share the memory out.
+    processes: (usize, usize),
     /// Resolved, the threads too; of a checkpoint to begin with, its shape is left open.
     settings: Settings,
 }
@@ -119,7 +121,11 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
             return Err(Usage(sentence.into()).into());
         }
     }
-    Ok(Pretrain { inputs, settings })
+    Ok(Pretrain {
+        inputs,
+        processes: (app.launch.processes_here(), app.launch.processes()),
+        settings,
+    })
 }
 
 impl PretrainInputs {
@@ -265,7 +271,10 @@ impl Work for Pretrain {
                 json["estimate"] = serde_json::to_value(estimate)?;
                 json["basis"] = basis.into();
             }
-            None if !place.out.exists() => memory.check()?,
+            None if !place.out.exists() => {
+                let (here, all) = self.processes;
+                memory.check_share(here, all)?;
+            }
             None => {}
         }
         Ok(Plan { json, text })
