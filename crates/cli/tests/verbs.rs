@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::Stdio;
 
-use common::{Ran, exits, fields, golden, mini, ok, russet};
+use common::{exits, fields, golden, mini, ok, russet};
 use serde_json::Value;
 
 fn stories(dir: &Path) {
@@ -402,7 +402,7 @@ fn processes_of_mpirun_are_told_how_to_build_for_it() {
         let mut command = russet(dir.path(), &["pretrain", "recipe.toml"]);
         command.env("OMPI_COMM_WORLD_SIZE", "2");
         command.env("OMPI_COMM_WORLD_RANK", rank);
-        Ran::from(command.output().unwrap())
+        common::Ran::from(command.output().unwrap())
     };
     let (first, second) = (start("0"), start("1"));
     assert_eq!((first.code, second.code), (2, 2));
