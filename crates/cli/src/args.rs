@@ -201,6 +201,8 @@ pub enum EvalVerb {
     Perplexity(PerplexityArgs),
     /// Whether a model finds a fact that is hidden in a long text, by length and depth
     Needle(crate::needle::NeedleArgs),
+    /// Whether responses follow instructions that can be checked (IFEval), from a file or from a model
+    Ifeval(crate::ifeval::IfevalArgs),
     /// Write the logits of given tokens, to compare with other implementations
     Logits {
         /// A checkpoint or package

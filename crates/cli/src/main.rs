@@ -4,6 +4,7 @@ mod app;
 mod args;
 mod chat;
 mod found;
+mod ifeval;
 mod measure;
 mod needle;
 mod outcome;
@@ -144,6 +145,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Chat(args) => chat::chat(app, &args),
         Verb::Eval(EvalVerb::Perplexity(args)) => measure::perplexity(app, &args),
         Verb::Eval(EvalVerb::Needle(args)) => needle::run(app, &args),
+        Verb::Eval(EvalVerb::Ifeval(args)) => ifeval::run(app, &args),
         Verb::Eval(EvalVerb::Logits { model, tokens, out }) => {
             measure::logits(app, &model, &tokens, &out)
         }

@@ -1,7 +1,11 @@
 //! Why there is no score.
 
+use std::path::PathBuf;
+
+use russet_tokenizer::TokenizerError;
+
 /// `Result` with this crate's [`Error`].
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A sentence for a person: what was found, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,33 @@ pub enum Error {
         /// V of the other.
         other: usize,
     },
+    /// An instruction that cannot be checked.
+    #[error("instruction {id}: {problem}")]
+    Instruction {
+        /// Its kind.
+        id: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// A row that is not what it should be.
+    #[error("{}, line {line}: {problem}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: u64,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// There are rows, but nothing to score.
+    #[error("{}: there are no responses in it; give rows of `prompt` and `response`", path.display())]
+    NoResponses {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that cannot be read.
+    #[error(transparent)]
+    File(#[from] TokenizerError),
     /// The model computed something that is no number.
     #[error("a token's loss is not finite; the weights are damaged or training diverged")]
     NotFinite,

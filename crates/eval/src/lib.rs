@@ -6,12 +6,15 @@
 //!
 //! [`needle`] asks whether a model finds one fact in a long text.
 //!
-//! Documents come as tokens with the number of bytes they stand for: this crate neither reads texts nor prints. It
+//! [`ifeval`] asks whether responses follow instructions that can be checked: IFEval's 25 kinds, each a rule by itself.
+//!
+//! Documents come as tokens with the number of bytes they stand for: this crate neither encodes texts nor prints. It
 //! works in batches of forward passes, never with the logits of all tokens in memory.
 
 mod compare;
 mod document;
 mod error;
+pub mod ifeval;
 pub mod needle;
 mod perplexity;
 

@@ -5,7 +5,7 @@
 //! knows every length and none is sent. Sums are taken here or as if here, in the order of the ranks, so that they depend
 //! neither on the backend nor on time.
 //!
-//! Callers assume no common memory. A backend may have it: [`crate::threads::Threads`] reads the parts where they lie.
+//! Callers assume no common memory. A backend may have it: [`crate::threads`] reads the parts where they lie.
 
 use std::ops::Range;
 

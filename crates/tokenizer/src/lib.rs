@@ -30,6 +30,6 @@ pub use detokenizer::Detokenizer;
 pub use error::{Result, TokenizerError};
 pub use shard::{ShardSummary, ShardWriter, TokenShard};
 pub use stage::{EncodeReport, TrainReport, encode_stage, train_stage};
-pub use texts::{Limits, Texts, read_texts, read_texts_within};
+pub use texts::{Limits, Lines, Texts, read_lines, read_texts, read_texts_within};
 pub use tokenizer::{END_OF_TEXT, IM_END, IM_START, PAD, SpecialIds, SpecialTokens, Tokenizer};
 pub use train::{Progress, TrainConfig, WORD_PATTERN, train, train_with};

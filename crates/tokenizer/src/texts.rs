@@ -46,6 +46,38 @@ pub fn read_texts(path: impl AsRef<Path>) -> Result<Texts> {
     read_texts_within(path, Limits::default())
 }
 
+/// The lines of a `.jsonl` file, plain or packed as [`read_texts`] has it, each with its number from 1; empty ones are left
+/// out. For rows with other keys than `text`.
+pub fn read_lines(path: impl AsRef<Path>) -> Result<Lines> {
+    let path = path.as_ref();
+    let texts = read_texts_within(path, Limits::default())?;
+    match texts.lines {
+        true => Ok(Lines(texts)),
+        false => Err(TokenizerError::file(
+            path,
+            "rows are read from .jsonl files, plain or with .zst or .gz after that; rename or convert it",
+        )),
+    }
+}
+
+/// Lines of one file, in order; ends after the first error.
+pub struct Lines(Texts);
+
+impl Iterator for Lines {
+    type Item = Result<(u64, Vec<u8>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.done {
+            return None;
+        }
+        let next = self.0.next_bytes();
+        self.0.done |= !matches!(next, Ok(Some(())));
+        let Texts { line, buffer, .. } = &mut self.0;
+        next.map(|some| some.map(|()| (*line, std::mem::take(buffer))))
+            .transpose()
+    }
+}
+
 /// The documents of `path`: `.txt` or `.jsonl`, plain or with `.zst` or `.gz` after it.
 pub fn read_texts_within(path: impl AsRef<Path>, limits: Limits) -> Result<Texts> {
     let path = path.as_ref();
@@ -153,7 +185,8 @@ impl Texts {
         })
     }
 
-    fn next_line(&mut self) -> Result<Option<String>> {
+    /// Fills `buffer` with the next line that is not empty.
+    fn next_bytes(&mut self) -> Result<Option<()>> {
         loop {
             self.line += 1;
             match self
@@ -168,16 +201,19 @@ impl Texts {
                     )));
                 }
                 Filled::Some if self.buffer.trim_ascii().is_empty() => {}
-                Filled::Some => {
-                    let row: Row = serde_json::from_slice(&self.buffer).map_err(|e| {
-                        self.line_error(format!(
-                            "it is not a JSON object with a string `text`: {e}"
-                        ))
-                    })?;
-                    return Ok(Some(row.text));
-                }
+                Filled::Some => return Ok(Some(())),
             }
         }
+    }
+
+    fn next_line(&mut self) -> Result<Option<String>> {
+        if self.next_bytes()?.is_none() {
+            return Ok(None);
+        }
+        let row: Row = serde_json::from_slice(&self.buffer).map_err(|e| {
+            self.line_error(format!("it is not a JSON object with a string `text`: {e}"))
+        })?;
+        Ok(Some(row.text))
     }
 
     fn whole_file(&mut self) -> Result<Option<String>> {
@@ -287,6 +323,24 @@ mod tests {
             ["c"]
         );
         assert!(check("a.jsonl", b"", Limits::default()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn lines_come_with_their_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();
+            let lines = read_lines(&path)?.map(|line| line.map(|(n, bytes)| (n, text(bytes))));
+            lines.collect::<Result<Vec<_>>>()
+        };
+        let expected = vec![(1, "{\"a\": 1}".to_owned()), (3, "b".to_owned())];
+        let bytes = b"{\"a\": 1}\n\nb";
+        assert_eq!(read("a.jsonl", bytes).unwrap(), expected);
+        assert_eq!(read("a.jsonl.gz", &gz(bytes)).unwrap(), expected);
+        let error = read("a.txt", bytes).unwrap_err().to_string();
+        assert!(error.contains(".jsonl"), "{error}");
     }
 
     #[test]

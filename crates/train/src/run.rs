@@ -10,7 +10,7 @@
 //! gradient that is not finite ends the run before it touches the weights. Saving is a copy here and the work of another
 //! thread ([`crate::save`]).
 //!
-//! On a mesh every rank runs this loop on its share of the tokens and its part of the state ([`crate::ranks`]). Then a stop is
+//! On a mesh every rank runs this loop on its share of the tokens and its part of the state (`ranks.rs`). Then a stop is
 //! voted on before each step, not between micro-batches, and a state is saved in two acts: each rank's thread writes its part,
 //! and when a vote finds all of them down the first rank puts the whole in its place.
 //!

@@ -1,7 +1,7 @@
 //! Where a run stands, and how that survives the process.
 //!
 //! A saved state is a train-state artifact: `config.json`, `state.json`, and for each rank that has something of its own
-//! `rank-00000.safetensors` with weights, moments and the running mean ([`crate::pieces`]); one rank's has them whole. It is
+//! `rank-00000.safetensors` with weights, moments and the running mean; one rank's has them whole. It is
 //! written as a draft and renamed into place, so a crash while saving leaves the state before. Its manifest has the key of the run it belongs
 //! to (recipe and inputs, without settings that do not matter): the state of another run is refused, not silently thrown
 //! away.

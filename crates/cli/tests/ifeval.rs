@@ -1,0 +1,160 @@
+//! `eval ifeval`, from a file of responses and from a model.
+
+mod common;
+
+use std::path::Path;
+
+use common::{exits, fields, golden, ok};
+use serde_json::{Value, json};
+
+const SCORES: [&str; 5] = [
+    "prompt_strict",
+    "instruction_strict",
+    "prompt_loose",
+    "instruction_loose",
+    "n",
+];
+
+/// Two of IFEval's prompts, 1001 and 1005.
+const JAPAN: &str = "I am planning a trip to Japan, and I would like thee to write an itinerary for my journey in a Shakespearean style. You are not allowed to use any commas in your response.";
+const RESUME: &str = "Write a resume for a fresh high school graduate who is seeking their first job. Make sure to include at least 12 placeholder represented by square brackets, such as [address], [name].";
+
+fn write(dir: &Path, name: &str, rows: &[Value]) {
+    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    std::fs::write(dir.join(name), text).unwrap();
+}
+
+fn rows(dir: &Path, name: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(dir.join(name)).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_file_of_responses_gives_scores_and_verdicts() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let responses = [
+        json!({"prompt": RESUME, "response": "", "model": "none"}),
+        json!({"prompt": JAPAN, "response": "Hark, thee:\nGo forth to Kyoto."}),
+    ];
+    write(dir, "responses.jsonl", &responses);
+    let score = ["eval", "ifeval", "--responses", "responses.jsonl"];
+    let ran = ok(
+        dir,
+        &[&score[..], &["--verdicts", "v.jsonl", "--json"]].concat(),
+    );
+    let scores = ran.json();
+    fields(&scores, &SCORES);
+    let expected = json!({
+        "prompt_strict": 0.0, "instruction_strict": 0.0, "prompt_loose": 0.5, "instruction_loose": 0.5, "n": 2
+    });
+    assert_eq!(scores, expected);
+    for said in [
+        "539 of 541 prompts",
+        "1000, 1012",
+        "1 responses are empty",
+        "lines 1",
+    ] {
+        assert!(
+            ran.stderr.contains(said),
+            "{said:?} is not in {}",
+            ran.stderr
+        );
+    }
+    let verdict = |key: u64, loose: bool| {
+        json!({"key": key, "follow_all_strict": false, "follow_list_strict": [false],
+            "follow_all_loose": loose, "follow_list_loose": [loose]})
+    };
+    assert_eq!(
+        rows(dir, "v.jsonl"),
+        [verdict(1001, true), verdict(1005, false)]
+    );
+    let text = ok(dir, &score).stdout;
+    assert!(
+        text.contains("loose  50.0 %") && text.contains("2 responses"),
+        "{text}"
+    );
+
+    write(
+        dir,
+        "other.jsonl",
+        &[json!({"prompt": "Write.", "response": "a"})],
+    );
+    let refused = exits(dir, 1, &["eval", "ifeval", "--responses", "other.jsonl"]);
+    assert!(
+        refused.stderr.contains("other.jsonl, line 1"),
+        "{}",
+        refused.stderr
+    );
+    exits(dir, 1, &["eval", "ifeval", "--responses", "nowhere.jsonl"]);
+    exits(dir, 2, &["eval", "ifeval"]);
+    exits(dir, 2, &[&score[..], &["--model", "m"]].concat());
+    exits(dir, 2, &[&score[..], &["--keep", "k.jsonl"]].concat());
+    exits(dir, 2, &[&score[..], &["--max-tokens", "3"]].concat());
+}
+
+#[test]
+fn a_model_answers_and_its_responses_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let model = golden("stories260K/stories260K.bin");
+    let convert = [
+        "convert", "--from", "llama2c", "--to", "hf", "--out", "stories", "--in",
+    ];
+    ok(dir, &[&convert[..], &[model.to_str().unwrap()]].concat());
+    let prompt = |key: u64, text: &str| {
+        json!({"key": key, "prompt": text, "instruction_id_list": ["length_constraints:number_words"],
+            "kwargs": [{"num_words": 1, "relation": "at least"}]})
+    };
+    // Of the model's context of 512 the last leaves nothing.
+    let long = "Tell me of the dragon. ".repeat(200);
+    let prompts = [
+        prompt(1, "Tell me a tale."),
+        prompt(2, "And one more?"),
+        prompt(3, &long),
+    ];
+    write(dir, "prompts.jsonl", &prompts);
+    let score = ["eval", "ifeval", "--prompts", "prompts.jsonl", "--json"];
+    let answer = [&score[..], &["--model", "stories", "--max-tokens", "12"]].concat();
+    let ran = ok(dir, &answer);
+    for said in ["ChatML", "prompt 3 has", "its response is empty"] {
+        assert!(
+            ran.stderr.contains(said),
+            "{said:?} is not in {}",
+            ran.stderr
+        );
+    }
+    let scores = ran.json();
+    assert_eq!(scores["n"], 3);
+    let kept = rows(dir, "stories.ifeval.jsonl");
+    assert_eq!(kept.len(), 3);
+    fields(&kept[0], &["prompt", "response"]);
+    assert!(!kept[0]["response"].as_str().unwrap().trim().is_empty());
+    assert_eq!(kept[2]["response"], "");
+    // What was kept scores the same, and nothing is written over.
+    let again = ok(
+        dir,
+        &[&score[..], &["--responses", "stories.ifeval.jsonl"]].concat(),
+    );
+    assert_eq!(again.json(), scores);
+    let refused = exits(dir, 1, &answer);
+    assert!(refused.stderr.contains("--keep"), "{}", refused.stderr);
+    // Greedy: the same responses once more, elsewhere.
+    ok(dir, &[&answer[..], &["--keep", "k.jsonl"]].concat());
+    assert_eq!(rows(dir, "k.jsonl"), kept);
+
+    for (code, more) in [
+        (2, &["--keep", "k.txt"][..]),
+        (2, &["--max-tokens", "0", "--keep", "z.jsonl"]),
+        (1, &["--adapter", "nowhere", "--keep", "z.jsonl"]),
+    ] {
+        exits(
+            dir,
+            code,
+            &[&score[..], &["--model", "stories"], more].concat(),
+        );
+    }
+    assert!(!dir.join("z.jsonl").exists());
+}

@@ -1,0 +1,114 @@
+//! IFEval: whether responses follow instructions that a program can check ("Instruction-Following Evaluation for Large
+//! Language Models", arXiv 2311.07911).
+//!
+//! [`Prompts::embedded`] is the benchmark, 541 prompts; [`Responses::read`] joins a file of responses with it, and [`score`]
+//! gives the four accuracies and a verdict a prompt. [`check`] judges one response by one instruction, for whoever wants a
+//! rule as a reward.
+//!
+//! The verdicts are those of the reference (google-research `instruction_following_eval`), letter by letter: Python's text,
+//! its `re`, `json`, nltk's sentences and words and langdetect are rebuilt as far as a verdict can see them. Where it stays
+//! different is said in docs/evaluation.md. Texts come from a file or a caller; no model is known here.
+
+mod arguments;
+mod data;
+mod instruction;
+mod language;
+mod prompts;
+mod python;
+mod responses;
+mod sentences;
+mod words;
+
+pub use instruction::{Instruction, KINDS, check};
+pub use prompts::{Prompt, Prompts};
+pub use responses::{Response, Responses};
+
+use serde::Serialize;
+
+use crate::Result;
+
+/// What one response comes to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// Of the prompt.
+    pub key: u64,
+    /// Whether it follows every instruction.
+    pub follow_all_strict: bool,
+    /// Whether it follows each, in the prompt's order.
+    pub follow_list_strict: Vec<bool>,
+    /// The same when first and last lines and asterisks may be taken away.
+    pub follow_all_loose: bool,
+    /// Likewise of each.
+    pub follow_list_loose: Vec<bool>,
+}
+
+/// The accuracies of all responses, from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct IfevalScores {
+    /// Share of prompts all of whose instructions are followed.
+    pub prompt_strict: f64,
+    /// Share of instructions that are followed.
+    pub instruction_strict: f64,
+    /// As `prompt_strict`, loosely.
+    pub prompt_loose: f64,
+    /// As `instruction_strict`, loosely.
+    pub instruction_loose: f64,
+    /// Prompts that have a response; the others do not count.
+    pub n: usize,
+}
+
+/// Judges a response by a prompt's instructions.
+///
+/// # Errors
+///
+/// [`crate::Error::Instruction`] when matching a keyword backtracks without end.
+pub fn judge(prompt: &Prompt, response: &str) -> Result<Verdict> {
+    let variants = instruction::variants(response);
+    let (mut strict, mut loose) = (Vec::new(), Vec::new());
+    for instruction in &prompt.instructions {
+        let followed = instruction.followed(response)?;
+        strict.push(followed);
+        // The response itself is the first variant, so what holds strictly holds loosely.
+        loose.push(followed || instruction.any(&variants[1..])?);
+    }
+    let all = |list: &[bool]| list.iter().all(|followed| *followed);
+    Ok(Verdict {
+        key: prompt.key,
+        follow_all_strict: all(&strict),
+        follow_list_strict: strict,
+        follow_all_loose: all(&loose),
+        follow_list_loose: loose,
+    })
+}
+
+/// Judges every prompt that has a response, in the order of the prompts.
+///
+/// # Errors
+///
+/// As [`judge`].
+pub fn score(prompts: &Prompts, responses: &Responses) -> Result<(IfevalScores, Vec<Verdict>)> {
+    let answered = prompts.all().iter().zip(&responses.of_prompts);
+    let answered = answered.filter_map(|(prompt, response)| Some((prompt, response.as_ref()?)));
+    let verdicts: Vec<Verdict> = answered
+        .map(|(prompt, response)| judge(prompt, response))
+        .collect::<Result<_>>()?;
+    let share = |followed: usize, of: usize| followed as f64 / of.max(1) as f64;
+    let prompts = |all: fn(&Verdict) -> bool| {
+        share(
+            verdicts.iter().filter(|verdict| all(verdict)).count(),
+            verdicts.len(),
+        )
+    };
+    let instructions = |list: fn(&Verdict) -> &[bool]| {
+        let all: Vec<bool> = verdicts.iter().flat_map(list).copied().collect();
+        share(all.iter().filter(|followed| **followed).count(), all.len())
+    };
+    let scores = IfevalScores {
+        prompt_strict: prompts(|verdict| verdict.follow_all_strict),
+        instruction_strict: instructions(|verdict| &verdict.follow_list_strict),
+        prompt_loose: prompts(|verdict| verdict.follow_all_loose),
+        instruction_loose: instructions(|verdict| &verdict.follow_list_loose),
+        n: verdicts.len(),
+    };
+    Ok((scores, verdicts))
+}

@@ -1,0 +1,333 @@
+//! Verdicts beside the reference's: the cases of every kind, draws, and a model's published verdicts.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use russet_eval::Error;
+use russet_eval::ifeval::{Instruction, KINDS, Prompts, Responses, check, judge, score};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+#[derive(Deserialize)]
+struct Case {
+    id: Option<String>,
+    kwargs: Map<String, Value>,
+    response: String,
+    strict: bool,
+    loose: bool,
+}
+
+/// A file of this crate, unpacked.
+fn lines<T: for<'a> Deserialize<'a>>(name: &str) -> Vec<T> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    let bytes = std::fs::read(&path).unwrap();
+    let bytes = match name.ends_with(".zst") {
+        true => zstd::decode_all(&bytes[..]).unwrap(),
+        false => bytes,
+    };
+    let text = String::from_utf8(bytes).unwrap();
+    text.split_terminator('\n')
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// Compares strict and loose verdicts; every difference is listed.
+fn compare(cases: impl IntoIterator<Item = (String, Case)>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    let mut different = Vec::new();
+    for (id, case) in cases {
+        let instruction = Instruction::new(&id, &case.kwargs).unwrap();
+        let ours = (
+            instruction.followed(&case.response).unwrap(),
+            instruction.followed_loosely(&case.response).unwrap(),
+        );
+        if ours != (case.strict, case.loose) {
+            different.push(format!(
+                "{id} {:?} on {:?}: {ours:?}",
+                case.kwargs, case.response
+            ));
+        }
+        *counts.entry(id).or_default() += 1;
+    }
+    assert!(
+        different.is_empty(),
+        "{} of {} differ from the reference:\n{}",
+        different.len(),
+        counts.values().sum::<usize>(),
+        different.join("\n")
+    );
+    counts
+}
+
+#[test]
+fn cases_of_every_kind_are_judged_as_the_reference_judges() {
+    let cases = KINDS.iter().flat_map(|id| {
+        let cases: Vec<Case> = lines(&format!("cases/{}.jsonl", id.replace(':', ".")));
+        cases.into_iter().map(|case| (id.to_string(), case))
+    });
+    let counts = compare(cases);
+    assert_eq!(counts.len(), 25);
+    assert!(counts.values().all(|count| *count >= 40), "{counts:?}");
+}
+
+#[test]
+fn draws_are_judged_as_the_reference_judges() {
+    let cases: Vec<Case> = lines("tests/ifeval_draws.jsonl.zst");
+    let counts = compare(
+        cases
+            .into_iter()
+            .map(|mut case| (case.id.take().unwrap(), case)),
+    );
+    assert_eq!(counts.values().sum::<usize>(), 60 * 25);
+}
+
+#[derive(Deserialize)]
+struct Published {
+    prompt: String,
+    response: String,
+    ids: Vec<String>,
+    strict: Vec<bool>,
+    loose: Vec<bool>,
+}
+
+/// The reference's verdicts on GPT-4 as its authors published them (Apache-2.0), a part: 2023's nltk, an unseeded langdetect.
+#[test]
+fn published_verdicts_are_ours() {
+    let prompts = Prompts::embedded();
+    let rows: Vec<Published> = lines("tests/ifeval_gpt4.jsonl.zst");
+    assert_eq!(rows.len(), 48);
+    let mut drawn = 0;
+    for row in rows {
+        let prompt = &prompts.all()[prompts.place(&row.prompt).unwrap()];
+        let ids: Vec<&str> = prompt.instructions.iter().map(Instruction::id).collect();
+        assert_eq!(ids, row.ids);
+        let verdict = judge(prompt, &row.response).unwrap();
+        let ours = verdict
+            .follow_list_strict
+            .into_iter()
+            .zip(verdict.follow_list_loose);
+        let theirs = row.strict.into_iter().zip(row.loose);
+        for ((id, ours), theirs) in ids.into_iter().zip(ours).zip(theirs) {
+            // Followed as it is, and by no form of it: then, the reference drew a letter at random where `#` was asked for,
+            // another one for each verdict. It does so no more.
+            if theirs == (true, false) {
+                assert_eq!((id, prompt.key), ("keywords:letter_frequency", 1122));
+                drawn += 1;
+                continue;
+            }
+            assert_eq!(ours, theirs, "{id}: {}", row.prompt);
+        }
+    }
+    assert_eq!(drawn, 1);
+}
+
+#[test]
+fn the_benchmark_is_whole() {
+    let prompts = Prompts::embedded();
+    let all = prompts.all();
+    assert_eq!(all.len(), 541);
+    let instructions = all.iter().flat_map(|prompt| &prompt.instructions);
+    let mut ids: Vec<&str> = instructions.map(Instruction::id).collect();
+    assert_eq!(ids.len(), 834);
+    ids.sort_unstable();
+    ids.dedup();
+    let mut kinds = KINDS;
+    kinds.sort_unstable();
+    assert_eq!(ids, kinds);
+}
+
+#[test]
+fn one_response_is_checked_by_one_instruction() {
+    let followed = |id: &str, arguments: Value, response: &str| {
+        check(id, arguments.as_object().unwrap(), response)
+    };
+    assert!(followed("punctuation:no_comma", json!({}), "none").unwrap());
+    assert!(
+        !followed("punctuation:no_comma", json!({}), " \n").unwrap(),
+        "empty follows nothing"
+    );
+    // As tables have it: every argument of any kind, most of them null; whole numbers as fractions.
+    let wide = json!({"num_words": 2.0, "relation": "less than", "letter": null, "keywords": null});
+    assert!(followed("length_constraints:number_words", wide, "one").unwrap());
+    // Keywords are patterns, as in the reference.
+    let dot = json!({"keywords": ["c.t"]});
+    assert!(followed("keywords:existence", dot, "CUT").unwrap());
+
+    let refused = |id: &str, arguments: Value, words: &[&str]| {
+        let error = followed(id, arguments, "a").unwrap_err().to_string();
+        for word in [&[id], words].concat() {
+            assert!(error.contains(word), "{error:?} lacks {word:?}");
+        }
+    };
+    refused(
+        "keywords:none",
+        json!({}),
+        &["no such kind", "keywords:existence"],
+    );
+    refused("keywords:existence", json!({}), &["`keywords`", "missing"]);
+    refused(
+        "keywords:existence",
+        json!({"keywords": []}),
+        &["`keywords`", "list"],
+    );
+    refused(
+        "keywords:existence",
+        json!({"keywords": [1]}),
+        &["`keywords`", "strings"],
+    );
+    refused(
+        "keywords:existence",
+        json!({"keywords": ["("]}),
+        &["`keywords`", "regular expression", "escape"],
+    );
+    refused(
+        "keywords:frequency",
+        json!({"keyword": "", "frequency": 1, "relation": "at least"}),
+        &["`keyword`"],
+    );
+    refused(
+        "length_constraints:number_words",
+        json!({"num_words": 3, "relation": "at most"}),
+        &["`relation`", "less than"],
+    );
+    refused(
+        "length_constraints:number_words",
+        json!({"num_words": -3, "relation": "at least"}),
+        &["`num_words`", "0 or more"],
+    );
+    refused(
+        "punctuation:no_comma",
+        json!({"commas": 1}),
+        &["`commas`", "takes none"],
+    );
+    refused(
+        "language:response_language",
+        json!({"language": "xx"}),
+        &["`language`", "zh-cn"],
+    );
+    let letter = json!({"letter": "ab", "let_frequency": 1, "let_relation": "at least"});
+    refused(
+        "keywords:letter_frequency",
+        letter,
+        &["`letter`", "one character"],
+    );
+    let nth = json!({"num_paragraphs": 2, "nth_paragraph": 3, "first_word": "a"});
+    refused(
+        "length_constraints:nth_paragraph_first_word",
+        nth,
+        &["`nth_paragraph`", "1 to"],
+    );
+    // What hangs in Python is refused here.
+    let endless = json!({"keywords": ["(a|aa)*(a|aa)*(a|aa)*c"]});
+    let error = followed("keywords:existence", endless, &"a".repeat(200)).unwrap_err();
+    assert!(error.to_string().contains("without end"), "{error}");
+}
+
+/// A file with these bytes beside others.
+fn write(dir: &Path, name: &str, text: &str) -> std::path::PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+const PROMPTS: &str = r#"{"key": 3, "prompt": "a", "instruction_id_list": ["punctuation:no_comma", "startend:quotation"], "kwargs": [{}, {}]}
+{"key": 5, "prompt": "b", "instruction_id_list": ["length_constraints:number_words"], "kwargs": [{"num_words": 2, "relation": "at least"}]}
+{"key": 8, "prompt": "c", "instruction_id_list": ["detectable_format:title"], "kwargs": [{}]}
+"#;
+
+#[test]
+fn scores_are_shares_of_what_was_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = Prompts::read(&write(dir.path(), "prompts.jsonl", PROMPTS)).unwrap();
+    // In any order, with keys of somebody's own and empty lines; the third prompt has none.
+    let rows = "{\"prompt\": \"b\", \"response\": \"*one*\\ntwo\", \"model\": \"x\"}\n\n{\"response\": \"No quotes\", \"prompt\": \"a\"}\n";
+    let path = write(dir.path(), "responses.jsonl", rows);
+    let responses = Responses::read(&path, &prompts).unwrap();
+    assert_eq!(responses.missing(&prompts), [8]);
+    assert!(responses.empty_lines().is_empty());
+    let (scores, verdicts) = score(&prompts, &responses).unwrap();
+    let expected = json!({
+        "prompt_strict": 0.5, "instruction_strict": 2.0 / 3.0, "prompt_loose": 0.5, "instruction_loose": 2.0 / 3.0, "n": 2
+    });
+    assert_eq!(serde_json::to_value(scores).unwrap(), expected);
+    let first = json!({
+        "key": 3, "follow_all_strict": false, "follow_list_strict": [true, false],
+        "follow_all_loose": false, "follow_list_loose": [true, false]
+    });
+    assert_eq!(serde_json::to_value(&verdicts[0]).unwrap(), first);
+    assert_eq!(verdicts[1].key, 5);
+    // Packed, the same.
+    let packed = dir.path().join("responses.jsonl.zst");
+    std::fs::write(&packed, zstd::encode_all(rows.as_bytes(), 3).unwrap()).unwrap();
+    let again = Responses::read(&packed, &prompts).unwrap();
+    assert_eq!(score(&prompts, &again).unwrap(), (scores, verdicts));
+}
+
+#[test]
+fn rows_are_refused_with_file_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = Prompts::read(&write(dir.path(), "prompts.jsonl", PROMPTS)).unwrap();
+    let says = |error: Error, words: &[&str]| {
+        let error = error.to_string();
+        for word in words {
+            assert!(error.contains(word), "{error:?} lacks {word:?}");
+        }
+    };
+    let good = "{\"prompt\": \"a\", \"response\": \"x\"}\n";
+    for (rows, words) in [
+        (
+            format!("{good}{{\"prompt\": \"b\"}}\n"),
+            &["r.jsonl, line 2", "`response`", "one object a line"][..],
+        ),
+        (format!("{good}\n[]\n"), &["line 3", "JSON object"]),
+        (
+            format!("{good}{{\"prompt\": \"b\", \"response\": null}}"),
+            &["line 2", "string"],
+        ),
+        (
+            format!("{good}{good}"),
+            &["line 2", "line 1 too", "keep one"],
+        ),
+        (
+            good.replace("\"a\"", "\"a \""),
+            &["line 1", "none of the 3", "\"a \"", "to the last space"],
+        ),
+        (String::new(), &["r.jsonl", "no responses"]),
+    ] {
+        says(
+            Responses::read(&write(dir.path(), "r.jsonl", &rows), &prompts).unwrap_err(),
+            words,
+        );
+    }
+    says(
+        Responses::read(&write(dir.path(), "r.csv", good), &prompts).unwrap_err(),
+        &["r.csv", ".jsonl"],
+    );
+    let blank = "{\"prompt\": \"a\", \"response\": \"\\u00a0\\n\"}\n";
+    let blank = Responses::read(&write(dir.path(), "r.jsonl", blank), &prompts).unwrap();
+    assert_eq!(blank.empty_lines(), [1]);
+    assert_eq!(score(&prompts, &blank).unwrap().0.instruction_loose, 0.0);
+
+    let row = PROMPTS.lines().next().unwrap();
+    for (rows, words) in [
+        (format!("{row}\n{row}\n"), &["p.jsonl, line 2", "key 3"][..]),
+        (
+            format!("{row}\n{}", row.replace('3', "4")),
+            &["line 2", "prompt is that of an earlier row"],
+        ),
+        (
+            row.replace("[{}, {}]", "[{}]"),
+            &["2 instructions", "1 `kwargs`"],
+        ),
+        (
+            row.replace("no_comma", "no_commas"),
+            &["line 1", "no such kind"],
+        ),
+        (row.replace("kwargs", "args"), &["line 1", "`kwargs`"]),
+    ] {
+        says(
+            Prompts::read(&write(dir.path(), "p.jsonl", &rows)).unwrap_err(),
+            words,
+        );
+    }
+}
