@@ -158,25 +158,69 @@ fn by_target(home: &Path, packages: &Packages) -> Done {
 
 /// Last resort, as root only: ask the distribution for `venv`.
 fn by_apt(home: &Path, packages: &Packages) -> Done {
+    apt(&["python3-venv"])?;
+    by_venv(home, packages)
+}
+
+/// Packages of the distribution, where this is Debian's kind and we may install.
+fn apt(packages: &[&str]) -> Done {
     if find("apt-get").is_none() {
         return Err("no apt-get here".to_owned());
     }
     if capture(Command::new("id").arg("-u"))?.trim() != "0" {
-        return Err("not root; `sudo apt-get install python3-venv` would do it".to_owned());
+        let packages = packages.join(" ");
+        return Err(format!(
+            "not root; `sudo apt-get install {packages}` would do it"
+        ));
     }
     capture(Command::new("apt-get").arg("update"))?;
-    let install = [
-        "install",
-        "--yes",
-        "--no-install-recommends",
-        "python3-venv",
-    ];
+    let install = ["install", "--yes", "--no-install-recommends"];
     capture(
         Command::new("apt-get")
             .args(install)
+            .args(packages)
             .env("DEBIAN_FRONTEND", "noninteractive"),
-    )?;
-    by_venv(home, packages)
+    )
+    .map(drop)
+}
+
+/// What a build with the feature `mpi` and its tests need: an MPI library with its launcher, and libclang, which reads its header.
+pub fn mpi() -> Done {
+    let there = || find("mpirun").is_some() && find("mpicc").is_some() && has_libclang();
+    if there() {
+        return Ok(());
+    }
+    let _lock = lock()?;
+    apt(&["libopenmpi-dev", "openmpi-bin", "libclang-dev"])
+        .map_err(|problem| format!("no Open MPI with libclang: {problem}"))?;
+    match there() {
+        true => Ok(()),
+        false => Err("no Open MPI with libclang, although apt-get installed them".to_owned()),
+    }
+}
+
+/// Where the binding generator looks too: what `LIBCLANG_PATH` says, or LLVM's and the system's library folders.
+fn has_libclang() -> bool {
+    let holds = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).any(|name| {
+            let name = name.to_string_lossy();
+            name.starts_with("libclang.so") || name.starts_with("libclang-")
+        })
+    };
+    if std::env::var_os("LIBCLANG_PATH").is_some_and(|path| holds(Path::new(&path))) {
+        return true;
+    }
+    let llvm = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    let llvm = llvm.map(|entry| entry.path().join("lib"));
+    let system = [
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+    ];
+    llvm.chain(system.map(PathBuf::from))
+        .any(|folder| holds(&folder))
 }
 
 /// A cargo tool: the one on PATH, or one built into the cache at the pinned version. Built unoptimised: on two cores `cargo-deny`

@@ -3,7 +3,7 @@
 //! Every step runs even when an earlier one failed, so one run tells everything. A step that this machine cannot do is skipped, with the
 //! reason in the table; nothing here needs a GPU or a downloaded weight, and only the two installs need a network.
 
-use crate::cache::{TENSORBOARD, python, tool};
+use crate::cache::{TENSORBOARD, mpi, python, tool};
 use crate::edges;
 use crate::shell::{Done, cargo, line, run};
 use std::fmt::Write as _;
@@ -106,6 +106,16 @@ pub fn test() -> Done {
             let _ = write!(before, "RUSSET_PYTHON='{}' ", python.display());
         }
         passes(&mut command, &before)
+    });
+    // The whole workspace, so that what the step before has built is built with the same features here.
+    step("ranks of MPI", &mut || match mpi() {
+        Ok(()) => passes(
+            &mut cargo(
+                "test --workspace --features russet-train/mpi,russet-cli/mpi --test mpi --no-fail-fast",
+            ),
+            "",
+        ),
+        Err(problem) => Outcome::Skipped(problem),
     });
     step("models, scalar", &mut || models_under("scalar"));
     step("models, avx2", &mut || {

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use russet_artifact::{Interrupt, Progress, Tool};
+use russet_artifact::{Interrupt, NoProgress, Progress, Tool};
 use russet_kernels::Pool;
 use russet_model::{Decoder, adapter, checkpoint};
 use russet_tokenizer::Tokenizer;
+use russet_train::Launch;
 use serde_json::Value;
 
 /// The shared state of one invocation.
@@ -18,8 +19,12 @@ pub struct App {
     pub pool: Arc<Pool>,
     /// Whether `--threads` was given, which then holds against a recipe's `compute.threads`.
     pub threads_given: bool,
+    /// Threads that a job may have on this machine, on all processes of this one's launcher together; `pool` has this one's.
+    pub threads: usize,
     pub progress: Box<dyn Progress>,
     pub interrupt: Interrupt,
+    /// Last, so that MPI ends after all else.
+    pub launch: Launch,
 }
 
 /// The work was asked to stop and has put down what it had; the process ends well.
@@ -40,23 +45,34 @@ impl Interrupted {
 pub struct Usage(pub String);
 
 impl App {
-    pub fn new(json: bool, threads: Option<u16>) -> Result<App> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let pool = Pool::new(threads.map_or(cores, usize::from))
+    pub fn new(json: bool, threads: Option<u16>, launch: Launch) -> Result<App> {
+        let own = threads.map_or(launch.cores(), usize::from);
+        let pool = Pool::new((own / launch.processes_here()).max(1))
             .map_err(|error| Usage(error.to_string()))?;
+        let progress: Box<dyn Progress> = match launch.is_first() {
+            true => crate::progress::progress(json),
+            false => Box::new(NoProgress),
+        };
         Ok(App {
             json,
             tool: Tool::new(env!("CARGO_PKG_VERSION"), env!("RUSSET_COMMIT")),
             pool: Arc::new(pool),
             threads_given: threads.is_some(),
-            progress: crate::progress::progress(json),
+            threads: own,
+            progress,
             interrupt: Interrupt::new(),
+            launch,
         })
     }
 
-    /// From now on SIGINT and SIGTERM ask the work to put down what it has; a second one ends the process at once.
+    /// From now on SIGINT and SIGTERM ask the work to put down what it has; a second one ends the process at once. Where
+    /// several processes work together so does SIGUSR1, which their launchers pass on without ending them, and however often
+    /// it comes: a launcher may send each process what another one sent to all.
     pub fn stop_on_signals(&self) -> Result<()> {
-        let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
+        use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+        let together = self.launch.processes() > 1;
+        let mut signals = vec![SIGINT, SIGTERM];
+        signals.extend(together.then_some(SIGUSR1));
         let mut signals = signal_hook::iterator::Signals::new(signals)?;
         let flag = self.interrupt.flag();
         // A thread of its own: a handler may not print.
@@ -64,7 +80,7 @@ impl App {
             .name("signals".into())
             .spawn(move || {
                 for _ in signals.forever() {
-                    if flag.swap(true, std::sync::atomic::Ordering::SeqCst) {
+                    if flag.swap(true, std::sync::atomic::Ordering::SeqCst) && !together {
                         eprintln!(
                             "error: stopped at once by a second signal; what was saved before is whole, and the same \
                              command goes on from there"
@@ -76,8 +92,12 @@ impl App {
         Ok(())
     }
 
-    /// Prints the result: the JSON object where that was asked for, else what a person reads.
+    /// Prints the result: the JSON object where that was asked for, else what a person reads. Of several processes the
+    /// first speaks.
     pub fn print(&self, json: &Value, text: &str) -> Result<()> {
+        if !self.launch.is_first() {
+            return Ok(());
+        }
         let line = if self.json {
             format!("{json}\n")
         } else {

@@ -16,14 +16,15 @@ mod text;
 mod watch;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 
-use app::App;
+use app::{App, Usage};
 use args::{BenchArgs, BenchVerb, Cli, EvalVerb, TokenizerVerb, Verb};
 use outcome::{Outcome, outcome};
-use russet_train::Resume;
+use russet_train::{Launch, Resume};
 use serde_json::json;
 use stages::StageKind;
 
@@ -33,11 +34,51 @@ fn main() -> ExitCode {
         threads,
         verb,
     } = Cli::parse();
-    let error = match App::new(json, threads).and_then(|mut app| dispatch(&mut app, verb)) {
+    let launch = match Launch::detect() {
+        Ok(launch) => launch,
+        Err(error) if Launch::process_as_told() == 0 => return tell(&error.into(), json, ""),
+        Err(_) => return ExitCode::from(2), // the first tells it
+    };
+    let together = (launch.processes() > 1).then(|| (launch.process(), launch.processes()));
+    // Together until the error has been told: what ends with `app` are the other processes' hopes for this one.
+    let mut app = match App::new(json, threads, launch) {
+        Ok(app) => app,
+        Err(error) => return tell(&error, json, ""),
+    };
+    let error = match dispatch(&mut app, verb) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(error) => error,
     };
     let outcome = outcome(&error);
+    match together {
+        Some((process, _)) if matches!(outcome, Outcome::Interrupted(_)) => match process {
+            0 => tell(&error, json, ""),
+            _ => ExitCode::SUCCESS,
+        },
+        Some((process, processes)) => {
+            // What goes wrong on all of them the first tells, which then ends the others while they wait here.
+            let mut whose = String::new();
+            if process > 0 {
+                std::thread::sleep(THE_FIRST_SPEAKS);
+                whose = format!("rank {process} of {processes}: ");
+            }
+            let code = tell(&error, json, &whose);
+            app.launch.abort(match outcome {
+                Outcome::Usage => 2,
+                _ => 1,
+            });
+            code
+        }
+        None => tell(&error, json, ""),
+    }
+}
+
+/// How long a process waits for the first one to tell of an error that is everybody's.
+const THE_FIRST_SPEAKS: Duration = Duration::from_secs(2);
+
+/// Says how a verb ended that did not simply succeed, and with which code the process ends.
+fn tell(error: &anyhow::Error, json: bool, whose: &str) -> ExitCode {
+    let outcome = outcome(error);
     if let Outcome::Interrupted(sentence) = &outcome {
         eprintln!("{sentence}");
         let object = json!({"interrupted": true, "message": sentence});
@@ -55,7 +96,11 @@ fn main() -> ExitCode {
             said = format!("{said}: {cause}");
         }
     }
-    eprintln!("error: {said}");
+    let whose = match said.starts_with("rank ") {
+        true => "",
+        false => whose,
+    };
+    eprintln!("error: {whose}{said}");
     match outcome {
         Outcome::Usage => ExitCode::from(2),
         _ => ExitCode::FAILURE,
@@ -63,6 +108,14 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
+    let processes = app.launch.processes();
+    if processes > 1 && !matches!(verb, Verb::Pretrain(_)) {
+        let sentence = format!(
+            "{processes} processes were started together, but only `russet pretrain` shares its work out over several; start \
+             this without mpirun"
+        );
+        return Err(Usage(sentence).into());
+    }
     match verb {
         Verb::Run(args) => run::run(app, &args),
         Verb::Tokenizer(TokenizerVerb::Train(args)) => {

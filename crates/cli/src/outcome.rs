@@ -34,7 +34,7 @@ pub fn outcome(error: &anyhow::Error) -> Outcome {
         let usage = cause.is::<Usage>()
             || cause.downcast_ref().is_some_and(is_recipe)
             || cause.downcast_ref().is_some_and(|error| match error {
-                TrainError::Setting { .. } => true,
+                TrainError::Setting { .. } | TrainError::Launch(_) => true,
                 TrainError::Artifact(error) => is_recipe(error),
                 _ => false,
             })

@@ -393,3 +393,21 @@ fn a_chat_answers_line_by_line() {
     fields(&answers[0], &["text", "tokens", "finish"]);
     assert!(ran.stderr.contains("ChatML is used"), "{}", ran.stderr);
 }
+
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn processes_of_mpirun_are_told_how_to_build_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |rank: &str| {
+        let mut command = russet(dir.path(), &["pretrain", "recipe.toml"]);
+        command.env("OMPI_COMM_WORLD_SIZE", "2");
+        command.env("OMPI_COMM_WORLD_RANK", rank);
+        common::Ran::from(command.output().unwrap())
+    };
+    let (first, second) = (start("0"), start("1"));
+    assert_eq!((first.code, second.code), (2, 2));
+    let told = "mpirun started 2 processes, but this russet was built without MPI";
+    assert!(first.stderr.contains(told), "{}", first.stderr);
+    assert!(first.stderr.contains("--features mpi"), "{}", first.stderr);
+    assert_eq!(second.stderr, "", "the first tells it");
+}

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::Tensor;
 use crate::collective::{Collective, Gather, Pending, Reduce, Rows};
@@ -136,8 +137,12 @@ impl Mesh {
     pub fn new(shape: MeshShape, rank: usize, join: &mut Join) -> Mesh {
         let group = |axes: &&'static [Axis]| {
             let collective = join(axes, &shape.members(rank, axes));
-            let sent = AtomicU64::new(0);
-            (*axes, Arc::new(Group { collective, sent }))
+            let group = Group {
+                collective,
+                sent: AtomicU64::new(0),
+                waited: Arc::default(),
+            };
+            (*axes, Arc::new(group))
         };
         let groups = GROUPS.iter().map(group).collect();
         Mesh {
@@ -191,6 +196,13 @@ impl Mesh {
         self.groups.get(axes).expect("one of `GROUPS`")
     }
 
+    /// How long this rank has been in calls so far: waiting for others, and taking what they sent. All ranks make the same
+    /// calls, so of a stretch of time the rank that spent the least of it here is the one that the others waited for.
+    pub fn waited(&self) -> Duration {
+        let nanos = |group: &Arc<Group>| group.waited.load(Ordering::Relaxed);
+        Duration::from_nanos(self.groups.values().map(nanos).sum())
+    }
+
     /// What this rank has sent so far.
     pub fn moved(&self) -> Moved {
         let mut moved = Moved::default();
@@ -209,6 +221,25 @@ impl Mesh {
 pub struct Group {
     collective: Box<dyn Collective>,
     sent: AtomicU64,
+    waited: Arc<AtomicU64>, // nanoseconds
+}
+
+/// Makes a call, and counts how long it takes.
+fn timed<R>(waited: &AtomicU64, call: impl FnOnce() -> R) -> R {
+    let begun = Instant::now();
+    let result = call();
+    waited.fetch_add(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    result
+}
+
+/// An all-gather that was begun, whose wait is counted.
+struct Timed(Box<dyn Pending>, Arc<AtomicU64>);
+
+impl Pending for Timed {
+    fn wait(self: Box<Self>) -> Vec<Buffer> {
+        let Timed(pending, waited) = *self;
+        timed(&waited, || pending.wait())
+    }
 }
 
 impl Group {
@@ -245,20 +276,21 @@ impl Group {
     /// See [`Collective::begin_all_gather`].
     pub fn begin_all_gather(&self, messages: Vec<Gather>) -> Box<dyn Pending> {
         self.count_gather(&messages);
-        self.collective.begin_all_gather(messages)
+        let pending = timed(&self.waited, || self.collective.begin_all_gather(messages));
+        Box::new(Timed(pending, self.waited.clone()))
     }
 
     /// See [`Collective::all_gather`].
     pub fn all_gather(&self, messages: Vec<Gather>) -> Vec<Buffer> {
         self.count_gather(&messages);
-        self.collective.all_gather(messages)
+        timed(&self.waited, || self.collective.all_gather(messages))
     }
 
     /// See [`Collective::reduce_scatter`].
     pub fn reduce_scatter(&self, messages: Vec<Reduce>) -> Vec<Buffer> {
         let others = |message: &Reduce| message.rows.len() - self.part(message.rows).len();
         self.count(messages.iter().map(others).sum());
-        self.collective.reduce_scatter(messages)
+        timed(&self.waited, || self.collective.reduce_scatter(messages))
     }
 
     /// Sums over all ranks, in place where this is a tensor's only owner: a reduce-scatter, then an all-gather.
@@ -287,7 +319,7 @@ impl Group {
     /// See [`Collective::shift`].
     pub fn shift(&self, data: &Tensor, out: &mut [f32]) {
         self.count(data.len());
-        self.collective.shift(data, out);
+        timed(&self.waited, || self.collective.shift(data, out));
     }
 
     /// Sends each rank its part and brings what all have for this one; see [`Collective::all_to_all`].
@@ -295,7 +327,9 @@ impl Group {
         let own = self.part(rows).len();
         self.count(rows.len() - own);
         let mut out = [vec![0.0; own * self.size()]];
-        self.collective.all_to_all(&[(data, rows)], &mut out);
+        timed(&self.waited, || {
+            self.collective.all_to_all(&[(data, rows)], &mut out);
+        });
         let [out] = out;
         out
     }
@@ -304,7 +338,7 @@ impl Group {
     pub fn all_gather_bytes(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
         let sent = bytes.len() * (self.size() - 1);
         self.sent.fetch_add(sent as u64, Ordering::Relaxed);
-        self.collective.all_gather_bytes(bytes)
+        timed(&self.waited, || self.collective.all_gather_bytes(bytes))
     }
 
     /// What each rank says, in the order of the ranks, on the first of them.
@@ -312,7 +346,7 @@ impl Group {
         if self.rank() != 0 {
             self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
-        self.collective.gather_bytes(bytes)
+        timed(&self.waited, || self.collective.gather_bytes(bytes))
     }
 
     /// The numbers of each rank, in the order of the ranks.

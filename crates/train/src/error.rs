@@ -68,6 +68,9 @@ pub enum TrainError {
         /// What it said at last.
         problem: String,
     },
+    /// Processes that were started together and cannot work together.
+    #[error("{0}")]
+    Launch(String),
     /// Someone asked to stop a job that keeps nothing of what it had.
     #[error("stopped; the same command begins this again")]
     Interrupted,

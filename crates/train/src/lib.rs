@@ -16,7 +16,7 @@
 //! Several ranks may share a step out over a mesh (`[parallel]`): each runs this loop on its part of the tokens and weights,
 //! and adds up with the others what belongs together. docs/parallel.md has the axes and the formulas.
 //!
-//! Left out for now: more than one machine.
+//! Ranks are threads of this process, or processes of MPI on one machine or many ([`Launch`]).
 
 pub mod average;
 pub mod bench;
@@ -26,6 +26,7 @@ mod check;
 mod common;
 pub mod distill;
 mod error;
+pub mod launch;
 pub mod loader;
 mod named;
 pub mod objective;
@@ -46,19 +47,21 @@ pub mod schedule;
 pub mod settings;
 pub mod spike;
 pub mod state;
+mod straggler;
 pub mod validation;
 
 pub use bench::{BenchReport, bench};
 pub use check::Start;
 pub use distill::{Distill, DistillKind, DistillSettings, Teacher, TeacherInput, teach};
 pub use error::{Result, TrainError};
+pub use launch::Launch;
 pub use loader::{Batch, Batches, Mixture, Origin};
 pub use objective::{NextToken, Objective};
 pub use optimizer::Optimizer;
 pub use parallel::{MeshPlan, RankPlan};
 pub use permutation::Permutation;
 pub use plan::{Plan, Sources};
-pub use pretrain::{Outcome, Resume, TrainReport, pretrain};
+pub use pretrain::{Outcome, Resume, TrainReport, pretrain, pretrain_as};
 pub use price::{Description, Estimate, Memory, Price};
 pub use probe::{matmul_gflops, matmul_gflops_in};
 pub use run::{Ended, Loop, Measure, Record, Saving, train};

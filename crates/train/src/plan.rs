@@ -273,12 +273,12 @@ impl Plan {
         Ok(self.validation.as_ref().map(TokenShard::open).transpose()?)
     }
 
-    /// The threads to train on, a rank's: all over the number of ranks, and at least one.
+    /// The threads to train on, a rank's: all of this machine over its number of ranks, and at least one.
     ///
     /// # Errors
     /// When `RUSSET_ISA` asks for an instruction set that there is not.
-    pub fn pool(&self) -> Result<Pool> {
-        Ok(Pool::new((self.threads() / self.mesh().ranks()).max(1))?)
+    pub fn pool(&self, ranks_here: usize) -> Result<Pool> {
+        Ok(Pool::new((self.threads() / ranks_here).max(1))?)
     }
 
     fn threads(&self) -> usize {

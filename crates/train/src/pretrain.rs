@@ -10,6 +10,7 @@
 
 use std::cell::Cell;
 use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use russet_tensor::threads::{self, Failure};
 use serde::Serialize;
 
 use crate::average::Average;
+use crate::launch::{Launch, World};
 use crate::loader::Batches;
 use crate::plan::Plan;
 use crate::probe::matmul_gflops_in;
@@ -97,7 +99,7 @@ pub struct TrainReport {
 }
 
 /// Trains a decoder by `plan` and leaves its checkpoint in `out`. Killed at any moment and called again, it leaves the
-/// same weights to the last bit.
+/// same weights to the last bit. Ranks are threads of this process.
 ///
 /// # Errors
 /// When `out` or the state beside it holds something else, the run diverges, or the system refuses.
@@ -109,39 +111,52 @@ pub fn pretrain(
     progress: &mut dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Outcome> {
+    pretrain_as(
+        &Launch::Threads,
+        plan,
+        out,
+        tool,
+        resume,
+        progress,
+        interrupt,
+    )
+}
+
+/// As [`pretrain`], with ranks as they were launched. Each process calls it alike and returns alike; `progress` hears of the
+/// first alone. After an error the other processes may still wait for this one, so it is to end them.
+///
+/// # Errors
+/// As [`pretrain`], and when there are not as many processes as ranks.
+pub fn pretrain_as(
+    launch: &Launch,
+    plan: &Plan,
+    out: &Path,
+    tool: &Tool,
+    resume: Resume,
+    progress: &mut dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<Outcome> {
+    let shape = plan.mesh();
     let stage = plan.stage(tool)?;
-    let store = StateStore::new(
-        beside(out, "state")?,
-        stage.clone(),
-        plan.settings().train.keep_last,
-    );
-    match resume {
-        Resume::Restart => store.remove()?,
-        Resume::Continue if stage.current(out, Kind::Checkpoint).is_ok() => {
-            // Left where the process was killed just after its last rename.
-            if store.holds_this_run() {
-                store.remove()?;
-            }
-            return Ok(Outcome::Current);
-        }
-        Resume::Continue => {}
-    }
-    plan.describe().memory.check()?;
-    // Before the work: a place that cannot be written to is found now.
-    let draft = Draft::of_stage(out, Kind::Checkpoint, &stage.name)?;
-    let best = beside(out, "best")?;
-    if plan.settings().train.keep_best {
-        drop(Draft::create(&best, Kind::Checkpoint)?);
-    }
     let run = Run {
         plan,
+        store: StateStore::new(
+            beside(out, "state")?,
+            stage.clone(),
+            plan.settings().train.keep_last,
+        ),
         stage,
-        store,
-        best,
+        best: beside(out, "best")?,
         log: beside(out, "log")?,
+        ranks_here: launch.ranks_here(shape)?,
         interrupt,
     };
-    let shape = plan.mesh();
+    if let Launch::Processes(world) = launch {
+        return run.on_process(world, out, resume, progress);
+    }
+    let Some(draft) = run.begin(out, resume)? else {
+        return Ok(Outcome::Current);
+    };
     if shape.ranks() == 1 {
         return run.on_rank(None, Some(draft), progress);
     }
@@ -165,10 +180,78 @@ struct Run<'a> {
     store: StateStore,
     best: PathBuf,
     log: PathBuf,
+    ranks_here: usize,
     interrupt: &'a Interrupt,
 }
 
 impl Run<'_> {
+    /// What the first rank does before all others: looks at what is there, and makes the draft of the checkpoint; `None` where
+    /// that is there already.
+    fn begin(&self, out: &Path, resume: Resume) -> Result<Option<Draft>> {
+        let Run {
+            plan, stage, store, ..
+        } = self;
+        match resume {
+            Resume::Restart => store.remove()?,
+            Resume::Continue if stage.current(out, Kind::Checkpoint).is_ok() => {
+                // Left where the process was killed just after its last rename.
+                if store.holds_this_run() {
+                    store.remove()?;
+                }
+                return Ok(None);
+            }
+            Resume::Continue => {}
+        }
+        let memory = plan.describe().memory;
+        memory.check_share(self.ranks_here, plan.mesh().ranks())?;
+        // Before the work: a place that cannot be written to is found now.
+        let draft = Draft::of_stage(out, Kind::Checkpoint, &stage.name)?;
+        if plan.settings().train.keep_best {
+            drop(Draft::create(&self.best, Kind::Checkpoint)?);
+        }
+        Ok(Some(draft))
+    }
+
+    /// The part of one process of several.
+    fn on_process(
+        &self,
+        world: &World,
+        out: &Path,
+        resume: Resume,
+        progress: &mut dyn Progress,
+    ) -> Result<Outcome> {
+        let machines = world.machines();
+        let mesh = world.mesh(self.plan.mesh());
+        let is_first = mesh.rank() == 0;
+        // The others wait in the call below until the first has made up its mind.
+        let draft = match is_first {
+            true => self.begin(out, resume)?,
+            false => None,
+        };
+        let begun = mesh.all().all_gather_bytes(&[u8::from(draft.is_some())]);
+        if begun[0] == [0] {
+            return Ok(Outcome::Current);
+        }
+        let mut silent = NoProgress;
+        let progress = match is_first {
+            true => {
+                progress.message(&places(&machines));
+                progress
+            }
+            false => &mut silent,
+        };
+        let (rank, ranks) = (mesh.rank(), world.size());
+        let part = || self.on_rank(Some(mesh), draft, progress);
+        catch_unwind(AssertUnwindSafe(part)).unwrap_or_else(|panic| {
+            let problem = threads::message(&*panic);
+            Err(TrainError::Rank {
+                rank,
+                ranks,
+                problem,
+            })
+        })
+    }
+
     /// The part of one rank. The first has the draft of the checkpoint.
     fn on_rank(
         &self,
@@ -182,12 +265,13 @@ impl Run<'_> {
             store,
             best,
             log,
+            ranks_here,
             interrupt,
         } = self;
         let settings = &plan.settings().train;
         let is_first = draft.is_some();
         let objective = plan.objective()?;
-        let mut ctx = Ctx::new(Arc::new(plan.pool()?));
+        let mut ctx = Ctx::new(Arc::new(plan.pool(*ranks_here)?));
         ctx.compute = plan.settings().compute.dtype.kernel();
         ctx.recompute = plan.settings().compute.recompute == Recompute::Block;
         // Of all ranks together; measured by one while the others wait for it.
@@ -401,6 +485,28 @@ impl OwnBytes {
         };
         heard.into_iter().map(bytes).collect()
     }
+}
+
+/// "4 ranks: 0-1 on one, 2-3 on another".
+fn places(machines: &[String]) -> String {
+    let mut places: Vec<String> = Vec::new();
+    let mut first = 0;
+    for run in machines.chunk_by(|a, b| a == b) {
+        let last = first + run.len() - 1;
+        let ranks = match run.len() {
+            1 => first.to_string(),
+            _ => format!("{first}-{last}"),
+        };
+        places.push(format!("{ranks} on {}", run[0]));
+        first = last + 1;
+    }
+    const SHOWN: usize = 16;
+    let more = match places.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    places.truncate(SHOWN);
+    format!("{} ranks: {}{more}", machines.len(), places.join(", "))
 }
 
 /// "2 ranks (fsdp 2)".

@@ -153,7 +153,7 @@ pub(crate) fn training_flops(config: &Config, packing: Packing, tokens: u64) -> 
 /// with its gradient. The gradients of activations are largest in the feed-forward layer. Where blocks are computed again,
 /// all but one keep their input only.
 ///
-/// Of several ranks it is the sum: they are threads of one process.
+/// Of several ranks it is the sum.
 pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
     if let Some(plan) = MeshPlan::new(config, settings) {
         let all = |bytes: usize| bytes.saturating_mul(plan.ranks);
@@ -309,13 +309,22 @@ impl Memory {
     /// # Errors
     /// When it needs more than there is.
     pub fn check(&self) -> Result<()> {
+        self.check_share(1, 1)
+    }
+
+    /// As [`Memory::check`], where this machine has so many of all ranks.
+    ///
+    /// # Errors
+    /// When its share needs more than there is.
+    pub fn check_share(&self, ranks_here: usize, ranks: usize) -> Result<()> {
+        let share = self.total() / ranks * ranks_here;
         match available_memory() {
-            Some(available) if self.total() > available => {
+            Some(available) if share > available => {
                 let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
                 let problem = format!(
                     "with this batch needs {:.1} GiB to train, and {:.1} GiB are free; make it smaller, or lower \
                      `train.micro_batch_sequences`",
-                    gib(self.total()),
+                    gib(share),
                     gib(available)
                 );
                 Err(TrainError::setting("model", problem))

@@ -18,7 +18,7 @@
 //! correction and the running mean count updates.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use russet_artifact::{Draft, Interrupt, Progress, RunLog};
 use russet_model::Config;
@@ -33,6 +33,7 @@ use crate::save::{Job, Writer, Written};
 use crate::schedule::Schedule;
 use crate::spike::Spike;
 use crate::state::{Snapshot, State, StateStore, Tally};
+use crate::straggler::{Busy, WINDOW, straggler};
 use crate::{Result, TrainError};
 
 /// Named numbers that say how good the decoder is now.
@@ -122,6 +123,7 @@ pub fn train(mut run: Loop, ctx: &mut Ctx, state: &mut State) -> Result<Ended> {
         run: &mut run,
         ranks,
         begun: None,
+        busy: Busy::default(),
     };
     let ended = stepping.all_steps(ctx, state);
     run.progress.end();
@@ -133,6 +135,7 @@ struct Stepping<'a, 'l> {
     run: &'a mut Loop<'l>,
     ranks: Ranks,
     begun: Option<Begun>,
+    busy: Busy,
 }
 
 /// A save of several ranks that has begun.
@@ -156,7 +159,7 @@ impl Stepping<'_, '_> {
         } = state.tally;
         while state.step < self.run.steps {
             let begun = Instant::now();
-            let sent = self.moved();
+            let (sent, waited) = (self.moved(), self.waited());
             let before = self.run.batches.state();
             let stop = self.vote()?;
             let made = match stop {
@@ -182,7 +185,9 @@ impl Stepping<'_, '_> {
             });
             let loss = sums.loss as f32;
             let (norm, rate) = self.update(ctx, state, &batches, &mut gradients, &sums)?;
-            state.tally.seconds += begun.elapsed().as_secs_f64();
+            let took = begun.elapsed();
+            let waited = self.waited() - waited;
+            state.tally.seconds += took.as_secs_f64();
             count(state, &sums);
             state.tally.last_loss = loss;
             if state.step == 0 {
@@ -195,6 +200,9 @@ impl Stepping<'_, '_> {
                 record.moved = sent;
             }
             self.watch_for_spikes(state, loss, &batches)?;
+            if let Some(busy) = self.busy.step(took, waited) {
+                self.watch_for_stragglers(state.step, busy)?;
+            }
 
             let (step, tally) = (state.step, &state.tally);
             let passed = tally.seconds - seconds;
@@ -236,6 +244,30 @@ impl Stepping<'_, '_> {
         self.ranks
             .mesh()
             .map_or(Moved::default(), |mesh| mesh.moved())
+    }
+
+    /// How long this rank has been in calls to others.
+    fn waited(&self) -> Duration {
+        self.ranks
+            .mesh()
+            .map_or(Duration::ZERO, |mesh| mesh.waited())
+    }
+
+    fn watch_for_stragglers(&mut self, step: u64, busy: f64) -> Result<()> {
+        let Some(mesh) = self.ranks.mesh() else {
+            return Ok(());
+        };
+        let all: Vec<f64> = mesh.all().all_gather_f64(&[busy]).concat();
+        let Some((rank, median)) = straggler(&all) else {
+            return Ok(());
+        };
+        let message = format!(
+            "step {step}: rank {rank} of {} is a straggler: busy for {:.1} s of the last {WINDOW} steps, where the median rank was \
+             for {median:.1} s and then waited; look at its machine if this comes again",
+            all.len(),
+            all[rank]
+        );
+        self.say(step, "straggler", &message)
     }
 
     /// Adds the gradients of this rank's micro-batches up and returns their loss; `None` when asked to stop.

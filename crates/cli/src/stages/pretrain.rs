@@ -62,6 +62,8 @@ struct PretrainInputs {
 
 pub(super) struct Pretrain {
     inputs: PretrainInputs,
+    /// Processes on this machine and in all, which share the memory out.
+    processes: (usize, usize),
     /// Resolved, the threads too; of a checkpoint to begin with, its shape is left open.
     settings: Settings,
 }
@@ -81,7 +83,7 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
     } = recipe.parse()?;
     // The command line is nearer to the person than the recipe.
     if app.threads_given {
-        compute.threads = Some(app.pool.threads());
+        compute.threads = Some(app.threads);
     }
     let settings = Settings {
         stage: StageName::Pretrain,
@@ -99,7 +101,7 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
         None => Start::Random,
     };
     let mut settings = settings.resolved(start)?;
-    settings.compute.threads.get_or_insert(app.pool.threads());
+    settings.compute.threads.get_or_insert(app.threads);
     if inputs.teacher.is_some() && inputs.teacher_logits.is_some() {
         let sentence =
             "`inputs.teacher` and `inputs.teacher_logits` are both there; keep one of them";
@@ -119,7 +121,11 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
             return Err(Usage(sentence.into()).into());
         }
     }
-    Ok(Pretrain { inputs, settings })
+    Ok(Pretrain {
+        inputs,
+        processes: (app.launch.processes_here(), app.launch.processes()),
+        settings,
+    })
 }
 
 impl PretrainInputs {
@@ -265,7 +271,10 @@ impl Work for Pretrain {
                 json["estimate"] = serde_json::to_value(estimate)?;
                 json["basis"] = basis.into();
             }
-            None if !place.out.exists() => memory.check()?,
+            None if !place.out.exists() => {
+                let (here, all) = self.processes;
+                memory.check_share(here, all)?;
+            }
             None => {}
         }
         Ok(Plan { json, text })
@@ -276,7 +285,8 @@ impl Work for Pretrain {
         if let Some(teacher) = self.inputs.taught_by(|name| place.input(name)) {
             plan = plan.taught_by(teacher)?;
         }
-        let outcome = russet_train::pretrain(
+        let outcome = russet_train::pretrain_as(
+            &app.launch,
             &plan,
             &place.out,
             &app.tool,

@@ -129,6 +129,25 @@ fn sums_are_those_of_the_plain_version_to_the_bit() {
 }
 
 #[test]
+fn the_rank_that_others_wait_for_waits_least() {
+    let waited = on(line(Axis::Data, 3), |mesh| {
+        for _ in 0..3 {
+            if mesh.rank() == 1 {
+                std::thread::sleep(Duration::from_millis(40));
+            }
+            mesh.all().all_gather_bytes(&[0]);
+        }
+        mesh.waited()
+    });
+    let third = Duration::from_millis(40);
+    assert!(
+        waited[0] >= 2 * third && waited[2] >= 2 * third,
+        "{waited:?}"
+    );
+    assert!(waited[1] < waited[0] - third, "{waited:?}");
+}
+
+#[test]
 fn groups_of_the_same_ranks_do_not_meet() {
     on(line(Axis::Data, 2), |mesh| {
         // One rank is a call ahead in one group while the other is still in the group before.
