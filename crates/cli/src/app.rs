@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use russet_artifact::{Interrupt, NoProgress, Progress, Tool};
 use russet_kernels::Pool;
 use russet_model::{Decoder, adapter, checkpoint};
-use russet_tokenizer::Tokenizer;
+use russet_tokenizer::{ChatTemplate, Tokenizer};
 use russet_train::Launch;
 use serde_json::Value;
 
@@ -140,6 +140,24 @@ impl Model {
             );
         }
         Ok(Model { decoder, tokenizer })
+    }
+
+    /// Opens a model to talk to: where it has no chat template it gets ChatML's, and `progress` says so.
+    pub fn open_for_chat(
+        folder: &Path,
+        adapter: Option<&Path>,
+        progress: &mut dyn Progress,
+    ) -> Result<Model> {
+        let mut model = Model::open(folder, adapter)?;
+        if model.tokenizer.chat_template().is_none() {
+            progress.message(&format!(
+                "{}: there is no chat template, so ChatML is used",
+                folder.display()
+            ));
+            let chatml = ChatTemplate::chatml();
+            model.tokenizer = model.tokenizer.with_chat_template(chatml.source())?;
+        }
+        Ok(model)
     }
 
     /// The token that stands before a text.

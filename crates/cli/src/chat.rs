@@ -4,7 +4,7 @@ use std::io::{BufRead, IsTerminal, Write};
 
 use anyhow::{Result, bail};
 use russet_engine::{Engine, EngineConfig, Finish, Flow, Request, Reuse};
-use russet_tokenizer::{ChatTemplate, Message};
+use russet_tokenizer::Message;
 use serde_json::json;
 
 use crate::app::{App, Model, Usage, write_stdout};
@@ -20,19 +20,9 @@ pub fn chat(app: &mut App, args: &ChatArgs) -> Result<()> {
         )
         .into());
     }
-    let model = Model::open(&args.model, args.adapter.as_deref())?;
+    let model = Model::open_for_chat(&args.model, args.adapter.as_deref(), &mut *app.progress)?;
     let (stop_tokens, context) = (model.eos(), model.decoder.config().context);
-    let Model {
-        decoder,
-        mut tokenizer,
-    } = model;
-    if tokenizer.chat_template().is_none() {
-        app.progress.message(&format!(
-            "{}: there is no chat template, so ChatML is used",
-            args.model.display()
-        ));
-        tokenizer = tokenizer.with_chat_template(ChatTemplate::chatml().source())?;
-    }
+    let Model { decoder, tokenizer } = model;
     let config = EngineConfig {
         reuse: Reuse::Prefix,
         ..EngineConfig::new(context, 1)

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use russet_engine::{Engine, EngineConfig, Flow, Request, Sampling};
 use russet_eval::ifeval::{IfevalScores, Prompts, Response, Responses, Verdict, score};
-use russet_tokenizer::{ChatTemplate, Message, Tokenizer};
+use russet_tokenizer::{Message, Tokenizer};
 
 use crate::app::{App, Interrupted, Model, Usage};
 
@@ -141,19 +141,9 @@ fn answer(app: &mut App, args: &IfevalArgs, folder: &Path, prompts: &Prompts) ->
     }
     let keep = keep(args, folder)?;
     app.stop_on_signals()?;
-    let model = Model::open(folder, args.adapter.as_deref())?;
+    let model = Model::open_for_chat(folder, args.adapter.as_deref(), &mut *app.progress)?;
     let stop_tokens = model.eos();
-    let Model {
-        decoder,
-        mut tokenizer,
-    } = model;
-    if tokenizer.chat_template().is_none() {
-        app.progress.message(&format!(
-            "{}: there is no chat template, so ChatML is used",
-            folder.display()
-        ));
-        tokenizer = tokenizer.with_chat_template(ChatTemplate::chatml().source())?;
-    }
+    let Model { decoder, tokenizer } = model;
     let encoded: Vec<Vec<u32>> = prompts
         .all()
         .iter()

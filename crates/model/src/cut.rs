@@ -261,7 +261,7 @@ pub fn check(config: &Config, tensor: usize) -> Result<(), String> {
     ] {
         if tensor == 0 || !count.is_multiple_of(tensor) {
             return Err(format!(
-                "is {tensor}, which does not divide the model's {name}, {count}; choose a divisor of both"
+                "is {tensor}, which does not divide the model's {name}, {count}; choose a divisor of its kv_heads, ffn and vocabulary"
             ));
         }
     }

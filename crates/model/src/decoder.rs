@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use russet_kernels::random;
 use russet_tensor::ops::{self, LossTerms, TokenLoss};
 use russet_tensor::{Ctx, Segments, Tensor};
 
-use crate::block::{Block, Pass, layouts};
+use crate::block::{Block, Pass};
 use crate::cut::{Cut, CutPart};
 use crate::parallel::Sharding;
-use crate::{Config, Dense, Embedding, Family, KvCache, Layout, Linear};
+use crate::{Config, Embedding, KvCache, Linear};
 
 /// A dense decoder-only transformer: pre-norm, no biases, grouped queries, rotary positions, SwiGLU
 /// (arXiv 2407.21075, section 2).
@@ -86,37 +85,7 @@ impl Decoder {
     /// A decoder at the start of training: every matrix normal with variance 1 / inputs, every norm 1
     /// (AXLearn's fan-in initialisation). The same seed gives the same weights on any machine.
     pub fn random(config: &Config, seed: u64) -> Decoder {
-        let mut stream = 0;
-        let mut matrix = |rows: usize, cols: usize| {
-            stream += 1;
-            let deviation = (cols as f32).sqrt().recip();
-            Tensor::from_fn(&[rows, cols], |i| {
-                deviation * random::normal(seed, stream, i as u64)
-            })
-        };
-        let ones = |len: usize| Tensor::new(&[len], vec![1.0; len]);
-        let embedding = Embedding::Dense(matrix(config.vocab, config.width));
-        let mut dense = |layout: Layout| -> Box<dyn Linear> {
-            let weight = matrix(layout.rows(), layout.inputs);
-            Box::new(Dense::new(layout, weight))
-        };
-        let blocks = (0..config.layers)
-            .map(|layer| {
-                let [qkv, output, gate_up, down] = layouts(config, layer);
-                Block {
-                    attention_norm: ones(config.width),
-                    qkv: dense(qkv),
-                    qk_norm: (config.family == Family::Qwen3)
-                        .then(|| [ones(config.head_dim), ones(config.head_dim)]),
-                    output: dense(output),
-                    ffn_norm: ones(config.width),
-                    gate_up: dense(gate_up),
-                    down: dense(down),
-                }
-            })
-            .collect();
-        let head = (!config.tied).then(|| Embedding::Dense(matrix(config.vocab, config.width)));
-        Decoder::new(config.clone(), embedding, blocks, ones(config.width), head)
+        Decoder::random_on_mesh(config, seed, None)
     }
 
     /// The same weights with other rotary positions, for another length of context.
@@ -130,8 +99,8 @@ impl Decoder {
         &self.config
     }
 
-    /// Flat `tokens [N]` to normed hidden states `[N, D]`; on a mesh those of the rows that this rank has. With a cache, the segments' tokens continue its sequences
-    /// and must have been announced by [`KvCache::extend`].
+    /// Flat `tokens [N]` to normed hidden states `[N, D]`; on a mesh those of the rows that this rank has. With a cache, the
+    /// segments' tokens continue its sequences and must have been announced by [`KvCache::extend`].
     ///
     /// # Panics
     /// When a token is not below V, or segments and tokens differ in number.

@@ -335,10 +335,10 @@ impl Decoder {
         Ok(decoder)
     }
 
-    /// This rank's part of [`Decoder::random`]: the same weights, whatever the mesh.
-    pub fn random_on_mesh(config: &Config, seed: u64, mesh: &Arc<Mesh>) -> Decoder {
+    /// This rank's part of [`Decoder::random`], all of it without a mesh: the same weights, whatever the mesh.
+    pub fn random_on_mesh(config: &Config, seed: u64, mesh: Option<&Arc<Mesh>>) -> Decoder {
         let mut stream = 0;
-        let made = Decoder::on_mesh(config, Some(mesh), |_, cut| {
+        let made = Decoder::on_mesh(config, mesh, |_, cut| {
             if cut.kind == ParameterKind::Norm {
                 return Ok::<_, std::convert::Infallible>(vec![1.0; cut.len()]);
             }

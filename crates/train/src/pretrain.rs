@@ -322,10 +322,7 @@ impl Run<'_> {
                         };
                         decoder.with_positions(config.rope_theta, config.context)
                     }
-                    None => match &mesh {
-                        None => Decoder::random(config, settings.seed),
-                        Some(mesh) => Decoder::random_on_mesh(config, settings.seed, mesh),
-                    },
+                    None => Decoder::random_on_mesh(config, settings.seed, mesh.as_ref()),
                 })
             }
         };

@@ -222,7 +222,7 @@ mod tests {
             sizes: [2, 2, 1, 2],
         };
         let sums = threads::run(shape, |mesh| {
-            let decoder = Decoder::random_on_mesh(&config, 1, &mesh);
+            let decoder = Decoder::random_on_mesh(&config, 1, Some(&mesh));
             let ctx = Ctx::new(Arc::new(Pool::with_isa(1, Isa::best())));
             let mut gradients = Gradients::default();
             for parameter in decoder.parameters() {

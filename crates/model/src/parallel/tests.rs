@@ -86,7 +86,7 @@ fn every_mesh_has_the_loss_and_the_gradients_of_one_rank() {
         let (loss, wanted) = pass(&whole, false);
         let shape = MeshShape { sizes };
         let found = threads::run(shape, |mesh| {
-            let decoder = Decoder::random_on_mesh(&config, 5, &mesh);
+            let decoder = Decoder::random_on_mesh(&config, 5, Some(&mesh));
             let (loss, mut gradients) = pass(&decoder, recompute);
             let parameters = decoder.parameters();
             for (gradient, parameter) in gradients.iter_mut().zip(&parameters) {
@@ -144,7 +144,7 @@ fn parts_of_a_random_decoder_are_parts_of_the_whole_one() {
         sizes: [1, 2, 1, 2],
     };
     let pieces = threads::run(mesh, |mesh| {
-        let decoder = Decoder::random_on_mesh(&config, 9, &mesh);
+        let decoder = Decoder::random_on_mesh(&config, 9, Some(&mesh));
         let parameters = decoder.parameters();
         let copy = |p: &Parameter| p.tensor.data().to_vec();
         Ok::<_, ()>(parameters.iter().map(copy).collect::<Vec<_>>())

@@ -7,7 +7,7 @@
 use russet_kernels::cross_entropy as kernel;
 use russet_kernels::elementwise;
 
-use crate::{Ctx, Node, Tensor};
+use crate::{Ctx, Tensor};
 
 /// What [`cross_entropy`] returns.
 pub struct TokenLoss {
@@ -120,55 +120,43 @@ pub fn cross_entropy(
         };
     }
     let mut per_token = vec![0.0; tokens];
-    let student = head(hidden, table);
-    if !records {
-        let pool = &ctx.pool;
-        kernel::with_terms(
-            pool,
-            ctx.compute,
-            student,
-            targets,
-            weights,
-            &terms.kernel(),
-            &mut per_token,
-            None,
-        );
-        return TokenLoss {
-            loss: weighted_sum(&per_token, weights),
-            per_token,
-        };
-    }
-    let mut d_hidden = ctx.buffer(hidden.len());
-    let mut d_table = ctx.zeros(table.len());
-    let gradients = kernel::HeadGradients {
-        hidden: &mut d_hidden,
-        table: &mut d_table,
-    };
+    let mut made = records.then(|| (ctx.buffer(hidden.len()), ctx.zeros(table.len())));
+    let gradients = made
+        .as_mut()
+        .map(|(hidden, table)| kernel::HeadGradients { hidden, table });
     kernel::with_terms(
         &ctx.pool,
         ctx.compute,
-        student,
+        head(hidden, table),
         targets,
         weights,
         &terms.kernel(),
         &mut per_token,
-        Some(gradients),
+        gradients,
     );
     let loss = weighted_sum(&per_token, weights);
-    let (hidden, table) = (hidden.handle(), table.handle());
-    ctx.record(&loss, move |back, d_loss| {
+    if let Some((d_hidden, d_table)) = made {
+        let d_hidden = Tensor::new(hidden.shape(), d_hidden);
+        let d_table = Tensor::new(table.shape(), d_table);
+        record_gradients(ctx, &loss, [(hidden, d_hidden), (table, d_table)]);
+    }
+    TokenLoss { loss, per_token }
+}
+
+/// Records a loss whose gradients were formed with it.
+pub(super) fn record_gradients(ctx: &mut Ctx, loss: &Tensor, inputs: [(&Tensor, Tensor); 2]) {
+    let inputs = inputs.map(|(input, gradient)| (input.handle(), gradient));
+    ctx.record(loss, move |back, d_loss| {
         let factor = d_loss.data()[0];
-        for (tensor, mut gradient) in [(hidden, d_hidden), (table, d_table)] {
-            if back.wants(&tensor) {
+        for (input, mut gradient) in inputs {
+            if back.wants(&input) {
                 if factor != 1.0 {
-                    elementwise::scale_in_place(back.pool, &mut gradient, factor);
+                    elementwise::scale_in_place(back.pool, gradient.data_mut(), factor);
                 }
-                let gradient = Tensor::new(tensor.shape(), gradient);
-                back.accumulate(&tensor, gradient);
+                back.accumulate(&input, gradient);
             }
         }
     });
-    TokenLoss { loss, per_token }
 }
 
 /// Each token's loss in nats, `[N]`, without gradients.

@@ -5,13 +5,13 @@
 use std::sync::Arc;
 
 use russet_kernels::cross_entropy as kernel;
-use russet_kernels::elementwise;
 
 use super::TokenLoss;
-use super::cross_entropy::weighted_sum;
-use crate::collective::{Gather, Reduce, Rows};
+use super::cross_entropy::{record_gradients, weighted_sum};
+use super::share_rows::{gather, scatter};
+use crate::collective::{Gather, Rows};
 use crate::mesh::Group;
-use crate::{Ctx, Node, Tensor};
+use crate::{Ctx, Tensor};
 
 /// The part of an output table that a rank has.
 pub struct TablePart<'a> {
@@ -36,37 +36,20 @@ pub fn cross_entropy_part(
         rows: targets.len(),
         width: hidden.dims2().1,
     };
-    let all = gather(ctx, part.group, hidden, rows);
+    let all = gather(part.group, ctx.workspace(), hidden, rows);
     let head = kernel::Head {
         hidden: all.data(),
         table: part.table.data(),
     };
     let mut per_token = vec![0.0; targets.len()];
-    let mut exchange = |said: Vec<f32>| exchange(part.group, said);
-    if !ctx.records(&[hidden, part.table]) {
-        kernel::of_part(
-            &ctx.pool,
-            ctx.compute,
-            head,
-            part.first,
-            targets,
-            weights,
-            z_loss,
-            &mut per_token,
-            None,
-            &mut exchange,
-        );
-        return TokenLoss {
-            loss: weighted_sum(&per_token, weights),
-            per_token,
-        };
-    }
-    let mut d_all = ctx.buffer(rows.len());
-    let mut d_table = ctx.zeros(part.table.len());
-    let gradients = kernel::HeadGradients {
-        hidden: &mut d_all,
-        table: &mut d_table,
-    };
+    let records = ctx.records(&[hidden, part.table]);
+    let mut d_all_and_table = records.then(|| {
+        let d_table = ctx.zeros(part.table.len());
+        (ctx.buffer(rows.len()), d_table)
+    });
+    let gradients = d_all_and_table
+        .as_mut()
+        .map(|(hidden, table)| kernel::HeadGradients { hidden, table });
     kernel::of_part(
         &ctx.pool,
         ctx.compute,
@@ -76,47 +59,19 @@ pub fn cross_entropy_part(
         weights,
         z_loss,
         &mut per_token,
-        Some(gradients),
-        &mut exchange,
+        gradients,
+        &mut |said| exchange(part.group, said),
     );
     drop(all);
-    // Summed up at once, so that no rank holds the gradients of all rows until the backward pass.
-    let message = Reduce {
-        data: Tensor::new(&[rows.rows, rows.width], d_all),
-        rows,
-        out: ctx.buffer(part.group.part(rows).len()),
-    };
-    let sums = part.group.reduce_scatter(vec![message]);
-    let [d_hidden] = sums.try_into().ok().expect("one message");
     let loss = weighted_sum(&per_token, weights);
-    let (hidden, table) = (hidden.handle(), part.table.handle());
-    ctx.record(&loss, move |back, d_loss| {
-        let factor = d_loss.data()[0];
-        for (tensor, mut gradient) in [(hidden, d_hidden), (table, d_table)] {
-            if back.wants(&tensor) {
-                if factor != 1.0 {
-                    elementwise::scale_in_place(back.pool, &mut gradient, factor);
-                }
-                let gradient = Tensor::new(tensor.shape(), gradient);
-                back.accumulate(&tensor, gradient);
-            }
-        }
-    });
+    if let Some((d_all, d_table)) = d_all_and_table {
+        // Summed up at once, so that no rank holds the gradients of all rows until the backward pass.
+        let d_all = Tensor::new(&[rows.rows, rows.width], d_all);
+        let d_hidden = scatter(part.group, ctx.workspace(), d_all, rows);
+        let d_table = Tensor::new(part.table.shape(), d_table);
+        record_gradients(ctx, &loss, [(hidden, d_hidden), (part.table, d_table)]);
+    }
     TokenLoss { loss, per_token }
-}
-
-fn gather(ctx: &Ctx, group: &Group, hidden: &Tensor, rows: Rows) -> Tensor {
-    let message = Gather {
-        part: hidden.clone(),
-        rows,
-        out: ctx.buffer(rows.len()),
-    };
-    let [out] = group
-        .all_gather(vec![message])
-        .try_into()
-        .ok()
-        .expect("one message");
-    Tensor::new(&[rows.rows, rows.width], out)
 }
 
 /// What all ranks say, of as many numbers each.

@@ -14,7 +14,8 @@ use crate::tensor::Recipe;
 use crate::workspace::Workspace;
 use crate::{Ctx, Tensor};
 
-fn gather(group: &Group, workspace: &Arc<Workspace>, x: &Tensor, rows: Rows) -> Tensor {
+/// The whole of which each rank has some rows, `x` this one.
+pub(super) fn gather(group: &Group, workspace: &Arc<Workspace>, x: &Tensor, rows: Rows) -> Tensor {
     let message = Gather {
         part: x.clone(),
         rows,
@@ -28,10 +29,11 @@ fn gather(group: &Group, workspace: &Arc<Workspace>, x: &Tensor, rows: Rows) -> 
     Tensor::new(&[rows.rows, rows.width], out)
 }
 
-fn scatter(group: &Group, workspace: &Arc<Workspace>, x: &Tensor, rows: Rows) -> Tensor {
+/// This rank's rows of the sum of what all ranks have.
+pub(super) fn scatter(group: &Group, workspace: &Arc<Workspace>, x: Tensor, rows: Rows) -> Tensor {
     let own = group.part(rows).len();
     let message = Reduce {
-        data: x.clone(),
+        data: x,
         rows,
         out: workspace.take(own),
     };
@@ -61,7 +63,7 @@ pub fn gather_rows(ctx: &mut Ctx, group: &Arc<Group>, x: &Tensor) -> Tensor {
         out = out.computed_by(&recipe);
         ctx.record(&out, move |back, d_out| {
             drop(recipe);
-            let d_x = scatter(&group, back.workspace(), &d_out, rows);
+            let d_x = scatter(&group, back.workspace(), d_out, rows);
             back.accumulate(&x, d_x);
         });
     }
@@ -75,7 +77,7 @@ pub fn scatter_rows(ctx: &mut Ctx, group: &Arc<Group>, x: &Tensor) -> Tensor {
         rows: tokens,
         width,
     };
-    let out = scatter(group, ctx.workspace(), x, rows);
+    let out = scatter(group, ctx.workspace(), x.clone(), rows);
     if ctx.records(&[x]) {
         let (group, x) = (group.clone(), x.handle());
         ctx.record(&out, move |back, d_out| {

@@ -372,7 +372,7 @@ fn poison_on_one_rank_stops_all_and_is_named_by_all() {
         ..tiny().config().clone()
     };
     let said = threads::run(shape, |mesh| {
-        let decoder = Decoder::random_on_mesh(&config, 17, &mesh);
+        let decoder = Decoder::random_on_mesh(&config, 17, Some(&mesh));
         let mut state = State::new(decoder, OptimizerSettings::default());
         let (mut ctx, mut source) = (context(1), Source::new(1000, 2));
         go(&mut source, &mut ctx, &mut state, 3, &mut NoProgress).unwrap();
