@@ -228,7 +228,7 @@ pub struct ParallelSettings {
     pub data: usize,
     /// Shares of the sequences whose ranks have pieces of the weights, gradients and moments.
     pub fsdp: usize,
-    /// Parts of each sequence. Reserved: only 1 for now.
+    /// Parts of the tokens of each micro-batch, whose ranks pass keys and values round.
     pub sequence: usize,
     /// Parts of each matrix, and of the tokens between them.
     pub tensor: usize,
