@@ -4,6 +4,7 @@ use russet_model::config::RopeScaling;
 use russet_model::{Config, Family};
 use russet_tokenizer::SpecialIds;
 
+use crate::device::DeviceKind;
 use crate::loader::{MOST, Packing};
 use crate::schedule::{Schedule, Shape};
 use crate::settings::{
@@ -63,6 +64,7 @@ impl Settings {
                 );
             }
         }
+        self.parallel = self.parallel.chosen(DeviceKind::Cpu, 1)?;
         check_parallel(&self)?;
         // Of any vocabulary: only its size is the tokens' to say.
         match start {
@@ -380,13 +382,14 @@ fn resolve_data(data: &mut DataSettings, train: &TrainSettings) -> Result<()> {
 const MOST_RANKS: usize = 1 << 16;
 
 /// Whether a mesh is one, and divides the batch. Whether it divides the model is seen where the vocabulary is known.
-fn check_parallel(settings: &Settings) -> Result<()> {
+pub(crate) fn check_parallel(settings: &Settings) -> Result<()> {
     let ParallelSettings {
         data,
         fsdp,
         sequence,
         tensor,
         pipeline,
+        ..
     } = settings.parallel;
     for (key, size) in [
         ("parallel.data", data),

@@ -4,6 +4,8 @@
 //! moments: the loss, when all that is kept for the backward pass is there beside the table, and the block after it, when its
 //! gradients come. With one micro-batch a step, the end of the backward pass is a third: then all gradients are there.
 
+mod expected;
+
 use std::fmt;
 
 use russet_kernels::ROW_BLOCK;
@@ -17,6 +19,8 @@ use serde::ser::SerializeMap;
 
 use crate::check::packing;
 use crate::settings::{OptimizerSettings, Recompute, Settings};
+
+pub use expected::{Expected, Outlook};
 
 const FLOAT: usize = size_of::<f32>();
 /// Numbers of the step's sums beside those of each source; see `ranks.rs`.
@@ -43,6 +47,8 @@ pub struct RankPlan {
     pub passing: usize,
     /// The most bytes at one time, all in all.
     pub peak: usize,
+    /// Bytes of blocks' parameters sent in a step before they are needed, which are part of what goes along fsdp.
+    pub ahead: u64,
     /// Bytes sent in a step.
     #[serde(serialize_with = "by_axis")]
     pub moved: Moved,
@@ -123,6 +129,7 @@ impl RankPlan {
             saving,
             passing: FLOAT * passing,
             peak: weights + optimizer + saving + FLOAT * (gradients + passing),
+            ahead: shapes.ahead(),
             moved: shapes.moved(settings),
         }
     }
@@ -196,6 +203,13 @@ impl<'a> Shapes<'a> {
         cut.shape().iter().product()
     }
 
+    /// Bytes of the blocks' parameters, forward and backward, that go to the ranks along fsdp.
+    fn ahead(&self) -> u64 {
+        let blocks = self.cuts.iter().filter(|cut| in_block(cut));
+        let gathers = blocks.map(|cut| 2 * self.gather(Axis::Fsdp, Self::whole(cut)));
+        (FLOAT * self.micro_batches.len() * gathers.sum::<usize>()) as u64
+    }
+
     fn moved(&self, settings: &Settings) -> Moved {
         let recomputes = settings.compute.recompute == Recompute::Block;
         let (layers, width) = (self.config.layers, self.config.width);
@@ -224,7 +238,7 @@ impl<'a> Shapes<'a> {
         if self.size(Axis::Fsdp) > 1 {
             for cut in &self.cuts {
                 let whole = Self::whole(cut);
-                let uses = match (cut.kind, cut.parts[0].name.contains(".layers.")) {
+                let uses = match (cut.kind, in_block(cut)) {
                     (russet_model::ParameterKind::Embedding, _) if self.config.tied => (2, 2),
                     (_, true) => (2, 1),
                     _ => (1, 1),
@@ -371,6 +385,10 @@ impl<'a> Shapes<'a> {
             .max_by_key(|(gradients, passing)| gradients + passing);
         *most.expect("three moments")
     }
+}
+
+fn in_block(cut: &Cut) -> bool {
+    cut.parts[0].name.contains(".layers.")
 }
 
 impl fmt::Display for MeshPlan {
