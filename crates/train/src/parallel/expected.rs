@@ -261,8 +261,8 @@ mod tests {
 
     /// The small recipe on a mesh, and what is expected of it there.
     fn expected(changes: &[&str], device: &Device) -> (Expected, Option<MeshPlan>) {
-        let settings = common::settings(changes).resolved(crate::Start::Random);
-        let settings = settings.unwrap();
+        let settings: Settings = common::settings(changes);
+        let settings = settings.resolved(crate::Start::Random).unwrap();
         let config = settings.decoder(512, None).unwrap();
         let plan = MeshPlan::new(&config, &settings);
         (Expected::new(&config, &settings, device), plan)
@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(four.hidden, (rank.ahead as f64 / 1e8).min(four.products));
         let sum = four.products + fsdp / 1e8 + tensor / 1e9 - four.hidden;
         assert!((four.seconds - sum).abs() < 1e-12);
-        assert!(four.mfu < four.mfu_at_best && four.mfu_at_best < 0.5);
+        assert!(four.mfu <= four.mfu_at_best && four.mfu_at_best < 0.5);
         // Where nothing travels ahead all is waited for; and blocks that are computed again cost products.
         let waits = Device {
             ahead: false,
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn meshes_that_fit_are_listed_fastest_first() {
         assert_eq!(meshes(8).len(), 20);
-        let settings = common::settings(&["parallel.data=2", "parallel.fsdp=2"]);
+        let settings: Settings = common::settings(&["parallel.data=2", "parallel.fsdp=2"]);
         let settings = settings.resolved(crate::Start::Random).unwrap();
         let config = settings.decoder(512, None).unwrap();
         let outlook = |memory| {
