@@ -92,6 +92,10 @@ pub struct PretrainArgs {
     /// Begin at the first step, whatever an earlier run has left
     #[arg(long)]
     pub restart: bool,
+    /// Plan for ranks on such devices in place of this machine's cores:
+    /// kind=cuda,memory_gib=80,tflops=989,reaches=0.75,per_host=8,link_gb_s=450,network_gb_s=50
+    #[arg(long, value_name = "NAME=VALUE,…", requires = "dry_run")]
+    pub device: Option<russet_train::Device>,
 }
 
 #[derive(Subcommand)]

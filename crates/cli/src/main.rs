@@ -134,6 +134,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
                 true => Resume::Restart,
                 false => Resume::Continue,
             };
+            app.device = args.device;
             run::single(app, &args.recipe, StageKind::Pretrain, resume)
         }
         Verb::TeacherLogits(args) => {

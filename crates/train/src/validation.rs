@@ -172,7 +172,8 @@ impl Nats {
         let (place, places) = self.place;
         if self.passes % places == place {
             let losses = losses(ctx, decoder, &pass);
-            for (&loss, &target) in losses.iter().zip(&pass.targets) {
+            let targets = decoder.own_tokens(&pass.targets);
+            for (&loss, &target) in losses.iter().zip(&*targets) {
                 let sum = if target == self.end_of_text {
                     &mut self.end
                 } else {
