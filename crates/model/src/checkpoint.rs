@@ -80,7 +80,7 @@ pub fn load_on_mesh(folder: &Path, mesh: &Arc<Mesh>) -> Result<Decoder, ModelErr
 }
 
 /// Ends the reading of a checkpoint.
-fn finish(config: &Config, mut stored: Stored) -> Result<(), ModelError> {
+pub(crate) fn finish(config: &Config, mut stored: Stored) -> Result<(), ModelError> {
     // Some older files carry what follows from the configuration.
     if config.tied {
         stored.ignore("lm_head.weight");

@@ -77,7 +77,7 @@ pub fn load(folder: &Path) -> Result<crate::Decoder, ModelError> {
 }
 
 /// The bits of each module, from `quantization_config`.
-fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits>, String> {
+pub(crate) fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits>, String> {
     let quantization = json.get("quantization_config").and_then(Value::as_object);
     let quantization =
         quantization.ok_or("`quantization_config` is missing, so this is no package")?;
@@ -123,7 +123,7 @@ fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits>, String> 
     modules.iter().map(bits).collect()
 }
 
-fn table(
+pub(crate) fn table(
     stored: &mut Stored,
     name: &str,
     rows: usize,
@@ -147,27 +147,37 @@ fn linear(
 ) -> Result<Box<dyn Linear>, ModelError> {
     let mut weights = Vec::new();
     for projection in &layout.projections {
-        let name = &projection.name;
-        let bits = *modules.get(name).ok_or_else(|| {
-            ModelError::file(
-                config,
-                format!("`quantization_config.modules` does not list `{name}`"),
-            )
-        })?;
-        let (rows, cols) = (projection.rows, layout.inputs);
-        let sizes = palette::sizes(bits, rows, cols)
-            .map_err(|error| ModelError::tensor(stored.place(), name, error))?;
-        let strips = sizes.scales / palette::STRIP;
-        let indices = stored.take(
-            &format!("{name}.indices"),
-            &[strips, sizes.indices / strips],
-        )?;
-        let entries = stored.take(&format!("{name}.palette"), &[strips, bits.entries()])?;
-        let scales = stored.take(&format!("{name}.scales"), &[sizes.scales])?;
-        let weight = PaletteWeight::new(bits, rows, cols, indices, entries, scales);
-        weights.push(weight.map_err(|error| ModelError::tensor(stored.place(), name, error))?);
+        let (name, shape) = (&projection.name, (projection.rows, layout.inputs));
+        weights.push(palettized(stored, name, shape, modules, config)?);
     }
     Ok(Box::new(Palettized::new(layout, weights)))
+}
+
+/// One palettized projection of a package, `[rows, cols]`.
+pub(crate) fn palettized(
+    stored: &mut Stored,
+    name: &str,
+    (rows, cols): (usize, usize),
+    modules: &BTreeMap<String, Bits>,
+    config: &Path,
+) -> Result<PaletteWeight, ModelError> {
+    let bits = *modules.get(name).ok_or_else(|| {
+        ModelError::file(
+            config,
+            format!("`quantization_config.modules` does not list `{name}`"),
+        )
+    })?;
+    let sizes = palette::sizes(bits, rows, cols)
+        .map_err(|error| ModelError::tensor(stored.place(), name, error))?;
+    let strips = sizes.scales / palette::STRIP;
+    let indices = stored.take(
+        &format!("{name}.indices"),
+        &[strips, sizes.indices / strips],
+    )?;
+    let entries = stored.take(&format!("{name}.palette"), &[strips, bits.entries()])?;
+    let scales = stored.take(&format!("{name}.scales"), &[sizes.scales])?;
+    PaletteWeight::new(bits, rows, cols, indices, entries, scales)
+        .map_err(|error| ModelError::tensor(stored.place(), name, error))
 }
 
 /// Writes a package's `config.json`, `generation_config.json` and weights into `folder`, which should be a draft that
