@@ -38,6 +38,7 @@ TEXTS = [
     "emoji \U0001f34e and \u65e5\u672c\u8a9e",
 ]
 COUNT = 48
+READ = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"}
 
 
 def run(*command):
@@ -183,6 +184,10 @@ def main():
                 for kind in ["Q6_K", "Q4_K_S"]:
                     path = scratch / f"theirs-{kind}.gguf"
                     run(args.llama_build / "bin/llama-quantize", "--pure", scratch / "f32.gguf", path, kind)
+                    other = {t.tensor_type.name for t in gguf.GGUFReader(path).tensors} - READ
+                    if other:
+                        print(f"  llama-quantize {kind}: skipped: where rows are not whole blocks it takes {', '.join(sorted(other))}, which Russet does not read")
+                        continue
                     fine &= compare(args.russet, path, folder, scratch, f"llama-quantize {kind}")
     print("all the same" if fine else "something differs")
     sys.exit(0 if fine else 1)

@@ -65,11 +65,6 @@ fn one_trained_here_encodes_the_same_by_bytes() {
         let ours = TRAINED.encode(text, false).unwrap();
         assert_eq!(as_llama_cpp(&vocabulary, text), ours, "{text:?}");
     }
-    // Where it differs, and is documented to.
-    assert_ne!(
-        as_llama_cpp(&vocabulary, "'so"),
-        TRAINED.encode("'so", false).unwrap()
-    );
     let names: HashSet<&String> = vocabulary.tokens.iter().collect();
     assert_eq!(names.len(), TRAINED.vocab_size() + 3, "every name once");
     assert_eq!(vocabulary.types[0], CONTROL);
@@ -89,7 +84,8 @@ fn the_very_tokenizer_comes_back() {
     let back = Tokenizer::from_gguf(&vocabulary).unwrap();
     assert_eq!(back.blake3(), TRAINED.blake3());
     assert_eq!(back.special(), TRAINED.special());
-    assert_eq!(back.chat_template(), TRAINED.chat_template());
+    let source = |tokenizer: &Tokenizer| tokenizer.chat_template().unwrap().source().to_string();
+    assert_eq!(source(&back), source(&TRAINED));
     let mut other = vocabulary.clone();
     other.tokens.swap(300, 301);
     let error = Tokenizer::from_gguf(&other).unwrap_err().to_string();
