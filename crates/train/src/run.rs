@@ -118,6 +118,9 @@ pub enum Ended {
 /// the one saved last.
 pub fn train(mut run: Loop, ctx: &mut Ctx, state: &mut State) -> Result<Ended> {
     run.progress.begin(run.name, Some(run.steps), "steps");
+    if state.step > 0 {
+        run.progress.resumed(state.step);
+    }
     let ranks = Ranks::of(&state.decoder);
     let mut stepping = Stepping {
         run: &mut run,
