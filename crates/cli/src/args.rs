@@ -298,8 +298,10 @@ pub enum Type {
 pub enum Format {
     /// A model file of llama2.c
     Llama2c,
-    /// A Hugging Face folder
+    /// A Hugging Face folder: a checkpoint, or a package
     Hf,
+    /// A GGUF file
+    Gguf,
 }
 
 /// What a model is converted to.
@@ -307,6 +309,25 @@ pub enum Format {
 pub enum Target {
     /// A Hugging Face folder
     Hf,
+    /// A GGUF file
+    Gguf,
+}
+
+/// How the matrices of a GGUF file are stored.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TensorType {
+    F32,
+    F16,
+    Bf16,
+    /// 8 bits, a scale for each 32
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4 bits, a scale for each 32
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// 4 bits, a scale and an offset for each 32, themselves of 6 bits
+    #[value(name = "q4_k")]
+    Q4K,
 }
 
 #[derive(Args)]
@@ -323,7 +344,10 @@ pub struct ConvertArgs {
     /// llama2.c's tokenizer file (default: tokenizer.bin or tok*.bin beside the model)
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Where the folder goes
+    /// The type of a GGUF file's matrices (default: f16)
+    #[arg(long = "type", value_name = "TYPE")]
+    pub tensor_type: Option<TensorType>,
+    /// Where the folder goes, or the GGUF file
     #[arg(long)]
     pub out: PathBuf,
 }

@@ -3,6 +3,7 @@
 mod app;
 mod args;
 mod chat;
+mod convert;
 mod found;
 mod ifeval;
 mod measure;
@@ -155,7 +156,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
             ..
         }) => measure::bench_train(app, &args),
         Verb::Bench(args) => measure::bench(app, &args),
-        Verb::Convert(args) => text::convert(app, &args),
+        Verb::Convert(args) => convert::convert(app, &args),
         Verb::Watch(args) => watch::watch(app, &args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

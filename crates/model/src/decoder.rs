@@ -180,6 +180,40 @@ impl Decoder {
         ops::rms_norm(ctx, &x, &norm, epsilon)
     }
 
+    /// What the first block sees: `tokens [N]` to `[N, D]`. With [`Decoder::block`] and [`Decoder::last`] it makes up
+    /// [`Decoder::forward`], for those who have not all blocks at one time.
+    ///
+    /// # Panics
+    /// When a token is not below V, or the decoder lies on a mesh.
+    pub fn first(&self, ctx: &mut Ctx, tokens: &[u32]) -> Tensor {
+        assert!(self.sharding.is_none(), "blocks alone are whole");
+        self.embedding.lookup(ctx, tokens)
+    }
+
+    /// One block: `x [N, D]` to `[N, D]`.
+    ///
+    /// # Panics
+    /// When there is no such block, or segments and rows differ in number.
+    pub fn block(&self, ctx: &mut Ctx, number: usize, x: &Tensor, segments: &Segments) -> Tensor {
+        let rows = x.dims2().0;
+        assert_eq!(rows, segments.tokens(), "segments must cover all tokens");
+        let pass = Pass {
+            shape: self.config.head_shape(),
+            epsilon: self.config.norm_epsilon,
+            table: Arc::new(self.config.rope_table(&segments.positions())),
+            rows: (0..rows as u32).collect(),
+            segments: segments.clone(),
+        };
+        let block = &self.blocks[number];
+        let x = block.attend(ctx, x, &pass, None);
+        block.feed_forward(ctx, &x, pass.epsilon)
+    }
+
+    /// What [`Decoder::forward`] ends with: the last block's `[N, D]` to normed hidden states `[N, D]`.
+    pub fn last(&self, ctx: &mut Ctx, x: &Tensor) -> Tensor {
+        ops::rms_norm(ctx, x, &self.norm, self.config.norm_epsilon)
+    }
+
     /// Logits `[M, V]` of hidden states `[M, D]`.
     ///
     /// # Panics

@@ -147,6 +147,16 @@ fn resolve_model(model: &mut ModelSettings, train: &TrainSettings, start: Start)
         model.norm_epsilon.get_or_insert(NORM_EPSILON);
         model.tied.get_or_insert(true);
     }
+    if let Some(context) = model
+        .context
+        .filter(|&context| context < train.sequence_length)
+    {
+        let problem = format!(
+            "is {context}, less than `train.sequence_length` {}, which the model will have learnt; leave it out or raise it",
+            train.sequence_length
+        );
+        return refuse("model.context", problem);
+    }
     size("model.context", model.context.unwrap_or(1))
 }
 
@@ -317,8 +327,12 @@ fn check_optimizer(optimizer: &OptimizerSettings, train: &TrainSettings) -> Resu
         ),
     };
     for (key, beta) in betas {
-        if !(0.0..1.0).contains(&beta) {
-            return refuse(key, format!("is {beta}; it must be at least 0 and below 1"));
+        // As the kernels have it: what f32 rounds to 1 forgets nothing and divides by 0.
+        if !(beta >= 0.0 && (beta as f32) < 1.0) {
+            return refuse(
+                key,
+                format!("is {beta}; it must be at least 0 and below 1, in single precision too"),
+            );
         }
     }
     // Below 1e-36 it would leave the range of f32 and be no protection from a division by zero.
@@ -348,6 +362,25 @@ fn resolve_data(data: &mut DataSettings, train: &TrainSettings) -> Result<()> {
             "train.keep_best",
             "needs a loss on held-out text; set `data.validation` to a shard's name",
         );
+    }
+    if train.keep_best && train.validate_every == 0 {
+        return refuse(
+            "train.keep_best",
+            "keeps the best of several measurements, but `train.validate_every` is 0, so there is one, at the end; say how \
+             often to measure",
+        );
+    }
+    if data.validation.is_none() {
+        let given = [
+            ("train.validate_every", train.validate_every > 0),
+            ("train.validation_tokens", train.validation_tokens.is_some()),
+        ];
+        if let Some((key, _)) = given.iter().find(|(_, given)| *given) {
+            return refuse(
+                key,
+                "is there, but nothing to measure on; set `data.validation` to a shard's name, or leave it out",
+            );
+        }
     }
     if data.mixture.is_empty() {
         data.train.get_or_insert("train".to_owned());

@@ -75,6 +75,13 @@ impl Ranks {
         (stop, saved)
     }
 
+    /// Whether one of the ranks says so.
+    pub(crate) fn any(&self, own: bool) -> bool {
+        let Some(mesh) = &self.0 else { return own };
+        let heard = mesh.all().all_gather_bytes(&[u8::from(own)]);
+        heard.iter().any(|said| said[0] != 0)
+    }
+
     /// What the first rank says.
     pub(crate) fn hear_first(&self, said: String) -> String {
         let Some(mesh) = &self.0 else { return said };
