@@ -91,7 +91,7 @@ impl Work for PruneRecipe {
             Err(_) => inputs.path("checkpoint", &checkpoint)?,
         };
         let (what, settings) = ((StageKind::Prune, Kind::Checkpoint), self.settings()?);
-        let skipped = make(app, what, settings, inputs, &place.out, |app, draft| {
+        let skipped = make(app, what, settings, inputs, &place.out, |app, draft, _| {
             prune(
                 &self.prune,
                 &checkpoint,
