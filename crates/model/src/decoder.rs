@@ -203,6 +203,7 @@ impl Decoder {
             table: Arc::new(self.config.rope_table(&segments.positions())),
             rows: (0..rows as u32).collect(),
             segments: segments.clone(),
+            ring: None,
         };
         let block = &self.blocks[number];
         let x = block.attend(ctx, x, &pass, None);
