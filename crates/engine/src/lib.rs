@@ -17,4 +17,4 @@ pub use bench::{Bench, BenchConfig, bench, bytes_per_token};
 pub use engine::{Engine, EngineConfig, Reuse};
 pub use error::{Error, Result};
 pub use request::{Finish, Flow, Generate, Generation, Request, Token};
-pub use sampler::Sampling;
+pub use sampler::{Allowed, Drawn, Sampler, Sampling};
