@@ -10,11 +10,14 @@
 pub mod bench;
 mod engine;
 mod error;
+pub mod guide;
 mod request;
 mod sampler;
+mod speculate;
 
 pub use bench::{Bench, BenchConfig, bench, bytes_per_token};
 pub use engine::{Engine, EngineConfig, Reuse};
 pub use error::{Error, Result};
 pub use request::{Finish, Flow, Generate, Generation, Request, Token};
 pub use sampler::{Allowed, Drawn, Sampler, Sampling};
+pub use speculate::Speculation;
