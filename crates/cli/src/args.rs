@@ -173,6 +173,9 @@ pub struct GenerateArgs {
     /// How many tokens to generate at most
     #[arg(long, default_value_t = 128)]
     pub max_tokens: usize,
+    /// Write when each operation ran and what it moved and computed, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE.json")]
+    pub trace: Option<PathBuf>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }

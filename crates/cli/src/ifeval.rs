@@ -178,6 +178,7 @@ fn answer(app: &mut App, args: &IfevalArgs, folder: &Path, prompts: &Prompts) ->
                     ..Sampling::default()
                 },
                 stop_tokens: stop_tokens.clone(),
+                ..Request::default()
             })
             .collect();
         let interrupt = &app.interrupt;

@@ -102,6 +102,23 @@ fn verbs_keep_their_objects_and_exit_codes() {
         (&6.into(), &"length".into())
     );
     assert!(made["tokens_per_second"].as_f64() > Some(0.0));
+    let traced = json(
+        &[
+            &generate[..],
+            &["--max-tokens", "6", "--trace", "trace.json"],
+        ]
+        .concat(),
+    );
+    assert_eq!(traced["token_ids"], made["token_ids"]);
+    let trace = std::fs::read(dir.join("trace.json")).unwrap();
+    let trace: Value = serde_json::from_slice(&trace).unwrap();
+    let steps = trace["traceEvents"].as_array().unwrap().iter();
+    assert_eq!(steps.filter(|event| event["name"] == "step").count(), 6);
+    exits(
+        dir,
+        1,
+        &[&generate[..], &["--trace", "nowhere/trace.json"]].concat(),
+    );
     let one = json(&[&generate[..], &["--max-tokens", "1"]].concat());
     assert!(one["tokens_per_second"].is_null());
     let full = json(&[&generate[..], &["--max-tokens", "100000"]].concat());

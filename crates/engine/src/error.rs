@@ -85,6 +85,52 @@ pub enum Error {
         /// What they need, as a number.
         bytes: u128,
     },
+    /// The prompt can never be in the cache, whatever else ends.
+    #[error(
+        "the prompt has {prompt} tokens and needs room for at least one more, but the whole cache holds {capacity}; shorten the prompt or give the cache more memory"
+    )]
+    NeverFits {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens that the cache holds.
+        capacity: usize,
+    },
+    /// Too many requests wait.
+    #[error("{waiting} requests wait already, as many as may; ask again later")]
+    QueueFull {
+        /// How many wait.
+        waiting: usize,
+    },
+    /// An adapter that nobody has loaded.
+    #[error("there is no adapter `{name}`; {known}")]
+    UnknownAdapter {
+        /// The name asked for.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// An adapter beyond the bytes that adapters may take.
+    #[error(
+        "the adapter `{name}` takes {bytes} bytes, but of the {budget} that adapters may take {held} are pinned or in use; unpin one or allow more"
+    )]
+    AdapterBudget {
+        /// Its name.
+        name: String,
+        /// What it takes.
+        bytes: usize,
+        /// What all may take.
+        budget: usize,
+        /// What cannot be let go.
+        held: usize,
+    },
+    /// Weights are replaced between batches, not within one.
+    #[error(
+        "{requests} requests are not answered yet, and their cached tokens belong to the present weights; let them end or cancel them first"
+    )]
+    Busy {
+        /// How many.
+        requests: usize,
+    },
     /// The model's cache refused.
     #[error(transparent)]
     Model(#[from] russet_model::ModelError),
