@@ -52,6 +52,19 @@ pub enum Error {
         "the model's logits hold a value that is not finite, so no token can be chosen; the weights are damaged or training diverged"
     )]
     NotFinite,
+    /// A mask leaves no token of the model's vocabulary.
+    #[error(
+        "no token of the model's vocabulary is allowed here; was the guide made of another tokenizer's tokens?"
+    )]
+    NoneAllowed,
+    /// A guide that cannot be made or cannot go on.
+    #[error("the {name} cannot guide an answer: {problem}")]
+    Guide {
+        /// What kind of constraint.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The model's context has no room for a prompt and an answer.
     #[error(
         "the model's context holds {context} token, but a prompt and an answer need 2 at least; was `max_position_embeddings` of its config.json changed?"
