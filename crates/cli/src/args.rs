@@ -203,6 +203,14 @@ pub enum EvalVerb {
     Needle(crate::needle::NeedleArgs),
     /// Whether responses follow instructions that can be checked (IFEval), from a file or from a model
     Ifeval(crate::ifeval::IfevalArgs),
+    /// Compare models by judgements of pairs of responses: win rates, Bradley-Terry, Elo, length control, agreement of judges
+    Pairwise(crate::eval::pairwise::PairwiseArgs),
+    /// Let a model judge two models' responses, each pair in both orders
+    Judge(crate::eval::judge::JudgeArgs),
+    /// Show or write the set of prompts of eleven categories
+    Prompts(crate::eval::prompts::PromptsArgs),
+    /// Let a model answer a file of prompts; killed, the same command goes on
+    Respond(crate::eval::respond::RespondArgs),
     /// Write the logits of given tokens, to compare with other implementations
     Logits {
         /// A checkpoint or package

@@ -3,6 +3,7 @@
 mod app;
 mod args;
 mod chat;
+mod eval;
 mod found;
 mod ifeval;
 mod measure;
@@ -146,6 +147,10 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Eval(EvalVerb::Perplexity(args)) => measure::perplexity(app, &args),
         Verb::Eval(EvalVerb::Needle(args)) => needle::run(app, &args),
         Verb::Eval(EvalVerb::Ifeval(args)) => ifeval::run(app, &args),
+        Verb::Eval(EvalVerb::Pairwise(args)) => eval::pairwise::run(app, &args),
+        Verb::Eval(EvalVerb::Judge(args)) => eval::judge::run(app, &args),
+        Verb::Eval(EvalVerb::Prompts(args)) => eval::prompts::run(app, &args),
+        Verb::Eval(EvalVerb::Respond(args)) => eval::respond::run(app, &args),
         Verb::Eval(EvalVerb::Logits { model, tokens, out }) => {
             measure::logits(app, &model, &tokens, &out)
         }

@@ -8,6 +8,9 @@
 //!
 //! [`ifeval`] asks whether responses follow instructions that can be checked: IFEval's 25 kinds, each a rule by itself.
 //!
+//! [`pairwise`] compares models by judgements of which response is better; [`prompts`](prompts()) are questions for it, of
+//! eleven categories.
+//!
 //! Documents come as tokens with the number of bytes they stand for: this crate neither encodes texts nor prints. It
 //! works in batches of forward passes, never with the logits of all tokens in memory.
 
@@ -16,9 +19,15 @@ mod document;
 mod error;
 pub mod ifeval;
 pub mod needle;
+pub mod pairwise;
 mod perplexity;
+mod prompts;
+mod rows;
+mod stats;
 
 pub use compare::{Comparison, compare};
 pub use document::{Document, Settings};
 pub use error::{Error, Result};
 pub use perplexity::{Scores, perplexity};
+pub use prompts::{CATEGORIES, Prompt, prompts};
+pub use rows::{Answers, Row, read_answers, read_rows};
