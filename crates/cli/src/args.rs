@@ -211,6 +211,18 @@ pub enum EvalVerb {
     Prompts(crate::eval::prompts::PromptsArgs),
     /// Let a model answer a file of prompts; killed, the same command goes on
     Respond(crate::eval::respond::RespondArgs),
+    /// Multiple choice by likelihood: HellaSwag, ARC, MMLU
+    Choice(crate::eval::choice::ChoiceArgs),
+    /// Word problems by the number that a response ends in: GSM8K
+    Math(crate::eval::math::MathArgs),
+    /// Programs by the tests that they pass, run in a sandbox: HumanEval
+    Code(crate::eval::code::CodeArgs),
+    /// Calls of functions: BFCL's AST match
+    Calls(crate::eval::calls::CallsArgs),
+    /// Perplexity by position in long texts
+    Positions(crate::eval::positions::PositionsArgs),
+    /// What responses extract: F1 over slots
+    Slots(crate::eval::slots::SlotsArgs),
     /// Write the logits of given tokens, to compare with other implementations
     Logits {
         /// A checkpoint or package

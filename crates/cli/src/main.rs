@@ -151,6 +151,12 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Eval(EvalVerb::Judge(args)) => eval::judge::run(app, &args),
         Verb::Eval(EvalVerb::Prompts(args)) => eval::prompts::run(app, &args),
         Verb::Eval(EvalVerb::Respond(args)) => eval::respond::run(app, &args),
+        Verb::Eval(EvalVerb::Choice(args)) => eval::choice::run(app, &args),
+        Verb::Eval(EvalVerb::Math(args)) => eval::math::run(app, &args),
+        Verb::Eval(EvalVerb::Code(args)) => eval::code::run(app, &args),
+        Verb::Eval(EvalVerb::Calls(args)) => eval::calls::run(app, &args),
+        Verb::Eval(EvalVerb::Positions(args)) => eval::positions::run(app, &args),
+        Verb::Eval(EvalVerb::Slots(args)) => eval::slots::run(app, &args),
         Verb::Eval(EvalVerb::Logits { model, tokens, out }) => {
             measure::logits(app, &model, &tokens, &out)
         }

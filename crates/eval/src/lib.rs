@@ -8,21 +8,31 @@
 //!
 //! [`ifeval`] asks whether responses follow instructions that can be checked: IFEval's 25 kinds, each a rule by itself.
 //!
+//! [`choice`] scores multiple choice by likelihood, [`math`] and [`code`] responses by the number they end in and by tests that a program
+//! passes in a [`sandbox`], [`calls`] calls of functions; [`positions`] has losses by how far back a text goes.
+//!
 //! [`pairwise`] compares models by judgements of which response is better; [`prompts`](prompts()) are questions for it, of
 //! eleven categories.
 //!
 //! Documents come as tokens with the number of bytes they stand for: this crate neither encodes texts nor prints. It
 //! works in batches of forward passes, never with the logits of all tokens in memory.
 
+pub mod calls;
+pub mod choice;
+pub mod code;
 mod compare;
 mod document;
 mod error;
 pub mod ifeval;
+pub mod math;
 pub mod needle;
 pub mod pairwise;
 mod perplexity;
+pub mod positions;
 mod prompts;
 mod rows;
+pub mod sandbox;
+pub mod slots;
 mod stats;
 
 pub use compare::{Comparison, compare};

@@ -1,11 +1,17 @@
 //! The verbs of `eval` over responses and judgements. What a model answers goes through [`respond`], what is to be reported through
 //! [`save`].
 
+pub mod calls;
+pub mod choice;
+pub mod code;
 pub mod judge;
+pub mod math;
 pub mod pairwise;
+pub mod positions;
 pub mod prompts;
 pub mod respond;
 pub mod save;
+pub mod slots;
 
 use std::path::Path;
 
