@@ -221,8 +221,12 @@ pub enum EvalVerb {
     Calls(crate::eval::calls::CallsArgs),
     /// Perplexity by position in long texts
     Positions(crate::eval::positions::PositionsArgs),
+    /// Summaries: ROUGE, sensitive content, or the rates of graders' verdicts
+    Summaries(crate::eval::summaries::SummariesArgs),
     /// What responses extract: F1 over slots
     Slots(crate::eval::slots::SlotsArgs),
+    /// Violations on unsafe prompts, refusals of safe ones, safety preference
+    Safety(crate::eval::safety::SafetyArgs),
     /// Write the logits of given tokens, to compare with other implementations
     Logits {
         /// A checkpoint or package

@@ -156,7 +156,9 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Eval(EvalVerb::Code(args)) => eval::code::run(app, &args),
         Verb::Eval(EvalVerb::Calls(args)) => eval::calls::run(app, &args),
         Verb::Eval(EvalVerb::Positions(args)) => eval::positions::run(app, &args),
+        Verb::Eval(EvalVerb::Summaries(args)) => eval::summaries::run(app, args),
         Verb::Eval(EvalVerb::Slots(args)) => eval::slots::run(app, &args),
+        Verb::Eval(EvalVerb::Safety(args)) => eval::safety::run(app, &args),
         Verb::Eval(EvalVerb::Logits { model, tokens, out }) => {
             measure::logits(app, &model, &tokens, &out)
         }

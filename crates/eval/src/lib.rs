@@ -31,9 +31,12 @@ mod perplexity;
 pub mod positions;
 mod prompts;
 mod rows;
+pub mod safety;
 pub mod sandbox;
+mod sensitive;
 pub mod slots;
 mod stats;
+pub mod summaries;
 
 pub use compare::{Comparison, compare};
 pub use document::{Document, Settings};

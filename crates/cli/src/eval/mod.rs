@@ -10,8 +10,10 @@ pub mod pairwise;
 pub mod positions;
 pub mod prompts;
 pub mod respond;
+pub mod safety;
 pub mod save;
 pub mod slots;
+pub mod summaries;
 
 use std::path::Path;
 
