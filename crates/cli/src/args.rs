@@ -227,6 +227,8 @@ pub enum EvalVerb {
     Slots(crate::eval::slots::SlotsArgs),
     /// Violations on unsafe prompts, refusals of safe ones, safety preference
     Safety(crate::eval::safety::SafetyArgs),
+    /// One page of all that `--save` has put into a folder, or of several side by side
+    Report(crate::eval::report::ReportArgs),
     /// Write the logits of given tokens, to compare with other implementations
     Logits {
         /// A checkpoint or package
@@ -258,6 +260,8 @@ pub struct PerplexityArgs {
     /// Tokens in view at a time (default: the model's context, at most 1024)
     #[arg(long)]
     pub window: Option<usize>,
+    #[command(flatten)]
+    pub save: crate::eval::save::SaveArgs,
 }
 
 #[derive(Args)]

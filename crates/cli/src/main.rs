@@ -159,6 +159,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Eval(EvalVerb::Summaries(args)) => eval::summaries::run(app, args),
         Verb::Eval(EvalVerb::Slots(args)) => eval::slots::run(app, &args),
         Verb::Eval(EvalVerb::Safety(args)) => eval::safety::run(app, &args),
+        Verb::Eval(EvalVerb::Report(args)) => eval::report::run(app, &args),
         Verb::Eval(EvalVerb::Logits { model, tokens, out }) => {
             measure::logits(app, &model, &tokens, &out)
         }

@@ -11,6 +11,8 @@
 //! [`choice`] scores multiple choice by likelihood, [`math`] and [`code`] responses by the number they end in and by tests that a program
 //! passes in a [`sandbox`], [`calls`] calls of functions; [`positions`] has losses by how far back a text goes.
 //!
+//! [`summaries`], [`slots`] and [`safety`] judge what features do; [`report`] puts all of it onto one page.
+//!
 //! [`pairwise`] compares models by judgements of which response is better; [`prompts`](prompts()) are questions for it, of
 //! eleven categories.
 //!
@@ -30,6 +32,7 @@ pub mod pairwise;
 mod perplexity;
 pub mod positions;
 mod prompts;
+pub mod report;
 mod rows;
 pub mod safety;
 pub mod sandbox;

@@ -9,6 +9,7 @@ pub mod math;
 pub mod pairwise;
 pub mod positions;
 pub mod prompts;
+pub mod report;
 pub mod respond;
 pub mod safety;
 pub mod save;
