@@ -92,6 +92,10 @@ pub struct PretrainArgs {
     /// Begin at the first step, whatever an earlier run has left
     #[arg(long)]
     pub restart: bool,
+    /// Plan for ranks on such devices in place of this machine's cores:
+    /// kind=cuda,memory_gib=80,tflops=989,reaches=0.75,per_host=8,link_gb_s=450,network_gb_s=50
+    #[arg(long, value_name = "NAME=VALUE,…", requires = "dry_run")]
+    pub device: Option<russet_train::Device>,
 }
 
 #[derive(Subcommand)]
@@ -322,8 +326,10 @@ pub enum Type {
 pub enum Format {
     /// A model file of llama2.c
     Llama2c,
-    /// A Hugging Face folder
+    /// A Hugging Face folder: a checkpoint, or a package
     Hf,
+    /// A GGUF file
+    Gguf,
 }
 
 /// What a model is converted to.
@@ -331,6 +337,25 @@ pub enum Format {
 pub enum Target {
     /// A Hugging Face folder
     Hf,
+    /// A GGUF file
+    Gguf,
+}
+
+/// How the matrices of a GGUF file are stored.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TensorType {
+    F32,
+    F16,
+    Bf16,
+    /// 8 bits, a scale for each 32
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4 bits, a scale for each 32
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// 4 bits, a scale and an offset for each 32, themselves of 6 bits
+    #[value(name = "q4_k")]
+    Q4K,
 }
 
 #[derive(Args)]
@@ -347,7 +372,10 @@ pub struct ConvertArgs {
     /// llama2.c's tokenizer file (default: tokenizer.bin or tok*.bin beside the model)
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Where the folder goes
+    /// The type of a GGUF file's matrices (default: f16)
+    #[arg(long = "type", value_name = "TYPE")]
+    pub tensor_type: Option<TensorType>,
+    /// Where the folder goes, or the GGUF file
     #[arg(long)]
     pub out: PathBuf,
 }

@@ -3,6 +3,7 @@
 mod app;
 mod args;
 mod chat;
+mod convert;
 mod eval;
 mod found;
 mod ifeval;
@@ -135,6 +136,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
                 true => Resume::Restart,
                 false => Resume::Continue,
             };
+            app.device = args.device;
             run::single(app, &args.recipe, StageKind::Pretrain, resume)
         }
         Verb::TeacherLogits(args) => {
@@ -168,7 +170,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
             ..
         }) => measure::bench_train(app, &args),
         Verb::Bench(args) => measure::bench(app, &args),
-        Verb::Convert(args) => text::convert(app, &args),
+        Verb::Convert(args) => convert::convert(app, &args),
         Verb::Watch(args) => watch::watch(app, &args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use russet_tensor::mesh::Group;
 use russet_tensor::ops::{self, CacheView, HeadShape, QkNorm, RopeTable};
+use russet_tensor::ring::Ring;
 use russet_tensor::{Ctx, Segments, Tensor};
 
 use crate::decoder::{Parameter, ParameterKind};
@@ -28,6 +29,7 @@ pub(crate) struct Pass {
     pub table: Arc<RopeTable>, // a row a token
     pub rows: Arc<[u32]>,      // 0..N
     pub segments: Segments,
+    pub ring: Option<Arc<Ring>>, // where tokens are shared out
 }
 
 impl Block {
@@ -47,7 +49,10 @@ impl Block {
             epsilon: pass.epsilon,
         });
         let qkv = ops::qk_norm_rope(ctx, pass.shape, &qkv, norm, &pass.table, &pass.rows);
-        let h = ops::attention(ctx, pass.shape, &qkv, &pass.segments, cache);
+        let h = match &pass.ring {
+            None => ops::attention(ctx, pass.shape, &qkv, &pass.segments, cache),
+            Some(ring) => ops::ring_attention(ctx, pass.shape, &qkv, ring),
+        };
         let h = self.output.forward(ctx, &h);
         ops::add(ctx, x, &h)
     }
