@@ -210,6 +210,32 @@ pub enum EvalVerb {
     Needle(crate::needle::NeedleArgs),
     /// Whether responses follow instructions that can be checked (IFEval), from a file or from a model
     Ifeval(crate::ifeval::IfevalArgs),
+    /// Compare models by judgements of pairs of responses: win rates, Bradley-Terry, Elo, length control, agreement of judges
+    Pairwise(crate::eval::pairwise::PairwiseArgs),
+    /// Let a model judge two models' responses, each pair in both orders
+    Judge(crate::eval::judge::JudgeArgs),
+    /// Show or write the set of prompts of eleven categories
+    Prompts(crate::eval::prompts::PromptsArgs),
+    /// Let a model answer a file of prompts; killed, the same command goes on
+    Respond(crate::eval::respond::RespondArgs),
+    /// Multiple choice by likelihood: HellaSwag, ARC, MMLU
+    Choice(crate::eval::choice::ChoiceArgs),
+    /// Word problems by the number that a response ends in: GSM8K
+    Math(crate::eval::math::MathArgs),
+    /// Programs by the tests that they pass, run in a sandbox: HumanEval
+    Code(crate::eval::code::CodeArgs),
+    /// Calls of functions: BFCL's AST match
+    Calls(crate::eval::calls::CallsArgs),
+    /// Perplexity by position in long texts
+    Positions(crate::eval::positions::PositionsArgs),
+    /// Summaries: ROUGE, sensitive content, or the rates of graders' verdicts
+    Summaries(crate::eval::summaries::SummariesArgs),
+    /// What responses extract: F1 over slots
+    Slots(crate::eval::slots::SlotsArgs),
+    /// Violations on unsafe prompts, refusals of safe ones, safety preference
+    Safety(crate::eval::safety::SafetyArgs),
+    /// One page of all that `--save` has put into a folder, or of several side by side
+    Report(crate::eval::report::ReportArgs),
     /// Write the logits of given tokens, to compare with other implementations
     Logits {
         /// A checkpoint or package
@@ -241,6 +267,8 @@ pub struct PerplexityArgs {
     /// Tokens in view at a time (default: the model's context, at most 1024)
     #[arg(long)]
     pub window: Option<usize>,
+    #[command(flatten)]
+    pub save: crate::eval::save::SaveArgs,
 }
 
 #[derive(Args)]
