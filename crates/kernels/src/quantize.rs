@@ -11,6 +11,7 @@
 //! leaves out zero points, outlier columns and static calibration.
 
 use crate::pool::Disjoint;
+use crate::profile::{Kernel, span};
 use crate::{Isa, Pool};
 
 /// Inputs that share an activation scale, and over which products accumulate in int32: at most
@@ -74,6 +75,7 @@ impl QuantizedRows {
             "activations of {} values are no rows of {cols}",
             x.len()
         );
+        let _span = span(Kernel::Palette);
         let rows = x.len() / cols;
         let blocks = cols.div_ceil(BLOCK);
         let panels = rows.div_ceil(PANEL);
