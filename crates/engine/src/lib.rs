@@ -13,7 +13,7 @@ mod error;
 mod request;
 mod sampler;
 
-pub use bench::{Bench, BenchConfig, bench, bytes_per_token};
+pub use bench::{Bench, BenchConfig, Shares, bench, bytes_per_token};
 pub use engine::{Engine, EngineConfig, Reuse};
 pub use error::{Error, Result};
 pub use request::{Finish, Flow, Generate, Generation, Request, Token};
