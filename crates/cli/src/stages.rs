@@ -335,7 +335,7 @@ fn make(
     mut settings: Value,
     inputs: Inputs,
     out: &Path,
-    work: impl FnOnce(&mut App, &Path) -> Result<()>,
+    work: impl FnOnce(&mut App, &Path, &Stage) -> Result<()>,
 ) -> Result<bool> {
     if let Value::Object(settings) = &mut settings {
         settings.remove("inputs");
@@ -345,7 +345,7 @@ fn make(
         return Ok(true);
     }
     let draft = Draft::of_stage(out, kind, &stage.name)?;
-    work(app, draft.path())?;
+    work(app, draft.path(), &stage)?;
     draft.commit(&stage)?;
     Ok(false)
 }

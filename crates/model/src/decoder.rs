@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use russet_tensor::ops::{self, LossTerms, TokenLoss};
-use russet_tensor::{Ctx, Segments, Tensor, ring};
+use russet_tensor::{Ctx, Op, Segments, Tensor, ring};
 
 use crate::block::{Block, Pass};
 use crate::cut::{Cut, CutPart};
 use crate::parallel::Sharding;
-use crate::{Config, Embedding, KvCache, Linear};
+use crate::{Config, Embedding, KvCache, Layout, Linear};
 
 /// A dense decoder-only transformer: pre-norm, no biases, grouped queries, rotary positions, SwiGLU
 /// (arXiv 2407.21075, section 2).
@@ -140,6 +140,10 @@ impl Decoder {
             segments: segments.clone(),
             ring: sharding.and_then(|sharding| sharding.ring(segments)),
         });
+        assert!(
+            segments.adapted().is_empty() || sharding.is_none() && !ctx.is_recording(),
+            "adapters by row are for inference with a whole decoder"
+        );
         let epsilon = pass.epsilon;
         let mut x = match (sharding, &self.embedding) {
             (Some(sharding), Embedding::Dense(table)) => sharding.lookup(ctx, table, tokens),
@@ -147,16 +151,17 @@ impl Decoder {
         };
         for (layer, block) in self.blocks.iter().enumerate() {
             x = if let Some(cache) = &mut cache {
-                let x = block.attend(ctx, &x, &pass, Some(cache.layer(layer)));
-                block.feed_forward(ctx, &x, epsilon)
+                let x = block.attend(ctx, &x, layer, &pass, Some(cache.layer(layer)));
+                block.feed_forward(ctx, &x, layer, &pass)
             } else {
                 match sharding.filter(|sharding| sharding.cuts_blocks()) {
                     None => {
-                        let (head, tail, pass) = (block.clone(), block.clone(), pass.clone());
+                        let (head, tail) = (block.clone(), block.clone());
+                        let (above, below) = (pass.clone(), pass.clone());
                         ctx.checkpoint(
                             &x,
-                            move |ctx, x| head.attend(ctx, x, &pass, None),
-                            move |ctx, x| tail.feed_forward(ctx, x, epsilon),
+                            move |ctx, x| head.attend(ctx, x, layer, &above, None),
+                            move |ctx, x| tail.feed_forward(ctx, x, layer, &below),
                         )
                     }
                     Some(sharding) => {
@@ -166,8 +171,8 @@ impl Decoder {
                             ctx.tokens = pass.rows.len();
                             let whole = pieces.as_ref().map(|pieces| pieces.gather(ctx));
                             let block = whole.as_ref().unwrap_or(&block);
-                            let x = block.attend(ctx, x, &pass, None);
-                            block.feed_forward(ctx, &x, epsilon)
+                            let x = block.attend(ctx, x, layer, &pass, None);
+                            block.feed_forward(ctx, &x, layer, &pass)
                         })
                     }
                 }
@@ -203,10 +208,11 @@ impl Decoder {
             table: Arc::new(self.config.rope_table(&segments.positions())),
             rows: (0..rows as u32).collect(),
             segments: segments.clone(),
+            ring: None,
         };
         let block = &self.blocks[number];
-        let x = block.attend(ctx, x, &pass, None);
-        block.feed_forward(ctx, &x, pass.epsilon)
+        let x = block.attend(ctx, x, number, &pass, None);
+        block.feed_forward(ctx, &x, number, &pass)
     }
 
     /// What [`Decoder::forward`] ends with: the last block's `[N, D]` to normed hidden states `[N, D]`.
@@ -220,7 +226,16 @@ impl Decoder {
     /// When the decoder lies on a mesh, where no rank has them all.
     pub fn logits(&self, ctx: &mut Ctx, hidden: &Tensor) -> Tensor {
         assert!(self.sharding.is_none(), "logits need a whole decoder");
-        self.output_table().logits(ctx, hidden)
+        let (rows, width) = hidden.dims2();
+        let (table, vocab) = (self.output_table(), self.config.vocab);
+        let cost = || Op {
+            name: "logits",
+            layer: None,
+            rows,
+            bytes: (table.stored_bytes() + 4 * rows * (width + vocab)) as u64,
+            flops: 2 * (rows * width * vocab) as u64,
+        };
+        ctx.timed(cost, |ctx| table.logits(ctx, hidden))
     }
 
     /// `Σ weightₙ · lossₙ` of hidden states against the tokens that follow, `[N]`, recorded for [`Ctx::backward`]; on a mesh that
@@ -270,6 +285,13 @@ impl Decoder {
     /// The products of all blocks in the order of the forward pass.
     pub fn linears(&self) -> impl Iterator<Item = &dyn Linear> {
         self.blocks.iter().flat_map(|block| block.linears())
+    }
+
+    /// The layouts of these products.
+    pub fn layouts(&self) -> Vec<Layout> {
+        self.linears()
+            .map(|linear| linear.layout().clone())
+            .collect()
     }
 
     /// The decoder with each product of its blocks replaced by what `map` makes of it: adapters, observers, shards.

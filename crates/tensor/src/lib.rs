@@ -20,14 +20,16 @@ pub mod segments;
 pub mod tape;
 mod tensor;
 pub mod threads;
+pub mod trace;
 mod weights;
 mod workspace;
 
 pub use collective::Lost;
 pub use ctx::Ctx;
 pub use mesh::{Axis, Mesh, MeshShape};
-pub use segments::{Segment, Segments};
+pub use segments::{Adapted, Segment, Segments, Stack};
 pub use tape::{Backward, Gradients, Tape};
 pub use tensor::{DType, Device, Handle, Kept, Node, Tensor, TensorError, TensorId};
+pub use trace::{Op, Trace};
 pub use weights::{Int8Weight, PaletteWeight};
 pub use workspace::{Buffer, Workspace};

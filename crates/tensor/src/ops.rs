@@ -1,5 +1,6 @@
 //! The operations, one file each: the forward pass above its derivative.
 
+mod adapters;
 mod add;
 mod attention;
 mod cross_entropy;
@@ -18,6 +19,7 @@ mod rows;
 mod share_rows;
 mod swiglu;
 
+pub use adapters::{Adapter, adapt, adapt_cost};
 pub use add::add;
 pub use attention::{CacheView, attention};
 pub use cross_entropy::{LossTeacher, LossTerms, TokenLoss, cross_entropy, token_losses};

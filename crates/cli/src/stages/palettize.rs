@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use russet_artifact::{Inputs, Interrupt, Kind, Recipe};
-use russet_compress::{CompressError, REPORT};
+use russet_compress::{CompressError, REPORT, State};
 use russet_tokenizer::{Tokenizer, read_texts};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -91,20 +91,36 @@ impl Work for PalettizeRecipe {
         }
         let (what, settings) = ((StageKind::Palettize, Kind::Package), self.settings()?);
         let mut seconds = None;
-        let skipped = make(app, what, settings, inputs, &place.out, |app, draft| {
-            let documents = self.calibration(&checkpoint, &app.interrupt)?;
-            let report = russet_compress::palettize(
-                &app.pool,
-                &self.palettize,
-                &checkpoint,
-                &documents,
-                draft,
-                &mut *app.progress,
-                &app.interrupt,
-            )?;
-            seconds = Some(report.seconds);
-            Ok(())
-        })?;
+        // Beside the package, as a training's: `NAME.state`.
+        let mut name = place.out.file_name().unwrap_or_default().to_owned();
+        name.push(".state");
+        let folder = place.out.with_file_name(name);
+        let skipped = make(
+            app,
+            what,
+            settings,
+            inputs,
+            &place.out,
+            |app, draft, stage| {
+                let documents = self.calibration(&checkpoint, &app.interrupt)?;
+                let report = russet_compress::palettize(
+                    &app.pool,
+                    &self.palettize,
+                    &checkpoint,
+                    &documents,
+                    draft,
+                    State {
+                        folder: &folder,
+                        key: &stage.key().to_string(),
+                    },
+                    &mut *app.progress,
+                    &app.interrupt,
+                )?;
+                seconds = Some(report.seconds);
+                Ok(())
+            },
+        )?;
+        State::clear(&folder)?;
         let mut facts = read_json(&place.out.join(REPORT))?;
         let summary = format!(
             "{} bits a weight, {} bytes",

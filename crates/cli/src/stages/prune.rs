@@ -88,7 +88,7 @@ impl Work for PruneRecipe {
         let inputs = Inputs::new().artifact("tokens", &tokens)?;
         let inputs = inputs.artifact_or_path("checkpoint", &checkpoint, Kind::Checkpoint)?;
         let (what, settings) = ((StageKind::Prune, Kind::Checkpoint), self.settings()?);
-        let skipped = make(app, what, settings, inputs, &place.out, |app, draft| {
+        let skipped = make(app, what, settings, inputs, &place.out, |app, draft, _| {
             prune(
                 &self.prune,
                 &checkpoint,

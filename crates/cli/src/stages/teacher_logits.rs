@@ -68,7 +68,7 @@ impl Work for TeacherLogitsRecipe {
         let inputs = inputs.artifact_or_path("teacher", &teacher, Kind::Checkpoint)?;
         let what = (StageKind::TeacherLogits, Kind::TeacherLogits);
         let settings = self.settings()?;
-        let skipped = make(app, what, settings, inputs, &place.out, |app, draft| {
+        let skipped = make(app, what, settings, inputs, &place.out, |app, draft, _| {
             let report = teach(
                 &self.teacher_logits,
                 &teacher,
