@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use russet_artifact::Override;
 use russet_train::bench::Shape;
 
+use crate::shape::RandomShape;
+
 /// From text to a palettized model that talks.
 #[derive(Parser)]
 #[command(name = "russet", version, arg_required_else_help = true)]
@@ -92,6 +94,10 @@ pub struct PretrainArgs {
     /// Begin at the first step, whatever an earlier run has left
     #[arg(long)]
     pub restart: bool,
+    /// Plan for ranks on such devices in place of this machine's cores:
+    /// kind=cuda,memory_gib=80,tflops=989,reaches=0.75,per_host=8,link_gb_s=450,network_gb_s=50
+    #[arg(long, value_name = "NAME=VALUE,…", requires = "dry_run")]
+    pub device: Option<russet_train::Device>,
 }
 
 #[derive(Subcommand)]
@@ -173,6 +179,9 @@ pub struct GenerateArgs {
     /// How many tokens to generate at most
     #[arg(long, default_value_t = 128)]
     pub max_tokens: usize,
+    /// Write when each operation ran and what it moved and computed, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE.json")]
+    pub trace: Option<PathBuf>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }
@@ -203,6 +212,32 @@ pub enum EvalVerb {
     Needle(crate::needle::NeedleArgs),
     /// Whether responses follow instructions that can be checked (IFEval), from a file or from a model
     Ifeval(crate::ifeval::IfevalArgs),
+    /// Compare models by judgements of pairs of responses: win rates, Bradley-Terry, Elo, length control, agreement of judges
+    Pairwise(crate::eval::pairwise::PairwiseArgs),
+    /// Let a model judge two models' responses, each pair in both orders
+    Judge(crate::eval::judge::JudgeArgs),
+    /// Show or write the set of prompts of eleven categories
+    Prompts(crate::eval::prompts::PromptsArgs),
+    /// Let a model answer a file of prompts; killed, the same command goes on
+    Respond(crate::eval::respond::RespondArgs),
+    /// Multiple choice by likelihood: HellaSwag, ARC, MMLU
+    Choice(crate::eval::choice::ChoiceArgs),
+    /// Word problems by the number that a response ends in: GSM8K
+    Math(crate::eval::math::MathArgs),
+    /// Programs by the tests that they pass, run in a sandbox: HumanEval
+    Code(crate::eval::code::CodeArgs),
+    /// Calls of functions: BFCL's AST match
+    Calls(crate::eval::calls::CallsArgs),
+    /// Perplexity by position in long texts
+    Positions(crate::eval::positions::PositionsArgs),
+    /// Summaries: ROUGE, sensitive content, or the rates of graders' verdicts
+    Summaries(crate::eval::summaries::SummariesArgs),
+    /// What responses extract: F1 over slots
+    Slots(crate::eval::slots::SlotsArgs),
+    /// Violations on unsafe prompts, refusals of safe ones, safety preference
+    Safety(crate::eval::safety::SafetyArgs),
+    /// One page of all that `--save` has put into a folder, or of several side by side
+    Report(crate::eval::report::ReportArgs),
     /// Write the logits of given tokens, to compare with other implementations
     Logits {
         /// A checkpoint or package
@@ -234,6 +269,8 @@ pub struct PerplexityArgs {
     /// Tokens in view at a time (default: the model's context, at most 1024)
     #[arg(long)]
     pub window: Option<usize>,
+    #[command(flatten)]
+    pub save: crate::eval::save::SaveArgs,
 }
 
 #[derive(Args)]
@@ -242,17 +279,40 @@ pub struct BenchArgs {
     #[command(subcommand)]
     pub what: Option<BenchVerb>,
     /// A checkpoint or package
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "random")]
     pub model: Option<PathBuf>,
+    /// Random palettized weights instead of a model, made in memory: 0.6b or 3b (Qwen3's), or
+    /// dim=…,layers=…,heads=…,kv_heads=…,head_dim=…,ffn=…,vocab=…
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
+    pub random: Option<RandomShape>,
+    /// Bits of a random weight, tables and scales among them
+    #[arg(long, requires = "random", default_value_t = 3.5, value_parser = bits_per_weight)]
+    pub bpw: f64,
+    /// Put a random adapter of this rank onto every projection
+    #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub adapter_rank: Option<u16>,
     /// Tokens of the prompt
     #[arg(short = 'p', long, default_value_t = 512)]
     pub prompt_tokens: usize,
     /// Tokens to generate
     #[arg(short = 'n', long, default_value_t = 128)]
     pub generate_tokens: usize,
+    /// Sequences that generate at once; their tokens count together
+    #[arg(short = 'b', long, default_value_t = 1)]
+    pub sequences: usize,
     /// How often to measure; the median is printed
     #[arg(short = 'r', long, default_value_t = 5)]
     pub repeats: usize,
+    /// Show also where the time goes, by kind of kernel
+    #[arg(long)]
+    pub profile: bool,
+}
+
+fn bits_per_weight(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(bits) if (2.0..=5.0).contains(&bits) => Ok(bits),
+        _ => Err("bits a weight are a number from 2 to 5".to_owned()),
+    }
 }
 
 #[derive(Subcommand)]

@@ -70,6 +70,7 @@ pub fn chat(app: &mut App, args: &ChatArgs) -> Result<()> {
                     max_tokens: args.max_tokens,
                     sampling,
                     stop_tokens,
+                    ..Request::default()
                 };
                 let stops = &args.sampling.stop;
                 let mut closed = false;

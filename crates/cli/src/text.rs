@@ -1,9 +1,12 @@
 //! `generate` and `tokenizer encode`.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use russet_engine::{Engine, EngineConfig, Finish, Flow, Generate, Generation, Request, Sampling};
+use russet_tensor::Trace;
 use russet_tokenizer::{SpecialTokens, Tokenizer};
 use serde_json::json;
 
@@ -110,9 +113,15 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
         max_tokens: args.max_tokens,
         sampling,
         stop_tokens: model.eos(),
+        ..Request::default()
     };
     let Model { decoder, tokenizer } = model;
     let mut engine = Engine::new(decoder, app.pool.clone(), EngineConfig::new(needed, 1))?;
+    // Opened before the work, so that a place that cannot be written is known at once.
+    let trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
+    if trace.is_some() {
+        engine.set_trace(Some(Trace::default()));
+    }
     if !app.json {
         write_stdout(args.prompt.as_bytes()).context("standard output is closed")?;
     }
@@ -130,6 +139,9 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
             if closed { Flow::Stop } else { Flow::Continue }
         },
     )?;
+    if let Some((file, trace)) = trace.zip(engine.set_trace(None)) {
+        file.write(&trace)?;
+    }
     if closed {
         bail!("standard output was closed before the text ended");
     }
@@ -155,4 +167,28 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// A file that a trace goes to.
+pub struct TraceFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl TraceFile {
+    /// Creates the file.
+    pub fn create(path: &Path) -> Result<TraceFile> {
+        let failed = || format!("{}: the trace cannot be written", path.display());
+        Ok(TraceFile {
+            file: File::create(path).with_context(failed)?,
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// Writes the trace.
+    pub fn write(self, trace: &Trace) -> Result<()> {
+        let mut out = BufWriter::new(self.file);
+        let written = trace.write(&mut out).and_then(|()| out.flush());
+        written.with_context(|| format!("{}: the trace cannot be written", self.path.display()))
+    }
 }

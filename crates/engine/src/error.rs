@@ -52,6 +52,19 @@ pub enum Error {
         "the model's logits hold a value that is not finite, so no token can be chosen; the weights are damaged or training diverged"
     )]
     NotFinite,
+    /// A mask leaves no token of the model's vocabulary.
+    #[error(
+        "no token of the model's vocabulary is allowed here; was the guide made of another tokenizer's tokens?"
+    )]
+    NoneAllowed,
+    /// A guide that cannot be made or cannot go on.
+    #[error("the {name} cannot guide an answer: {problem}")]
+    Guide {
+        /// What kind of constraint.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The model's context has no room for a prompt and an answer.
     #[error(
         "the model's context holds {context} token, but a prompt and an answer need 2 at least; was `max_position_embeddings` of its config.json changed?"
@@ -71,6 +84,52 @@ pub enum Error {
         context: usize,
         /// What they need, as a number.
         bytes: u128,
+    },
+    /// The prompt can never be in the cache, whatever else ends.
+    #[error(
+        "the prompt has {prompt} tokens and needs room for at least one more, but the whole cache holds {capacity}; shorten the prompt or give the cache more memory"
+    )]
+    NeverFits {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens that the cache holds.
+        capacity: usize,
+    },
+    /// Too many requests wait.
+    #[error("{waiting} requests wait already, as many as may; ask again later")]
+    QueueFull {
+        /// How many wait.
+        waiting: usize,
+    },
+    /// An adapter that nobody has loaded.
+    #[error("there is no adapter `{name}`; {known}")]
+    UnknownAdapter {
+        /// The name asked for.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// An adapter beyond the bytes that adapters may take.
+    #[error(
+        "the adapter `{name}` takes {bytes} bytes, but of the {budget} that adapters may take {held} are pinned or in use; unpin one or allow more"
+    )]
+    AdapterBudget {
+        /// Its name.
+        name: String,
+        /// What it takes.
+        bytes: usize,
+        /// What all may take.
+        budget: usize,
+        /// What cannot be let go.
+        held: usize,
+    },
+    /// Weights are replaced between batches, not within one.
+    #[error(
+        "{requests} requests are not answered yet, and their cached tokens belong to the present weights; let them end or cancel them first"
+    )]
+    Busy {
+        /// How many.
+        requests: usize,
     },
     /// The model's cache refused.
     #[error(transparent)]

@@ -1,5 +1,7 @@
 //! What is asked for and what comes back; the trait between them, so that a teacher elsewhere can stand in.
 
+use std::time::Instant;
+
 use crate::{Error, Result, Sampling};
 
 /// Something that continues token sequences: the [`crate::Engine`], or a model behind a wire.
@@ -41,6 +43,43 @@ pub struct Request {
     pub sampling: Sampling,
     /// Tokens that end the answer.
     pub stop_tokens: Vec<u32>,
+    /// Names of the adapters that its tokens go through, one after another; none: the model itself.
+    pub adapters: Vec<String>,
+    /// Whose request it is, where [`crate::Reuse::Tenant`] keeps beginnings apart.
+    pub tenant: Option<String>,
+    /// Of several that wait the highest goes first, and the lowest makes room; 0 unless something else is wanted.
+    pub priority: i32,
+    /// When it ends with what it has.
+    pub deadline: Option<Instant>,
+}
+
+impl Default for Request {
+    /// Nothing to continue yet; until the context is full, drawn from the model's own distribution, without haste.
+    fn default() -> Request {
+        Request {
+            prompt: Vec::new(),
+            max_tokens: usize::MAX,
+            sampling: Sampling::default(),
+            stop_tokens: Vec::new(),
+            adapters: Vec::new(),
+            tenant: None,
+            priority: 0,
+            deadline: None,
+        }
+    }
+}
+
+/// The number of a request in an engine, in the order of arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub(crate) u64);
+
+/// What a step has brought.
+#[derive(Debug)]
+pub enum Event {
+    /// A token of an answer; the stop token is not shown.
+    Token(RequestId, Token),
+    /// The answer is over, or could not go on.
+    End(RequestId, Result<Generation>),
 }
 
 /// One generated token.
@@ -72,6 +111,10 @@ pub enum Finish {
     Context,
     /// By the callback.
     Callback,
+    /// At its deadline.
+    Deadline,
+    /// Called off.
+    Cancelled,
 }
 
 impl std::fmt::Display for Finish {
@@ -81,6 +124,8 @@ impl std::fmt::Display for Finish {
             Finish::Length => "length",
             Finish::Context => "context",
             Finish::Callback => "callback",
+            Finish::Deadline => "deadline",
+            Finish::Cancelled => "cancelled",
         })
     }
 }
@@ -98,7 +143,7 @@ pub struct Generation {
     pub prompt_tokens: usize,
     /// How many of them lay in the cache already and were not computed.
     pub reused_tokens: usize,
-    /// From the request's admission to its first token. Other requests of the batch may have run in that time.
+    /// From the request's admission to its first token, 0 without one. Other requests of the batch may have run in that time.
     pub prefill_seconds: f64,
     /// From the first token to the last.
     pub decode_seconds: f64,
@@ -123,7 +168,7 @@ impl Generation {
 
     /// Tokens after the first a second; the first one's time is the prompt's. 0 where there are none.
     pub fn decode_tokens_per_second(&self) -> f64 {
-        rate(self.tokens.len() - 1, self.decode_seconds)
+        rate(self.tokens.len().saturating_sub(1), self.decode_seconds)
     }
 }
 

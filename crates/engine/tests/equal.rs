@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{CONTEXT, dense, greedy, palettized, pool, sampled, tokens};
-use russet_engine::{Engine, EngineConfig, Flow, Generate, Generation, Request, Reuse};
+use common::{CONTEXT, adapter, dense, finish, greedy, palettized, pool, sampled, tokens};
+use russet_engine::{CacheSize, Engine, EngineConfig, Flow, Generate, Generation, Request, Reuse};
 use russet_model::Decoder;
 use russet_tensor::{Ctx, Segments};
 
@@ -283,6 +283,92 @@ fn each_conversation_finds_its_own_slot() {
             Weights::Palettized.check("in its slot", answer, &alone);
             conversations[i].extend(&answer.tokens);
             conversations[i].extend(tokens(60 + turn, 5));
+        }
+    }
+}
+
+#[test]
+fn an_answer_is_the_same_alone_batched_among_adapters_reused_preempted_and_on_any_threads() {
+    let folders = [adapter(3, 1, "proj"), adapter(2, 2, "mlp")];
+    for weights in BOTH {
+        let engine = |threads, config| {
+            let engine = weights.engine(threads, config);
+            for (name, folder) in ["a", "b"].iter().zip(&folders) {
+                engine.adapters().load(name, folder.path()).unwrap();
+            }
+            engine
+        };
+        let through = |names: &[&str]| Request {
+            adapters: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..sampled(tokens(3, 75), 60, 9)
+        };
+        let mut requests = vec![through(&[]), through(&["a"]), through(&["a", "b"])];
+        for (i, mut request) in mixed().into_iter().enumerate() {
+            request.adapters = [vec![], vec!["a".into()], vec!["b".into()]][i % 3].clone();
+            requests.push(request);
+        }
+        let mut alone = engine(1, EngineConfig::new(CONTEXT, 1));
+        let wanted: Vec<_> = requests
+            .iter()
+            .map(|request| alone.generate(request, &mut |_| Flow::Continue).unwrap())
+            .collect();
+        let distinct = |i: usize, j: usize| wanted[i].logprobs != wanted[j].logprobs;
+        assert!(distinct(0, 1) && distinct(1, 2) && distinct(0, 2));
+        let base = EngineConfig::new(CONTEXT, 8);
+        for (what, threads, config) in [
+            ("a batch of 8", 1, base),
+            ("two threads", 2, base),
+            (
+                "reuse",
+                2,
+                EngineConfig {
+                    reuse: Reuse::Prefix,
+                    cache: CacheSize::Tokens(64 * 64),
+                    ..base
+                },
+            ),
+            // Half of what the sequences come to need: some have to make room.
+            (
+                "preempted",
+                2,
+                EngineConfig {
+                    cache: CacheSize::Tokens(7 * 64),
+                    ..base
+                },
+            ),
+            (
+                "preempted, with reuse, in chunks",
+                1,
+                EngineConfig {
+                    cache: CacheSize::Tokens(7 * 64),
+                    reuse: Reuse::Prefix,
+                    prefill_chunk: 20,
+                    ..base
+                },
+            ),
+        ] {
+            let mut engine = engine(threads, config);
+            for round in 0..2 {
+                let ids: Vec<_> = requests
+                    .iter()
+                    .map(|request| engine.submit(request.clone()).unwrap())
+                    .collect();
+                let answers = finish(&mut engine);
+                for (i, (id, wanted)) in ids.iter().zip(&wanted).enumerate() {
+                    weights.check(&format!("request {i}, {what}"), &answers[id], wanted);
+                    if what == "reuse" && round > 0 {
+                        let prompt = requests[i].prompt.len();
+                        assert_eq!(answers[id].reused_tokens, prompt - 1, "request {i}, {what}");
+                    }
+                }
+            }
+            let stats = engine.stats();
+            assert_eq!(
+                stats.preemptions > 0,
+                what.starts_with("preempted"),
+                "{what}"
+            );
+            assert_eq!(stats.free_blocks + stats.idle_blocks, stats.blocks);
         }
     }
 }

@@ -5,28 +5,83 @@ use std::path::Path;
 
 use russet_kernels::random;
 use russet_tensor::Tensor;
+use russet_tensor::ops::{Adapter, LoraPart};
 use serde_json::{Value, json};
 
 use crate::config::Fields;
 use crate::stored::{self, Output, Stored};
-use crate::{Decoder, Linear, Lora, ModelError, ParameterKind};
+use crate::{Decoder, Layout, Linear, Lora, ModelError, ParameterKind};
 
 /// What PEFT puts before a module's name.
 const PREFIX: &str = "base_model.model.";
+
+/// One projection's matrices: its name, A, B and the scale.
+type Matrices = (String, Tensor, Tensor, f32);
 
 /// Puts the adapter in `folder` onto a decoder.
 ///
 /// # Errors
 /// When a file is missing or damaged, a setting is not understood, or a shape does not fit this decoder.
 pub fn attach(decoder: Decoder, folder: &Path) -> Result<Decoder, ModelError> {
+    let mut adapters = read(&decoder.layouts(), folder, None)?.into_iter();
+    Ok(decoder.map_linears(|linear| {
+        let own = adapters.next().expect("a list for each product");
+        if own.is_empty() {
+            linear
+        } else {
+            Box::new(Lora::new(linear, own))
+        }
+    }))
+}
+
+/// Reads the adapter in `folder` to go beside a decoder of these layouts, on the rows that ask for it
+/// ([`russet_tensor::Segments::push_adapted`]). Where `base` is given, an adapter that names another base under
+/// `russet_base` is refused; many name none.
+///
+/// # Errors
+/// As [`attach`].
+pub fn load(layouts: &[Layout], folder: &Path, base: Option<&str>) -> Result<Adapter, ModelError> {
+    let matrices = read(layouts, folder, base)?;
+    let places = layouts.iter().zip(matrices).map(|(layout, own)| {
+        let part = |(name, a, b, scale): Matrices| {
+            let mut ranges = layout.ranges();
+            let (_, columns) = ranges
+                .find(|(projection, _)| projection.name == name)
+                .expect("a projection of the layout");
+            LoraPart {
+                columns,
+                a,
+                b,
+                scale,
+            }
+        };
+        own.into_iter().map(part).collect()
+    });
+    Ok(Adapter::new(places.collect()))
+}
+
+/// The matrices of each of a decoder's products.
+fn read(
+    layouts: &[Layout],
+    folder: &Path,
+    base: Option<&str>,
+) -> Result<Vec<Vec<Matrices>>, ModelError> {
     let path = folder.join("adapter_config.json");
     let settings = crate::config::read_json(&path)?;
     let settings =
         Settings::parse(&settings).map_err(|problem| ModelError::file(&path, problem))?;
+    if let (Some(base), Some(made_for)) = (base, &settings.base)
+        && base != made_for
+    {
+        let problem = format!(
+            "the adapter was trained on the base {made_for}, but this one is {base}; load it with its own base"
+        );
+        return Err(ModelError::file(&path, problem));
+    }
     let mut stored = Stored::open_file(&folder.join("adapter_model.safetensors"))?;
-    let mut adapters: BTreeMap<String, (String, Tensor, Tensor, f32)> = BTreeMap::new();
-    for linear in decoder.linears() {
-        let layout = linear.layout();
+    let mut adapters = Vec::new();
+    for layout in layouts {
+        let mut own = Vec::new();
         for projection in &layout.projections {
             let name = &projection.name;
             let (a, b) = (
@@ -39,33 +94,18 @@ pub fn attach(decoder: Decoder, folder: &Path) -> Result<Decoder, ModelError> {
             let rank = settings.rank(name);
             let a = stored.take_f32(&a, &[rank, layout.inputs])?;
             let b = stored.take_f32(&b, &[projection.rows, rank])?;
-            adapters.insert(name.clone(), (name.clone(), a, b, settings.scale(name)));
+            own.push((name.clone(), a, b, settings.scale(name)));
         }
+        adapters.push(own);
     }
     stored.finish()?;
-    if adapters.is_empty() {
+    if adapters.iter().all(Vec::is_empty) {
         return Err(ModelError::file(
             &path,
             "the adapter has no matrices, so it would change nothing",
         ));
     }
-    Ok(decoder.map_linears(|linear| {
-        let names: Vec<String> = linear
-            .layout()
-            .projections
-            .iter()
-            .map(|p| p.name.clone())
-            .collect();
-        let own: Vec<_> = names
-            .iter()
-            .filter_map(|name| adapters.remove(name))
-            .collect();
-        if own.is_empty() {
-            linear
-        } else {
-            Box::new(Lora::new(linear, own))
-        }
-    }))
+    Ok(adapters)
 }
 
 /// Puts a fresh adapter of the given rank on every projection whose name `chosen` accepts: A normal with variance
@@ -153,7 +193,8 @@ pub fn save(decoder: &Decoder, base: &str, folder: &Path) -> Result<(), ModelErr
 struct Settings {
     rank: usize,
     alpha: f64,
-    root: bool, // scaled by the root of the rank (rsLoRA)
+    root: bool,           // scaled by the root of the rank (rsLoRA)
+    base: Option<String>, // of what it was trained on, the name that whoever trained it gave
     ranks: BTreeMap<String, usize>,
     alphas: BTreeMap<String, f64>,
 }
@@ -183,6 +224,13 @@ impl Settings {
             rank: rank(json.get("r").unwrap_or(&Value::Null))?,
             alpha: number(json.get("lora_alpha").unwrap_or(&Value::Null))?,
             root: Fields(json).flag("use_rslora")?,
+            base: match json.get("russet_base") {
+                None | Some(Value::Null) => None,
+                Some(Value::String(base)) => Some(base.clone()),
+                Some(other) => {
+                    return Err(format!("`russet_base` is {other}, but it must be a text"));
+                }
+            },
             ranks: patterns(json, "rank_pattern", rank)?,
             alphas: patterns(json, "alpha_pattern", number)?,
         })
@@ -230,6 +278,7 @@ const READ: &[&str] = &[
     "use_rslora",
     "rank_pattern",
     "alpha_pattern",
+    "russet_base",
 ];
 
 /// Lets through what is read, what changes nothing, and what is switched off. PEFT gains settings with every version, and most change

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use russet_tensor::mesh::Group;
 use russet_tensor::ops::{self, CacheView, HeadShape, QkNorm, RopeTable};
-use russet_tensor::{Ctx, Segments, Tensor};
+use russet_tensor::ring::Ring;
+use russet_tensor::{Ctx, Op, Segments, Tensor};
 
 use crate::decoder::{Parameter, ParameterKind};
 use crate::parallel::{ColumnParallel, RowParallel};
@@ -28,6 +29,100 @@ pub(crate) struct Pass {
     pub table: Arc<RopeTable>, // a row a token
     pub rows: Arc<[u32]>,      // 0..N
     pub segments: Segments,
+    pub ring: Option<Arc<Ring>>, // where tokens are shared out
+}
+
+/// Products of a block, in their order.
+#[derive(Clone, Copy)]
+enum Product {
+    Qkv,
+    Output,
+    GateUp,
+    Down,
+}
+
+impl Product {
+    fn name(self) -> &'static str {
+        ["qkv", "output", "gate_up", "down"][self as usize]
+    }
+}
+
+impl Pass {
+    /// The product `which` of layer `layer`, with what the adapters of the rows add.
+    fn product(
+        &self,
+        ctx: &mut Ctx,
+        (layer, which): (usize, Product),
+        linear: &dyn Linear,
+        x: &Tensor,
+    ) -> Tensor {
+        let (rows, inputs) = x.dims2();
+        let outputs = linear.layout().rows();
+        let cost = || Op {
+            bytes: (linear.stored_bytes() + 4 * rows * (inputs + outputs)) as u64,
+            flops: 2 * (rows * inputs * outputs) as u64,
+            ..op(which.name(), layer, rows)
+        };
+        let y = ctx.timed(cost, |ctx| linear.forward(ctx, x));
+        let runs = self.segments.adapted();
+        if runs.is_empty() {
+            return y;
+        }
+        let place = 4 * layer + which as usize;
+        let cost = || {
+            let (rows, bytes, flops) = ops::adapt_cost(runs, place);
+            Op {
+                bytes,
+                flops,
+                ..op("adapters", layer, rows)
+            }
+        };
+        ctx.timed(cost, |ctx| ops::adapt(ctx, y, x, runs, place))
+    }
+
+    /// What attention over the pass's segments comes to.
+    fn attention(&self, layer: usize) -> Op {
+        let HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.shape;
+        let (mut keys, mut pairs) = (0, 0);
+        for s in self.segments.iter() {
+            keys += s.past + s.len;
+            pairs += s.len * s.past + s.len * (s.len + 1) / 2;
+        }
+        let rows = self.rows.len();
+        Op {
+            bytes: 4 * (2 * rows * heads + 2 * keys * kv_heads) as u64 * head_dim as u64,
+            flops: 4 * (pairs * heads * head_dim) as u64,
+            ..op("attention", layer, rows)
+        }
+    }
+}
+
+/// An operation of a layer.
+fn op(name: &'static str, layer: usize, rows: usize) -> Op {
+    Op {
+        name,
+        layer: Some(layer),
+        rows,
+        ..Op::default()
+    }
+}
+
+/// An operation on each number by itself: `reads` numbers of each row in and `writes` out, `each` operations for one of these.
+fn pointwise(
+    name: &'static str,
+    layer: usize,
+    rows: usize,
+    (reads, writes, each): (usize, usize, usize),
+) -> Op {
+    Op {
+        bytes: 4 * (rows * (reads + writes)) as u64,
+        flops: (rows * writes * each) as u64,
+        ..op(name, layer, rows)
+    }
 }
 
 impl Block {
@@ -36,29 +131,58 @@ impl Block {
         &self,
         ctx: &mut Ctx,
         x: &Tensor,
+        layer: usize,
         pass: &Pass,
         cache: Option<CacheView>,
     ) -> Tensor {
-        let h = ops::rms_norm(ctx, x, &self.attention_norm, pass.epsilon);
-        let qkv = self.qkv.forward(ctx, &h);
+        let (rows, width) = x.dims2();
+        let norm = || pointwise("norm", layer, rows, (width, width, 4));
+        let h = ctx.timed(norm, |ctx| {
+            ops::rms_norm(ctx, x, &self.attention_norm, pass.epsilon)
+        });
+        let qkv = pass.product(ctx, (layer, Product::Qkv), &*self.qkv, &h);
         let norm = self.qk_norm.as_ref().map(|[query, key]| QkNorm {
             query,
             key,
             epsilon: pass.epsilon,
         });
-        let qkv = ops::qk_norm_rope(ctx, pass.shape, &qkv, norm, &pass.table, &pass.rows);
-        let h = ops::attention(ctx, pass.shape, &qkv, &pass.segments, cache);
-        let h = self.output.forward(ctx, &h);
-        ops::add(ctx, x, &h)
+        let packed = pass.shape.qkv_width();
+        let rope = || pointwise("rope", layer, rows, (packed, packed, 6));
+        let qkv = ctx.timed(rope, |ctx| {
+            ops::qk_norm_rope(ctx, pass.shape, &qkv, norm, &pass.table, &pass.rows)
+        });
+        let h = ctx.timed(
+            || pass.attention(layer),
+            |ctx| match &pass.ring {
+                None => ops::attention(ctx, pass.shape, &qkv, &pass.segments, cache),
+                Some(ring) => ops::ring_attention(ctx, pass.shape, &qkv, ring),
+            },
+        );
+        let h = pass.product(ctx, (layer, Product::Output), &*self.output, &h);
+        let sum = || pointwise("add", layer, rows, (2 * width, width, 1));
+        ctx.timed(sum, |ctx| ops::add(ctx, x, &h))
     }
 
-    /// The second half, on each row alone: `x [N, D]` to `[N, D]`.
-    pub(crate) fn feed_forward(&self, ctx: &mut Ctx, x: &Tensor, epsilon: f32) -> Tensor {
-        let h = ops::rms_norm(ctx, x, &self.ffn_norm, epsilon);
-        let h = self.gate_up.forward(ctx, &h);
-        let h = ops::swiglu(ctx, &h);
-        let h = self.down.forward(ctx, &h);
-        ops::add(ctx, x, &h)
+    /// The second half, on each row alone: `x [N, D]` to `[N, D]`. Without adapters it may be given some of the rows.
+    pub(crate) fn feed_forward(
+        &self,
+        ctx: &mut Ctx,
+        x: &Tensor,
+        layer: usize,
+        pass: &Pass,
+    ) -> Tensor {
+        let (rows, width) = x.dims2();
+        let norm = || pointwise("norm", layer, rows, (width, width, 4));
+        let h = ctx.timed(norm, |ctx| {
+            ops::rms_norm(ctx, x, &self.ffn_norm, pass.epsilon)
+        });
+        let h = pass.product(ctx, (layer, Product::GateUp), &*self.gate_up, &h);
+        let ffn = h.dims2().1 / 2;
+        let gate = || pointwise("swiglu", layer, rows, (2 * ffn, ffn, 8));
+        let h = ctx.timed(gate, |ctx| ops::swiglu(ctx, &h));
+        let h = pass.product(ctx, (layer, Product::Down), &*self.down, &h);
+        let sum = || pointwise("add", layer, rows, (2 * width, width, 1));
+        ctx.timed(sum, |ctx| ops::add(ctx, x, &h))
     }
 
     /// A block of the shape `config`, of its parameters in the order of [`Block::visit`]. Where there is a group, its ranks

@@ -1,39 +1,53 @@
-//! Keys and values of what a sequence has seen, in pages.
+//! Keys and values of what sequences have seen, in a pool of blocks whose number never changes.
 //!
-//! A page holds 64 tokens of one layer, keys then values, each kv head's together, so that attention reads
-//! whole tiles and appending touches only the new tokens. All layers share one table of pages a sequence.
+//! A block is 64 tokens of every layer. In each layer it is one page: keys then values, each kv head's together, so that
+//! attention reads whole tiles and appending touches only the new tokens. All layers share one table of blocks a sequence.
+//!
+//! ```text
+//! slot 0  [ 7 ][ 2 ][ 9 ]        a block that several hold is counted; the first that would
+//! slot 1  [ 7 ][ 2 ][ 4 ]        write into it gets a copy of its own
+//! kept      7    2               whoever keeps blocks beyond their sequences is another holder
+//! ```
+//!
+//! [`Blocks`] counts and knows nothing of numbers; [`Pages`] has the numbers and knows nothing of sequences, so another format
+//! of theirs changes nobody else. Which blocks are worth keeping is the engine's business.
 
 use russet_kernels::attention;
 use russet_tensor::ops::CacheView;
 
 use crate::{Config, ModelError};
 
+/// Tokens of a block.
+pub const BLOCK_TOKENS: usize = attention::PAGE_TOKENS;
+
 /// The cache of all layers, for several sequences at once.
 pub struct KvCache {
-    layers: Vec<Vec<f32>>, // [layer][page · page_stride]
-    page_stride: usize,    // floats of a page
-    tables: Vec<Vec<u32>>, // [slot] pages in order
+    blocks: Blocks,
+    pages: Pages,
+    tables: Vec<Vec<u32>>, // [slot] blocks in order
     lengths: Vec<usize>,   // [slot] tokens
-    free: Vec<u32>,        // pages nobody has
-    pages: usize,
 }
 
 impl KvCache {
     /// A cache for `slots` sequences of `tokens` tokens in all. The system commits its memory only as it is written.
     pub fn new(config: &Config, slots: usize, tokens: usize) -> KvCache {
-        // Each sequence can leave one page half filled.
-        let pages = tokens.div_ceil(attention::PAGE_TOKENS) + slots - 1;
-        let page_stride = attention::page_len(config.head_shape());
+        // Each sequence can leave one block half filled.
+        KvCache::with_blocks(config, slots, tokens.div_ceil(BLOCK_TOKENS) + slots - 1)
+    }
+
+    /// A cache for `slots` sequences of `blocks` blocks in all.
+    pub fn with_blocks(config: &Config, slots: usize, blocks: usize) -> KvCache {
         KvCache {
-            layers: (0..config.layers)
-                .map(|_| vec![0.0; pages * page_stride])
-                .collect(),
-            page_stride,
+            blocks: Blocks::new(blocks),
+            pages: Pages::new(config, blocks),
             tables: vec![Vec::new(); slots],
             lengths: vec![0; slots],
-            free: (0..pages as u32).rev().collect(),
-            pages,
         }
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(config: &Config) -> usize {
+        config.cache_bytes_per_token() * BLOCK_TOKENS
     }
 
     /// Tokens that the sequence in `slot` has.
@@ -46,21 +60,48 @@ impl KvCache {
         self.lengths[slot] == 0
     }
 
+    /// The blocks of the sequence in `slot`, in order.
+    pub fn table(&self, slot: usize) -> &[u32] {
+        &self.tables[slot]
+    }
+
+    /// How many blocks there are, how many nobody holds, who holds which.
+    pub fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
+
+    /// Whether the next token of `slot` goes into a block that somebody else holds too.
+    fn must_copy(&self, slot: usize) -> bool {
+        let partial = !self.lengths[slot].is_multiple_of(BLOCK_TOKENS);
+        let last = self.tables[slot].last();
+        partial && last.is_some_and(|&block| self.blocks.holders(block) > 1)
+    }
+
     /// Makes room for `tokens` more of the sequence in `slot` and returns how many it had. The next forward pass
     /// must bring exactly these.
     ///
     /// # Errors
-    /// When too few pages are free; nothing has changed then.
+    /// When too few blocks are free; nothing has changed then.
     pub fn extend(&mut self, slot: usize, tokens: usize) -> Result<usize, ModelError> {
         let past = self.lengths[slot];
-        let needed = (past + tokens).div_ceil(attention::PAGE_TOKENS) - self.tables[slot].len();
-        if needed > self.free.len() {
+        let copy = tokens > 0 && self.must_copy(slot);
+        let grown = (past + tokens).div_ceil(BLOCK_TOKENS) - self.tables[slot].len();
+        if grown + usize::from(copy) > self.blocks.free() {
             return Err(ModelError::CacheFull {
-                capacity: self.pages * attention::PAGE_TOKENS,
+                capacity: self.blocks.count() * BLOCK_TOKENS,
             });
         }
-        let keep = self.free.len() - needed;
-        self.tables[slot].extend(self.free.drain(keep..).rev());
+        if copy {
+            let own = self.blocks.take();
+            let last = self.tables[slot].last_mut().expect("what must be copied");
+            let shared = std::mem::replace(last, own);
+            self.pages.copy(shared, own);
+            self.blocks.release(shared);
+        }
+        for _ in 0..grown {
+            let block = self.blocks.take();
+            self.tables[slot].push(block);
+        }
         self.lengths[slot] = past + tokens;
         Ok(past)
     }
@@ -68,18 +109,183 @@ impl KvCache {
     /// Forgets the sequence in `slot` beyond its first `tokens`.
     pub fn truncate(&mut self, slot: usize, tokens: usize) {
         if tokens < self.lengths[slot] {
-            let kept = tokens.div_ceil(attention::PAGE_TOKENS);
-            self.free.extend(self.tables[slot].drain(kept..).rev());
+            let kept = tokens.div_ceil(BLOCK_TOKENS);
+            for block in self.tables[slot].drain(kept..).rev() {
+                self.blocks.release(block);
+            }
             self.lengths[slot] = tokens;
         }
     }
 
+    /// Lets the empty `slot` begin with the first `tokens` of `blocks`, which it holds from now on beside others.
+    ///
+    /// # Panics
+    /// When the slot is not empty, or `tokens` do not end in the last of the blocks.
+    pub fn share(&mut self, slot: usize, blocks: &[u32], tokens: usize) {
+        assert!(self.is_empty(slot), "slot {slot} holds a sequence already");
+        assert_eq!(
+            tokens.div_ceil(BLOCK_TOKENS),
+            blocks.len(),
+            "{tokens} tokens"
+        );
+        for &block in blocks {
+            self.blocks.hold(block);
+        }
+        self.tables[slot].extend_from_slice(blocks);
+        self.lengths[slot] = tokens;
+    }
+
+    /// Replaces the block at `index` of the sequence in `slot` by one that holds the same tokens, computed elsewhere.
+    pub fn replace(&mut self, slot: usize, index: usize, block: u32) {
+        self.blocks.hold(block);
+        let own = std::mem::replace(&mut self.tables[slot][index], block);
+        self.blocks.release(own);
+    }
+
+    /// Keeps a block beyond the sequences that hold it, until [`KvCache::drop_kept`].
+    ///
+    /// # Panics
+    /// When nobody holds it, or it is kept already.
+    pub fn keep(&mut self, block: u32) {
+        self.blocks.keep(block);
+    }
+
+    /// Ends [`KvCache::keep`].
+    ///
+    /// # Panics
+    /// When the block is not kept.
+    pub fn drop_kept(&mut self, block: u32) {
+        self.blocks.drop_kept(block);
+    }
+
     /// One layer's part, for the attention operation.
     pub(crate) fn layer(&mut self, layer: usize) -> CacheView<'_> {
+        self.pages.layer(layer, &self.tables)
+    }
+}
+
+/// The numbers: a page a block and layer.
+struct Pages {
+    layers: Vec<Vec<f32>>, // [layer][block · stride]
+    stride: usize,         // floats of a page
+}
+
+impl Pages {
+    fn new(config: &Config, blocks: usize) -> Pages {
+        let stride = attention::page_len(config.head_shape());
+        Pages {
+            layers: (0..config.layers)
+                .map(|_| vec![0.0; blocks * stride])
+                .collect(),
+            stride,
+        }
+    }
+
+    fn copy(&mut self, from: u32, to: u32) {
+        let (from, to) = (from as usize * self.stride, to as usize * self.stride);
+        for layer in &mut self.layers {
+            layer.copy_within(from..from + self.stride, to);
+        }
+    }
+
+    fn layer<'a>(&'a mut self, layer: usize, tables: &'a [Vec<u32>]) -> CacheView<'a> {
         CacheView {
             arena: &mut self.layers[layer],
-            page_stride: self.page_stride,
-            tables: &self.tables,
+            page_stride: self.stride,
+            tables,
         }
+    }
+}
+
+/// Who holds which block.
+pub struct Blocks {
+    holders: Vec<u32>, // [block] sequences that have it, and one more where it is kept
+    kept: Vec<bool>,   // [block]
+    free: Vec<u32>,    // blocks without holders
+    idle: usize,       // blocks that are kept and have no other holder
+    kept_count: usize,
+}
+
+impl Blocks {
+    fn new(count: usize) -> Blocks {
+        Blocks {
+            holders: vec![0; count],
+            kept: vec![false; count],
+            free: (0..count as u32).rev().collect(),
+            idle: 0,
+            kept_count: 0,
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.holders.len()
+    }
+
+    /// How many nobody holds.
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// How many are kept.
+    pub fn kept(&self) -> usize {
+        self.kept_count
+    }
+
+    /// How many are kept and have no other holder: what could be had by keeping less.
+    pub fn idle(&self) -> usize {
+        self.idle
+    }
+
+    /// How many hold `block`, whoever keeps it among them.
+    pub fn holders(&self, block: u32) -> u32 {
+        self.holders[block as usize]
+    }
+
+    /// Whether `block` is kept and has no other holder.
+    pub fn is_idle(&self, block: u32) -> bool {
+        self.kept[block as usize] && self.holders(block) == 1
+    }
+
+    /// The blocks that nobody holds.
+    pub fn free_list(&self) -> &[u32] {
+        &self.free
+    }
+
+    fn take(&mut self) -> u32 {
+        let block = self.free.pop().expect("a block is free");
+        self.holders[block as usize] = 1;
+        block
+    }
+
+    fn hold(&mut self, block: u32) {
+        assert!(self.holders(block) > 0, "block {block} is free");
+        self.idle -= usize::from(self.is_idle(block));
+        self.holders[block as usize] += 1;
+    }
+
+    fn release(&mut self, block: u32) {
+        let holders = &mut self.holders[block as usize];
+        *holders = holders.checked_sub(1).expect("a holder lets go once");
+        if *holders == 0 {
+            assert!(!self.kept[block as usize], "block {block} is kept");
+            self.free.push(block);
+        }
+        self.idle += usize::from(self.is_idle(block));
+    }
+
+    fn keep(&mut self, block: u32) {
+        assert!(!self.kept[block as usize], "block {block} is kept already");
+        self.hold(block);
+        self.kept[block as usize] = true;
+        self.kept_count += 1;
+    }
+
+    fn drop_kept(&mut self, block: u32) {
+        assert!(self.kept[block as usize], "block {block} is not kept");
+        self.idle -= usize::from(self.is_idle(block));
+        self.kept[block as usize] = false;
+        self.kept_count -= 1;
+        self.release(block);
     }
 }

@@ -1,14 +1,15 @@
 //! The decoder: embedding, blocks, final norm, output table. One forward pass for everything.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use russet_tensor::ops::{self, LossTerms, TokenLoss};
-use russet_tensor::{Ctx, Segments, Tensor};
+use russet_tensor::{Ctx, Op, Segments, Tensor, ring};
 
 use crate::block::{Block, Pass};
 use crate::cut::{Cut, CutPart};
 use crate::parallel::Sharding;
-use crate::{Config, Embedding, KvCache, Linear};
+use crate::{Config, Embedding, KvCache, Layout, Linear};
 
 /// A dense decoder-only transformer: pre-norm, no biases, grouped queries, rotary positions, SwiGLU
 /// (arXiv 2407.21075, section 2).
@@ -99,6 +100,14 @@ impl Decoder {
         &self.config
     }
 
+    /// What of something that each token has belongs to this rank's tokens: all of it, unless a mesh cuts sequences.
+    pub fn own_tokens<'a, T: Copy>(&self, of_tokens: &'a [T]) -> Cow<'a, [T]> {
+        match self.sharding.as_ref().and_then(Sharding::sequence_group) {
+            None => Cow::Borrowed(of_tokens),
+            Some(group) => Cow::Owned(ring::own(group, of_tokens)),
+        }
+    }
+
     /// Flat `tokens [N]` to normed hidden states `[N, D]`; on a mesh those of the rows that this rank has. With a cache, the
     /// segments' tokens continue its sequences and must have been announced by [`KvCache::extend`].
     ///
@@ -121,13 +130,20 @@ impl Decoder {
             sharding.is_none() || cache.is_none(),
             "a cache needs a whole decoder"
         );
+        let tokens = &*self.own_tokens(tokens);
+        let positions = segments.positions();
         let pass = Arc::new(Pass {
             shape: sharding.map_or(&self.config, Sharding::local).head_shape(),
             epsilon: self.config.norm_epsilon,
-            table: Arc::new(self.config.rope_table(&segments.positions())),
+            table: Arc::new(self.config.rope_table(&self.own_tokens(&positions))),
             rows: (0..tokens.len() as u32).collect(),
             segments: segments.clone(),
+            ring: sharding.and_then(|sharding| sharding.ring(segments)),
         });
+        assert!(
+            segments.adapted().is_empty() || sharding.is_none() && !ctx.is_recording(),
+            "adapters by row are for inference with a whole decoder"
+        );
         let epsilon = pass.epsilon;
         let mut x = match (sharding, &self.embedding) {
             (Some(sharding), Embedding::Dense(table)) => sharding.lookup(ctx, table, tokens),
@@ -135,16 +151,17 @@ impl Decoder {
         };
         for (layer, block) in self.blocks.iter().enumerate() {
             x = if let Some(cache) = &mut cache {
-                let x = block.attend(ctx, &x, &pass, Some(cache.layer(layer)));
-                block.feed_forward(ctx, &x, epsilon)
+                let x = block.attend(ctx, &x, layer, &pass, Some(cache.layer(layer)));
+                block.feed_forward(ctx, &x, layer, &pass)
             } else {
                 match sharding.filter(|sharding| sharding.cuts_blocks()) {
                     None => {
-                        let (head, tail, pass) = (block.clone(), block.clone(), pass.clone());
+                        let (head, tail) = (block.clone(), block.clone());
+                        let (above, below) = (pass.clone(), pass.clone());
                         ctx.checkpoint(
                             &x,
-                            move |ctx, x| head.attend(ctx, x, &pass, None),
-                            move |ctx, x| tail.feed_forward(ctx, x, epsilon),
+                            move |ctx, x| head.attend(ctx, x, layer, &above, None),
+                            move |ctx, x| tail.feed_forward(ctx, x, layer, &below),
                         )
                     }
                     Some(sharding) => {
@@ -154,8 +171,8 @@ impl Decoder {
                             ctx.tokens = pass.rows.len();
                             let whole = pieces.as_ref().map(|pieces| pieces.gather(ctx));
                             let block = whole.as_ref().unwrap_or(&block);
-                            let x = block.attend(ctx, x, &pass, None);
-                            block.feed_forward(ctx, &x, epsilon)
+                            let x = block.attend(ctx, x, layer, &pass, None);
+                            block.feed_forward(ctx, &x, layer, &pass)
                         })
                     }
                 }
@@ -191,10 +208,11 @@ impl Decoder {
             table: Arc::new(self.config.rope_table(&segments.positions())),
             rows: (0..rows as u32).collect(),
             segments: segments.clone(),
+            ring: None,
         };
         let block = &self.blocks[number];
-        let x = block.attend(ctx, x, &pass, None);
-        block.feed_forward(ctx, &x, pass.epsilon)
+        let x = block.attend(ctx, x, number, &pass, None);
+        block.feed_forward(ctx, &x, number, &pass)
     }
 
     /// What [`Decoder::forward`] ends with: the last block's `[N, D]` to normed hidden states `[N, D]`.
@@ -208,10 +226,20 @@ impl Decoder {
     /// When the decoder lies on a mesh, where no rank has them all.
     pub fn logits(&self, ctx: &mut Ctx, hidden: &Tensor) -> Tensor {
         assert!(self.sharding.is_none(), "logits need a whole decoder");
-        self.output_table().logits(ctx, hidden)
+        let (rows, width) = hidden.dims2();
+        let (table, vocab) = (self.output_table(), self.config.vocab);
+        let cost = || Op {
+            name: "logits",
+            layer: None,
+            rows,
+            bytes: (table.stored_bytes() + 4 * rows * (width + vocab)) as u64,
+            flops: 2 * (rows * width * vocab) as u64,
+        };
+        ctx.timed(cost, |ctx| table.logits(ctx, hidden))
     }
 
-    /// `Σ weightₙ · lossₙ` of hidden states against the tokens that follow, recorded for [`Ctx::backward`].
+    /// `Σ weightₙ · lossₙ` of hidden states against the tokens that follow, `[N]`, recorded for [`Ctx::backward`]; on a mesh that
+    /// cuts sequences, of [`Decoder::own_tokens`].
     pub fn loss(
         &self,
         ctx: &mut Ctx,
@@ -233,13 +261,14 @@ impl Decoder {
     ) -> TokenLoss {
         match (&self.sharding, self.output_table()) {
             (Some(sharding), Embedding::Dense(table)) => {
-                sharding.loss(ctx, hidden, table, targets, weights, terms)
+                let (targets, weights) = (self.own_tokens(targets), self.own_tokens(weights));
+                sharding.loss(ctx, hidden, table, &targets, &weights, terms)
             }
             (_, table) => table.loss(ctx, hidden, targets, weights, terms),
         }
     }
 
-    /// Each token's loss in nats, `[N]`, without gradients.
+    /// Each token's loss in nats, `[N]`, without gradients; on a mesh that cuts sequences, of [`Decoder::own_tokens`].
     pub fn token_losses(&self, ctx: &mut Ctx, hidden: &Tensor, targets: &[u32]) -> Vec<f32> {
         if self.sharding.is_some() {
             let weights = vec![0.0; targets.len()];
@@ -256,6 +285,13 @@ impl Decoder {
     /// The products of all blocks in the order of the forward pass.
     pub fn linears(&self) -> impl Iterator<Item = &dyn Linear> {
         self.blocks.iter().flat_map(|block| block.linears())
+    }
+
+    /// The layouts of these products.
+    pub fn layouts(&self) -> Vec<Layout> {
+        self.linears()
+            .map(|linear| linear.layout().clone())
+            .collect()
     }
 
     /// The decoder with each product of its blocks replaced by what `map` makes of it: adapters, observers, shards.

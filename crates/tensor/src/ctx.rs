@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use russet_kernels::{Compute, Pool, ROW_BLOCK};
 
 use crate::tape::{Backward, Gradients, Step, Tape};
 use crate::tensor::{Node, Tensor, TensorId};
+use crate::trace::{Op, Trace};
 use crate::workspace::{Buffer, Workspace};
 
 /// The ranges of [`ROW_BLOCK`] rows that make up `rows`.
@@ -26,6 +28,8 @@ pub struct Ctx {
     pub recompute: bool,
     /// N, the tokens of the pass, where a mesh shares their rows out and a tensor does not say how many there are in all.
     pub tokens: usize,
+    /// Where what runs is written down, if anywhere.
+    pub trace: Option<Trace>,
     workspace: Arc<Workspace>,
     tape: Option<Tape>,
     replays: bool,
@@ -39,6 +43,7 @@ impl Ctx {
             compute: Compute::F32,
             recompute: false,
             tokens: 0,
+            trace: None,
             workspace: Arc::default(),
             tape: None,
             replays: false,
@@ -57,6 +62,7 @@ impl Ctx {
             compute,
             recompute: false,
             tokens: 0,
+            trace: None,
             workspace,
             tape: Some(tape),
             replays: true,
@@ -66,6 +72,19 @@ impl Ctx {
     /// The tape of a context that records.
     pub(crate) fn into_tape(self) -> Tape {
         self.tape.expect("the context was made with a tape")
+    }
+
+    /// Runs an operation, and writes it down where there is a trace. Only then is `op` asked what it is.
+    pub fn timed<T>(&mut self, op: impl FnOnce() -> Op, run: impl FnOnce(&mut Ctx) -> T) -> T {
+        if self.trace.is_none() {
+            return run(self);
+        }
+        let begun = Instant::now();
+        let out = run(self);
+        if let Some(trace) = &mut self.trace {
+            trace.add(op(), begun);
+        }
+        out
     }
 
     /// Starts recording. `watched` are the tensors whose gradients are wanted (the parameters).

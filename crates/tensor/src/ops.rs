@@ -1,5 +1,6 @@
 //! The operations, one file each: the forward pass above its derivative.
 
+mod adapters;
 mod add;
 mod attention;
 mod cross_entropy;
@@ -12,11 +13,13 @@ mod lora;
 mod mask;
 mod palette;
 mod qk_norm_rope;
+mod ring_attention;
 mod rms_norm;
 mod rows;
 mod share_rows;
 mod swiglu;
 
+pub use adapters::{Adapter, adapt, adapt_cost};
 pub use add::add;
 pub use attention::{CacheView, attention};
 pub use cross_entropy::{LossTeacher, LossTerms, TokenLoss, cross_entropy, token_losses};
@@ -29,6 +32,7 @@ pub use lora::{LoraPart, lora};
 pub use mask::{scale_columns, soft_top_k};
 pub use palette::palette_linear;
 pub use qk_norm_rope::{QkNorm, qk_norm_rope};
+pub use ring_attention::ring_attention;
 pub use rms_norm::rms_norm;
 pub use rows::rows;
 pub use share_rows::{gather_rows, scatter_rows};

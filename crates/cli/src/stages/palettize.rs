@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use russet_artifact::{Artifact, Inputs, Interrupt, Kind, Recipe};
+use russet_artifact::{Inputs, Interrupt, Kind, Recipe};
 use russet_compress::{CompressError, REPORT, State};
 use russet_tokenizer::{Tokenizer, read_texts};
 use serde::{Deserialize, Serialize};
@@ -84,12 +84,8 @@ impl Work for PalettizeRecipe {
                 checkpoint.display()
             );
         }
-        let mut inputs = Inputs::new();
-        // A folder that is no artifact of ours, a downloaded checkpoint say, counts by its bytes.
-        inputs = match Artifact::open(&checkpoint, Kind::Checkpoint) {
-            Ok(artifact) => inputs.artifact("checkpoint", &artifact)?,
-            Err(_) => inputs.path("checkpoint", &checkpoint)?,
-        };
+        let mut inputs =
+            Inputs::new().artifact_or_path("checkpoint", &checkpoint, Kind::Checkpoint)?;
         for (index, path) in self.data.calibration.iter().enumerate() {
             inputs = inputs.path(&format!("calibration-{index}"), path)?;
         }

@@ -108,6 +108,7 @@ impl Work for SampleRecipe {
                     max_tokens: sample.max_tokens,
                     sampling: self.sampling(),
                     stop_tokens: model.eos(),
+                    ..Request::default()
                 };
                 let Model { decoder, tokenizer } = model;
                 let mut engine =

@@ -1,5 +1,7 @@
 use super::*;
 
+mod shape;
+
 fn pick(sampling: Sampling, logits: &[f32], position: u64) -> u32 {
     sampling.pick(Isa::Scalar, logits, position).unwrap().id
 }
@@ -360,6 +362,34 @@ fn settings_out_of_range_are_refused_by_name() {
             "min_p",
             Sampling {
                 min_p: f32::NAN,
+                ..all
+            },
+        ),
+        (
+            "presence_penalty",
+            Sampling {
+                presence_penalty: 2.1,
+                ..all
+            },
+        ),
+        (
+            "frequency_penalty",
+            Sampling {
+                frequency_penalty: f32::NAN,
+                ..all
+            },
+        ),
+        (
+            "repetition_penalty",
+            Sampling {
+                repetition_penalty: 0.0,
+                ..all
+            },
+        ),
+        (
+            "top_logprobs",
+            Sampling {
+                top_logprobs: 257,
                 ..all
             },
         ),

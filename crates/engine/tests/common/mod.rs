@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use half::f16;
-use russet_engine::{Request, Sampling};
+use russet_engine::{Engine, Event, Flow, Generation, Request, RequestId, Sampling};
 use russet_kernels::palette::{self, Bits};
 use russet_kernels::{Pool, int8, random};
 use russet_model::config::RopeScaling;
@@ -112,6 +112,7 @@ pub fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
         max_tokens,
         sampling: Sampling::GREEDY,
         stop_tokens: Vec::new(),
+        ..Request::default()
     }
 }
 
@@ -125,5 +126,46 @@ pub fn sampled(prompt: Vec<u32>, max_tokens: usize, seed: u64) -> Request {
         max_tokens,
         sampling,
         stop_tokens: Vec::new(),
+        ..Request::default()
     }
+}
+
+/// Steps until nothing is left; the tokens shown and the answers.
+pub fn finish(engine: &mut Engine) -> BTreeMap<RequestId, Generation> {
+    let mut answers = BTreeMap::new();
+    let mut shown: BTreeMap<RequestId, Vec<u32>> = BTreeMap::new();
+    let mut more = true;
+    while more {
+        more = engine.step(&mut |event| {
+            match event {
+                Event::Token(id, token) => shown.entry(id).or_default().push(token.id),
+                Event::End(id, answer) => assert!(answers.insert(id, answer.unwrap()).is_none()),
+            }
+            Flow::Continue
+        });
+        engine.check_invariants();
+    }
+    for (id, answer) in &answers {
+        let shown = shown.get(id).map_or(&[][..], |tokens| tokens);
+        assert!(answer.content().ends_with(shown), "{id:?}"); // what came before `finish` is not in `shown`
+    }
+    answers
+}
+
+/// A PEFT folder of an adapter of the given rank that changes every projection whose name holds `on`.
+pub fn adapter(rank: usize, seed: u64, on: &str) -> tempfile::TempDir {
+    let mut adapted =
+        russet_model::adapter::attach_new(dense(), rank, 8.0, seed, |name| name.contains(on))
+            .freeze();
+    // B begins as zeros, with which an adapter changes nothing.
+    let mut stream = 0;
+    adapted.visit_mut(&mut |tensor| {
+        stream += 1;
+        for (i, value) in tensor.data_mut().iter_mut().enumerate() {
+            *value = 0.2 * random::normal(seed, stream, i as u64);
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    russet_model::adapter::save(&adapted, "base", folder.path()).unwrap();
+    folder
 }

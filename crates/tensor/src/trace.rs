@@ -1,0 +1,112 @@
+//! When each operation ran, for how long, and what it moved and computed: the trace format of Chrome
+//! (`chrome://tracing`, ui.perfetto.dev).
+//!
+//! A [`crate::Ctx`] that carries a [`Trace`] writes one event an operation; without one, an operation pays for looking. Bytes and
+//! operations are what the arithmetic needs, counted from shapes: weights, inputs and outputs once each.
+
+use std::io::{self, Write};
+use std::time::Instant;
+
+/// So many events are kept; what comes later is counted only. 100 MB, hours of a small model.
+const MOST: usize = 1 << 21;
+
+/// What an operation was and what it had to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Op {
+    /// A word.
+    pub name: &'static str,
+    /// The layer, where it is of one.
+    pub layer: Option<usize>,
+    /// Rows.
+    pub rows: usize,
+    /// Bytes read and written.
+    pub bytes: u64,
+    /// Floating-point or integer operations.
+    pub flops: u64,
+}
+
+/// One operation that has run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Event {
+    /// What it was.
+    pub op: Op,
+    /// Nanoseconds from the trace's beginning to its own.
+    pub start: u64,
+    /// Nanoseconds that it took.
+    pub nanoseconds: u64,
+}
+
+/// What has run so far.
+pub struct Trace {
+    begun: Instant,
+    events: Vec<Event>,
+    dropped: u64,
+}
+
+impl Default for Trace {
+    fn default() -> Trace {
+        Trace {
+            begun: Instant::now(),
+            events: Vec::with_capacity(1 << 12),
+            dropped: 0,
+        }
+    }
+}
+
+impl Trace {
+    /// Adds what began at `begun` and has ended now.
+    pub fn add(&mut self, op: Op, begun: Instant) {
+        if self.events.len() == MOST {
+            self.dropped += 1;
+            return;
+        }
+        self.events.push(Event {
+            op,
+            start: (begun - self.begun).as_nanos() as u64,
+            nanoseconds: begun.elapsed().as_nanos() as u64,
+        });
+    }
+
+    /// The operations in the order of their ends.
+    pub fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// Writes the trace as JSON.
+    ///
+    /// # Errors
+    /// When `out` refuses.
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(
+            out,
+            "{{\"displayTimeUnit\":\"ns\",\"otherData\":{{\"dropped\":{}}},\"traceEvents\":[",
+            self.dropped
+        )?;
+        for (
+            n,
+            Event {
+                op,
+                start,
+                nanoseconds,
+            },
+        ) in self.events.iter().enumerate()
+        {
+            let comma = if n == 0 { "" } else { "," };
+            let layer = op
+                .layer
+                .map_or(String::new(), |l| format!("\"layer\":{l},"));
+            writeln!(
+                out,
+                "{comma}{{\"name\":\"{}\",\"cat\":\"op\",\"ph\":\"X\",\"pid\":1,\"tid\":1,\"ts\":{},\"dur\":{},\"args\":{{{layer}\
+                 \"rows\":{},\"bytes\":{},\"flops\":{}}}}}",
+                op.name,
+                *start as f64 / 1e3,
+                *nanoseconds as f64 / 1e3,
+                op.rows,
+                op.bytes,
+                op.flops
+            )?;
+        }
+        writeln!(out, "]}}")
+    }
+}
