@@ -1,10 +1,11 @@
 //! The smallest valid files of each kind, made by our own writers, for the corpora to start from.
 
 use half::f16;
-use russet_kernels::{int8, palette};
+use russet_kernels::{Isa, Pool, int8, palette};
 use russet_model::config::RopeScaling;
+use russet_model::gguf::{self, GgufType};
 use russet_model::package::{Package, PaletteTensors};
-use russet_model::{Config, Decoder, Family, ParameterKind, adapter, checkpoint, package};
+use russet_model::{Config, Decoder, Family, ParameterKind, Weights, adapter, checkpoint, package};
 use russet_tokenizer::{TrainConfig, train};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -98,6 +99,36 @@ pub fn package() -> Files {
         };
         package::write(&package, folder).expect("a package can be written");
     })
+}
+
+/// GGUF files of a smallest decoder of each family, in F32, and of one in Q8_0 and Q4_0.
+pub fn gguf() -> Vec<(&'static str, Vec<u8>)> {
+    let (mut wide, mut llama) = (config(), config());
+    (wide.width, wide.ffn, wide.head_dim) = (32, 32, 16);
+    llama.family = Family::Llama;
+    let pool = Pool::with_isa(1, Isa::Scalar);
+    let kinds = [
+        ("qwen3", config(), GgufType::F32),
+        ("llama", llama, GgufType::F16),
+        ("q8_0", wide.clone(), GgufType::Q8_0),
+        ("q4_0", wide, GgufType::Q4_0),
+    ];
+    kinds
+        .into_iter()
+        .map(|(name, config, kind)| {
+            let folder = crate::scratch().join("tiny-gguf");
+            std::fs::create_dir_all(&folder).expect("the scratch folder takes folders");
+            let decoder = Decoder::random(&config, 1);
+            checkpoint::save(&decoder, &folder).expect("a checkpoint can be written");
+            let path = folder.join("model.gguf");
+            let mut weights = Weights::open(&folder).expect("it was just written");
+            gguf::decoder::export(&pool, &mut weights, kind, &path, |_| ())
+                .expect("a file can be written");
+            let bytes = std::fs::read(&path).expect("the writer wrote it");
+            std::fs::remove_dir_all(&folder).expect("it can be removed");
+            (name, bytes)
+        })
+        .collect()
 }
 
 /// A LoRA adapter of rank 1 on every projection.

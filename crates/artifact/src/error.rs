@@ -86,6 +86,12 @@ pub enum Error {
         /// What lies there, and what to do.
         reason: String,
     },
+    /// A place that another process is writing to.
+    #[error("{}: another process is at work on it; wait until that has ended, or name another folder", place.display())]
+    Held {
+        /// The place.
+        place: PathBuf,
+    },
     /// A draft that cannot become an artifact.
     #[error("{} cannot be written: {reason}", dir.display())]
     BadDraft {

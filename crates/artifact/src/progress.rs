@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub trait Progress: Send {
     /// A job begins: its name, how much there is to do if that is known, and in what ("steps", "tokens", "bytes").
     fn begin(&mut self, stage: &str, total: Option<u64>, unit: &str);
+    /// So much of it was done in an earlier run: the pace, and with it the time that remains, counts from here.
+    fn resumed(&mut self, _done: u64) {}
     /// So much of it is done, and these are the numbers to show beside it.
     fn update(&mut self, done: u64, fields: &[(&str, f64)]);
     /// Something a person should read.

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::artifact::Artifact;
 use crate::error::{Error, Result};
 use crate::hash::{self, Hash, shorten};
-use crate::manifest::{self, InputKind, Kind, Manifest, Tool, check_input_name};
+use crate::manifest::{self, InputKind, Kind, MANIFEST, Manifest, Tool, check_input_name};
 
 /// One stage of a run: everything its artifact is a function of.
 #[derive(Clone, Debug)]
@@ -193,6 +193,18 @@ impl Inputs {
                 path: path.to_owned(),
             },
         )
+    }
+
+    /// Adds a folder that may be an artifact of `kind` or somebody else's, a downloaded checkpoint say, which counts by its
+    /// bytes. What has a manifest is an artifact and must be a whole one.
+    ///
+    /// # Errors
+    /// As [`Inputs::path`], and when the manifest is damaged or of another kind, or a file it lists is.
+    pub fn artifact_or_path(self, name: &str, path: &Path, kind: Kind) -> Result<Self> {
+        match path.join(MANIFEST).exists() {
+            true => self.artifact(name, &Artifact::open(path, kind)?),
+            false => self.path(name, path),
+        }
     }
 
     fn add(mut self, name: &str, input: Input) -> Result<Self> {

@@ -9,7 +9,7 @@ use russet_artifact::{Interrupt, NoProgress, Progress, Tool};
 use russet_kernels::Pool;
 use russet_model::{Decoder, adapter, checkpoint};
 use russet_tokenizer::{ChatTemplate, Tokenizer};
-use russet_train::Launch;
+use russet_train::{Device, Launch};
 use serde_json::Value;
 
 /// The shared state of one invocation.
@@ -21,6 +21,8 @@ pub struct App {
     pub threads_given: bool,
     /// Threads that a job may have on this machine, on all processes of this one's launcher together; `pool` has this one's.
     pub threads: usize,
+    /// What plans are made for, if it is not this machine.
+    pub device: Option<Device>,
     pub progress: Box<dyn Progress>,
     pub interrupt: Interrupt,
     /// Last, so that MPI ends after all else.
@@ -59,6 +61,7 @@ impl App {
             pool: Arc::new(pool),
             threads_given: threads.is_some(),
             threads: own,
+            device: None,
             progress,
             interrupt: Interrupt::new(),
             launch,

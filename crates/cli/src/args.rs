@@ -92,6 +92,10 @@ pub struct PretrainArgs {
     /// Begin at the first step, whatever an earlier run has left
     #[arg(long)]
     pub restart: bool,
+    /// Plan for ranks on such devices in place of this machine's cores:
+    /// kind=cuda,memory_gib=80,tflops=989,reaches=0.75,per_host=8,link_gb_s=450,network_gb_s=50
+    #[arg(long, value_name = "NAME=VALUE,…", requires = "dry_run")]
+    pub device: Option<russet_train::Device>,
 }
 
 #[derive(Subcommand)]
@@ -206,6 +210,32 @@ pub enum EvalVerb {
     Needle(crate::needle::NeedleArgs),
     /// Whether responses follow instructions that can be checked (IFEval), from a file or from a model
     Ifeval(crate::ifeval::IfevalArgs),
+    /// Compare models by judgements of pairs of responses: win rates, Bradley-Terry, Elo, length control, agreement of judges
+    Pairwise(crate::eval::pairwise::PairwiseArgs),
+    /// Let a model judge two models' responses, each pair in both orders
+    Judge(crate::eval::judge::JudgeArgs),
+    /// Show or write the set of prompts of eleven categories
+    Prompts(crate::eval::prompts::PromptsArgs),
+    /// Let a model answer a file of prompts; killed, the same command goes on
+    Respond(crate::eval::respond::RespondArgs),
+    /// Multiple choice by likelihood: HellaSwag, ARC, MMLU
+    Choice(crate::eval::choice::ChoiceArgs),
+    /// Word problems by the number that a response ends in: GSM8K
+    Math(crate::eval::math::MathArgs),
+    /// Programs by the tests that they pass, run in a sandbox: HumanEval
+    Code(crate::eval::code::CodeArgs),
+    /// Calls of functions: BFCL's AST match
+    Calls(crate::eval::calls::CallsArgs),
+    /// Perplexity by position in long texts
+    Positions(crate::eval::positions::PositionsArgs),
+    /// Summaries: ROUGE, sensitive content, or the rates of graders' verdicts
+    Summaries(crate::eval::summaries::SummariesArgs),
+    /// What responses extract: F1 over slots
+    Slots(crate::eval::slots::SlotsArgs),
+    /// Violations on unsafe prompts, refusals of safe ones, safety preference
+    Safety(crate::eval::safety::SafetyArgs),
+    /// One page of all that `--save` has put into a folder, or of several side by side
+    Report(crate::eval::report::ReportArgs),
     /// Write the logits of given tokens, to compare with other implementations
     Logits {
         /// A checkpoint or package
@@ -237,6 +267,8 @@ pub struct PerplexityArgs {
     /// Tokens in view at a time (default: the model's context, at most 1024)
     #[arg(long)]
     pub window: Option<usize>,
+    #[command(flatten)]
+    pub save: crate::eval::save::SaveArgs,
 }
 
 #[derive(Args)]
@@ -297,8 +329,10 @@ pub enum Type {
 pub enum Format {
     /// A model file of llama2.c
     Llama2c,
-    /// A Hugging Face folder
+    /// A Hugging Face folder: a checkpoint, or a package
     Hf,
+    /// A GGUF file
+    Gguf,
 }
 
 /// What a model is converted to.
@@ -306,6 +340,25 @@ pub enum Format {
 pub enum Target {
     /// A Hugging Face folder
     Hf,
+    /// A GGUF file
+    Gguf,
+}
+
+/// How the matrices of a GGUF file are stored.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TensorType {
+    F32,
+    F16,
+    Bf16,
+    /// 8 bits, a scale for each 32
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4 bits, a scale for each 32
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// 4 bits, a scale and an offset for each 32, themselves of 6 bits
+    #[value(name = "q4_k")]
+    Q4K,
 }
 
 #[derive(Args)]
@@ -322,7 +375,10 @@ pub struct ConvertArgs {
     /// llama2.c's tokenizer file (default: tokenizer.bin or tok*.bin beside the model)
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Where the folder goes
+    /// The type of a GGUF file's matrices (default: f16)
+    #[arg(long = "type", value_name = "TYPE")]
+    pub tensor_type: Option<TensorType>,
+    /// Where the folder goes, or the GGUF file
     #[arg(long)]
     pub out: PathBuf,
 }

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use russet_artifact::Artifact;
 
 use crate::app::Usage;
+use crate::args::Format;
 
 /// Refuses what is no model's folder, and names models nearby.
 pub fn model(folder: &Path) -> Result<()> {
@@ -107,30 +108,24 @@ pub fn text(path: &Path) -> Result<()> {
 }
 
 /// Refuses a model in another form than `--from` says.
-pub fn of_form(path: &Path, llama2c: bool) -> Result<()> {
+pub fn of_form(path: &Path, from: Format) -> Result<()> {
     let shown = path.display();
     let usage = |sentence: &str| Err(Usage(format!("--in {shown}: {sentence}")).into());
-    match (llama2c, path.is_dir(), path.is_file()) {
-        (true, true, _) => usage(
+    match (from, path.is_dir(), path.is_file()) {
+        (Format::Llama2c, true, _) => usage(
             "this is a folder, and a model of llama2.c is one file; for a Hugging Face folder write --from hf",
         ),
-        (true, false, false) => {
+        (Format::Gguf, true, _) => usage(
+            "this is a folder, and a GGUF model is one file; for a Hugging Face folder write --from hf",
+        ),
+        (Format::Llama2c, false, false) => {
             bail!("{shown}: there is no such file; name a model file of llama2.c")
         }
-        (false, _, true) => usage(
-            "this is a file, and a Hugging Face model is a folder; for a model file of llama2.c write --from llama2c",
+        (Format::Gguf, false, false) => bail!("{shown}: there is no such file; name a .gguf file"),
+        (Format::Hf, _, true) => usage(
+            "this is a file, and a Hugging Face model is a folder; for a model file of llama2.c write --from llama2c, for a GGUF file --from gguf",
         ),
-        (false, _, false) => {
-            model(path)?;
-            let config = std::fs::read(path.join("config.json"))?;
-            let config = serde_json::from_slice::<serde_json::Value>(&config);
-            match config.is_ok_and(|config| config["quantization_config"].is_object()) {
-                true => usage(
-                    "this is a package, whose weights are palettized already; name the checkpoint that it was made of",
-                ),
-                false => Ok(()),
-            }
-        }
-        (true, false, true) => Ok(()),
+        (Format::Hf, _, false) => model(path),
+        (Format::Llama2c | Format::Gguf, false, true) => Ok(()),
     }
 }

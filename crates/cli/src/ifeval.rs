@@ -11,6 +11,8 @@ use russet_eval::ifeval::{IfevalScores, Prompts, Response, Responses, Verdict, s
 use russet_tokenizer::{Message, Tokenizer};
 
 use crate::app::{App, Interrupted, Model, Usage};
+use crate::eval::save::{SaveArgs, Saved};
+use serde_json::{Value, json};
 
 /// Sequences that the engine continues together.
 const SLOTS: usize = 8;
@@ -41,6 +43,8 @@ pub struct IfevalArgs {
     /// Where to write a verdict a prompt
     #[arg(long, value_name = "FILE.jsonl")]
     verdicts: Option<PathBuf>,
+    #[command(flatten)]
+    save: SaveArgs,
 }
 
 /// Scores and prints.
@@ -68,7 +72,60 @@ pub fn run(app: &mut App, args: &IfevalArgs) -> Result<()> {
     if let Some(path) = &args.verdicts {
         write_verdicts(path, &verdicts)?;
     }
-    app.print(&serde_json::to_value(scores)?, &table(&scores))
+    let json = serde_json::to_value(scores)?;
+    save(
+        app,
+        args,
+        &path,
+        &json,
+        rows(&prompts, &responses, &verdicts),
+    )?;
+    app.print(&json, &table(&scores))
+}
+
+fn save(app: &App, args: &IfevalArgs, path: &Path, scores: &Value, rows: Vec<Value>) -> Result<()> {
+    let mut inputs = vec![("responses", path)];
+    inputs.extend(args.model.as_deref().map(|path| ("model", path)));
+    inputs.extend(args.adapter.as_deref().map(|path| ("adapter", path)));
+    inputs.extend(args.prompts.as_deref().map(|path| ("prompts", path)));
+    let asked = args.model.is_some();
+    let saved = Saved {
+        name: "ifeval",
+        scores,
+        settings: json!({"max_tokens": asked.then_some(args.max_tokens)}),
+        inputs,
+        rows,
+    };
+    args.save.save(app, &saved)
+}
+
+/// Each response with what it follows.
+fn rows(prompts: &Prompts, responses: &Responses, verdicts: &[Verdict]) -> Vec<Value> {
+    let row = |verdict: &Verdict| {
+        let place = prompts
+            .all()
+            .iter()
+            .position(|prompt| prompt.key == verdict.key)?;
+        let prompt = &prompts.all()[place];
+        let followed = prompt.instructions.iter().zip(&verdict.follow_list_strict);
+        let broken: Vec<&str> = followed
+            .filter(|(_, followed)| !**followed)
+            .map(|(instruction, _)| instruction.id())
+            .collect();
+        let note = match (broken.is_empty(), verdict.follow_all_loose) {
+            (true, _) => String::new(),
+            (_, loose) => format!(
+                "does not follow {}{}",
+                broken.join(", "),
+                if loose { "; loosely it does" } else { "" }
+            ),
+        };
+        Some(
+            json!({"name": prompt.key.to_string(), "prompt": prompt.prompt, "response": responses.of(place),
+            "passed": verdict.follow_all_strict, "note": note}),
+        )
+    };
+    verdicts.iter().filter_map(row).collect()
 }
 
 /// Says what does not count, and what counts for nothing.

@@ -3,6 +3,8 @@
 mod app;
 mod args;
 mod chat;
+mod convert;
+mod eval;
 mod found;
 mod ifeval;
 mod measure;
@@ -134,6 +136,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
                 true => Resume::Restart,
                 false => Resume::Continue,
             };
+            app.device = args.device;
             run::single(app, &args.recipe, StageKind::Pretrain, resume)
         }
         Verb::TeacherLogits(args) => {
@@ -146,6 +149,19 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Eval(EvalVerb::Perplexity(args)) => measure::perplexity(app, &args),
         Verb::Eval(EvalVerb::Needle(args)) => needle::run(app, &args),
         Verb::Eval(EvalVerb::Ifeval(args)) => ifeval::run(app, &args),
+        Verb::Eval(EvalVerb::Pairwise(args)) => eval::pairwise::run(app, &args),
+        Verb::Eval(EvalVerb::Judge(args)) => eval::judge::run(app, &args),
+        Verb::Eval(EvalVerb::Prompts(args)) => eval::prompts::run(app, &args),
+        Verb::Eval(EvalVerb::Respond(args)) => eval::respond::run(app, &args),
+        Verb::Eval(EvalVerb::Choice(args)) => eval::choice::run(app, &args),
+        Verb::Eval(EvalVerb::Math(args)) => eval::math::run(app, &args),
+        Verb::Eval(EvalVerb::Code(args)) => eval::code::run(app, &args),
+        Verb::Eval(EvalVerb::Calls(args)) => eval::calls::run(app, &args),
+        Verb::Eval(EvalVerb::Positions(args)) => eval::positions::run(app, &args),
+        Verb::Eval(EvalVerb::Summaries(args)) => eval::summaries::run(app, args),
+        Verb::Eval(EvalVerb::Slots(args)) => eval::slots::run(app, &args),
+        Verb::Eval(EvalVerb::Safety(args)) => eval::safety::run(app, &args),
+        Verb::Eval(EvalVerb::Report(args)) => eval::report::run(app, &args),
         Verb::Eval(EvalVerb::Logits { model, tokens, out }) => {
             measure::logits(app, &model, &tokens, &out)
         }
@@ -154,7 +170,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
             ..
         }) => measure::bench_train(app, &args),
         Verb::Bench(args) => measure::bench(app, &args),
-        Verb::Convert(args) => text::convert(app, &args),
+        Verb::Convert(args) => convert::convert(app, &args),
         Verb::Watch(args) => watch::watch(app, &args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

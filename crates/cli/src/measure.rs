@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::app::{App, Model, Usage};
 use crate::args::{BenchArgs, BenchTrainArgs, PerplexityArgs, Type};
+use crate::eval::save::Saved;
 
 /// Tokens in view at a time unless something else is asked for.
 const WINDOW: usize = 1024;
@@ -106,6 +107,17 @@ pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<()> {
         "kld": divergence.map(|(kld, _)| kld),
         "same_top": divergence.map(|(_, same_top)| same_top),
     });
+    let mut inputs = vec![("text", args.text.as_path()), ("model", &args.model)];
+    inputs.extend(args.adapter.as_deref().map(|path| ("adapter", path)));
+    inputs.extend(args.against.as_deref().map(|path| ("against", path)));
+    let saved = Saved {
+        name: "perplexity",
+        scores: &json,
+        settings: json!({"window": settings.window}),
+        inputs,
+        rows: Vec::new(),
+    };
+    args.save.save(app, &saved)?;
     let mut text = format!(
         "perplexity {:.3}, {:.4} bits per byte over {} tokens",
         scores.perplexity, scores.bits_per_byte, scores.tokens

@@ -24,8 +24,12 @@ pub fn outcome(error: &anyhow::Error) -> Outcome {
         if let Some(Interrupted(sentence)) = cause.downcast_ref() {
             return Outcome::Interrupted(sentence.clone());
         }
-        let interrupted = matches!(cause.downcast_ref(), Some(CompressError::Interrupted))
-            || matches!(cause.downcast_ref(), Some(russet_eval::Error::Interrupted))
+        if matches!(cause.downcast_ref(), Some(CompressError::Interrupted)) {
+            return Outcome::Interrupted(
+                "stopped; the same command goes on from what is done".to_owned(),
+            );
+        }
+        let interrupted = matches!(cause.downcast_ref(), Some(russet_eval::Error::Interrupted))
             || matches!(cause.downcast_ref(), Some(TokenizerError::Interrupted))
             || matches!(cause.downcast_ref(), Some(TrainError::Interrupted));
         if interrupted {

@@ -49,6 +49,13 @@ impl Progress for Bar {
         self.bar = Some(bar);
     }
 
+    fn resumed(&mut self, done: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+            bar.reset_eta();
+        }
+    }
+
     fn update(&mut self, done: u64, fields: &[(&str, f64)]) {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
@@ -96,6 +103,7 @@ struct Lines {
     unit: String,
     total: Option<u64>,
     done: u64,
+    resumed: u64, // of what is done, by an earlier run
     fields: Map<String, serde_json::Value>,
     started: Option<Instant>,
     last: Option<Instant>,
@@ -108,8 +116,7 @@ impl Lines {
             .map_or(0.0, |started| started.elapsed().as_secs_f64());
         let left = self
             .total
-            .filter(|_| self.done > 0)
-            .map(|total| seconds * total.saturating_sub(self.done) as f64 / self.done as f64);
+            .and_then(|total| seconds_left(seconds, total, self.done, self.resumed));
         let line = json!({
             "stage": self.stage, "done": self.done, "total": self.total, "unit": self.unit,
             "seconds": seconds, "seconds_left": left, "fields": self.fields,
@@ -118,6 +125,12 @@ impl Lines {
         let _ = writeln!(std::io::stderr(), "{line}");
         self.last = Some(Instant::now());
     }
+}
+
+/// What the rest takes at the pace of what was done in these `seconds`, where anything was.
+fn seconds_left(seconds: f64, total: u64, done: u64, resumed: u64) -> Option<f64> {
+    let own = done.checked_sub(resumed).filter(|&own| own > 0)?;
+    Some(seconds * total.saturating_sub(done) as f64 / own as f64)
 }
 
 impl Progress for Lines {
@@ -131,6 +144,10 @@ impl Progress for Lines {
             ..Lines::default()
         };
         self.line();
+    }
+
+    fn resumed(&mut self, done: u64) {
+        (self.done, self.resumed) = (done, done);
     }
 
     fn update(&mut self, done: u64, fields: &[(&str, f64)]) {
@@ -158,7 +175,7 @@ impl Progress for Lines {
 
 #[cfg(test)]
 mod tests {
-    use super::{ProgressStyle, RUNNING, STOPPED, short};
+    use super::{ProgressStyle, RUNNING, STOPPED, seconds_left, short};
 
     #[test]
     fn a_bar_takes_one_line_and_a_stopped_one_tells_no_time_left() {
@@ -168,6 +185,13 @@ mod tests {
             assert!(ProgressStyle::with_template(template).is_ok());
         }
         assert!(RUNNING.contains("{eta}") && !STOPPED.contains("{eta}"));
+    }
+
+    #[test]
+    fn the_time_left_counts_what_this_run_did_and_no_earlier_one() {
+        assert_eq!(seconds_left(10.0, 100, 20, 0), Some(40.0));
+        assert_eq!(seconds_left(10.0, 100, 60, 40), Some(20.0));
+        assert_eq!(seconds_left(10.0, 100, 40, 40), None);
     }
 
     #[test]

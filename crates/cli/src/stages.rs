@@ -243,6 +243,7 @@ impl Job {
         lines.extend(text.lines().map(|line| format!("  | {line}")));
         let mut found = Map::new();
         for (key, name) in inputs(&settings) {
+            let key = key.trim_start_matches("inputs.").to_owned();
             let path = place.input(&name).display().to_string();
             lines.push(format!("  | {key:<8} from {path}"));
             found.insert(key, path.into());
@@ -277,7 +278,7 @@ impl Job {
                     "{shown}, which is neither an earlier stage of this run{earlier} nor a path that exists"
                 )
             };
-            return Err(Usage(format!("{}: `inputs.{key}` is {sentence}", self.name)).into());
+            return Err(Usage(format!("{}: `{key}` is {sentence}", self.name)).into());
         }
         Ok(())
     }
@@ -299,11 +300,17 @@ impl Job {
     }
 }
 
-/// The inputs that settings name.
+/// The inputs that settings name, by their keys.
 fn inputs(settings: &Value) -> Vec<(String, PathBuf)> {
     let named = settings["inputs"].as_object().into_iter().flatten();
+    let named = named.map(|(key, name)| (format!("inputs.{key}"), name));
+    let mixture = settings["data"]["mixture"].as_array();
+    let mixture = mixture.into_iter().flatten().enumerate();
+    let mixed =
+        mixture.map(|(number, part)| (format!("data.mixture.{number}.tokens"), &part["tokens"]));
     named
-        .filter_map(|(key, name)| Some((key.clone(), PathBuf::from(name.as_str()?))))
+        .chain(mixed)
+        .filter_map(|(key, name)| Some((key, PathBuf::from(name.as_str()?))))
         .collect()
 }
 
@@ -328,7 +335,7 @@ fn make(
     mut settings: Value,
     inputs: Inputs,
     out: &Path,
-    work: impl FnOnce(&mut App, &Path) -> Result<()>,
+    work: impl FnOnce(&mut App, &Path, &Stage) -> Result<()>,
 ) -> Result<bool> {
     if let Value::Object(settings) = &mut settings {
         settings.remove("inputs");
@@ -338,7 +345,7 @@ fn make(
         return Ok(true);
     }
     let draft = Draft::of_stage(out, kind, &stage.name)?;
-    work(app, draft.path())?;
+    work(app, draft.path(), &stage)?;
     draft.commit(&stage)?;
     Ok(false)
 }

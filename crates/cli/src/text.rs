@@ -1,19 +1,17 @@
-//! `generate`, `tokenizer encode` and `convert`.
+//! `generate` and `tokenizer encode`.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use russet_artifact::{Artifact, Draft, Inputs, Kind, Stage};
 use russet_engine::{Engine, EngineConfig, Finish, Flow, Generate, Generation, Request, Sampling};
-use russet_model::{Decoder, checkpoint, llama2c};
 use russet_tensor::Trace;
 use russet_tokenizer::{SpecialTokens, Tokenizer};
 use serde_json::json;
 
 use crate::app::{App, Model, Usage, write_stdout};
-use crate::args::{ConvertArgs, Format, GenerateArgs, SamplingArgs, Target};
+use crate::args::{GenerateArgs, SamplingArgs};
 use crate::stop::StopFilter;
 
 /// Prints the token ids of a text.
@@ -192,104 +190,5 @@ impl TraceFile {
         let mut out = BufWriter::new(self.file);
         let written = trace.write(&mut out).and_then(|()| out.flush());
         written.with_context(|| format!("{}: the trace cannot be written", self.path.display()))
-    }
-}
-
-/// Converts a model's files to a Hugging Face folder in f32.
-pub fn convert(app: &App, args: &ConvertArgs) -> Result<()> {
-    let Target::Hf = args.to;
-    crate::found::of_form(&args.input, args.from == Format::Llama2c)?;
-    // An artifact of ours counts by its manifest, anything else by its bytes.
-    let model = match Artifact::open_any(&args.input) {
-        Ok(artifact) => Inputs::new().artifact("model", &artifact)?,
-        Err(_) => Inputs::new().path("model", &args.input)?,
-    };
-    let (decoder, tokenizer, inputs, from) = match args.from {
-        Format::Llama2c => {
-            let decoder = llama2c::load(&args.input)?;
-            let path = args
-                .tokenizer
-                .clone()
-                .map_or_else(|| tokenizer_beside(&args.input), Ok)?;
-            let tokenizer = Tokenizer::from_llama2c(&path, decoder.config().vocab)?;
-            let inputs = model.path("tokenizer", &path)?;
-            (decoder, tokenizer, inputs, "llama2c")
-        }
-        Format::Hf => {
-            if let Some(path) = &args.tokenizer {
-                let sentence = "is a tokenizer of llama2.c's, and a Hugging Face folder has its own; leave --tokenizer out";
-                return Err(Usage(format!("--tokenizer {} {sentence}", path.display())).into());
-            }
-            let tokenizer = Tokenizer::open(&args.input)?;
-            (checkpoint::load(&args.input)?, tokenizer, model, "hf")
-        }
-    };
-    let stage = Stage::new(
-        "convert",
-        &app.tool,
-        json!({"stage": "convert", "from": from, "to": "hf"}),
-        inputs,
-    );
-    let draft = Draft::of_stage(&args.out, Kind::Checkpoint, &stage.name)?;
-    checkpoint::save(&decoder, draft.path())?;
-    tokenizer.save(draft.path())?;
-    draft.write("README.md", model_card(&decoder, args.from).as_bytes())?;
-    draft.commit(&stage)?;
-    let config = decoder.config();
-    let out = args.out.display();
-    let json = json!({"out": args.out, "parameters": config.parameters(), "vocab": config.vocab, "layers": config.layers});
-    app.print(
-        &json,
-        &format!("{out}: {} parameters in f32", config.parameters()),
-    )
-}
-
-/// The `README.md` of a converted checkpoint.
-fn model_card(decoder: &Decoder, from: Format) -> String {
-    let config = decoder.config();
-    let source = match from {
-        Format::Llama2c => "a model file of llama2.c",
-        Format::Hf => "a Hugging Face folder",
-    };
-    format!(
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [russet]\n---\n\n# Converted model\n\n\
-         Converted by Russet from {source} to f32; nothing was trained. The licence is that of the model it was made of.\n\n\
-         | | |\n|---|---|\n| parameters | {} |\n| layers x width | {} x {} |\n| vocabulary | {} |\n| context | {} |\n\n\
-         What it was made of stands in `manifest.json`, with hashes.\n",
-        config.parameters(),
-        config.layers,
-        config.width,
-        config.vocab,
-        config.context
-    )
-}
-
-/// llama2.c's tokenizer file beside a model.
-fn tokenizer_beside(model: &Path) -> Result<PathBuf> {
-    let folder = model
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
-        .with_context(|| format!("{}: cannot be listed", folder.display()))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or("");
-            path != model && name.starts_with("tok") && name.ends_with(".bin")
-        })
-        .collect();
-    match (found.pop(), found.len()) {
-        (Some(path), 0) => Ok(path),
-        (Some(_), _) => bail!(
-            "{}: several files could be its tokenizer; name one by --tokenizer",
-            model.display()
-        ),
-        (None, _) => bail!(
-            "{}: no tok*.bin lies beside it; name its tokenizer file by --tokenizer",
-            model.display()
-        ),
     }
 }

@@ -3,6 +3,7 @@
 //! Reads the run's log (`log.jsonl`) again whenever it has grown, so it can be started and left at any time and does
 //! nothing to the run. TensorBoard opens the same folder.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::symbols::Marker;
 use ratatui::text::Line;
-use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType};
+use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, Paragraph};
 use russet_artifact::{LogEvent, read_log};
 use serde_json::json;
 
@@ -46,21 +47,24 @@ pub fn watch(app: &App, args: &WatchArgs) -> Result<()> {
         return app.print(&curves.json(&folder), &text);
     }
     let mut terminal = ratatui::init();
-    let shown = show(&mut terminal, &folder);
+    let shown = show(&mut terminal, &args.run);
     ratatui::restore();
     shown
 }
 
-fn show(terminal: &mut ratatui::DefaultTerminal, folder: &Path) -> Result<()> {
-    let name = folder.display().to_string();
-    let (mut length, mut curves) = (None, Curves::default());
+fn show(terminal: &mut ratatui::DefaultTerminal, run: &Path) -> Result<()> {
+    let (mut seen, mut curves) = (None, Curves::default());
     loop {
-        let now = std::fs::metadata(folder.join("log.jsonl")).map_or(0, |log| log.len());
-        if length != Some(now) {
-            curves = Curves::new(&read_log(folder)?);
-            length = Some(now);
+        // Of a run of several stages, the one that is being trained.
+        let folder = log_folder(run)?;
+        let length = std::fs::metadata(folder.join("log.jsonl")).map_or(0, |log| log.len());
+        let now = Some((folder.clone(), length));
+        if seen != now {
+            curves = Curves::new(&read_log(&folder)?);
+            seen = now;
         }
-        let pace = Pace::of(folder);
+        let pace = Pace::of(&folder);
+        let name = folder.display().to_string();
         terminal.draw(|frame| curves.draw(frame, &name, pace))?;
         if event::poll(EVERY)?
             && let Event::Key(key) = event::read()?
@@ -125,15 +129,14 @@ enum Pace {
 
 impl Pace {
     fn of(folder: &Path) -> Pace {
-        let made = folder.with_extension("").join("manifest.json");
-        if folder.extension().is_some_and(|end| end == "log") && made.is_file() {
+        let written = |path: &Path| std::fs::metadata(path).and_then(|is| is.modified()).ok();
+        let log = written(&folder.join("log.jsonl"));
+        // Written after the log's last line: an older one is what the run will replace.
+        let made = written(&folder.with_extension("").join("manifest.json"));
+        if folder.extension().is_some_and(|end| end == "log") && made.is_some() && made >= log {
             return Pace::Finished;
         }
-        let age = std::fs::metadata(folder.join("log.jsonl"))
-            .and_then(|log| log.modified())
-            .ok()
-            .and_then(|modified| modified.elapsed().ok());
-        match age {
+        match log.and_then(|log| log.elapsed().ok()) {
             Some(age) if age > STILL => Pace::Still(age.as_secs()),
             _ => Pace::Running,
         }
@@ -161,8 +164,16 @@ struct Curves {
     rate: Points,
     norm: Points,
     speed: Points,
+    utilisation: Option<f64>,
+    skipped: f64,
+    sources: Vec<(String, f64)>, // tokens seen of each
+    steps: Option<f64>,          // of the whole run
+    messages: Vec<String>,
     not_finite: Option<u64>,
 }
+
+/// Messages that are shown, the newest.
+const MESSAGES: usize = 4;
 
 impl Curves {
     fn new(events: &[LogEvent]) -> Curves {
@@ -171,6 +182,21 @@ impl Curves {
             let step = event.step as f64;
             curves.step = curves.step.max(event.step);
             curves.seconds = curves.seconds.max(event.wall_seconds);
+            curves.messages.extend(event.texts.values().cloned());
+            for (name, &value) in &event.scalars {
+                match name.as_str() {
+                    "mfu" => curves.utilisation = Some(value),
+                    "skipped_steps" => curves.skipped = value,
+                    "steps" => curves.steps = Some(value),
+                    "tokens_per_second" => {}
+                    _ => {
+                        if let Some(source) = name.strip_prefix("tokens_") {
+                            curves.sources.retain(|(name, _)| name != source);
+                            curves.sources.push((source.to_owned(), value));
+                        }
+                    }
+                }
+            }
             let named = [
                 ("loss", &mut curves.loss),
                 ("validation_loss", &mut curves.validation),
@@ -200,18 +226,48 @@ impl Curves {
         let Some((_, loss)) = self.loss.last() else {
             return "nothing is logged yet".to_owned();
         };
-        let mut line = format!("step {}, loss {loss:.4}", self.step);
+        let mut line = format!("step {}", self.step);
+        if let Some(steps) = self.steps {
+            line += &format!(" of {steps:.0}");
+        }
+        line += &format!(", loss {loss:.4}");
         if let Some((_, validation)) = self.validation.last() {
             line += &format!(", validation {validation:.4}");
         }
         if let Some((_, speed)) = self.speed.last() {
             line += &format!(", {speed:.0} tokens/s");
         }
+        if let Some(utilisation) = self.utilisation {
+            line += &format!(", {:.0} % of the peak", 100.0 * utilisation);
+        }
         line += &format!(", {:.0} s", self.seconds);
+        if let Some(left) = self.seconds_left() {
+            line += &format!(", about {left:.0} s left");
+        }
+        if self.skipped > 0.0 {
+            line += &format!(", {:.0} steps skipped", self.skipped);
+        }
         if let Some(step) = self.not_finite {
             line += &format!(", a value that is no number at step {step}");
         }
         line
+    }
+
+    /// What the steps that are left take at the pace of the last line.
+    fn seconds_left(&self) -> Option<f64> {
+        let left = self.steps? - self.step as f64;
+        let tokens: f64 = self.sources.iter().map(|(_, tokens)| tokens).sum();
+        let (_, speed) = self.speed.last()?;
+        (left > 0.0 && tokens > 0.0).then(|| left * tokens / self.step as f64 / speed)
+    }
+
+    /// "from books 55 %, code 34 %".
+    fn shares(&self) -> String {
+        let all: f64 = self.sources.iter().map(|(_, tokens)| tokens).sum();
+        let share =
+            |(name, tokens): &(String, f64)| format!("{name} {:.0} %", 100.0 * tokens / all);
+        let shares: Vec<String> = self.sources.iter().map(share).collect();
+        format!("{:.2} M tokens of {}", all / 1e6, shares.join(", "))
     }
 
     fn json(&self, folder: &Path) -> serde_json::Value {
@@ -225,23 +281,43 @@ impl Curves {
             "learning_rate": last(&self.rate),
             "gradient_norm": last(&self.norm),
             "tokens_per_second": last(&self.speed),
+            "mfu": self.utilisation,
+            "skipped_steps": self.skipped,
+            "steps": self.steps,
+            "seconds_left": self.seconds_left(),
+            "tokens": self.sources.iter().cloned().collect::<BTreeMap<String, f64>>(),
+            "messages": self.messages,
         })
     }
 
     fn draw(&self, frame: &mut Frame, name: &str, pace: Pace) {
-        let [head, body, foot] = Layout::vertical([
+        let said = &self.messages[self.messages.len().saturating_sub(MESSAGES)..];
+        let [head, body, messages, foot] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Fill(1),
+            Constraint::Length(said.len() as u16),
             Constraint::Length(1),
         ])
         .areas(frame.area());
+        let said: Vec<Line> = said
+            .iter()
+            .map(|text| text.as_str().fg(Color::Yellow).into())
+            .collect();
+        frame.render_widget(Paragraph::new(said), messages);
         let [left, right] =
             Layout::horizontal([Constraint::Percentage(60), Constraint::Percentage(40)])
                 .areas(body);
         let small: [Rect; 3] = Layout::vertical([Constraint::Ratio(1, 3); 3]).areas(right);
         let headline = format!("{}, {}", self.headline(), pace.words());
         frame.render_widget(Line::from(headline).bold(), head);
-        frame.render_widget(Line::from(format!("q quits   {name}")).dim(), foot);
+        let shares = match self.sources.is_empty() {
+            true => String::new(),
+            false => self.shares(),
+        };
+        frame.render_widget(
+            Line::from(format!("q quits   {name}   {shares}")).dim(),
+            foot,
+        );
 
         let line = |points, color| curve(points, GraphType::Line, color);
         let title = Line::from(vec![
@@ -352,9 +428,14 @@ mod tests {
                 ("learning_rate", 1e-3),
                 ("gradient_norm", 0.5),
                 ("tokens_per_second", 2000.0),
+                ("mfu", 0.75),
+                ("steps", 100.0),
+                ("tokens_books", 300.0 * step as f64),
+                ("tokens_code", 100.0 * step as f64),
             ];
             log.scalars(step, &fields).unwrap();
         }
+        log.text(40, "spike", "step 40: the loss is high").unwrap();
         log.scalars(40, &[("validation_loss", 4.25)]).unwrap();
     }
 
@@ -376,8 +457,23 @@ mod tests {
         std::fs::write(folder.path().join("03-pretrain/manifest.json"), "{}").unwrap();
         assert_eq!(Pace::of(&logs), Pace::Finished);
         let curves = Curves::new(&read_log(&logs).unwrap());
-        assert_eq!(curves.json(&logs)["validation_loss"], 4.25);
-        let mut terminal = Terminal::new(TestBackend::new(100, 30)).unwrap();
+        let json = curves.json(&logs);
+        assert_eq!(json["validation_loss"], 4.25);
+        assert_eq!(
+            json["seconds_left"], 12.0,
+            "60 steps of 400 tokens at 2000 a second"
+        );
+        assert_eq!(json["messages"][0], "step 40: the loss is high");
+        // A line that comes later is of a run that will replace what lies there.
+        RunLog::resume(&logs, 40).unwrap().scalars(41, &[]).unwrap();
+        let later = std::time::SystemTime::now() + Duration::from_secs(5);
+        let lines = std::fs::File::options()
+            .append(true)
+            .open(logs.join("log.jsonl"))
+            .unwrap();
+        lines.set_modified(later).unwrap();
+        assert_ne!(Pace::of(&logs), Pace::Finished);
+        let mut terminal = Terminal::new(TestBackend::new(140, 30)).unwrap();
         terminal
             .draw(|frame| curves.draw(frame, "run", Pace::Running))
             .unwrap();
@@ -389,8 +485,9 @@ mod tests {
             .map(|cell| cell.symbol())
             .collect();
         for word in [
-            "step 40, loss 4.0000, validation 4.2500, 2000 tokens/s",
-            "running",
+            "step 40 of 100, loss 4.0000, validation 4.2500, 2000 tokens/s, 75 % of the peak",
+            "0.02 M tokens of books 75 %, code 25 %",
+            "the loss is high",
             "loss, nats a token",
             "held out",
             "gradient norm",

@@ -44,15 +44,15 @@ fn corpus() -> Option<(tempfile::TempDir, PathBuf)> {
     Some((keep, dir))
 }
 
-/// The arguments of a run on a mesh of so many ranks along data, fsdp and tensor.
-fn arguments(mesh: [usize; 3], out: &str, steps: u64) -> Vec<String> {
+/// The arguments of a run on a mesh of so many ranks along data, fsdp, sequence and tensor.
+fn arguments(mesh: [usize; 4], out: &str, steps: u64) -> Vec<String> {
     let mut arguments = vec![
         "pretrain".to_owned(),
         "mini/03-pretrain.toml".to_owned(),
         "--json".to_owned(),
     ];
     let mut set = |text: String| arguments.extend(["--set".to_owned(), text]);
-    for (axis, size) in ["data", "fsdp", "tensor"].iter().zip(mesh) {
+    for (axis, size) in ["data", "fsdp", "sequence", "tensor"].iter().zip(mesh) {
         set(format!("parallel.{axis}={size}"));
     }
     set("model.width=64".to_owned());
@@ -122,15 +122,20 @@ fn curve(dir: &Path, out: &str) -> Vec<(u64, u64)> {
 fn processes_train_to_the_bits_of_threads() {
     let Some((_keep, dir)) = corpus() else { return };
     let meshes = [
-        [2, 1, 1],
-        [1, 2, 1],
-        [1, 1, 2],
-        [4, 1, 1],
-        [1, 4, 1],
-        [1, 1, 4],
-        [2, 2, 1],
-        [2, 1, 2],
-        [1, 2, 2],
+        [2, 1, 1, 1],
+        [1, 2, 1, 1],
+        [1, 1, 1, 2],
+        [4, 1, 1, 1],
+        [1, 4, 1, 1],
+        [1, 1, 1, 4],
+        [2, 2, 1, 1],
+        [2, 1, 1, 2],
+        [1, 2, 1, 2],
+        [1, 1, 2, 1],
+        [1, 1, 4, 1],
+        [2, 1, 2, 1],
+        [1, 2, 2, 1],
+        [1, 1, 2, 2],
     ];
     for mesh in meshes {
         let name = |who: &str| format!("run-{who}-{mesh:?}/03-pretrain").replace([' ', ','], "");
@@ -208,7 +213,7 @@ fn a_killed_rank_ends_all_and_the_next_start_goes_on_to_the_same_bits() {
     let Some((_keep, dir)) = corpus() else { return };
     let repetitions = std::env::var(REPETITIONS).map_or(2, |count| count.parse().unwrap());
     const STEPS: u64 = 60;
-    let mesh = [1, 2, 2];
+    let mesh = [1, 2, 1, 2];
     trained(&dir, 4, &arguments(mesh, "straight/03-pretrain", STEPS));
     for repetition in 0..repetitions {
         let out = format!("killed-{repetition}/03-pretrain");
@@ -239,10 +244,10 @@ fn a_stopped_run_goes_on_with_fewer_ranks() {
     trained(
         &dir,
         4,
-        &arguments([1, 4, 1], "straight/03-pretrain", STEPS),
+        &arguments([1, 4, 1, 1], "straight/03-pretrain", STEPS),
     );
     let out = "stopped/03-pretrain";
-    let mut child = mpirun(&dir, 4, &arguments([1, 4, 1], out, STEPS))
+    let mut child = mpirun(&dir, 4, &arguments([1, 4, 1, 1], out, STEPS))
         .spawn()
         .unwrap();
     until_step(&dir, out, 3, &mut child);
@@ -250,7 +255,7 @@ fn a_stopped_run_goes_on_with_fewer_ranks() {
     let stopped = ended(child, SOON);
     assert_eq!(stopped.code, 0, "{}", stopped.stderr);
     assert_eq!(stopped.json()["interrupted"], true);
-    let went_on = trained(&dir, 2, &arguments([1, 2, 1], out, STEPS));
+    let went_on = trained(&dir, 2, &arguments([1, 2, 1, 1], out, STEPS));
     assert!(
         went_on.stderr.contains("going on after step"),
         "{}",
@@ -282,7 +287,7 @@ fn errors_are_told_once() {
         assert_eq!(told.len(), 1, "{}", ran.stderr);
         told[0].to_owned()
     };
-    let told = fails(2, &arguments([1, 4, 1], "mesh/03-pretrain", 12), 2);
+    let told = fails(2, &arguments([1, 4, 1, 1], "mesh/03-pretrain", 12), 2);
     assert!(
         told.contains("4 ranks") && told.contains("mpirun -n 4"),
         "{told}"
@@ -290,7 +295,7 @@ fn errors_are_told_once() {
     let told = fails(2, &["run".to_owned(), "mini".to_owned()], 2);
     assert!(told.contains("only `russet pretrain`"), "{told}");
     // The second of two ranks has a recipe that is not there.
-    let mut both = arguments([1, 2, 1], "one/03-pretrain", 12);
+    let mut both = arguments([1, 2, 1, 1], "one/03-pretrain", 12);
     both.extend(
         [
             ":",

@@ -246,6 +246,68 @@ fn a_dry_run_tells_what_would_be_done_and_does_nothing() {
     );
 }
 
+/// A rank in each of several devices that are not here: which mesh, and what a step of it takes.
+#[test]
+fn a_dry_run_plans_meshes_for_this_machine_and_for_devices_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    mini(dir.path());
+    // The vocabulary is the tokenizer recipe's, and no text is needed.
+    std::fs::remove_file(dir.path().join("train.jsonl")).unwrap();
+    let recipe = dir.path().join("mini/03-pretrain.toml");
+    let rules = "[[parallel.rule]]\ndevice = \"cuda\"\nranks = 4\nfsdp = 2\ntensor = 2\n[[parallel.rule]]\n\
+                 device = \"cpu\"\nranks = 2\nsequence = 2\n";
+    let text = std::fs::read_to_string(&recipe).unwrap();
+    std::fs::write(&recipe, format!("{text}\n{rules}")).unwrap();
+    let plan = ["pretrain", "mini/03-pretrain.toml", "--dry-run"];
+    let of = |more: &[&str]| {
+        let json = ok(dir.path(), &[&plan[..], &["--json"], more].concat()).json();
+        json["stages"][0]["plan"].clone()
+    };
+    let device = "kind=cuda,memory_gib=80,tflops=989,per_host=2,link_gb_s=450,network_gb_s=50";
+    let elsewhere = ["--device", device, "--set", "parallel.ranks=4"];
+    let cuda = of(&elsewhere);
+    assert_eq!(cuda["parallel"]["mesh"], serde_json::json!([1, 2, 1, 2]));
+    let step = &cuda["step"];
+    assert_eq!(step["own"]["mesh"], cuda["parallel"]["mesh"]);
+    assert_eq!(step["device"]["kind"], "cuda");
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{value}"));
+    let seconds = number(&cuda["estimate"]["seconds"]);
+    assert!((seconds - 40.0 * number(&step["own"]["seconds"])).abs() < 1e-9 * seconds);
+    assert!(step["fits"] == true && number(&step["own"]["mfu"]) < 0.75);
+    assert!(!step["fastest"].as_array().unwrap().is_empty());
+    let text = ok(dir.path(), &[&plan[..], &elsewhere].concat()).stdout;
+    for part in [
+        "step ",
+        "on 4 cuda: products ",
+        "data x fsdp x sequence x tensor",
+        "1 x 2 x 1 x 2",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // On this machine: the rule of its kind, or axes that are set.
+    let two = of(&["--set", "parallel.ranks=2"]);
+    assert_eq!(two["parallel"]["mesh"], serde_json::json!([1, 1, 2, 1]));
+    assert!(number(&two["step"]["own"]["along"][2]) > 0.0);
+    let set = of(&["--set", "parallel.data=4"]);
+    assert_eq!(set["parallel"]["mesh"], serde_json::json!([4, 1, 1, 1]));
+    let one = of(&[]);
+    assert!(one["parallel"].is_null() && one["step"]["device"]["kind"] == "cpu");
+    // What cannot be.
+    for (more, part) in [
+        (&["--set", "parallel.ranks=3"][..], "`parallel.ranks` is 3"),
+        (&["--device", "kind=cuda"], "memory_gib is missing"),
+    ] {
+        let ran = exits(dir.path(), 2, &[&plan[..], more].concat());
+        assert!(ran.stderr.contains(part), "{}", ran.stderr);
+    }
+    let ran = exits(
+        dir.path(),
+        2,
+        &["pretrain", "mini/03-pretrain.toml", "--device", device],
+    );
+    assert!(ran.stderr.contains("--dry-run"), "{}", ran.stderr);
+}
+
 #[test]
 fn every_recipe_is_checked_before_the_first_stage_runs() {
     let dir = tempfile::tempdir().unwrap();

@@ -56,6 +56,6 @@ pub enum CompressError {
         problem: LayoutError,
     },
     /// Somebody asked to stop.
-    #[error("interrupted; nothing was written, start again to palettize")]
+    #[error("interrupted; the same call goes on from what is done")]
     Interrupted,
 }

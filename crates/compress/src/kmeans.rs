@@ -190,6 +190,80 @@ mod tests {
         assert_eq!(clusters.members, [0..2, 2..4]);
     }
 
+    /// Lloyd's way on a line, over the same sums: borders halfway between means, until nothing moves. Begins with equal weights.
+    fn lloyd(points: &Sorted, x: &[f64], k: usize) -> f64 {
+        let total = points.before[points.len()][0];
+        let at = |weight: f64| points.before.partition_point(|sums| sums[0] < weight);
+        let mut borders: Vec<usize> = (0..=k)
+            .map(|j| at(total * j as f64 / k as f64).min(points.len()))
+            .collect();
+        borders[k] = points.len();
+        for _ in 0..200 {
+            let means: Vec<Option<f64>> = borders
+                .windows(2)
+                .map(|b| points.mean(b[0]..b[1]))
+                .collect();
+            let before = borders.clone();
+            for j in 1..k {
+                if let (Some(a), Some(b)) = (means[j - 1], means[j]) {
+                    borders[j] = x.partition_point(|&x| x < 0.5 * (a + b));
+                }
+            }
+            if borders == before {
+                break;
+            }
+        }
+        borders.windows(2).map(|b| points.cost(b[0]..b[1])).sum()
+    }
+
+    /// What the figures in LOG.md come from: `cargo test -p russet-compress --lib lloyd -- --nocapture`.
+    #[test]
+    fn lloyd_is_never_better_and_seldom_as_good() {
+        for k in [4usize, 16] {
+            let (mut exact_cost, mut lloyd_cost) = (0.0, 0.0);
+            let (mut exact_time, mut lloyd_time) = (0.0, 0.0);
+            for seed in 0..20 {
+                // A strip of 16 x 256 weights of a normal shape, on 1024 bins.
+                let normal = |i: u64| -> f64 {
+                    let sum: f64 = (0..12)
+                        .map(|j| f64::from(russet_kernels::random::uniform(seed, i, j)))
+                        .sum();
+                    sum - 6.0
+                };
+                let mut bins = vec![[0.0; 3]; 1024];
+                for i in 0..4096 {
+                    let (x, weight) = (normal(i), normal(i + 5000).powi(2));
+                    let bin = &mut bins[((x + 4.0) * 128.0).clamp(0.0, 1023.0) as usize];
+                    for (sum, part) in bin.iter_mut().zip([weight, weight * x, weight * x * x]) {
+                        *sum += part;
+                    }
+                }
+                bins.retain(|bin| bin[0] > 0.0);
+                let x: Vec<f64> = bins.iter().map(|bin| bin[1] / bin[0]).collect();
+                let points = Sorted::new(bins.into_iter());
+                let start = std::time::Instant::now();
+                let exact = points.cluster(k).cost;
+                exact_time += start.elapsed().as_secs_f64();
+                let start = std::time::Instant::now();
+                let plain = lloyd(&points, &x, k);
+                lloyd_time += start.elapsed().as_secs_f64();
+                assert!(
+                    exact <= plain * (1.0 + 1e-9),
+                    "{exact} is more than {plain}"
+                );
+                (exact_cost, lloyd_cost) = (exact_cost + exact, lloyd_cost + plain);
+            }
+            let more = lloyd_cost / exact_cost - 1.0;
+            println!(
+                "{k} entries: Lloyd's cost {:.2} % more; {:.0} us a strip exactly, {:.0} us Lloyd",
+                100.0 * more,
+                5e4 * exact_time,
+                5e4 * lloyd_time
+            );
+            assert!(more > 1e-4, "Lloyd found the best {k} every time");
+        }
+    }
+
     #[test]
     fn points_that_weigh_nothing_cost_nothing() {
         check(&[(0.0, 0.0), (1.0, 0.0), (2.0, 1.0), (5.0, 0.0)], 2);

@@ -5,7 +5,8 @@
 //! exactly in one dimension, then errors fed forward column by column (arXiv 2210.17323). Which bits: the assignment of least
 //! measured harm that meets the target, an exact knapsack. The embedding goes to 8 bits a row.
 //!
-//! The result is the same on any number of threads. This crate knows no tokenizer: it says which [`Excerpt`]s of a
+//! One block of the checkpoint is in memory at a time, and work that was cut off goes on where it was. The result is the same on any number of
+//! threads. This crate knows no tokenizer: it says which [`Excerpt`]s of a
 //! text to measure on, and takes them as tokens. Recovery
 //! adapters, vector palettes and 3 bits are not here.
 
@@ -25,6 +26,7 @@ mod price;
 mod refine;
 mod sensitivity;
 mod settings;
+mod stream;
 mod strip;
 mod tap;
 mod watch;
@@ -34,3 +36,4 @@ pub use excerpts::Excerpt;
 pub use palettize::{Compressed, REPORT, palettize};
 pub use price::Price;
 pub use settings::{LayerReport, Report, Sensitivity, Settings, Weighting};
+pub use stream::State;

@@ -96,17 +96,7 @@ impl Model {
                 moments: Moments::default(),
             });
         }
-        for parameter in decoder
-            .parameters()
-            .iter()
-            .filter(|p| p.kind == ParameterKind::Embedding)
-        {
-            check_finite(
-                &parameter.parts[0].0,
-                parameter.tensor.data(),
-                parameter.tensor.dims2().1,
-            )?;
-        }
+        check_tables(&decoder)?;
         Ok(Model {
             decoder,
             products,
@@ -201,6 +191,22 @@ impl Projection {
     pub fn weights(&self) -> u64 {
         (self.rows.len() * self.cols) as u64
     }
+}
+
+/// Whether the tables of a decoder are numbers.
+pub(crate) fn check_tables(decoder: &Decoder) -> Result<(), CompressError> {
+    let parameters = decoder.parameters();
+    let tables = parameters
+        .iter()
+        .filter(|p| p.kind == ParameterKind::Embedding);
+    for table in tables {
+        check_finite(
+            &table.parts[0].0,
+            table.tensor.data(),
+            table.tensor.dims2().1,
+        )?;
+    }
+    Ok(())
 }
 
 fn check_finite(name: &str, weight: &[f32], cols: usize) -> Result<(), CompressError> {

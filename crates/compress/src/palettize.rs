@@ -8,15 +8,17 @@ use std::time::Instant;
 use russet_artifact::{Interrupt, Progress};
 use russet_kernels::palette::Bits;
 use russet_kernels::{Pool, int8};
+use russet_model::checkpoint::Blocks;
 use russet_model::package::{self, Package, PaletteTensors};
-use russet_model::{Config, Decoder, ParameterKind, checkpoint};
+use russet_model::{Config, Decoder, ParameterKind, Weights, checkpoint};
 use russet_tensor::Tensor;
 
 use crate::allocate::{Choice, allocate};
 use crate::calibration::Calibration;
-use crate::importance::Weights;
+use crate::importance;
 use crate::model::Model;
 use crate::settings::{LayerReport, Report, Sensitivity, Settings, Weighting};
+use crate::stream::{self, State};
 use crate::watch::Watch;
 use crate::{CompressError, card, matrix, refine, sensitivity};
 
@@ -51,6 +53,10 @@ pub struct Compressed {
 /// tokenizer, chat template and generation settings, a model card and [`REPORT`], into the folder `draft`. `documents` are token ids of calibration
 /// text, encoded by the checkpoint's tokenizer. The result is the same on any number of threads.
 ///
+/// With predicted sensitivities one block of the checkpoint is in memory at a time, and what is done lies in `state`, from where the
+/// same call goes on after the process has ended in whatever way; the folder is the caller's to remove once the package is in its place. Measured
+/// sensitivities run the whole decoder and keep nothing.
+///
 /// # Errors
 /// When the checkpoint is missing, damaged or palettized already, the settings ask for what cannot be, the text has no
 /// token to predict, the disk refuses, or `interrupt` is raised.
@@ -60,16 +66,37 @@ pub fn palettize<D: AsRef<[u32]>>(
     checkpoint: &Path,
     documents: &[D],
     draft: &Path,
+    state: State,
     progress: &mut dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Report, CompressError> {
     settings.validate()?;
     let started = Instant::now();
-    let decoder = checkpoint::open(checkpoint)?;
     let mut watch = Watch::new(progress, interrupt);
-    let calibration = settings.calibrate(documents, decoder.config())?;
-    let (compressed, mut report) = run(pool, settings, decoder, &calibration, &mut watch)?;
-    compressed.write(draft)?;
+    let mut report = match settings.sensitivity {
+        Sensitivity::Predicted => {
+            refuse_package(checkpoint)?;
+            let blocks = Blocks::open(checkpoint)?;
+            settings.check_target(blocks.config())?;
+            let calibration = settings.calibrate(documents, blocks.config())?;
+            stream::run(
+                pool,
+                settings,
+                &blocks,
+                &calibration,
+                draft,
+                &state,
+                &mut watch,
+            )?
+        }
+        Sensitivity::Measured => {
+            let decoder = checkpoint::open(checkpoint)?;
+            let calibration = settings.calibrate(documents, decoder.config())?;
+            let (compressed, report) = run(pool, settings, decoder, &calibration, &mut watch)?;
+            compressed.write(draft)?;
+            report
+        }
+    };
     for name in COPIED {
         let from = checkpoint.join(name);
         if from.exists() {
@@ -80,6 +107,7 @@ pub fn palettize<D: AsRef<[u32]>>(
         }
     }
     let package = package::load(draft)?;
+    let calibration = settings.calibrate(documents, package.config())?;
     report.loss_after = watch.part(
         "checking the package",
         calibration.tokens(),
@@ -96,6 +124,17 @@ pub fn palettize<D: AsRef<[u32]>>(
     }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// A package has no dense weights to begin with.
+fn refuse_package(folder: &Path) -> Result<(), CompressError> {
+    match Weights::open(folder)?.are_palettized() {
+        true => Err(CompressError::Checkpoint(format!(
+            "{} is palettized already; give the dense checkpoint that the package was made of",
+            folder.display()
+        ))),
+        false => Ok(()),
+    }
 }
 
 impl Settings {
@@ -116,6 +155,11 @@ impl Settings {
                 ),
             });
         }
+        self.check_target(config)
+    }
+
+    /// Whether the target can be met, and every projection has a size that the format offers.
+    fn check_target(&self, config: &Config) -> Result<(), CompressError> {
         let attention = config.heads * config.head_dim;
         let (mut bytes, mut weights) = ([0; 2], 0);
         for (name, rows, cols) in [
@@ -234,7 +278,7 @@ pub(crate) fn from_gathered(
     loss_before: f64,
     watch: &mut Watch,
 ) -> Result<(Compressed, Report), CompressError> {
-    let weights = Weights::new(model, settings.weighting);
+    let weights = importance::Weights::new(model, settings.weighting);
     let rises = match settings.sensitivity {
         Sensitivity::Predicted => sensitivity::predicted(pool, model, &weights, watch)?,
         Sensitivity::Measured => sensitivity::measured(pool, model, &weights, calibration, watch)?,
@@ -303,7 +347,7 @@ pub(crate) fn bytes_to_save(model: &Model, target_bpw: f64) -> Result<u64, Compr
 }
 
 /// The same of projections that take so many bytes with two and with four bits everywhere.
-fn bytes_over(
+pub(crate) fn bytes_over(
     [least, most]: [u64; 2],
     weights: u64,
     target_bpw: f64,
@@ -354,4 +398,79 @@ fn tables_and_norms(decoder: &Decoder) -> Result<TablesAndNorms, CompressError> 
         }
     }
     Ok((tables, norms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use russet_artifact::NoProgress;
+
+    /// The way for a whole decoder in memory is the oracle of the way block by block.
+    #[test]
+    fn block_by_block_is_the_whole_decoder_to_the_byte() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models");
+        let pool = Arc::new(Pool::new(2).unwrap());
+        for (name, weighting, error_feedback) in [
+            ("qwen3-gqa-tied", Weighting::Fisher, true),
+            ("llama-mha-untied", Weighting::Activation, true),
+            ("qwen3-bf16", Weighting::None, false),
+        ] {
+            let from = golden.join(name);
+            let blocks = Blocks::open(&from).unwrap();
+            let token = |i: u64| {
+                russet_kernels::random::below(3, i, 0, blocks.config().vocab as u64) as u32
+            };
+            let documents: Vec<Vec<u32>> = (0..70)
+                .map(|d| (0..33).map(|i| token(99 * d + i)).collect())
+                .collect();
+            let bpw = |bits: Bits| {
+                let model = Model::new(checkpoint::load(&from).unwrap()).unwrap();
+                let bytes: u64 = model
+                    .projections
+                    .iter()
+                    .map(|p| p.bytes[usize::from(bits == Bits::Four)])
+                    .sum();
+                8.0 * bytes as f64 / model.weights() as f64
+            };
+            let settings = Settings {
+                target_bpw: 0.5 * (bpw(Bits::Two) + bpw(Bits::Four)),
+                weighting,
+                error_feedback,
+                ..Settings::default()
+            };
+            let calibration = settings.calibrate(&documents, blocks.config()).unwrap();
+            assert!(calibration.batches.len() > 1, "{name}: several batches");
+            let (interrupt, mut progress) = (Interrupt::new(), NoProgress);
+            let mut watch = Watch::new(&mut progress, &interrupt);
+            let (whole, by_block) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let decoder = checkpoint::load(&from).unwrap();
+            let (compressed, want) =
+                run(&pool, &settings, decoder, &calibration, &mut watch).unwrap();
+            compressed.write(whole.path()).unwrap();
+            let place = tempfile::tempdir().unwrap();
+            let state = State {
+                folder: place.path(),
+                key: "one",
+            };
+            let got = stream::run(
+                &pool,
+                &settings,
+                &blocks,
+                &calibration,
+                by_block.path(),
+                &state,
+                &mut watch,
+            )
+            .unwrap();
+            let json = |report: &Report| serde_json::to_string(report).unwrap();
+            assert_eq!(json(&got), json(&want), "{name}");
+            for file in ["config.json", "model.safetensors"] {
+                let read = |folder: &Path| std::fs::read(folder.join(file)).unwrap();
+                assert!(
+                    read(whole.path()) == read(by_block.path()),
+                    "{name}: {file} differs"
+                );
+            }
+        }
+    }
 }

@@ -24,7 +24,8 @@ pub struct Price {
     pub calibration_tokens: usize,
     /// Floating-point operations, or what costs the time of so many.
     pub flops: f64,
-    /// Bytes at one time: weights and their importance, covariances, and a batch's activations.
+    /// Bytes at one time: weights and their importance (of a block, or of all where sensitivities are measured), covariances, and a batch's
+    /// activations.
     pub memory_bytes: usize,
 }
 
@@ -56,7 +57,10 @@ impl Settings {
             flops += tokens * (forward + 2.0 * weights as f64);
         }
         if self.error_feedback {
-            let rounds = (layers * covariances * floats).div_ceil(COVARIANCES);
+            let rounds = match self.sensitivity {
+                Sensitivity::Predicted => 1, // hidden states are kept
+                Sensitivity::Measured => (layers * covariances * floats).div_ceil(COVARIANCES),
+            };
             passes += rounds as f64;
             flops += tokens * 2.0 * (layers * covariances) as f64;
         }
@@ -69,13 +73,25 @@ impl Settings {
 
         let rows = BATCH.max(self.sequence.min(config.context));
         let block = 4 * width + 2 * config.qkv_width() + attention + 3 * ffn;
-        // Without a tape only one block's activations live.
-        let blocks = if fisher { layers } else { 1 };
-        let kept = match self.error_feedback {
-            true => (layers * covariances * floats).min(COVARIANCES.max(ffn * ffn * floats)),
-            false => 0,
+        let streamed = self.sensitivity == Sensitivity::Predicted;
+        // Block by block the weights, Fisher information and two fits of one are held, and a table where the text enters and leaves.
+        let held = match streamed {
+            true => {
+                let of_block = weights / layers.max(1);
+                let ends = config.embedding_parameters() * floats;
+                ends.max(of_block * (3 * floats + 2))
+            }
+            false => parameters * floats + if fisher { weights * floats } else { 0 } + weights,
         };
-        let importance = if fisher { weights * floats } else { 0 };
+        // Without a tape only one block's activations live.
+        let blocks = if fisher && !streamed { layers } else { 1 };
+        let kept = match (self.error_feedback, streamed) {
+            (true, true) => covariances * floats,
+            (true, false) => {
+                (layers * covariances * floats).min(COVARIANCES.max(ffn * ffn * floats))
+            }
+            (false, _) => 0,
+        };
         let activations = rows * (blocks * block + 4 * width + 3 * ffn) * floats;
         // A chunk of logits and its gradient.
         let logits = 2 * rows.min(256) * vocab * floats;
@@ -84,7 +100,7 @@ impl Settings {
             weights,
             calibration_tokens: self.calibration_tokens,
             flops,
-            memory_bytes: parameters * floats + importance + weights + kept + activations + logits,
+            memory_bytes: held + kept + activations + logits,
         }
     }
 }

@@ -85,18 +85,8 @@ fn feed_back(
             bytes += covariance_bytes(&model.products[last]);
             last += 1;
         }
-        let fisher = settings.weighting == Weighting::Fisher;
-        for product in &model.products[first..last] {
-            let token_weights = if fisher {
-                product.moments.token_weights.clone()
-            } else {
-                Vec::new()
-            };
-            product.tap.listen(Listen::Covariance(Covariance::new(
-                product.layout.inputs,
-                Arc::new(token_weights),
-            )));
-        }
+        let products: Vec<usize> = (first..last).collect();
+        listen(settings, model, &products);
         let mut ctx = Ctx::new(Arc::clone(pool));
         for batch in &calibration.batches {
             model
@@ -104,39 +94,68 @@ fn feed_back(
                 .forward(&mut ctx, &batch.tokens, &batch.segments(), None);
             watch.step(0, &[])?;
         }
-        for number in first..last {
-            let product = &model.products[number];
-            let Listen::Covariance(covariance) = product.tap.listen(Listen::Nothing) else {
-                unreachable!("covariance was asked for")
-            };
-            let curvature = Curvature::new(pool, covariance.sum, product.layout.inputs);
-            let all = model
-                .projections
-                .iter()
-                .zip(&mut *fits)
-                .filter(|(projection, _)| projection.product == number);
-            for (projection, fit) in all {
-                let mut refinement = Refinement::new(
-                    pool,
-                    &curvature,
-                    model.weight(projection),
-                    fit.matrix.clone(),
-                );
-                // Errors fed forward column by column, tables and scales refitted to what that chose, then single indices
-                // changed as long as the error falls.
-                refinement.feed_back();
-                refinement.refit();
-                refinement.descend();
-                fit.error = refinement.error();
-                fit.energy = refinement.energy();
-                fit.matrix = refinement.finish();
-                watch.step(
-                    model.weight(projection).len(),
-                    &[("error", fit.relative_error())],
-                )?;
-            }
-        }
+        refine(pool, model, &products, fits, watch)?;
         first = last;
+    }
+    Ok(())
+}
+
+/// Has products gather the covariance of their inputs over what is run next.
+pub(crate) fn listen(settings: &Settings, model: &Model, products: &[usize]) {
+    let fisher = settings.weighting == Weighting::Fisher;
+    for &number in products {
+        let product = &model.products[number];
+        let token_weights = if fisher {
+            product.moments.token_weights.clone()
+        } else {
+            Vec::new()
+        };
+        product.tap.listen(Listen::Covariance(Covariance::new(
+            product.layout.inputs,
+            Arc::new(token_weights),
+        )));
+    }
+}
+
+/// Refines the projections of products by what [`listen`] had them gather; `fits` are those of all projections of the model.
+pub(crate) fn refine(
+    pool: &Pool,
+    model: &Model,
+    products: &[usize],
+    fits: &mut [Fitted],
+    watch: &mut Watch,
+) -> Result<(), CompressError> {
+    for &number in products {
+        let product = &model.products[number];
+        let Listen::Covariance(covariance) = product.tap.listen(Listen::Nothing) else {
+            unreachable!("covariance was asked for")
+        };
+        let curvature = Curvature::new(pool, covariance.sum, product.layout.inputs);
+        let all = model
+            .projections
+            .iter()
+            .zip(&mut *fits)
+            .filter(|(projection, _)| projection.product == number);
+        for (projection, fit) in all {
+            let mut refinement = Refinement::new(
+                pool,
+                &curvature,
+                model.weight(projection),
+                fit.matrix.clone(),
+            );
+            // Errors fed forward column by column, tables and scales refitted to what that chose, then single indices
+            // changed as long as the error falls.
+            refinement.feed_back();
+            refinement.refit();
+            refinement.descend();
+            fit.error = refinement.error();
+            fit.energy = refinement.energy();
+            fit.matrix = refinement.finish();
+            watch.step(
+                model.weight(projection).len(),
+                &[("error", fit.relative_error())],
+            )?;
+        }
     }
     Ok(())
 }

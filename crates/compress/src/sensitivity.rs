@@ -16,7 +16,7 @@ use crate::CompressError;
 use crate::calibration::Calibration;
 use crate::importance::Weights;
 use crate::matrix::{self, Fitted};
-use crate::model::Model;
+use crate::model::{Model, Projection};
 use crate::watch::Watch;
 
 /// At most so many tokens are run for each measurement.
@@ -41,20 +41,30 @@ pub(crate) fn predicted(
                 .projections
                 .iter()
                 .map(|projection| {
-                    let weight = model.weight(projection);
-                    let fisher = Weights::fisher(model, projection);
-                    let [two, four] = [Bits::Two, Bits::Four].map(|bits| {
-                        let importance = weights.of(model, projection);
-                        let Fitted { matrix, .. } =
-                            matrix::palettize(pool, weight, projection.cols, importance, bits);
-                        matrix.error(pool, weight, fisher)
-                    });
-                    watch.step(weight.len(), &[])?;
-                    Ok(0.5 * (two - four) / model.tokens as f64)
+                    let (_, rise) = both(pool, model, weights, projection);
+                    watch.step(projection.weights() as usize, &[])?;
+                    Ok(rise)
                 })
                 .collect()
         },
     )
+}
+
+/// One projection with two and with four bits, and by prediction what two cost over four.
+pub(crate) fn both(
+    pool: &Pool,
+    model: &Model,
+    weights: &Weights,
+    projection: &Projection,
+) -> ([Fitted; 2], f64) {
+    let weight = model.weight(projection);
+    let fisher = Weights::fisher(model, projection);
+    let fits = [Bits::Two, Bits::Four].map(|bits| {
+        let importance = weights.of(model, projection);
+        matrix::palettize(pool, weight, projection.cols, importance, bits)
+    });
+    let [two, four] = [0, 1].map(|bits| fits[bits].matrix.error(pool, weight, fisher));
+    (fits, 0.5 * (two - four) / model.tokens as f64)
 }
 
 /// By measurement, a number a projection.

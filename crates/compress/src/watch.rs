@@ -36,6 +36,12 @@ impl<'a> Watch<'a> {
         result
     }
 
+    /// So much more was done in an earlier run.
+    pub fn resumed(&mut self, more: usize) {
+        self.done += more as u64;
+        self.progress.resumed(self.done);
+    }
+
     /// So much more is done.
     ///
     /// # Errors

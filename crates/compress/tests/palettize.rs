@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use russet_artifact::{Interrupt, NoProgress, Progress};
 use russet_compress::{
-    CompressError, Report, Sensitivity, Settings, Weighting, lossless, palettize,
+    CompressError, Report, Sensitivity, Settings, State, Weighting, lossless, palettize,
 };
 use russet_kernels::palette::Bits;
 use russet_kernels::{Pool, random};
@@ -38,12 +38,18 @@ fn run(
     documents: &[Vec<u32>],
     to: &Path,
 ) -> Result<Report, CompressError> {
+    let place = tempfile::tempdir().unwrap();
+    let state = State {
+        folder: &place.path().join("state"),
+        key: "one",
+    };
     palettize(
         &pool(threads),
         settings,
         from,
         documents,
         to,
+        state,
         &mut NoProgress,
         &Interrupt::new(),
     )
@@ -496,12 +502,17 @@ fn an_interrupt_stops_every_part_and_leaves_nothing() {
             open: 0,
             interrupt: interrupt.clone(),
         };
+        let state = State {
+            folder: &to.path().join("state"),
+            key: "one",
+        };
         let result = palettize(
             &pool(1),
             &settings,
             &from,
             &noise(&config),
             to.path(),
+            state,
             &mut progress,
             &interrupt,
         );
@@ -512,4 +523,84 @@ fn an_interrupt_stops_every_part_and_leaves_nothing() {
             Err(other) => panic!("{other}"),
         }
     }
+}
+
+/// Every step that a state keeps is a place to be killed at: whatever files are there, the rest is made, and the package is the same to the byte.
+#[test]
+fn work_that_was_cut_off_anywhere_goes_on_to_the_same_package() {
+    let from = golden("models/qwen3-gqa-tied");
+    let config = Config::open(&from).unwrap();
+    let settings = Settings {
+        target_bpw: target(&config, 0.5),
+        ..Settings::default()
+    };
+    let documents = noise(&config);
+    let whole = tempfile::tempdir().unwrap();
+    run(2, &settings, &from, &documents, whole.path()).unwrap();
+    /// Raises the interrupt after so many updates.
+    struct Cut(usize, Interrupt);
+    impl Progress for Cut {
+        fn begin(&mut self, _: &str, _: Option<u64>, _: &str) {}
+        fn update(&mut self, _: u64, _: &[(&str, f64)]) {
+            self.0 = self.0.saturating_sub(1);
+            if self.0 == 0 {
+                self.1.raise();
+            }
+        }
+        fn message(&mut self, _: &str) {}
+        fn end(&mut self) {}
+    }
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("state");
+    let go = |updates: usize, key: &str, to: &Path| {
+        let interrupt = Interrupt::new();
+        let state = State {
+            folder: &folder,
+            key,
+        };
+        let mut progress = Cut(updates, interrupt.clone());
+        palettize(
+            &pool(1),
+            &settings,
+            &from,
+            &documents,
+            to,
+            state,
+            &mut progress,
+            &interrupt,
+        )
+    };
+    let mut cuts = 0;
+    for updates in 2.. {
+        let to = tempfile::tempdir().unwrap();
+        let mut done = go(updates, "one", to.path());
+        while let Err(problem) = done {
+            assert!(matches!(problem, CompressError::Interrupted), "{problem}");
+            cuts += 1;
+            // What a kill leaves of a file that was being written.
+            std::fs::write(folder.join("hidden-00001.part"), "half").unwrap();
+            done = go(updates + cuts, "one", to.path());
+        }
+        assert!(
+            files(to.path()) == files(whole.path()),
+            "cut after {updates} updates, the package is another"
+        );
+        if cuts > 30 {
+            break;
+        }
+        State::clear(&folder).unwrap();
+    }
+    // Of other work nothing is taken over.
+    std::fs::write(folder.join("hidden-00001"), "of another model").unwrap();
+    let to = tempfile::tempdir().unwrap();
+    go(usize::MAX, "another", to.path()).unwrap();
+    assert!(files(to.path()) == files(whole.path()));
+    // A file that is damaged is said to be.
+    std::fs::remove_file(folder.join("block-00001.safetensors")).unwrap();
+    std::fs::write(folder.join("hidden-00001"), "not what was written").unwrap();
+    let problem = go(usize::MAX, "another", to.path()).unwrap_err();
+    assert!(
+        problem.to_string().contains("is not as it was written"),
+        "{problem}"
+    );
 }

@@ -74,6 +74,49 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// There are rows, but nothing to count.
+    #[error("{}: there are no judgements in it; give rows of AlpacaEval, PandaLM, or of `prompt`, `model_a`, `model_b`, `winner`", path.display())]
+    NoJudgements {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A set without anything in it.
+    #[error("{}: there are no {what} in it", path.display())]
+    NoRows {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// Programs cannot be run apart here.
+    #[error(
+        "programs that a model wrote cannot be run apart from this system: {problem}; `--unconfined` runs them with limits of time and memory alone"
+    )]
+    Sandbox {
+        /// What failed.
+        problem: String,
+    },
+    /// Some rows of a regression have what others lack.
+    #[error(
+        "{known} of {rows} judgements of two models have an `instruction_difficulty`; give it with all of them and with the gamed rows, or with none"
+    )]
+    Difficulty {
+        /// Rows that have it.
+        known: usize,
+        /// All rows.
+        rows: usize,
+    },
+    /// A model that cannot answer.
+    #[error("the model cannot answer: {0}")]
+    Model(String),
+    /// A file that cannot be read whole.
+    #[error("{}: {problem}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// A file that cannot be read.
     #[error(transparent)]
     File(#[from] TokenizerError),

@@ -8,17 +8,42 @@
 //!
 //! [`ifeval`] asks whether responses follow instructions that can be checked: IFEval's 25 kinds, each a rule by itself.
 //!
+//! [`choice`] scores multiple choice by likelihood, [`math`] and [`code`] responses by the number they end in and by tests that a program
+//! passes in a [`sandbox`], [`calls`] calls of functions; [`positions`] has losses by how far back a text goes.
+//!
+//! [`summaries`], [`slots`] and [`safety`] judge what features do; [`report`] puts all of it onto one page.
+//!
+//! [`pairwise`] compares models by judgements of which response is better; [`prompts`](prompts()) are questions for it, of
+//! eleven categories.
+//!
 //! Documents come as tokens with the number of bytes they stand for: this crate neither encodes texts nor prints. It
 //! works in batches of forward passes, never with the logits of all tokens in memory.
 
+pub mod calls;
+pub mod choice;
+pub mod code;
 mod compare;
 mod document;
 mod error;
 pub mod ifeval;
+pub mod math;
 pub mod needle;
+pub mod pairwise;
 mod perplexity;
+pub mod positions;
+mod prompts;
+pub mod report;
+mod rows;
+pub mod safety;
+pub mod sandbox;
+mod sensitive;
+pub mod slots;
+mod stats;
+pub mod summaries;
 
 pub use compare::{Comparison, compare};
 pub use document::{Document, Settings};
 pub use error::{Error, Result};
 pub use perplexity::{Scores, perplexity};
+pub use prompts::{CATEGORIES, Prompt, prompts};
+pub use rows::{Answers, Row, read_answers, read_rows};

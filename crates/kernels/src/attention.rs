@@ -20,9 +20,12 @@ mod forward;
 #[cfg(test)]
 mod oracle;
 mod pack;
+mod part;
 #[cfg(test)]
 mod tests;
 mod tile;
+
+pub use part::{Part, attention_part_backward, attention_part_forward};
 
 /// Tokens of a cache page, and keys of a tile.
 pub const PAGE_TOKENS: usize = 64;
@@ -32,7 +35,7 @@ pub const PAGE_TOKENS: usize = 64;
 pub enum Keys<'a> {
     /// Rows at a distance of `stride`: the key of position t and kv-head g is `keys[t * stride + g * K..][..K]`.
     Rows {
-        /// From the first key on.
+        /// From the first key on, up to the last one or the end of its row.
         keys: &'a [f32],
         /// From the first value on.
         values: &'a [f32],
@@ -51,6 +54,16 @@ pub enum Keys<'a> {
     },
 }
 
+impl Keys<'_> {
+    /// How many of the first `count` there are: a table has all pages that it is asked for.
+    fn of(&self, count: usize) -> usize {
+        match self {
+            Keys::Rows { keys, stride, .. } => count.min(keys.len().div_ceil(*stride)),
+            Keys::Pages { .. } => count,
+        }
+    }
+}
+
 /// Rows `[start, start + len)` of q, which are positions `past..past + len` of a sequence with these keys.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
@@ -60,7 +73,7 @@ pub struct Query<'a> {
     pub len: usize,
     /// Position of the first row: keys before it.
     pub past: usize,
-    /// Keys and values of positions `0..past + len`.
+    /// Keys and values of positions `0..past + len`; of rows that end before, row i sees those that there are.
     pub keys: Keys<'a>,
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use russet_tensor::mesh::Group;
 use russet_tensor::ops::{self, CacheView, HeadShape, QkNorm, RopeTable};
+use russet_tensor::ring::Ring;
 use russet_tensor::{Ctx, Op, Segments, Tensor};
 
 use crate::decoder::{Parameter, ParameterKind};
@@ -28,6 +29,7 @@ pub(crate) struct Pass {
     pub table: Arc<RopeTable>, // a row a token
     pub rows: Arc<[u32]>,      // 0..N
     pub segments: Segments,
+    pub ring: Option<Arc<Ring>>, // where tokens are shared out
 }
 
 /// Products of a block, in their order.
@@ -151,7 +153,10 @@ impl Block {
         });
         let h = ctx.timed(
             || pass.attention(layer),
-            |ctx| ops::attention(ctx, pass.shape, &qkv, &pass.segments, cache),
+            |ctx| match &pass.ring {
+                None => ops::attention(ctx, pass.shape, &qkv, &pass.segments, cache),
+                Some(ring) => ops::ring_attention(ctx, pass.shape, &qkv, ring),
+            },
         );
         let h = pass.product(ctx, (layer, Product::Output), &*self.output, &h);
         let sum = || pointwise("add", layer, rows, (2 * width, width, 1));

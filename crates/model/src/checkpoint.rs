@@ -1,6 +1,6 @@
 //! Checkpoints: Hugging Face folders of a dense decoder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use russet_tensor::{DType, Mesh, Tensor};
@@ -29,30 +29,7 @@ pub fn open(folder: &Path) -> Result<Decoder, ModelError> {
 pub fn load(folder: &Path) -> Result<Decoder, ModelError> {
     let config = Config::open(folder)?;
     let mut stored = Stored::open(folder, "model")?;
-    let decoder = assemble(
-        &config,
-        &mut stored,
-        |stored, name| {
-            Ok(Embedding::Dense(stored.take_f32(
-                &format!("{name}.weight"),
-                &[config.vocab, config.width],
-            )?))
-        },
-        |stored, layout| {
-            // All parts are found in the files before memory is taken, so that sizes which are only claimed cost nothing.
-            let mut parts = Vec::new();
-            for projection in &layout.projections {
-                let name = format!("{}.weight", projection.name);
-                parts.push(stored.take_floats(&name, &[projection.rows, layout.inputs])?);
-            }
-            let mut packed = Vec::with_capacity(layout.rows() * layout.inputs);
-            for part in &parts {
-                packed.extend_from_slice(&part.to_f32());
-            }
-            let weight = Tensor::new(&[layout.rows(), layout.inputs], packed);
-            Ok(Box::new(Dense::new(layout, weight)))
-        },
-    )?;
+    let decoder = assemble(&config, &mut stored, dense_table(&config), dense_product)?;
     finish(&config, stored)?;
     Ok(decoder)
 }
@@ -80,7 +57,7 @@ pub fn load_on_mesh(folder: &Path, mesh: &Arc<Mesh>) -> Result<Decoder, ModelErr
 }
 
 /// Ends the reading of a checkpoint.
-fn finish(config: &Config, mut stored: Stored) -> Result<(), ModelError> {
+pub(crate) fn finish(config: &Config, mut stored: Stored) -> Result<(), ModelError> {
     // Some older files carry what follows from the configuration.
     if config.tied {
         stored.ignore("lm_head.weight");
@@ -103,25 +80,7 @@ pub(crate) fn assemble(
     let embedding = table(stored, "model.embed_tokens")?;
     let mut blocks = Vec::new();
     for layer in 0..config.layers {
-        let norm = |stored: &mut Stored, name: &str, len| {
-            stored.take_f32(&format!("model.layers.{layer}.{name}.weight"), &[len])
-        };
-        let [qkv, output, gate_up, down] = layouts(config, layer);
-        blocks.push(Block {
-            attention_norm: norm(stored, "input_layernorm", config.width)?,
-            qkv: linear(stored, qkv)?,
-            qk_norm: match config.family {
-                Family::Llama => None,
-                Family::Qwen3 => Some([
-                    norm(stored, "self_attn.q_norm", config.head_dim)?,
-                    norm(stored, "self_attn.k_norm", config.head_dim)?,
-                ]),
-            },
-            output: linear(stored, output)?,
-            ffn_norm: norm(stored, "post_attention_layernorm", config.width)?,
-            gate_up: linear(stored, gate_up)?,
-            down: linear(stored, down)?,
-        });
+        blocks.push(block(config, stored, layer, &linear)?);
     }
     let norm = stored.take_f32("model.norm.weight", &[config.width])?;
     let head = if config.tied {
@@ -130,6 +89,143 @@ pub(crate) fn assemble(
         Some(table(stored, "lm_head")?)
     };
     Ok(Decoder::new(config.clone(), embedding, blocks, norm, head))
+}
+
+/// Builds one block.
+fn block(
+    config: &Config,
+    stored: &mut Stored,
+    layer: usize,
+    linear: &impl Fn(&mut Stored, Layout) -> Result<Box<dyn Linear>, ModelError>,
+) -> Result<Block, ModelError> {
+    let norm = |stored: &mut Stored, name: &str, len| {
+        stored.take_f32(&format!("model.layers.{layer}.{name}.weight"), &[len])
+    };
+    let [qkv, output, gate_up, down] = layouts(config, layer);
+    Ok(Block {
+        attention_norm: norm(stored, "input_layernorm", config.width)?,
+        qkv: linear(stored, qkv)?,
+        qk_norm: match config.family {
+            Family::Llama => None,
+            Family::Qwen3 => Some([
+                norm(stored, "self_attn.q_norm", config.head_dim)?,
+                norm(stored, "self_attn.k_norm", config.head_dim)?,
+            ]),
+        },
+        output: linear(stored, output)?,
+        ffn_norm: norm(stored, "post_attention_layernorm", config.width)?,
+        gate_up: linear(stored, gate_up)?,
+        down: linear(stored, down)?,
+    })
+}
+
+/// A dense checkpoint of which only one block is in memory at a time.
+pub struct Blocks {
+    folder: PathBuf,
+    config: Config,
+}
+
+impl Blocks {
+    /// Of the checkpoint in a folder, whose files are looked through.
+    ///
+    /// # Errors
+    /// When a tensor is missing, superfluous or of another shape, or the folder holds a package.
+    pub fn open(folder: &Path) -> Result<Blocks, ModelError> {
+        let config = Config::open(folder)?;
+        let mut stored = Stored::open(folder, "model")?;
+        if config.layers > stored.count() {
+            let problem = format!(
+                "has {} layers, but there are {} tensors",
+                config.layers,
+                stored.count()
+            );
+            return Err(ModelError::file(&folder.join("config.json"), problem));
+        }
+        for (name, shape) in crate::cut::tensors(&config) {
+            stored.take_floats(&name, &shape)?;
+        }
+        finish(&config, stored)?;
+        Ok(Blocks {
+            folder: folder.to_path_buf(),
+            config,
+        })
+    }
+
+    /// The whole decoder's shape.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// A tensor in f32.
+    ///
+    /// # Errors
+    /// When the files have changed meanwhile.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        Stored::open(&self.folder, "model")?.take_f32(name, shape)
+    }
+
+    /// The decoder without blocks: tables and the last norm.
+    ///
+    /// # Errors
+    /// When the files have changed meanwhile.
+    pub fn ends(&self) -> Result<Decoder, ModelError> {
+        let mut stored = Stored::open(&self.folder, "model")?;
+        let config = Config {
+            layers: 0,
+            ..self.config.clone()
+        };
+        assemble(&config, &mut stored, dense_table(&config), dense_product)
+    }
+
+    /// Block `layer` alone, as block 0 of a decoder whose table is one row of zeros; its products have their own names.
+    ///
+    /// # Errors
+    /// When the files have changed meanwhile.
+    pub fn block(&self, layer: usize) -> Result<Decoder, ModelError> {
+        let mut stored = Stored::open(&self.folder, "model")?;
+        let config = Config {
+            layers: 1,
+            vocab: 1,
+            tied: true,
+            ..self.config.clone()
+        };
+        let block = block(&config, &mut stored, layer, &dense_product)?;
+        let zeros = Tensor::new(&[1, config.width], vec![0.0; config.width]);
+        let norm = Tensor::new(&[config.width], vec![1.0; config.width]);
+        Ok(Decoder::new(
+            config,
+            Embedding::Dense(zeros),
+            vec![block],
+            norm,
+            None,
+        ))
+    }
+}
+
+/// Reads a table in f32.
+fn dense_table(config: &Config) -> impl Fn(&mut Stored, &str) -> Result<Embedding, ModelError> {
+    let shape = [config.vocab, config.width];
+    move |stored, name| {
+        Ok(Embedding::Dense(
+            stored.take_f32(&format!("{name}.weight"), &shape)?,
+        ))
+    }
+}
+
+/// Reads a product in f32.
+fn dense_product(stored: &mut Stored, layout: Layout) -> Result<Box<dyn Linear>, ModelError> {
+    // All parts are found in the files before memory is taken, so that sizes which are only claimed cost nothing.
+    let mut parts = Vec::new();
+    for projection in &layout.projections {
+        let name = format!("{}.weight", projection.name);
+        parts.push(stored.take_floats(&name, &[projection.rows, layout.inputs])?);
+    }
+    let mut packed = Vec::with_capacity(layout.rows() * layout.inputs);
+    for part in &parts {
+        packed.extend_from_slice(&part.to_f32());
+    }
+    let weight = Tensor::new(&[layout.rows(), layout.inputs], packed);
+    Ok(Box::new(Dense::new(layout, weight)))
 }
 
 /// Writes a dense checkpoint's `config.json`, `generation_config.json` and weights in `f32` into `folder`, which

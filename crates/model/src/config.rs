@@ -152,7 +152,7 @@ impl Config {
         table
     }
 
-    fn inverse_frequencies(&self) -> Vec<f32> {
+    pub(crate) fn inverse_frequencies(&self) -> Vec<f32> {
         let stretch = |frequency: f64| match self.rope_scaling {
             RopeScaling::None => frequency,
             RopeScaling::Linear { factor } => frequency / factor,

@@ -249,6 +249,13 @@ fn each(config: &Config, take: &mut Take) {
     }
 }
 
+/// Names and shapes of all tensors of a checkpoint, in the order of [`crate::Decoder::parameters`].
+pub fn tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
+    let mut tensors = Vec::new();
+    each(config, &mut |_, _, parts| tensors.extend(parts));
+    tensors
+}
+
 /// Whether a mesh of so many places along `tensor` divides a model.
 ///
 /// # Errors

@@ -1,9 +1,10 @@
 //! The decoder: embedding, blocks, final norm, output table. One forward pass for everything.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use russet_tensor::ops::{self, LossTerms, TokenLoss};
-use russet_tensor::{Ctx, Op, Segments, Tensor};
+use russet_tensor::{Ctx, Op, Segments, Tensor, ring};
 
 use crate::block::{Block, Pass};
 use crate::cut::{Cut, CutPart};
@@ -99,6 +100,14 @@ impl Decoder {
         &self.config
     }
 
+    /// What of something that each token has belongs to this rank's tokens: all of it, unless a mesh cuts sequences.
+    pub fn own_tokens<'a, T: Copy>(&self, of_tokens: &'a [T]) -> Cow<'a, [T]> {
+        match self.sharding.as_ref().and_then(Sharding::sequence_group) {
+            None => Cow::Borrowed(of_tokens),
+            Some(group) => Cow::Owned(ring::own(group, of_tokens)),
+        }
+    }
+
     /// Flat `tokens [N]` to normed hidden states `[N, D]`; on a mesh those of the rows that this rank has. With a cache, the
     /// segments' tokens continue its sequences and must have been announced by [`KvCache::extend`].
     ///
@@ -121,12 +130,15 @@ impl Decoder {
             sharding.is_none() || cache.is_none(),
             "a cache needs a whole decoder"
         );
+        let tokens = &*self.own_tokens(tokens);
+        let positions = segments.positions();
         let pass = Arc::new(Pass {
             shape: sharding.map_or(&self.config, Sharding::local).head_shape(),
             epsilon: self.config.norm_epsilon,
-            table: Arc::new(self.config.rope_table(&segments.positions())),
+            table: Arc::new(self.config.rope_table(&self.own_tokens(&positions))),
             rows: (0..tokens.len() as u32).collect(),
             segments: segments.clone(),
+            ring: sharding.and_then(|sharding| sharding.ring(segments)),
         });
         assert!(
             segments.adapted().is_empty() || sharding.is_none() && !ctx.is_recording(),
@@ -173,6 +185,41 @@ impl Decoder {
         ops::rms_norm(ctx, &x, &norm, epsilon)
     }
 
+    /// What the first block sees: `tokens [N]` to `[N, D]`. With [`Decoder::block`] and [`Decoder::last`] it makes up
+    /// [`Decoder::forward`], for those who have not all blocks at one time.
+    ///
+    /// # Panics
+    /// When a token is not below V, or the decoder lies on a mesh.
+    pub fn first(&self, ctx: &mut Ctx, tokens: &[u32]) -> Tensor {
+        assert!(self.sharding.is_none(), "blocks alone are whole");
+        self.embedding.lookup(ctx, tokens)
+    }
+
+    /// One block: `x [N, D]` to `[N, D]`.
+    ///
+    /// # Panics
+    /// When there is no such block, or segments and rows differ in number.
+    pub fn block(&self, ctx: &mut Ctx, number: usize, x: &Tensor, segments: &Segments) -> Tensor {
+        let rows = x.dims2().0;
+        assert_eq!(rows, segments.tokens(), "segments must cover all tokens");
+        let pass = Pass {
+            shape: self.config.head_shape(),
+            epsilon: self.config.norm_epsilon,
+            table: Arc::new(self.config.rope_table(&segments.positions())),
+            rows: (0..rows as u32).collect(),
+            segments: segments.clone(),
+            ring: None,
+        };
+        let block = &self.blocks[number];
+        let x = block.attend(ctx, x, number, &pass, None);
+        block.feed_forward(ctx, &x, number, &pass)
+    }
+
+    /// What [`Decoder::forward`] ends with: the last block's `[N, D]` to normed hidden states `[N, D]`.
+    pub fn last(&self, ctx: &mut Ctx, x: &Tensor) -> Tensor {
+        ops::rms_norm(ctx, x, &self.norm, self.config.norm_epsilon)
+    }
+
     /// Logits `[M, V]` of hidden states `[M, D]`.
     ///
     /// # Panics
@@ -191,7 +238,8 @@ impl Decoder {
         ctx.timed(cost, |ctx| table.logits(ctx, hidden))
     }
 
-    /// `Σ weightₙ · lossₙ` of hidden states against the tokens that follow, recorded for [`Ctx::backward`].
+    /// `Σ weightₙ · lossₙ` of hidden states against the tokens that follow, `[N]`, recorded for [`Ctx::backward`]; on a mesh that
+    /// cuts sequences, of [`Decoder::own_tokens`].
     pub fn loss(
         &self,
         ctx: &mut Ctx,
@@ -213,13 +261,14 @@ impl Decoder {
     ) -> TokenLoss {
         match (&self.sharding, self.output_table()) {
             (Some(sharding), Embedding::Dense(table)) => {
-                sharding.loss(ctx, hidden, table, targets, weights, terms)
+                let (targets, weights) = (self.own_tokens(targets), self.own_tokens(weights));
+                sharding.loss(ctx, hidden, table, &targets, &weights, terms)
             }
             (_, table) => table.loss(ctx, hidden, targets, weights, terms),
         }
     }
 
-    /// Each token's loss in nats, `[N]`, without gradients.
+    /// Each token's loss in nats, `[N]`, without gradients; on a mesh that cuts sequences, of [`Decoder::own_tokens`].
     pub fn token_losses(&self, ctx: &mut Ctx, hidden: &Tensor, targets: &[u32]) -> Vec<f32> {
         if self.sharding.is_some() {
             let weights = vec![0.0; targets.len()];

@@ -18,11 +18,13 @@ pub mod cut;
 mod decoder;
 mod embedding;
 mod error;
+pub mod gguf;
 pub mod linear;
 pub mod llama2c;
 pub mod package;
 pub mod parallel;
 pub mod stored;
+mod weights;
 
 pub use block::Block;
 pub use cache::KvCache;
@@ -32,3 +34,4 @@ pub use decoder::{Decoder, Parameter, ParameterKind};
 pub use embedding::Embedding;
 pub use error::ModelError;
 pub use linear::{Dense, Layout, Linear, Lora, Palettized, Projection};
+pub use weights::Weights;

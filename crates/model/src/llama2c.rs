@@ -10,6 +10,7 @@ use russet_tensor::Tensor;
 
 use crate::block::{Block, layouts};
 use crate::config::RopeScaling;
+use crate::gguf::decoder::halves_apart;
 use crate::{Config, Decoder, Dense, Embedding, Family, Layout, Linear, ModelError};
 
 /// "ak42", which opens every file that has a version.
@@ -241,19 +242,6 @@ impl Parts {
             head,
         )
     }
-}
-
-/// Rows of each head in the order 0, 2, 4, …, 1, 3, 5, …: rotated pairs become rotated halves.
-fn halves_apart(weight: &[f32], head_dim: usize, width: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(weight.len());
-    for head in weight.chunks_exact(head_dim * width) {
-        for parity in 0..2 {
-            for row in head.chunks_exact(width).skip(parity).step_by(2) {
-                out.extend_from_slice(row);
-            }
-        }
-    }
-    out
 }
 
 struct Reader<'a> {

@@ -10,6 +10,7 @@
 //! embedding has `model.embed_tokens.values` (I8, strip order of `russet_kernels::int8`) and `.scales`. Norms are
 //! F32 under their usual names.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -19,7 +20,7 @@ use russet_tensor::{DType, Int8Weight, PaletteWeight};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{assemble, write_config};
-use crate::stored::{self, Output, Stored};
+use crate::stored::{self, Output, Planned, Stored};
 use crate::{Config, Embedding, Layout, Linear, ModelError, Palettized};
 
 /// The name under `quant_method`.
@@ -77,7 +78,7 @@ pub fn load(folder: &Path) -> Result<crate::Decoder, ModelError> {
 }
 
 /// The bits of each module, from `quantization_config`.
-fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits>, String> {
+pub(crate) fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits>, String> {
     let quantization = json.get("quantization_config").and_then(Value::as_object);
     let quantization =
         quantization.ok_or("`quantization_config` is missing, so this is no package")?;
@@ -123,7 +124,7 @@ fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits>, String> 
     modules.iter().map(bits).collect()
 }
 
-fn table(
+pub(crate) fn table(
     stored: &mut Stored,
     name: &str,
     rows: usize,
@@ -147,27 +148,103 @@ fn linear(
 ) -> Result<Box<dyn Linear>, ModelError> {
     let mut weights = Vec::new();
     for projection in &layout.projections {
-        let name = &projection.name;
-        let bits = *modules.get(name).ok_or_else(|| {
-            ModelError::file(
-                config,
-                format!("`quantization_config.modules` does not list `{name}`"),
-            )
-        })?;
-        let (rows, cols) = (projection.rows, layout.inputs);
-        let sizes = palette::sizes(bits, rows, cols)
-            .map_err(|error| ModelError::tensor(stored.place(), name, error))?;
-        let strips = sizes.scales / palette::STRIP;
-        let indices = stored.take(
-            &format!("{name}.indices"),
-            &[strips, sizes.indices / strips],
-        )?;
-        let entries = stored.take(&format!("{name}.palette"), &[strips, bits.entries()])?;
-        let scales = stored.take(&format!("{name}.scales"), &[sizes.scales])?;
-        let weight = PaletteWeight::new(bits, rows, cols, indices, entries, scales);
-        weights.push(weight.map_err(|error| ModelError::tensor(stored.place(), name, error))?);
+        let (name, shape) = (&projection.name, (projection.rows, layout.inputs));
+        weights.push(palettized(stored, name, shape, modules, config)?);
     }
     Ok(Box::new(Palettized::new(layout, weights)))
+}
+
+/// One palettized projection of a package, `[rows, cols]`.
+pub(crate) fn palettized(
+    stored: &mut Stored,
+    name: &str,
+    (rows, cols): (usize, usize),
+    modules: &BTreeMap<String, Bits>,
+    config: &Path,
+) -> Result<PaletteWeight, ModelError> {
+    let bits = *modules.get(name).ok_or_else(|| {
+        ModelError::file(
+            config,
+            format!("`quantization_config.modules` does not list `{name}`"),
+        )
+    })?;
+    let sizes = palette::sizes(bits, rows, cols)
+        .map_err(|error| ModelError::tensor(stored.place(), name, error))?;
+    let strips = sizes.scales / palette::STRIP;
+    let indices = stored.take(
+        &format!("{name}.indices"),
+        &[strips, sizes.indices / strips],
+    )?;
+    let entries = stored.take(&format!("{name}.palette"), &[strips, bits.entries()])?;
+    let scales = stored.take(&format!("{name}.scales"), &[sizes.scales])?;
+    PaletteWeight::new(bits, rows, cols, indices, entries, scales)
+        .map_err(|error| ModelError::tensor(stored.place(), name, error))
+}
+
+/// Writes a package's `config.json`, `generation_config.json` and weights into `folder`, tensor by tensor: `bytes` gives each by its name, once. `modules`
+/// are the bits, rows and columns of every projection. Returns the bytes of the tensors.
+///
+/// # Errors
+/// When a size is none that a package can have, the disk refuses, or `bytes` does.
+pub fn write_each<'a>(
+    config: &Config,
+    modules: &BTreeMap<String, (Bits, usize, usize)>,
+    folder: &Path,
+    mut bytes: impl FnMut(&str) -> Result<Cow<'a, [u8]>, ModelError>,
+) -> Result<usize, ModelError> {
+    write_settings(
+        config,
+        modules.iter().map(|(name, module)| (name, module.0)),
+        folder,
+    )?;
+    let wrong = |name: &str, error: &dyn std::fmt::Display| ModelError::tensor(folder, name, error);
+    let mut planned = Vec::new();
+    let mut plan = |name, dtype, shape| planned.push(Planned { name, dtype, shape });
+    for (name, shape) in crate::cut::tensors(config) {
+        let module = name.strip_suffix(".weight").unwrap_or(&name);
+        match (&shape[..], modules.get(module)) {
+            (&[_], _) => plan(name, DType::F32, shape),
+            (_, Some(&(bits, rows, cols))) => {
+                let sizes =
+                    palette::sizes(bits, rows, cols).map_err(|error| wrong(module, &error))?;
+                let strips = sizes.scales / palette::STRIP;
+                let indices = vec![strips, sizes.indices / strips];
+                plan(format!("{module}.indices"), DType::U8, indices);
+                plan(
+                    format!("{module}.palette"),
+                    DType::I8,
+                    vec![strips, bits.entries()],
+                );
+                plan(format!("{module}.scales"), DType::F16, vec![sizes.scales]);
+            }
+            (_, None) => {
+                let sizes = int8::sizes(config.vocab, config.width)
+                    .map_err(|error| wrong(module, &error))?;
+                plan(format!("{module}.values"), DType::I8, vec![sizes.data]);
+                plan(format!("{module}.scales"), DType::F16, vec![sizes.scales]);
+            }
+        }
+    }
+    let mut total = 0;
+    stored::write_each(folder, "model", &planned, stored::SHARD_BYTES, |index| {
+        let bytes = bytes(&planned[index].name)?;
+        total += bytes.len();
+        Ok(bytes)
+    })?;
+    Ok(total)
+}
+
+/// Writes `config.json` and `generation_config.json` of a package.
+fn write_settings<'a>(
+    config: &Config,
+    modules: impl Iterator<Item = (&'a String, Bits)>,
+    folder: &Path,
+) -> Result<(), ModelError> {
+    let modules: Map<String, Value> = modules
+        .map(|(name, bits)| (name.clone(), json!({"bits": bits.bits()})))
+        .collect();
+    let quantization = json!({"quant_method": METHOD, "version": 1, "group_rows": palette::STRIP, "modules": modules});
+    write_config(config, Some(quantization), folder)
 }
 
 /// Writes a package's `config.json`, `generation_config.json` and weights into `folder`, which should be a draft that
@@ -176,13 +253,11 @@ fn linear(
 /// # Errors
 /// When the disk refuses.
 pub fn write(package: &Package, folder: &Path) -> Result<usize, ModelError> {
-    let modules: Map<String, Value> = package
+    let bits = package
         .modules
         .iter()
-        .map(|(name, m)| (name.clone(), json!({"bits": m.bits.bits()})))
-        .collect();
-    let quantization = json!({"quant_method": METHOD, "version": 1, "group_rows": palette::STRIP, "modules": modules});
-    write_config(package.config, Some(quantization), folder)?;
+        .map(|(name, module)| (name, module.bits));
+    write_settings(package.config, bits, folder)?;
     let mut tensors = Vec::new();
     let mut add = |name: String, dtype, shape: Vec<usize>, bytes| {
         tensors.push(Output {

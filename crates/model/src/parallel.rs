@@ -5,6 +5,7 @@
 //!          ─▶ scatter_rows ─▶ [n, D]: norms and residuals see own tokens, attention own heads
 //!          (arXiv 1909.08053, with the sequence parallelism of arXiv 2205.05198)
 //! fsdp     each block's parameters, and the tables, come together just before their use, and the next block's are under way
+//! sequence attention alone: keys and values travel round. Each rank has its tokens from the lookup to the loss
 //! data     nothing: the loop adds gradients up
 //! ```
 
@@ -13,7 +14,8 @@ use std::sync::Arc;
 use russet_kernels::random;
 use russet_tensor::mesh::{Axis, Group, Mesh};
 use russet_tensor::ops::{self, LossTerms, Pieces, TablePart, TokenLoss, Unit};
-use russet_tensor::{Ctx, MeshShape, Tensor};
+use russet_tensor::ring::Ring;
+use russet_tensor::{Ctx, MeshShape, Segments, Tensor};
 
 use crate::block::Block;
 use crate::cut::Cut;
@@ -179,6 +181,17 @@ impl Sharding {
         Some(self.mesh.along(Axis::Tensor)).filter(|group| group.size() > 1)
     }
 
+    /// The group along `sequence`, where there is more than one rank in it.
+    pub(crate) fn sequence_group(&self) -> Option<&Arc<Group>> {
+        Some(self.mesh.along(Axis::Sequence)).filter(|group| group.size() > 1)
+    }
+
+    /// Who attends to whom, where tokens are shared out.
+    pub(crate) fn ring(&self, segments: &Segments) -> Option<Arc<Ring>> {
+        let group = self.sequence_group()?;
+        Some(Arc::new(Ring::new(group, segments)))
+    }
+
     /// The heads that this rank has.
     pub(crate) fn local(&self) -> &Config {
         &self.local
@@ -222,7 +235,7 @@ impl Sharding {
         whole.pop().expect("one tensor")
     }
 
-    /// The rows `[n, D]` that this rank has of the tokens' vectors.
+    /// The rows `[n, D]` that this rank has of the vectors of its tokens along `sequence`.
     pub(crate) fn lookup(&self, ctx: &mut Ctx, table: &Tensor, tokens: &[u32]) -> Tensor {
         let table = self.whole(ctx, |units| &units.embedding, table);
         match self.tensor_group() {
@@ -239,7 +252,8 @@ impl Sharding {
         self.whole(ctx, |units| &units.norm, norm)
     }
 
-    /// As [`Decoder::loss_with`], of the rows of `hidden` that this rank has.
+    /// As [`Decoder::loss_with`], of the rows of `hidden` that this rank has, and the targets and weights of its tokens along
+    /// `sequence`.
     ///
     /// # Panics
     /// When there is a teacher and a vocabulary in parts: settings are checked.

@@ -3,15 +3,17 @@
 //! The header is parsed by the `safetensors` crate, which bounds it and checks every offset; here tensors are found
 //! over one file or a sharded set, and asked for by name, type and shape.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use russet_kernels::Mmap;
 use russet_tensor::{DType, Tensor};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, View};
 use serde_json::{Value, json};
 
 use crate::ModelError;
@@ -209,6 +211,11 @@ impl Stored {
         Ok(Tensor::new(shape, self.take_floats(name, shape)?.to_f32()))
     }
 
+    /// How many tensors are left.
+    pub fn count(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Drops a tensor that may be there and says nothing.
     pub fn ignore(&mut self, name: &str) {
         self.entries.remove(name);
@@ -242,6 +249,23 @@ pub struct Output<'a> {
     pub bytes: &'a [u8],
 }
 
+/// A tensor that is to be written and whose bytes come later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub dtype: DType,
+    /// Its dims.
+    pub shape: Vec<usize>,
+}
+
+impl Planned {
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bytes()
+    }
+}
+
 /// Writes tensors as `NAME.safetensors`, or as shards with an index where they pass `shard_bytes`. The caller gives a
 /// folder that is not yet in its place, so that a reader never sees half of them.
 ///
@@ -253,51 +277,135 @@ pub fn write(
     tensors: &[Output],
     shard_bytes: usize,
 ) -> Result<(), ModelError> {
-    let mut shards: Vec<Vec<&Output>> = vec![Vec::new()];
+    let planned: Vec<Planned> = tensors
+        .iter()
+        .map(|tensor| Planned {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+        })
+        .collect();
+    write_each(folder, name, &planned, shard_bytes, |index| {
+        Ok(Cow::Borrowed(tensors[index].bytes))
+    })
+}
+
+/// As [`write`], of tensors that `bytes` gives by their number, one at a time and each once: only one is in memory.
+///
+/// # Errors
+/// When the disk refuses or `bytes` does.
+pub fn write_each<'a>(
+    folder: &Path,
+    name: &str,
+    tensors: &[Planned],
+    shard_bytes: usize,
+    bytes: impl FnMut(usize) -> Result<Cow<'a, [u8]>, ModelError>,
+) -> Result<(), ModelError> {
+    let maker = RefCell::new(Maker {
+        bytes,
+        problem: None,
+    });
+    let mut shards: Vec<Vec<usize>> = vec![Vec::new()];
     let mut size = 0;
-    for tensor in tensors {
-        if size + tensor.bytes.len() > shard_bytes && size > 0 {
+    for (index, tensor) in tensors.iter().enumerate() {
+        if size + tensor.bytes() > shard_bytes && size > 0 {
             shards.push(Vec::new());
             size = 0;
         }
-        size += tensor.bytes.len();
-        shards.last_mut().expect("there is always one").push(tensor);
+        size += tensor.bytes();
+        shards.last_mut().expect("there is always one").push(index);
     }
     if let [only] = &shards[..] {
-        return write_file(&folder.join(format!("{name}.safetensors")), only);
+        let path = folder.join(format!("{name}.safetensors"));
+        return write_file(&path, tensors, only, &maker);
     }
     let mut weights = serde_json::Map::new();
     for (k, shard) in shards.iter().enumerate() {
         let file = format!("{name}-{:05}-of-{:05}.safetensors", k + 1, shards.len());
-        write_file(&folder.join(&file), shard)?;
+        write_file(&folder.join(&file), tensors, shard, &maker)?;
         weights.extend(
             shard
                 .iter()
-                .map(|tensor| (tensor.name.clone(), json!(file))),
+                .map(|&index| (tensors[index].name.clone(), json!(file))),
         );
     }
-    let total: usize = tensors.iter().map(|tensor| tensor.bytes.len()).sum();
+    let total: usize = tensors.iter().map(Planned::bytes).sum();
     let index = json!({"metadata": {"total_size": total}, "weight_map": weights});
     let path = folder.join(format!("{name}.safetensors.index.json"));
     std::fs::write(&path, format!("{index:#}\n")).map_err(|error| ModelError::file(&path, error))
 }
 
-fn write_file(path: &Path, tensors: &[&Output]) -> Result<(), ModelError> {
-    let views = tensors.iter().map(|tensor| {
-        let dtype = match tensor.dtype {
+/// Where the bytes of tensors come from, and what went wrong there: `safetensors` asks for bytes and takes no refusal.
+struct Maker<F> {
+    bytes: F,
+    problem: Option<ModelError>,
+}
+
+/// A tensor whose bytes are made when the file has come to it.
+struct Late<'m, 'a, F> {
+    plan: &'m Planned,
+    index: usize,
+    maker: &'m RefCell<Maker<F>>,
+    /// How long bytes last that are not made but lent.
+    lent: PhantomData<&'a [u8]>,
+}
+
+impl<'a, F: FnMut(usize) -> Result<Cow<'a, [u8]>, ModelError>> View for Late<'_, 'a, F> {
+    fn dtype(&self) -> Dtype {
+        match self.plan.dtype {
             DType::F32 => Dtype::F32,
             DType::F16 => Dtype::F16,
             DType::BF16 => Dtype::BF16,
             DType::I8 => Dtype::I8,
             DType::U8 => Dtype::U8,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.plan.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut maker = self.maker.borrow_mut();
+        if maker.problem.is_none() {
+            match (maker.bytes)(self.index) {
+                Ok(bytes) => {
+                    assert_eq!(bytes.len(), self.plan.bytes(), "{}", self.plan.name);
+                    return bytes;
+                }
+                Err(problem) => maker.problem = Some(problem),
+            }
+        }
+        Cow::Borrowed(&[]) // the file is thrown away
+    }
+
+    fn data_len(&self) -> usize {
+        self.plan.bytes()
+    }
+}
+
+fn write_file<'a, F: FnMut(usize) -> Result<Cow<'a, [u8]>, ModelError>>(
+    path: &Path,
+    tensors: &[Planned],
+    shard: &[usize],
+    maker: &RefCell<Maker<F>>,
+) -> Result<(), ModelError> {
+    let late = shard.iter().map(|&index| {
+        let plan = &tensors[index];
+        let late = Late {
+            plan,
+            index,
+            maker,
+            lent: PhantomData,
         };
-        let view = TensorView::new(dtype, tensor.shape.clone(), tensor.bytes);
-        view.map(|view| (tensor.name.clone(), view))
-            .map_err(|e| ModelError::tensor(path, &tensor.name, e))
+        (plan.name.clone(), late)
     });
-    let views = views.collect::<Result<Vec<_>, _>>()?;
     // `transformers` asks for the format's name.
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    safetensors::serialize_to_file(views, metadata, path)
-        .map_err(|error| ModelError::file(path, error))
+    let written = safetensors::serialize_to_file(late, metadata, path);
+    if let Some(problem) = maker.borrow_mut().problem.take() {
+        let _ = std::fs::remove_file(path); // half of it: the problem is what counts
+        return Err(problem);
+    }
+    written.map_err(|error| ModelError::file(path, error))
 }

@@ -15,6 +15,7 @@ pub mod collective;
 pub mod ctx;
 pub mod mesh;
 pub mod ops;
+pub mod ring;
 pub mod segments;
 pub mod tape;
 mod tensor;

@@ -37,6 +37,9 @@ pub enum TokenizerError {
     /// A chat template or a conversation is refused.
     #[error("chat template: {0}")]
     Chat(String),
+    /// A tokenizer cannot be said in a GGUF file, or that of one cannot be understood.
+    #[error("the tokenizer in GGUF: {0}")]
+    Gguf(String),
     /// A range of a token shard was asked for that it does not hold, or a token in it is impossible.
     #[error("token shard {}: {reason}", path.display())]
     Shard {

@@ -2,7 +2,7 @@
 //!
 //! In the order one uses them:
 //! - [`train_stage`] trains a byte-pair encoding of any size from text files ([`train`]); [`Tokenizer::open`] reads
-//!   it, any Hugging Face tokenizer whose decoder is understood, or a llama2.c file ([`Tokenizer::from_llama2c`]);
+//!   it, any Hugging Face tokenizer whose decoder is understood, a llama2.c file ([`Tokenizer::from_llama2c`]) or the entries of a GGUF file ([`GgufVocabulary`]);
 //! - [`encode_stage`] turns text files ([`read_texts`]) into token shards, which [`TokenShard`] maps for training;
 //! - [`Tokenizer::encode`], [`Tokenizer::decode`] and the streaming [`Detokenizer`] serve generation;
 //! - [`Tokenizer::encode_chat`] renders a conversation by its [`ChatTemplate`] so that no message can forge a
@@ -16,6 +16,7 @@ mod clock;
 mod detokenizer;
 mod direct;
 mod error;
+mod gguf;
 mod llama2c;
 mod open;
 mod shard;
@@ -28,6 +29,7 @@ mod vocabulary;
 pub use chat::{CHATML, ChatTemplate, Message};
 pub use detokenizer::Detokenizer;
 pub use error::{Result, TokenizerError};
+pub use gguf::GgufVocabulary;
 pub use shard::{ShardSummary, ShardWriter, TokenShard};
 pub use stage::{EncodeReport, TrainReport, encode_stage, train_stage};
 pub use texts::{Limits, Lines, Texts, read_lines, read_texts, read_texts_within};

@@ -365,6 +365,21 @@ impl Tokenizer {
         self.vocabulary.specials()
     }
 
+    /// The bytes of its `tokenizer.json`.
+    pub(crate) fn json(&self) -> &[u8] {
+        &self.json
+    }
+
+    /// Whether it is of the form that is trained here.
+    pub(crate) fn encodes_by_words(&self) -> bool {
+        matches!(self.way, Way::Words)
+    }
+
+    /// The name of the token for what has none.
+    pub(crate) fn unknown(&self) -> Option<&String> {
+        self.names.unk.as_ref()
+    }
+
     fn strip_bos(&self) -> Option<u32> {
         self.special
             .bos

@@ -235,7 +235,7 @@ pub(crate) fn byte_token(token: &str) -> Option<u8> {
 }
 
 /// GPT-2's map from printable characters to bytes (Radford et al. 2019, `bytes_to_unicode`), inverted.
-fn byte_level(c: char) -> Option<u8> {
+pub(crate) fn byte_level(c: char) -> Option<u8> {
     let code = c as u32;
     match code {
         // Printable bytes stand for themselves.

@@ -310,6 +310,10 @@ impl Progress for Clock<'_> {
         self.stamp();
     }
 
+    fn resumed(&mut self, done: u64) {
+        self.progress.resumed(done);
+    }
+
     fn update(&mut self, done: u64, fields: &[(&str, f64)]) {
         self.stamp();
         self.progress.update(done, fields);

@@ -4,6 +4,7 @@ use russet_model::config::RopeScaling;
 use russet_model::{Config, Family};
 use russet_tokenizer::SpecialIds;
 
+use crate::device::DeviceKind;
 use crate::loader::{MOST, Packing};
 use crate::schedule::{Schedule, Shape};
 use crate::settings::{
@@ -63,6 +64,7 @@ impl Settings {
                 );
             }
         }
+        self.parallel = self.parallel.chosen(DeviceKind::Cpu, 1)?;
         check_parallel(&self)?;
         // Of any vocabulary: only its size is the tokens' to say.
         match start {
@@ -144,6 +146,16 @@ fn resolve_model(model: &mut ModelSettings, train: &TrainSettings, start: Start)
         model.rope_theta.get_or_insert(ROPE_THETA);
         model.norm_epsilon.get_or_insert(NORM_EPSILON);
         model.tied.get_or_insert(true);
+    }
+    if let Some(context) = model
+        .context
+        .filter(|&context| context < train.sequence_length)
+    {
+        let problem = format!(
+            "is {context}, less than `train.sequence_length` {}, which the model will have learnt; leave it out or raise it",
+            train.sequence_length
+        );
+        return refuse("model.context", problem);
     }
     size("model.context", model.context.unwrap_or(1))
 }
@@ -315,8 +327,12 @@ fn check_optimizer(optimizer: &OptimizerSettings, train: &TrainSettings) -> Resu
         ),
     };
     for (key, beta) in betas {
-        if !(0.0..1.0).contains(&beta) {
-            return refuse(key, format!("is {beta}; it must be at least 0 and below 1"));
+        // As the kernels have it: what f32 rounds to 1 forgets nothing and divides by 0.
+        if !(beta >= 0.0 && (beta as f32) < 1.0) {
+            return refuse(
+                key,
+                format!("is {beta}; it must be at least 0 and below 1, in single precision too"),
+            );
         }
     }
     // Below 1e-36 it would leave the range of f32 and be no protection from a division by zero.
@@ -346,6 +362,25 @@ fn resolve_data(data: &mut DataSettings, train: &TrainSettings) -> Result<()> {
             "train.keep_best",
             "needs a loss on held-out text; set `data.validation` to a shard's name",
         );
+    }
+    if train.keep_best && train.validate_every == 0 {
+        return refuse(
+            "train.keep_best",
+            "keeps the best of several measurements, but `train.validate_every` is 0, so there is one, at the end; say how \
+             often to measure",
+        );
+    }
+    if data.validation.is_none() {
+        let given = [
+            ("train.validate_every", train.validate_every > 0),
+            ("train.validation_tokens", train.validation_tokens.is_some()),
+        ];
+        if let Some((key, _)) = given.iter().find(|(_, given)| *given) {
+            return refuse(
+                key,
+                "is there, but nothing to measure on; set `data.validation` to a shard's name, or leave it out",
+            );
+        }
     }
     if data.mixture.is_empty() {
         data.train.get_or_insert("train".to_owned());
@@ -380,40 +415,52 @@ fn resolve_data(data: &mut DataSettings, train: &TrainSettings) -> Result<()> {
 const MOST_RANKS: usize = 1 << 16;
 
 /// Whether a mesh is one, and divides the batch. Whether it divides the model is seen where the vocabulary is known.
-fn check_parallel(settings: &Settings) -> Result<()> {
+pub(crate) fn check_parallel(settings: &Settings) -> Result<()> {
     let ParallelSettings {
         data,
         fsdp,
         sequence,
         tensor,
         pipeline,
+        ..
     } = settings.parallel;
     for (key, size) in [
         ("parallel.data", data),
         ("parallel.fsdp", fsdp),
+        ("parallel.sequence", sequence),
         ("parallel.tensor", tensor),
     ] {
         if !(1..=MOST_RANKS).contains(&size) {
             return refuse(key, format!("is {size}; it must be from 1 to {MOST_RANKS}"));
         }
     }
-    for (key, size, what) in [
-        ("parallel.sequence", sequence, "sequences cannot be cut"),
-        ("parallel.pipeline", pipeline, "blocks cannot be dealt out"),
-    ] {
-        if size != 1 {
-            let problem = format!(
-                "is {size}, but {what} over ranks yet; leave it out and use `parallel.data`, `parallel.fsdp` or `parallel.tensor`"
-            );
-            return refuse(key, problem);
-        }
+    if pipeline != 1 {
+        let problem = format!(
+            "is {pipeline}, but blocks cannot be dealt out over ranks yet; leave it out and use `parallel.data`, \
+             `parallel.fsdp`, `parallel.sequence` or `parallel.tensor`"
+        );
+        return refuse("parallel.pipeline", problem);
     }
     let places = data.saturating_mul(fsdp);
-    if places.saturating_mul(tensor) > MOST_RANKS {
+    let ranks = [sequence, tensor]
+        .iter()
+        .fold(places, |ranks, size| ranks.saturating_mul(*size));
+    if ranks > MOST_RANKS {
         return refuse(
             "parallel.data",
-            format!("times `parallel.fsdp` and `parallel.tensor` is more than {MOST_RANKS} ranks"),
+            format!(
+                "times `parallel.fsdp`, `parallel.sequence` and `parallel.tensor` is more than {MOST_RANKS} ranks"
+            ),
         );
+    }
+    let length = settings.train.sequence_length;
+    if sequence > 1 && 2 * sequence > length {
+        let problem = format!(
+            "is {sequence}, and each of its ranks has two runs of the tokens of at least one sequence, which has {length}; use \
+             at most {}",
+            (length / 2).max(1)
+        );
+        return refuse("parallel.sequence", problem);
     }
     let batch = settings.train.batch_sequences;
     if !batch.is_multiple_of(places) {
@@ -422,12 +469,16 @@ fn check_parallel(settings: &Settings) -> Result<()> {
         );
         return refuse("train.batch_sequences", problem);
     }
-    if settings.distill.is_some() && tensor > 1 {
-        let problem = format!(
-            "is {tensor} beside `[distill]`, whose loss needs the whole vocabulary on each rank; use `parallel.data` or \
-             `parallel.fsdp`"
-        );
-        return refuse("parallel.tensor", problem);
+    for (key, size, what) in [
+        ("parallel.tensor", tensor, "the whole vocabulary"),
+        ("parallel.sequence", sequence, "whole sequences"),
+    ] {
+        if settings.distill.is_some() && size > 1 {
+            let problem = format!(
+                "is {size} beside `[distill]`, whose loss needs {what} on each rank; use `parallel.data` or `parallel.fsdp`"
+            );
+            return refuse(key, problem);
+        }
     }
     Ok(())
 }

@@ -138,13 +138,12 @@ impl TeacherInput {
         }
     }
 
-    /// Adds itself to what a stage was made from. A checkpoint that is no artifact of ours counts by its bytes.
+    /// Adds itself to what a stage was made from.
     pub(crate) fn record(&self, inputs: Inputs) -> Result<Inputs> {
         Ok(match self {
-            TeacherInput::Checkpoint(path) => match Artifact::open(path, Kind::Checkpoint) {
-                Ok(artifact) => inputs.artifact("teacher", &artifact)?,
-                Err(_) => inputs.path("teacher", path)?,
-            },
+            TeacherInput::Checkpoint(path) => {
+                inputs.artifact_or_path("teacher", path, Kind::Checkpoint)?
+            }
             TeacherInput::Logits(path) => {
                 let artifact = Artifact::open(path, Kind::TeacherLogits)?;
                 inputs.artifact("teacher_logits", &artifact)?

@@ -77,7 +77,8 @@ pub enum TrainError {
     /// The run has diverged, or a batch is poisonous.
     #[error(
         "step {step}: the {what} is {value}, so training stops here; the step saw {documents}. Look at \
-         those documents, or lower `train.peak_lr` or `train.clip_norm`. What was saved before is untouched"
+         those documents, or lower `train.peak_lr` and begin again with --restart, or with a checkpoint that was kept \
+         (`train.keep_best`) as `inputs.checkpoint`. What was saved before is untouched"
     )]
     NotFinite {
         /// The step, counted from 1.

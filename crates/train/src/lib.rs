@@ -24,6 +24,7 @@ mod check;
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
+pub mod device;
 pub mod distill;
 mod error;
 pub mod launch;
@@ -52,20 +53,21 @@ pub mod validation;
 
 pub use bench::{BenchReport, bench};
 pub use check::Start;
+pub use device::{Device, DeviceKind, copy_bytes_a_second};
 pub use distill::{Distill, DistillKind, DistillSettings, Teacher, TeacherInput, teach};
 pub use error::{Result, TrainError};
 pub use launch::Launch;
 pub use loader::{Batch, Batches, Mixture, Origin};
 pub use objective::{NextToken, Objective};
 pub use optimizer::Optimizer;
-pub use parallel::{MeshPlan, RankPlan};
+pub use parallel::{Expected, MeshPlan, Outlook, RankPlan};
 pub use permutation::Permutation;
 pub use plan::{Plan, Sources};
 pub use pretrain::{Outcome, Resume, TrainReport, pretrain, pretrain_as};
 pub use price::{Description, Estimate, Memory, Price};
 pub use probe::{matmul_gflops, matmul_gflops_in};
-pub use run::{Ended, Loop, Measure, Record, Saving, train};
+pub use run::{Ended, Loop, Measure, Measured, Record, Saving, train};
 pub use schedule::Schedule;
 pub use settings::Settings;
 pub use state::{State, StateStore, Tally};
-pub use validation::{Validation, ValidationResult};
+pub use validation::{GoesOn, Validation, ValidationResult};

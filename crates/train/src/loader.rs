@@ -4,7 +4,8 @@
 //! shards ─▶ sequences of T tokens (`shard`) ─▶ a mixture by weight (`mixture`) ─▶ batches, some ahead of the loop
 //! ```
 //! Within a sequence each document is a segment of its own: tokens attend only within it, and positions count from where
-//! it or the sequence begins. Every token is a target once an epoch. The input before a document's first token is the token
+//! it or the sequence begins. Every token is a target once an epoch, but for what is left over at the end of a
+//! shard that is cut as a stream. The input before a document's first token is the token
 //! that begins texts, and its last target is the one that ends them (`<|endoftext|>` both, in tokenizers trained here):
 //! what is measured and generated later begins and ends the same way, and nothing is predicted from another document.
 //!

@@ -4,6 +4,8 @@
 //! moments: the loss, when all that is kept for the backward pass is there beside the table, and the block after it, when its
 //! gradients come. With one micro-batch a step, the end of the backward pass is a third: then all gradients are there.
 
+mod expected;
+
 use std::fmt;
 
 use russet_kernels::ROW_BLOCK;
@@ -11,11 +13,14 @@ use russet_model::{Config, Cut};
 use russet_tensor::MeshShape;
 use russet_tensor::collective::share;
 use russet_tensor::mesh::{AXES, Axis, Moved};
+use russet_tensor::ring;
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
 use crate::check::packing;
 use crate::settings::{OptimizerSettings, Recompute, Settings};
+
+pub use expected::{Expected, Outlook};
 
 const FLOAT: usize = size_of::<f32>();
 /// Numbers of the step's sums beside those of each source; see `ranks.rs`.
@@ -42,6 +47,8 @@ pub struct RankPlan {
     pub passing: usize,
     /// The most bytes at one time, all in all.
     pub peak: usize,
+    /// Bytes of blocks' parameters sent in a step before they are needed, which are part of what goes along fsdp.
+    pub ahead: u64,
     /// Bytes sent in a step.
     #[serde(serialize_with = "by_axis")]
     pub moved: Moved,
@@ -122,6 +129,7 @@ impl RankPlan {
             saving,
             passing: FLOAT * passing,
             peak: weights + optimizer + saving + FLOAT * (gradients + passing),
+            ahead: shapes.ahead(),
             moved: shapes.moved(settings),
         }
     }
@@ -163,6 +171,12 @@ impl<'a> Shapes<'a> {
         self.place[axis as usize]
     }
 
+    /// Tokens of a micro-batch that a place along `sequence` has, this one or one behind it.
+    fn tokens(&self, micro_batch: usize, behind: usize) -> usize {
+        let size = self.size(Axis::Sequence);
+        ring::rows(micro_batch, size, (self.at(Axis::Sequence) + behind) % size)
+    }
+
     /// Own part of `total`, and what is the others'.
     fn split(&self, axis: Axis, total: usize) -> (usize, usize) {
         let own = share(total, self.size(axis), self.at(axis)).len();
@@ -189,6 +203,13 @@ impl<'a> Shapes<'a> {
         cut.shape().iter().product()
     }
 
+    /// Bytes of the blocks' parameters, forward and backward, that go to the ranks along fsdp.
+    fn ahead(&self) -> u64 {
+        let blocks = self.cuts.iter().filter(|cut| in_block(cut));
+        let gathers = blocks.map(|cut| 2 * self.gather(Axis::Fsdp, Self::whole(cut)));
+        (FLOAT * self.micro_batches.len() * gathers.sum::<usize>()) as u64
+    }
+
     fn moved(&self, settings: &Settings) -> Moved {
         let recomputes = settings.compute.recompute == Recompute::Block;
         let (layers, width) = (self.config.layers, self.config.width);
@@ -197,7 +218,8 @@ impl<'a> Shapes<'a> {
         // Rows, around each product of a block and at both ends.
         if self.size(Axis::Tensor) > 1 {
             let again = usize::from(recomputes);
-            for &tokens in &self.micro_batches {
+            for &micro_batch in &self.micro_batches {
+                let tokens = self.tokens(micro_batch, 0);
                 let rows = share(tokens, self.size(Axis::Tensor), self.at(Axis::Tensor)).len();
                 let gather = rows * width * (self.size(Axis::Tensor) - 1);
                 let scatter = (tokens - rows) * width;
@@ -216,7 +238,7 @@ impl<'a> Shapes<'a> {
         if self.size(Axis::Fsdp) > 1 {
             for cut in &self.cuts {
                 let whole = Self::whole(cut);
-                let uses = match (cut.kind, cut.parts[0].name.contains(".layers.")) {
+                let uses = match (cut.kind, in_block(cut)) {
                     (russet_model::ParameterKind::Embedding, _) if self.config.tied => (2, 2),
                     (_, true) => (2, 1),
                     _ => (1, 1),
@@ -226,10 +248,23 @@ impl<'a> Shapes<'a> {
                 along[Axis::Fsdp as usize] += self.micro_batches.len() * floats;
             }
         }
-        if self.size(Axis::Data) > 1 {
+        // Keys and values go round, forward and backward, and their gradients behind them and home.
+        if self.size(Axis::Sequence) > 1 {
+            let width = 2 * self.config.kv_heads / self.size(Axis::Tensor) * self.config.head_dim;
+            let rounds = 2 + usize::from(recomputes);
+            for &micro_batch in &self.micro_batches {
+                let but_next = micro_batch - self.tokens(micro_batch, 1);
+                let but_own = micro_batch - self.tokens(micro_batch, 0);
+                along[Axis::Sequence as usize] += layers * width * (rounds * but_next + but_own);
+            }
+        }
+        // Over data and sequence together.
+        let replicas = self.size(Axis::Data) * self.size(Axis::Sequence);
+        if replicas > 1 {
+            let place = self.at(Axis::Data) * self.size(Axis::Sequence) + self.at(Axis::Sequence);
             for cut in &self.cuts {
-                let sum = self.scatter(Axis::Data, cut.len()) + self.gather(Axis::Data, cut.len());
-                along[Axis::Data as usize] += sum;
+                let own = share(cut.len(), replicas, place).len();
+                along[Axis::Data as usize] += cut.len() - own + own * (replicas - 1);
             }
         }
         let others = self.mesh.ranks() - 1;
@@ -259,7 +294,8 @@ impl<'a> Shapes<'a> {
         } = *self.config;
         let tensor = self.size(Axis::Tensor);
         let (heads, kv_heads, ffn) = (heads / tensor, kv_heads / tensor, ffn / tensor);
-        let tokens = self.micro_batches[0];
+        let tokens = self.tokens(self.micro_batches[0], 0);
+        let in_ring = self.size(Axis::Sequence) > 1;
         let rows = share(tokens, tensor, self.at(Axis::Tensor)).len();
         let in_parts = tensor > 1;
         let in_pieces = self.size(Axis::Fsdp) > 1;
@@ -279,8 +315,15 @@ impl<'a> Shapes<'a> {
                 (3 * tokens * ffn).max(brought).max(down) + 2 * rows * width
             }
         };
-        let back_attention =
-            (tokens * (2 * qkv + heads * head_dim)).max(tokens * qkv + brought) + 2 * rows * width;
+        // Keys that came by, gradients that did, and room for what comes next.
+        let travelling = match in_ring {
+            true => tokens * (qkv + heads * head_dim + 6 * kv_heads * head_dim),
+            false => 0,
+        };
+        let back_attention = (tokens * (2 * qkv + heads * head_dim))
+            .max(tokens * qkv + brought)
+            .max(travelling)
+            + 2 * rows * width;
         let (kept, back) = match settings.compute.recompute {
             Recompute::None => (layers * (attention + feed_forward), back),
             Recompute::Block if in_parts || in_pieces => {
@@ -321,6 +364,12 @@ impl<'a> Shapes<'a> {
                 (inputs + behind + brought + tables, kept + back + blocks)
             }
         };
+        let at_attention = match settings.compute.recompute {
+            Recompute::Block if !in_parts && !in_pieces => 0, // counted
+            _ if in_ring => kept - feed_forward + back_attention + blocks,
+            _ => 0,
+        };
+        let at_block = at_block.max(at_attention);
         if self.micro_batches.len() > 1 {
             // Of the micro-batches before all gradients are there.
             return (own, at_loss.max(at_block));
@@ -336,6 +385,10 @@ impl<'a> Shapes<'a> {
             .max_by_key(|(gradients, passing)| gradients + passing);
         *most.expect("three moments")
     }
+}
+
+fn in_block(cut: &Cut) -> bool {
+    cut.parts[0].name.contains(".layers.")
 }
 
 impl fmt::Display for MeshPlan {
@@ -361,9 +414,11 @@ impl fmt::Display for MeshPlan {
             "each sends {:.2} MiB a step",
             mib(rank.moved.total() as usize)
         )?;
-        for axis in AXES.into_iter().filter(|axis| mesh.size(*axis) > 1) {
+        for axis in AXES {
             let bytes = rank.moved.along[axis as usize] as usize;
-            write!(f, ", along {} {:.2}", axis.name(), mib(bytes))?;
+            if bytes > 0 {
+                write!(f, ", along {} {:.2}", axis.name(), mib(bytes))?;
+            }
         }
         Ok(())
     }

@@ -126,11 +126,7 @@ impl Plan {
         }
         if let (Some(path), Some(start)) = (&sources.checkpoint, &start) {
             check_checkpoint(path, start, &tokenizer, &folder)?;
-            // A folder that is no artifact of ours, a downloaded checkpoint say, counts by its bytes.
-            inputs = match Artifact::open(path, Kind::Checkpoint) {
-                Ok(artifact) => inputs.artifact("checkpoint", &artifact)?,
-                Err(_) => inputs.path("checkpoint", path)?,
-            };
+            inputs = inputs.artifact_or_path("checkpoint", path, Kind::Checkpoint)?;
         }
 
         let special = tokenizer.special();
@@ -405,11 +401,9 @@ fn open_sources(settings: &Settings, sources: &Sources, tokens: &Artifact) -> Re
         };
         let path = shard_path(&artifact, &part.split)?;
         let shard = TokenShard::open(&path)?;
-        // Splits of several artifacts may share a name; the log needs one each.
-        let mut label = part.split.clone();
-        while opened.iter().any(|source| source.label == label) {
-            label = format!("{}-{number}", part.split);
-        }
+        let label = label(&part.split, |label| {
+            opened.iter().any(|source| source.label == label)
+        });
         opened.push(Source {
             label,
             weight: part.weight,
@@ -421,6 +415,16 @@ fn open_sources(settings: &Settings, sources: &Sources, tokens: &Artifact) -> Re
         });
     }
     Ok(opened)
+}
+
+/// What the log calls a split: its name, numbered where another has it (splits of several artifacts may share one) or the log
+/// means something else by it: it counts a source as `tokens_NAME`.
+fn label(split: &str, taken: impl Fn(&str) -> bool) -> String {
+    let numbered = (2..).map(|number| format!("{split}-{number}"));
+    std::iter::once(split.to_owned())
+        .chain(numbered)
+        .find(|label| label != "per_second" && !taken(label))
+        .expect("there are more numbers than splits")
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use russet_artifact::{Draft, Interrupt, Kind, NoProgress, Progress, RunLog, Stage, Tool};
+use russet_artifact::{Draft, Hold, Interrupt, Kind, NoProgress, Progress, RunLog, Stage, Tool};
 use russet_model::{Decoder, checkpoint};
 use russet_tensor::Ctx;
 use russet_tensor::mesh::{AXES, Mesh, MeshShape};
@@ -32,7 +32,7 @@ use crate::run::{Ended, Keep, Loop, Measure, Record, Saving, train};
 use crate::save::{Job, Writer};
 use crate::settings::Recompute;
 use crate::state::{State, StateStore, speaks};
-use crate::validation::Validation;
+use crate::validation::{GoesOn, Validation};
 use crate::{Result, TrainError};
 
 /// What to do with what an earlier process left.
@@ -62,9 +62,9 @@ pub enum Outcome {
 /// What a finished run says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrainReport {
-    /// Loss of the first step, in nats per token.
+    /// Loss of the first step, in nats per token, with the terms of z-loss and teacher where there are any.
     pub first_loss: f32,
-    /// Loss of the last step.
+    /// That of the last step.
     pub last_loss: f32,
     /// Updates of the weights.
     pub steps: u64,
@@ -154,7 +154,7 @@ pub fn pretrain_as(
     if let Launch::Processes(world) = launch {
         return run.on_process(world, out, resume, progress);
     }
-    let Some(draft) = run.begin(out, resume)? else {
+    let Some((draft, _hold)) = run.begin(out, resume)? else {
         return Ok(Outcome::Current);
     };
     if shape.ranks() == 1 {
@@ -185,22 +185,19 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// What the first rank does before all others: looks at what is there, and makes the draft of the checkpoint; `None` where
-    /// that is there already.
-    fn begin(&self, out: &Path, resume: Resume) -> Result<Option<Draft>> {
+    /// What the first rank does before all others: looks at what is there, keeps other processes out, and makes the draft of
+    /// the checkpoint; `None` where that is there already.
+    fn begin(&self, out: &Path, resume: Resume) -> Result<Option<(Draft, Hold)>> {
         let Run {
             plan, stage, store, ..
         } = self;
-        match resume {
-            Resume::Restart => store.remove()?,
-            Resume::Continue if stage.current(out, Kind::Checkpoint).is_ok() => {
-                // Left where the process was killed just after its last rename.
-                if store.holds_this_run() {
-                    store.remove()?;
-                }
-                return Ok(None);
+        let hold = Hold::take(out, &self.log)?;
+        if resume == Resume::Continue && stage.current(out, Kind::Checkpoint).is_ok() {
+            // Left where the process was killed just after its last rename.
+            if store.holds_this_run() {
+                store.remove()?;
             }
-            Resume::Continue => {}
+            return Ok(None);
         }
         let memory = plan.describe().memory;
         memory.check_share(self.ranks_here, plan.mesh().ranks())?;
@@ -209,7 +206,11 @@ impl Run<'_> {
         if plan.settings().train.keep_best {
             drop(Draft::create(&self.best, Kind::Checkpoint)?);
         }
-        Ok(Some(draft))
+        // Last, when nothing more can be refused.
+        if resume == Resume::Restart {
+            store.remove()?;
+        }
+        Ok(Some((draft, hold)))
     }
 
     /// The part of one process of several.
@@ -224,9 +225,9 @@ impl Run<'_> {
         let mesh = world.mesh(self.plan.mesh());
         let is_first = mesh.rank() == 0;
         // The others wait in the call below until the first has made up its mind.
-        let draft = match is_first {
-            true => self.begin(out, resume)?,
-            false => None,
+        let (draft, _hold) = match is_first {
+            true => self.begin(out, resume)?.unzip(),
+            false => (None, None),
         };
         let begun = mesh.all().all_gather_bytes(&[u8::from(draft.is_some())]);
         if begun[0] == [0] {
@@ -344,16 +345,18 @@ impl Run<'_> {
         });
         let validation = validation.transpose()?;
         let measured = Cell::new(None);
-        let mut measure = |ctx: &mut Ctx, decoder: &Decoder| {
+        let mut measure = |ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut GoesOn| {
             let validation = validation
                 .as_ref()
                 .expect("only handed over where there is one");
-            let result = validation.measure(ctx, decoder)?;
-            measured.set(Some(result));
-            Ok(vec![
-                ("validation_loss", result.nats_per_token),
-                ("validation_bits_per_byte", result.bits_per_byte),
-            ])
+            let result = validation.measure(ctx, decoder, goes_on)?;
+            measured.set(result);
+            Ok(result.map(|result| {
+                vec![
+                    ("validation_loss", result.nats_per_token),
+                    ("validation_bits_per_byte", result.bits_per_byte),
+                ]
+            }))
         };
         let measure: &mut Measure = &mut measure;
         let keep = |state: &State| {

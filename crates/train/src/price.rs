@@ -14,7 +14,7 @@ use crate::{Result, TrainError};
 
 /// The share of the measured peak that a whole step reaches, for estimates: 0.78 to 0.80 on the tiny recipe's model
 /// (Zen 4, 2 threads), a little less on others.
-const EXPECTED_MFU: f64 = 0.75;
+pub(crate) const EXPECTED_MFU: f64 = 0.75;
 
 /// What a plan amounts to.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use russet_artifact::{Artifact, Interrupt, Progress};
 use russet_kernels::{Pool, mask as kernel, random};
-use russet_model::{Decoder, Embedding, checkpoint};
+use russet_model::{Config, Decoder, Embedding, checkpoint};
 use russet_tensor::Ctx;
 use russet_tokenizer::{TokenShard, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -192,6 +192,24 @@ impl PruneSettings {
             let problem = "is there, but only `method = \"learned\"` trains anything; leave it out";
             return Err(TrainError::setting("prune.weight_lr", problem));
         }
+        let learns = [
+            ("prune.steps", self.steps != steps()),
+            ("prune.lr", self.lr != lr()),
+            ("prune.epsilon_start", self.epsilon_start != epsilon_start()),
+            ("prune.epsilon_end", self.epsilon_end != epsilon_end()),
+            ("prune.train", self.train != train_split()),
+        ];
+        if let (true, Some((key, _))) = (
+            self.method != PruneMethod::Learned,
+            learns.iter().find(|(_, given)| *given),
+        ) {
+            let problem = "is there, but only `method = \"learned\"` trains anything; leave it out";
+            return Err(TrainError::setting(key, problem));
+        }
+        if self.validation.is_none() && self.validation_tokens.is_some() {
+            let problem = "is there, but nothing to measure on; set `prune.validation` to a split, or leave it out";
+            return Err(TrainError::setting("prune.validation_tokens", problem));
+        }
         for (key, epsilon) in [
             ("prune.epsilon_start", self.epsilon_start),
             ("prune.epsilon_end", self.epsilon_end),
@@ -209,6 +227,21 @@ impl PruneSettings {
             return Err(TrainError::setting("prune.epsilon_end", problem));
         }
         Ok(())
+    }
+
+    /// Whether a decoder has more hidden dims than are to stay.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn check_width(&self, config: &Config) -> Result<()> {
+        if self.ffn < config.ffn {
+            return Ok(());
+        }
+        let problem = format!(
+            "is {}, but the checkpoint's feed-forward layers are {} wide; write a smaller number",
+            self.ffn, config.ffn
+        );
+        Err(TrainError::setting("prune.ffn", problem))
     }
 
     fn micro(&self) -> usize {
@@ -241,14 +274,7 @@ pub fn prune(
             "it is a package; prune the checkpoint that it was made from".to_owned(),
         ));
     }
-    if k >= config.ffn {
-        let problem = format!(
-            "is {k}, but the feed-forward layers of {} are {} wide; write a smaller number",
-            checkpoint.display(),
-            config.ffn
-        );
-        return Err(TrainError::setting("prune.ffn", problem));
-    }
+    settings.check_width(&config)?;
     let tokenizer = Tokenizer::open(checkpoint)?;
     let shard = |split: &str| -> Result<TokenShard> {
         let shard = TokenShard::open(tokens.file(&format!("{split}.tokens.safetensors"))?)?;
@@ -278,9 +304,11 @@ pub fn prune(
         }
     };
     let mut measure = |decoder: &Decoder| -> Result<Option<f64>> {
-        let measured = validation
-            .as_ref()
-            .map(|validation| validation.measure(&mut ctx, decoder));
+        let measured = validation.as_ref().map(|validation| {
+            let goes_on = &mut |_| !interrupt.is_raised();
+            let measured = validation.measure(&mut ctx, decoder, goes_on)?;
+            measured.ok_or(TrainError::Interrupted)
+        });
         Ok(measured.transpose()?.map(|result| result.nats_per_token))
     };
     let nats_before = measure(&decoder)?;

@@ -122,9 +122,16 @@ fn model_card(plan: &Plan, state: &State, measured: Option<ValidationResult>) ->
             format!("running mean over steps, decay {}", train.ema),
         );
     }
+    let terms = match (plan.settings().distill.is_some(), train.z_loss > 0.0) {
+        (true, true) => ", the teacher's and the z-loss's terms in it",
+        (true, false) => ", the teacher's term in it",
+        (false, true) => ", the z-loss in it",
+        (false, false) => "",
+    };
+    let loss = state.tally.last_loss;
     row(
         "training loss",
-        format!("{:.4} nats per token, last step", state.tally.last_loss),
+        format!("{loss:.4} nats per token, last step{terms}"),
     );
     if let Some(result) = measured {
         let ValidationResult {

@@ -75,6 +75,13 @@ impl Ranks {
         (stop, saved)
     }
 
+    /// Whether one of the ranks says so.
+    pub(crate) fn any(&self, own: bool) -> bool {
+        let Some(mesh) = &self.0 else { return own };
+        let heard = mesh.all().all_gather_bytes(&[u8::from(own)]);
+        heard.iter().any(|said| said[0] != 0)
+    }
+
     /// What the first rank says.
     pub(crate) fn hear_first(&self, said: String) -> String {
         let Some(mesh) = &self.0 else { return said };
@@ -111,7 +118,8 @@ impl Ranks {
         add(mesh.replicas(), &all, gradients);
     }
 
-    /// Sums over all ranks. Those along `tensor` saw the same tokens, of which the first speaks.
+    /// Sums over all ranks. Those along `tensor` saw the same tokens, and those along `sequence` have counted the same ones, of
+    /// which the first speaks.
     pub(crate) fn add(&self, own: Sums) -> Sums {
         let Some(mesh) = &self.0 else {
             return own;
@@ -124,10 +132,13 @@ impl Ranks {
         };
         for (rank, heard) in mesh.all().all_gather_f64(&said).into_iter().enumerate() {
             sums.squares += heard[1];
-            if mesh.shape().place(rank)[Axis::Tensor as usize] > 0 {
+            let [_, _, sequence, tensor] = mesh.shape().place(rank);
+            if tensor == 0 {
+                sums.loss += heard[0];
+            }
+            if (sequence, tensor) != (0, 0) {
                 continue;
             }
-            sums.loss += heard[0];
             sums.tokens += heard[2] as u64;
             sums.flops += heard[3];
             for (sum, count) in sums.tokens_by_source.iter_mut().zip(&heard[4..]) {
@@ -157,16 +168,15 @@ impl Ranks {
         let said: Vec<f64> = own.flat_map(numbers).collect();
         let mut origins = Vec::new();
         for (rank, heard) in mesh.all().all_gather_f64(&said).into_iter().enumerate() {
-            if mesh.shape().place(rank)[Axis::Tensor as usize] > 0 {
-                continue;
-            }
-            for numbers in heard.as_chunks::<5>().0 {
-                let [source, first, end, start, stop] = numbers.map(|number| number as usize);
-                origins.push(Origin {
-                    source,
-                    documents: first..end,
-                    targets: start..stop,
-                });
+            if let [_, _, 0, 0] = mesh.shape().place(rank) {
+                for numbers in heard.as_chunks::<5>().0 {
+                    let [source, first, end, start, stop] = numbers.map(|number| number as usize);
+                    origins.push(Origin {
+                        source,
+                        documents: first..end,
+                        targets: start..stop,
+                    });
+                }
             }
         }
         origins
@@ -218,47 +228,50 @@ mod tests {
             vocab: 62,
             ..crate::run::tests::tiny().config().clone()
         };
-        let shape = MeshShape {
-            sizes: [2, 2, 1, 2],
-        };
-        let sums = threads::run(shape, |mesh| {
-            let decoder = Decoder::random_on_mesh(&config, 1, Some(&mesh));
-            let ctx = Ctx::new(Arc::new(Pool::with_isa(1, Isa::best())));
-            let mut gradients = Gradients::default();
-            for parameter in decoder.parameters() {
-                let ones = vec![1.0; parameter.tensor.len()];
-                gradients.put(
-                    parameter.tensor,
-                    Tensor::new(parameter.tensor.shape(), ones),
+        for (sequence, loss) in [(1, 1.0), (2, 2.0)] {
+            let shape = MeshShape {
+                sizes: [2, 2, sequence, 2],
+            };
+            let sums = threads::run(shape, |mesh| {
+                let decoder = Decoder::random_on_mesh(&config, 1, Some(&mesh));
+                let ctx = Ctx::new(Arc::new(Pool::with_isa(1, Isa::best())));
+                let mut gradients = Gradients::default();
+                for parameter in decoder.parameters() {
+                    let ones = vec![1.0; parameter.tensor.len()];
+                    gradients.put(
+                        parameter.tensor,
+                        Tensor::new(parameter.tensor.shape(), ones),
+                    );
+                }
+                let ranks = Ranks::of(&decoder);
+                ranks.add_gradients(&ctx, &decoder, &mut gradients);
+                for parameter in decoder.parameters() {
+                    // Two along data, as many along sequence, and of what is the same along tensor two there.
+                    let replicated = parameter.cut.unwrap().replicated;
+                    let wanted = if replicated { 4.0 } else { 2.0 } * sequence as f32;
+                    let found = gradients.get(parameter.tensor).unwrap().data();
+                    assert!(found.iter().all(|&sum| sum == wanted));
+                }
+                let squares = crate::optimizer::sum_of_squares(&ctx.pool, &decoder, &gradients);
+                Ok::<_, ()>(ranks.add(Sums {
+                    loss: 0.25,
+                    squares,
+                    tokens: 10,
+                    tokens_by_source: vec![10],
+                    flops: 1.0,
+                }))
+            });
+            let norms: usize =
+                (config.layers * 2 + 1) * config.width + 2 * config.layers * config.head_dim;
+            let squares = sequence * sequence * (4 * (config.parameters() - norms) + 16 * norms);
+            for sums in sums.unwrap() {
+                // What each of them has computed of the loss, and tokens that are the same along sequence.
+                assert_eq!((sums.loss, sums.tokens, sums.flops), (loss, 40, 4.0));
+                assert_eq!(
+                    (sums.squares, &sums.tokens_by_source[..]),
+                    (squares as f64, &[40][..])
                 );
             }
-            let ranks = Ranks::of(&decoder);
-            ranks.add_gradients(&ctx, &decoder, &mut gradients);
-            for parameter in decoder.parameters() {
-                // Two along data, and of what is the same along tensor two there.
-                let replicated = parameter.cut.unwrap().replicated;
-                let wanted = if replicated { 4.0 } else { 2.0 };
-                let found = gradients.get(parameter.tensor).unwrap().data();
-                assert!(found.iter().all(|&sum| sum == wanted));
-            }
-            let squares = crate::optimizer::sum_of_squares(&ctx.pool, &decoder, &gradients);
-            Ok::<_, ()>(ranks.add(Sums {
-                loss: 0.25,
-                squares,
-                tokens: 10,
-                tokens_by_source: vec![10],
-                flops: 1.0,
-            }))
-        });
-        let norms: usize =
-            (config.layers * 2 + 1) * config.width + 2 * config.layers * config.head_dim;
-        let squares = 4 * (config.parameters() - norms) + 16 * norms;
-        for sums in sums.unwrap() {
-            assert_eq!((sums.loss, sums.tokens, sums.flops), (1.0, 40, 4.0));
-            assert_eq!(
-                (sums.squares, &sums.tokens_by_source[..]),
-                (squares as f64, &[40][..])
-            );
         }
     }
 }

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use russet_artifact::{Draft, Interrupt, Progress, RunLog};
-use russet_model::Config;
+use russet_model::{Config, Decoder};
 use russet_tensor::mesh::Moved;
 use russet_tensor::{Ctx, Gradients, Segments};
 
@@ -34,11 +34,17 @@ use crate::schedule::Schedule;
 use crate::spike::Spike;
 use crate::state::{Snapshot, State, StateStore, Tally};
 use crate::straggler::{Busy, WINDOW, straggler};
+use crate::validation::GoesOn;
 use crate::{Result, TrainError};
 
-/// Named numbers that say how good the decoder is now.
-pub type Measure<'a> =
-    dyn FnMut(&mut Ctx, &russet_model::Decoder) -> Result<Vec<(&'static str, f64)>> + 'a;
+/// Named numbers that say how good the decoder is now; none where it was told not to go on.
+pub type Measure<'a> = dyn FnMut(&mut Ctx, &Decoder, &mut GoesOn) -> Result<Option<Measured>> + 'a;
+
+/// Names and values.
+pub type Measured = Vec<(&'static str, f64)>;
+
+/// Steps in a row whose gradients may be no numbers: from more of them nothing comes back.
+const NOT_FINITE_IN_A_ROW: u64 = 10;
 
 /// The measure whose lowest value is the best.
 const VALIDATION_LOSS: &str = "validation_loss";
@@ -118,12 +124,18 @@ pub enum Ended {
 /// the one saved last.
 pub fn train(mut run: Loop, ctx: &mut Ctx, state: &mut State) -> Result<Ended> {
     run.progress.begin(run.name, Some(run.steps), "steps");
+    if state.step > 0 {
+        run.progress.resumed(state.step);
+    }
     let ranks = Ranks::of(&state.decoder);
     let mut stepping = Stepping {
         run: &mut run,
         ranks,
         begun: None,
+        best: None,
         busy: Busy::default(),
+        not_finite: 0,
+        log_fails: false,
     };
     let ended = stepping.all_steps(ctx, state);
     run.progress.end();
@@ -135,7 +147,17 @@ struct Stepping<'a, 'l> {
     run: &'a mut Loop<'l>,
     ranks: Ranks,
     begun: Option<Begun>,
+    best: Option<Best>,
     busy: Busy,
+    not_finite: u64, // steps in a row
+    log_fails: bool,
+}
+
+/// The best decoder so far, which is being written or has been.
+struct Best {
+    what: String,
+    before: Option<(u64, f64)>, // the step and loss of the one before
+    failed: bool,
 }
 
 /// A save of several ranks that has begun.
@@ -199,9 +221,9 @@ impl Stepping<'_, '_> {
                 record.losses.push(loss);
                 record.moved = sent;
             }
-            self.watch_for_spikes(state, loss, &batches)?;
+            self.watch_for_spikes(state, loss, &batches);
             if let Some(busy) = self.busy.step(took, waited) {
-                self.watch_for_stragglers(state.step, busy)?;
+                self.watch_for_stragglers(state.step, busy);
             }
 
             let (step, tally) = (state.step, &state.tally);
@@ -218,13 +240,17 @@ impl Stepping<'_, '_> {
             self.run.progress.update(step, &fields);
             let every = self.run.log.as_ref().map_or(1, |(every, _)| *every);
             if step == 1 || step == self.run.steps || step.is_multiple_of(every) {
+                fields.push(("steps", self.run.steps as f64));
                 fields.push(("skipped_steps", tally.skipped as f64));
                 let by_source = labels.iter().zip(&tally.tokens_by_source);
                 fields.extend(by_source.map(|(label, &count)| (label.as_str(), count as f64)));
                 (seconds, tokens, flops) = (tally.seconds, tally.tokens, tally.flops);
-                self.log(step, &fields)?;
+                self.log(step, &fields);
             }
-            self.measure(ctx, state)?;
+            // One that was stopped is measured again: the next step finds out, and it is not begun.
+            if step < self.run.steps && self.is_measured(step) {
+                self.measure(ctx, state)?;
+            }
             let saves = self
                 .run
                 .saving
@@ -235,8 +261,20 @@ impl Stepping<'_, '_> {
             }
             self.saved(false)?;
         }
+        if self.run.measure.is_some() && !self.measure(ctx, state)? {
+            self.save(ctx, state)?;
+            self.saved(true)?;
+            return Ok(Ended::Interrupted);
+        }
         self.saved(true)?;
+        self.forget_failed_best(state);
         Ok(Ended::Finished)
+    }
+
+    /// Whether a step in the middle is.
+    fn is_measured(&self, step: u64) -> bool {
+        let every = self.run.measure.as_ref().map_or(0, |(every, _)| *every);
+        every > 0 && step.is_multiple_of(every)
     }
 
     /// What this rank has sent so far.
@@ -253,13 +291,13 @@ impl Stepping<'_, '_> {
             .map_or(Duration::ZERO, |mesh| mesh.waited())
     }
 
-    fn watch_for_stragglers(&mut self, step: u64, busy: f64) -> Result<()> {
+    fn watch_for_stragglers(&mut self, step: u64, busy: f64) {
         let Some(mesh) = self.ranks.mesh() else {
-            return Ok(());
+            return;
         };
         let all: Vec<f64> = mesh.all().all_gather_f64(&[busy]).concat();
         let Some((rank, median)) = straggler(&all) else {
-            return Ok(());
+            return;
         };
         let message = format!(
             "step {step}: rank {rank} of {} is a straggler: busy for {:.1} s of the last {WINDOW} steps, where the median rank was \
@@ -267,7 +305,7 @@ impl Stepping<'_, '_> {
             all.len(),
             all[rank]
         );
-        self.say(step, "straggler", &message)
+        self.say(step, "straggler", &message);
     }
 
     /// Adds the gradients of this rank's micro-batches up and returns their loss; `None` when asked to stop.
@@ -317,11 +355,22 @@ impl Stepping<'_, '_> {
             return Err(self.not_finite(state, "loss", sums.loss, batches));
         }
         let norm = sums.squares.sqrt();
-        if !norm.is_finite() {
+        self.not_finite = if norm.is_finite() {
+            0
+        } else {
+            self.not_finite + 1
+        };
+        let skips = self.run.skip_norm.is_some();
+        if !norm.is_finite() && (!skips || self.not_finite > NOT_FINITE_IN_A_ROW) {
             return Err(self.not_finite(state, "gradient's norm", norm, batches));
         }
         let rate = self.run.schedule.at(state.step);
-        if self.run.skip_norm.is_some_and(|limit| norm >= limit) {
+        // An infinite norm is above every limit, and NaN comes of infinities.
+        if self
+            .run
+            .skip_norm
+            .is_some_and(|limit| norm.is_nan() || norm >= limit)
+        {
             gradients.clear();
             state.tally.skipped += 1;
             let step = state.step + 1;
@@ -333,7 +382,7 @@ impl Stepping<'_, '_> {
                 self.run.skip_norm.expect("just compared"),
                 state.tally.skipped
             );
-            self.say(step, "skipped", &message)?;
+            self.say(step, "skipped", &message);
             return Ok((norm, rate));
         }
         let update = state.step + 1 - state.tally.skipped;
@@ -353,45 +402,59 @@ impl Stepping<'_, '_> {
         Ok((norm, rate))
     }
 
-    fn measure(&mut self, ctx: &mut Ctx, state: &mut State) -> Result<()> {
-        let step = state.step;
-        let due = match &self.run.measure {
-            Some((every, _)) => {
-                step == self.run.steps || (*every > 0 && step.is_multiple_of(*every))
-            }
-            None => false,
-        };
-        if !due {
-            return Ok(());
-        }
+    /// Measures the decoder; `false` where a stop came in between.
+    fn measure(&mut self, ctx: &mut Ctx, state: &mut State) -> Result<bool> {
+        self.forget_failed_best(state);
         // Where there is a running mean, it is what the run leaves, so it is what is measured.
         swap_average(state);
         let measured = self.measure_now(ctx, state);
         swap_average(state);
-        let fields = measured?;
-        self.log(step, &fields)?;
-        self.run.progress.update(step, &fields);
-        Ok(())
+        let Some(fields) = measured? else {
+            return Ok(false);
+        };
+        self.log(state.step, &fields);
+        self.run.progress.update(state.step, &fields);
+        Ok(true)
     }
 
-    fn measure_now(
-        &mut self,
-        ctx: &mut Ctx,
-        state: &mut State,
-    ) -> Result<Vec<(&'static str, f64)>> {
-        let (_, measure) = self.run.measure.as_mut().expect("it is due");
-        let fields = measure(ctx, &state.decoder)?;
+    fn measure_now(&mut self, ctx: &mut Ctx, state: &mut State) -> Result<Option<Measured>> {
+        let run = &mut *self.run;
+        let (_, measure) = run.measure.as_mut().expect("it is due");
+        let mut goes_on = |share: f64| {
+            run.progress.update(state.step, &[("validated", share)]);
+            !self.ranks.any(run.interrupt.is_raised())
+        };
+        let Some(fields) = measure(ctx, &state.decoder, &mut goes_on)? else {
+            return Ok(None);
+        };
         let loss = fields.iter().find(|(name, _)| *name == VALIDATION_LOSS);
         if let (Some(&(_, loss)), Some(saving)) = (loss, &mut self.run.saving)
             && let Some(keep) = saving.best
             && state.tally.best.is_none_or(|(_, least)| loss < least)
         {
-            state.tally.best = Some((state.step, loss));
-            if let Some(job) = keep(state)? {
+            let before = state.tally.best.replace((state.step, loss));
+            let job = keep(state)?;
+            self.best = Some(Best {
+                what: job.as_ref().map_or(String::new(), |job| job.what.clone()),
+                before,
+                failed: false,
+            });
+            if let Some(job) = job {
                 saving.writer.submit(job);
             }
         }
-        Ok(fields)
+        Ok(Some(fields))
+    }
+
+    /// Where the best decoder could not be written, the one before is the best again: it is what lies on the disk, and the next
+    /// that is better than that is kept.
+    fn forget_failed_best(&mut self, state: &mut State) {
+        let failed = self.best.as_ref().is_some_and(|best| best.failed);
+        if self.ranks.any(failed)
+            && let Some(best) = self.best.take()
+        {
+            state.tally.best = best.before;
+        }
     }
 
     /// Whether to stop; on a mesh the ranks agree, and look at how the save under way has come out.
@@ -535,6 +598,9 @@ impl Stepping<'_, '_> {
                 };
             }
             let Err(source) = result else { continue };
+            if let Some(best) = self.best.as_mut().filter(|best| best.what == what) {
+                best.failed = true;
+            }
             if at_end && number == last && self.run.interrupt.is_raised() {
                 return Err(unsaved(what, source));
             }
@@ -550,11 +616,11 @@ impl Stepping<'_, '_> {
         ));
     }
 
-    fn watch_for_spikes(&mut self, state: &mut State, loss: f32, batches: &[Batch]) -> Result<()> {
+    fn watch_for_spikes(&mut self, state: &mut State, loss: f32, batches: &[Batch]) {
         let loss = f64::from(loss);
         let spike = state.tally.spikes.take(loss, self.run.spike_deviations);
         let Some(Spike { mean, deviation }) = spike else {
-            return Ok(());
+            return;
         };
         let step = state.step;
         let origins = self.ranks.origins(batches);
@@ -564,27 +630,41 @@ impl Stepping<'_, '_> {
              ({mean:.4}); the step saw {documents}. Look at those documents if this comes again",
             (loss - mean) / deviation
         );
-        self.say(step, "spike", &message)
+        self.say(step, "spike", &message);
     }
 
     /// Tells a person, now and in the log.
-    fn say(&mut self, step: u64, name: &str, message: &str) -> Result<()> {
+    fn say(&mut self, step: u64, name: &str, message: &str) {
         self.run.progress.message(message);
-        match &mut self.run.log {
-            Some((_, log)) => Ok(log.text(step, name, message)?),
-            None => Ok(()),
+        self.log_text(step, name, message);
+    }
+
+    fn log_text(&mut self, step: u64, name: &str, text: &str) {
+        if let Some((_, log)) = &mut self.run.log {
+            let written = log.text(step, name, text);
+            self.hear_log(written);
         }
     }
 
-    fn log(&mut self, step: u64, fields: &[(&str, f64)]) -> Result<()> {
-        match &mut self.run.log {
-            Some((_, log)) => Ok(log.scalars(step, fields)?),
-            None => Ok(()),
+    fn log(&mut self, step: u64, fields: &[(&str, f64)]) {
+        if let Some((_, log)) = &mut self.run.log {
+            let written = log.scalars(step, fields);
+            self.hear_log(written);
         }
+    }
+
+    /// A full disk is no reason to lose the steps done: the log has a gap then, and its first line that is lost is told.
+    fn hear_log(&mut self, written: russet_artifact::Result<()>) {
+        if let (Err(error), false) = (&written, self.log_fails) {
+            self.run.progress.message(&format!(
+                "the log is not written: {error}. Training goes on, and the log once it can be written again"
+            ));
+        }
+        self.log_fails = written.is_err();
     }
 
     fn not_finite(
-        &self,
+        &mut self,
         state: &State,
         what: &'static str,
         value: f64,
@@ -592,12 +672,20 @@ impl Stepping<'_, '_> {
     ) -> TrainError {
         let origins = self.ranks.origins(batches);
         let documents = document_list(&origins, &self.run.batches.names());
-        TrainError::NotFinite {
-            step: state.step + 1,
+        let step = state.step + 1;
+        let error = TrainError::NotFinite {
+            step,
             what,
             value,
             documents,
-        }
+        };
+        let name = match what {
+            "loss" => "loss",
+            _ => "gradient_norm",
+        };
+        self.log(step, &[(name, value)]);
+        self.log_text(step, "not_finite", &error.to_string());
+        error
     }
 }
 

@@ -1,8 +1,8 @@
 //! Writing to the disk while training goes on.
 //!
 //! The loop copies what is to be written (a *snapshot*) and hands it to a thread, which writes it as a whole or not at all.
-//! Jobs are done in order, one at a time; when one is running and one waits, the loop waits too, so memory holds two
-//! snapshots at most. What a job came to is asked for between steps: a save that fails leaves the one before in its place,
+//! Jobs are done in order, one at a time; when one is running and one waits, the loop waits with a third, so memory holds
+//! three snapshots at most. What a job came to is asked for between steps: a save that fails leaves the one before in its place,
 //! and training goes on to the next.
 
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};

@@ -3,16 +3,17 @@
 //! Nothing is checked here but names and types; [`crate::Plan`] checks what the values mean and fills in those that depend
 //! on others. Defaults follow AFM (arXiv 2407.21075) where it is published and applies.
 
+mod mesh;
 mod rule;
 
 use std::path::PathBuf;
 
 use russet_kernels::Compute;
-use russet_tensor::MeshShape;
 use serde::{Deserialize, Serialize};
 
 use crate::distill::DistillSettings;
 
+pub use mesh::{MeshRule, ParallelSettings};
 pub use rule::{
     AdaStarSettings, AdamWSettings, Decay, OptimizerSettings, RmsPropSettings, ScheduleSettings,
     WsdSettings,
@@ -217,44 +218,6 @@ pub struct ComputeSettings {
     /// Threads; all cores where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
-}
-
-/// `[parallel]`: the mesh of ranks that share the work, along each of its axes. The result is the same but for the order of
-/// sums: losses agree within 1e-5, and to the bit on the same mesh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ParallelSettings {
-    /// Replicas, each with its share of the sequences.
-    pub data: usize,
-    /// Shares of the sequences whose ranks have pieces of the weights, gradients and moments.
-    pub fsdp: usize,
-    /// Parts of each sequence. Reserved: only 1 for now.
-    pub sequence: usize,
-    /// Parts of each matrix, and of the tokens between them.
-    pub tensor: usize,
-    /// Parts of the row of blocks. Reserved: only 1 for now.
-    pub pipeline: usize,
-}
-
-impl Default for ParallelSettings {
-    fn default() -> Self {
-        ParallelSettings {
-            data: 1,
-            fsdp: 1,
-            sequence: 1,
-            tensor: 1,
-            pipeline: 1,
-        }
-    }
-}
-
-impl ParallelSettings {
-    /// The mesh.
-    pub fn mesh(&self) -> MeshShape {
-        MeshShape {
-            sizes: [self.data, self.fsdp, self.sequence, self.tensor],
-        }
-    }
 }
 
 /// The type in which dense products multiply.

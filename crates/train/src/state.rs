@@ -392,10 +392,18 @@ impl StateStore {
         for (_, older) in self.older() {
             self.vanish(&older)?;
         }
-        match Artifact::open(&self.dir, Kind::TrainState) {
-            Ok(_) => self.vanish(&self.dir),
-            Err(_) => Ok(()),
+        if is_missing(&self.dir) {
+            return Ok(());
         }
+        // A damaged one is one too, but what never was is not ours to remove.
+        if Artifact::open(&self.dir, Kind::TrainState).is_ok() || self.dir.join(STATE).is_file() {
+            return self.vanish(&self.dir);
+        }
+        Err(TrainError::State {
+            dir: self.dir.clone(),
+            problem: "is not a state of training, and training needs this place for one; move it elsewhere"
+                .to_owned(),
+        })
     }
 
     /// Removes a state in one step, by a rename to a name that the next draft for this place sweeps up.

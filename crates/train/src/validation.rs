@@ -22,6 +22,9 @@ use crate::permutation::Permutation;
 use crate::ranks::place_in_data;
 use crate::{Result, TrainError};
 
+/// Hears the share of a measurement that is done, and says whether to go on.
+pub type GoesOn<'a> = dyn FnMut(f64) -> bool + 'a;
+
 /// Held-out documents and how they are measured.
 #[derive(Debug)]
 pub struct Validation {
@@ -93,21 +96,38 @@ impl Validation {
         })
     }
 
-    /// Measures a decoder.
+    /// Measures a decoder. Before each pass (on a mesh, before as many as can go on at once) `goes_on` is asked, and told which
+    /// share is done; where it says no there is no result. Ranks of a mesh ask alike, so theirs must answer alike.
     ///
     /// # Errors
     /// When the shard is damaged.
-    pub fn measure(&self, ctx: &mut Ctx, decoder: &Decoder) -> Result<ValidationResult> {
+    pub fn measure(
+        &self,
+        ctx: &mut Ctx,
+        decoder: &Decoder,
+        goes_on: &mut GoesOn,
+    ) -> Result<Option<ValidationResult>> {
         let mut pass = Batch::default();
         let (mut tokens, mut bytes) = (0, 0);
+        let all: usize = self
+            .documents
+            .iter()
+            .map(|&document| self.shard.document(document).len())
+            .sum();
         let mut nats = Nats::new(decoder, self.shard.end_of_text());
         for &document in &self.documents {
             let range = self.shard.document(document);
             bytes += self.shard.document_bytes(document);
-            tokens += range.len() as u64;
+            tokens += range.len();
             for start in range.clone().step_by(self.sequence_length) {
                 let piece = start..range.end.min(start + self.sequence_length);
                 if pass.tokens.len() + piece.len() > self.pass_tokens {
+                    let before = tokens - range.len() + (start - range.start);
+                    // Ranks that have passes of their own are together again when each has had one.
+                    let together = nats.passes.is_multiple_of(nats.place.1);
+                    if together && !goes_on((before - pass.tokens.len()) as f64 / all as f64) {
+                        return Ok(None);
+                    }
                     nats.add(ctx, decoder, std::mem::take(&mut pass));
                 }
                 append(&mut pass, &self.shard, 0, self.begin_of_text, piece)?;
@@ -115,13 +135,13 @@ impl Validation {
         }
         nats.add(ctx, decoder, pass);
         nats.finish(ctx, decoder);
-        Ok(ValidationResult {
+        Ok(Some(ValidationResult {
             nats_per_token: (nats.text + nats.end) / tokens as f64,
             bits_per_byte: nats.text / std::f64::consts::LN_2 / bytes as f64,
-            tokens,
+            tokens: tokens as u64,
             bytes,
             documents: self.documents.len() as u64,
-        })
+        }))
     }
 }
 
@@ -152,7 +172,8 @@ impl Nats {
         let (place, places) = self.place;
         if self.passes % places == place {
             let losses = losses(ctx, decoder, &pass);
-            for (&loss, &target) in losses.iter().zip(&pass.targets) {
+            let targets = decoder.own_tokens(&pass.targets);
+            for (&loss, &target) in losses.iter().zip(&*targets) {
                 let sum = if target == self.end_of_text {
                     &mut self.end
                 } else {

@@ -7,6 +7,7 @@ mod running;
 use std::path::{Path, PathBuf};
 
 use russet_artifact::{Interrupt, NoProgress, Progress};
+use russet_tensor::mesh::AXES;
 use russet_train::settings::{ModelSettings, Settings};
 use russet_train::{Plan, RankPlan, Resume, Sources, TrainError, pretrain};
 
@@ -34,17 +35,14 @@ fn corpus() -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
-/// The small recipe on a mesh of so many ranks along data, fsdp and tensor, with further changes.
-fn on(mesh: [usize; 3], changes: &[&str]) -> Vec<String> {
-    let [data, fsdp, tensor] = mesh;
-    let axes = [("data", data), ("fsdp", fsdp), ("tensor", tensor)];
+/// The small recipe on a mesh of so many ranks along data, fsdp, sequence and tensor, with further changes.
+fn on(mesh: [usize; 4], changes: &[&str]) -> Vec<String> {
+    let axes = AXES.iter().map(|axis| axis.name()).zip(mesh);
     let small = SMALL
         .iter()
         .chain(changes)
         .map(|change| (*change).to_owned());
-    let mesh = axes
-        .iter()
-        .map(|(axis, size)| format!("parallel.{axis}={size}"));
+    let mesh = axes.map(|(axis, size)| format!("parallel.{axis}={size}"));
     small.chain(mesh).collect()
 }
 
@@ -64,8 +62,8 @@ fn assert_close(found: &[f32], wanted: &[f32], what: &str) {
 }
 
 /// The losses of one rank and of each mesh.
-fn check(dir: &Path, changes: &[&str], meshes: &[[usize; 3]]) {
-    let one = run_anew(dir, &strs(&on([1, 1, 1], changes)));
+fn check(dir: &Path, changes: &[&str], meshes: &[[usize; 4]]) {
+    let one = run_anew(dir, &strs(&on([1, 1, 1, 1], changes)));
     assert!(one.last_loss < one.first_loss - 0.3, "{one:?}");
     assert_eq!((one.ranks, &one.bytes_moved_per_step[..]), (1, &[0][..]));
     for mesh in meshes {
@@ -82,38 +80,36 @@ fn check(dir: &Path, changes: &[&str], meshes: &[[usize; 3]]) {
     }
 }
 
+/// Every mesh of so many ranks.
+fn meshes(ranks: usize) -> Vec<[usize; 4]> {
+    let mut all = vec![vec![]];
+    for axis in 0..AXES.len() {
+        let longer = |sizes: Vec<usize>| {
+            let rest = ranks / sizes.iter().product::<usize>();
+            let last = axis + 1 == AXES.len();
+            let fits = move |size: &usize| rest.is_multiple_of(*size) && (!last || *size == rest);
+            let with = move |size| [&sizes[..], &[size]].concat();
+            (1..=rest).filter(fits).map(with).collect::<Vec<_>>()
+        };
+        all = all.into_iter().flat_map(longer).collect();
+    }
+    let whole = |sizes: Vec<usize>| sizes.try_into().expect("four axes");
+    all.into_iter().map(whole).collect()
+}
+
 #[test]
 fn two_and_four_ranks_train_as_one_does() {
     let (_keep, dir) = corpus();
-    let meshes = [
-        [2, 1, 1],
-        [1, 2, 1],
-        [1, 1, 2],
-        [4, 1, 1],
-        [1, 4, 1],
-        [1, 1, 4],
-        [2, 2, 1],
-        [2, 1, 2],
-        [1, 2, 2],
-    ];
+    let meshes = [meshes(2), meshes(4)].concat();
+    assert_eq!(meshes.len(), 4 + 10);
     check(&dir, &[], &meshes);
 }
 
 #[test]
 fn eight_ranks_train_as_one_does() {
     let (_keep, dir) = corpus();
-    let meshes = [
-        [8, 1, 1],
-        [1, 8, 1],
-        [1, 1, 8],
-        [2, 2, 2],
-        [4, 2, 1],
-        [2, 4, 1],
-        [4, 1, 2],
-        [2, 1, 4],
-        [1, 4, 2],
-        [1, 2, 4],
-    ];
+    let meshes = meshes(8);
+    assert_eq!(meshes.len(), 20);
     check(&dir, &[], &meshes);
 }
 
@@ -135,17 +131,31 @@ fn bytes_sent_are_those_of_the_plan_and_memory_is_within_a_tenth() {
         "train.sequence_length=64",
     ];
     for (mesh, changes) in [
-        ([2, 1, 1], &[][..]),
-        ([1, 2, 1], &["compute.recompute=block"][..]),
-        ([1, 1, 2], &["train.micro_batch_sequences=4"][..]),
-        ([1, 4, 1], &["model.tied=false"][..]),
-        ([1, 1, 4], &["compute.recompute=block"][..]),
-        ([2, 2, 1], &["train.micro_batch_sequences=1"][..]),
-        ([1, 2, 2], &["optimizer.kind=adastar", "train.ema=0.5"][..]),
-        ([2, 1, 2], &["optimizer.kind=adastar"][..]),
+        ([2, 1, 1, 1], &[][..]),
+        ([1, 2, 1, 1], &["compute.recompute=block"][..]),
+        ([1, 1, 1, 2], &["train.micro_batch_sequences=4"][..]),
+        ([1, 4, 1, 1], &["model.tied=false"][..]),
+        ([1, 1, 1, 4], &["compute.recompute=block"][..]),
+        ([2, 2, 1, 1], &["train.micro_batch_sequences=1"][..]),
         (
-            [2, 2, 2],
+            [1, 2, 1, 2],
+            &["optimizer.kind=adastar", "train.ema=0.5"][..],
+        ),
+        ([2, 1, 1, 2], &["optimizer.kind=adastar"][..]),
+        (
+            [2, 2, 1, 2],
             &["data.validation='validation'", "train.checkpoint_every=1"][..],
+        ),
+        ([1, 1, 2, 1], &[][..]),
+        ([1, 1, 4, 1], &["compute.recompute=block"][..]),
+        ([1, 1, 3, 2], &["train.micro_batch_sequences=1"][..]),
+        (
+            [1, 2, 2, 1],
+            &["model.kv_heads=2", "compute.recompute=block"][..],
+        ),
+        (
+            [2, 1, 2, 2],
+            &["optimizer.kind=adastar", "train.ema=0.5"][..],
         ),
     ] {
         let changes = on(mesh, &[&big[..], changes].concat());
@@ -177,9 +187,25 @@ fn memory_falls_as_ranks_are_added() {
         );
         *report.peak_bytes_per_rank.iter().max().unwrap() as f64
     };
-    let one = peak([1, 1, 1]);
-    let (data, fsdp, tensor) = (peak([4, 1, 1]), peak([1, 4, 1]), peak([1, 1, 4]));
-    let both = peak([1, 4, 2]);
+    let one = peak([1, 1, 1, 1]);
+    let (data, fsdp, tensor) = (peak([4, 1, 1, 1]), peak([1, 4, 1, 1]), peak([1, 1, 1, 4]));
+    let both = peak([1, 4, 1, 2]);
+    let long = |mesh| {
+        let length = ["train.sequence_length=512", "train.batch_sequences=1"];
+        let changes = [
+            "train.steps=1",
+            "train.warmup_steps=1",
+            "train.micro_batch_sequences=1",
+        ];
+        let report = run_anew(&dir, &strs(&on(mesh, &[&length[..], &changes].concat())));
+        *report.peak_bytes_per_rank.iter().max().unwrap() as f64
+    };
+    let weights = 16.0 * 64.0 * 1024.0; // gradients and moments too, about, which stay whole
+    let (one_long, sequence) = (long([1, 1, 1, 1]), long([1, 1, 4, 1]));
+    assert!(
+        sequence - weights < 0.5 * (one_long - weights),
+        "{sequence} of {one_long}"
+    );
     // Weights, moments and gradients are most of it. Along data they stay whole, along fsdp a fourth is left and the table
     // and three blocks that come together, along tensor a fourth and the rows that do.
     assert!(data > 0.5 * one && data < one, "{data} of {one}");
@@ -201,7 +227,7 @@ fn every_rule_and_setting_works_on_a_mesh() {
         "train.peak_lr=1e-2",
         "train.z_loss=1e-4",
     ];
-    check(&dir, &adastar, &[[1, 2, 2], [2, 1, 2]]);
+    check(&dir, &adastar, &[[1, 2, 1, 2], [2, 1, 1, 2], [1, 1, 2, 2]]);
     let rmsprop = [
         "optimizer.kind=rmsprop",
         "train.peak_lr=1e-3",
@@ -209,7 +235,7 @@ fn every_rule_and_setting_works_on_a_mesh() {
         "train.micro_batch_sequences=2",
         "model.tied=false",
     ];
-    check(&dir, &rmsprop, &[[1, 2, 2], [2, 2, 1]]);
+    check(&dir, &rmsprop, &[[1, 2, 1, 2], [2, 2, 1, 1], [1, 2, 3, 1]]);
     let ragged = [
         "data.packing=best-fit",
         "data.mixture=[{split='train', weight=2}, {split='validation', weight=1}]",
@@ -218,11 +244,12 @@ fn every_rule_and_setting_works_on_a_mesh() {
         "train.validate_every=5",
         "train.keep_best=true",
     ];
-    check(&dir, &ragged, &[[1, 2, 2], [2, 1, 4]]);
+    check(&dir, &ragged, &[[1, 2, 1, 2], [2, 1, 1, 4], [1, 2, 4, 1]]);
     russet_model::checkpoint::load(&dir.join("03-pretrain.best")).unwrap();
     // In bf16 another order of sums moves operands to other roundings, so losses are as near as the type is fine.
     let bf16 = ["compute.dtype=bf16"];
-    let [one, many] = [[1, 1, 1], [1, 2, 2]].map(|mesh| run_anew(&dir, &strs(&on(mesh, &bf16))));
+    let [one, many] =
+        [[1, 1, 1, 1], [1, 2, 2, 2]].map(|mesh| run_anew(&dir, &strs(&on(mesh, &bf16))));
     for (one, many) in one.losses.iter().zip(&many.losses) {
         assert!((one - many).abs() < 5e-3 * one, "{many}, on one rank {one}");
     }
@@ -231,7 +258,7 @@ fn every_rule_and_setting_works_on_a_mesh() {
 #[test]
 fn a_stage_begins_with_a_checkpoint_on_any_mesh() {
     let (_keep, dir) = corpus();
-    run_anew(&dir, &strs(&on([1, 1, 1], &["model.tied=false"])));
+    run_anew(&dir, &strs(&on([1, 1, 1, 1], &["model.tied=false"])));
     let later = |mesh| {
         let mut settings: Settings = common::settings(&strs(&on(mesh, &["train.seed=5"])));
         settings.model = ModelSettings::default();
@@ -250,12 +277,12 @@ fn a_stage_begins_with_a_checkpoint_on_any_mesh() {
             &Interrupt::new(),
         ))
     };
-    let one = later([1, 1, 1]);
+    let one = later([1, 1, 1, 1]);
     assert!(
         one.first_loss < 5.0,
         "it begins where the first ended: {one:?}"
     );
-    for mesh in [[1, 2, 2], [2, 1, 2]] {
+    for mesh in [[1, 2, 1, 2], [2, 1, 1, 2]] {
         assert_close(&later(mesh).losses, &one.losses, &format!("{mesh:?}"));
     }
 }
@@ -271,7 +298,7 @@ const STATEFUL: &[&str] = &[
 #[test]
 fn the_same_mesh_goes_on_to_the_same_bits() {
     let (_keep, dir) = corpus();
-    for mesh in [[2, 1, 1], [1, 2, 2], [2, 2, 2]] {
+    for mesh in [[2, 1, 1, 1], [1, 2, 1, 2], [2, 1, 2, 2]] {
         let changes = on(mesh, STATEFUL);
         let changes = strs(&changes);
         run_anew(&dir, &changes);
@@ -289,20 +316,20 @@ fn the_same_mesh_goes_on_to_the_same_bits() {
 #[test]
 fn a_run_goes_on_on_any_other_mesh() {
     let (_keep, dir) = corpus();
-    let one = run_anew(&dir, &strs(&on([1, 1, 1], STATEFUL)));
+    let one = run_anew(&dir, &strs(&on([1, 1, 1, 1], STATEFUL)));
     // Each begins where the one before stopped.
     let chain = [
-        [1, 1, 1],
-        [1, 4, 2],
-        [1, 3, 1],
-        [2, 1, 4],
-        [1, 2, 1],
-        [1, 1, 1],
+        [1, 1, 1, 1],
+        [1, 4, 1, 2],
+        [1, 3, 1, 1],
+        [2, 1, 3, 4],
+        [1, 2, 2, 1],
+        [1, 1, 1, 1],
     ];
     std::fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
     let batch = ["train.batch_sequences=12", "train.micro_batch_sequences=12"];
     let divisible = [STATEFUL, &batch[..]].concat();
-    let whole = run_anew(&dir, &strs(&on([1, 1, 1], &divisible)));
+    let whole = run_anew(&dir, &strs(&on([1, 1, 1, 1], &divisible)));
     assert_ne!(one.losses, whole.losses);
     std::fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
     for (number, mesh) in chain[..5].iter().enumerate() {
@@ -332,7 +359,7 @@ impl Progress for Disaster {
 #[test]
 fn a_rank_that_panics_ends_the_run_with_its_name_and_the_run_goes_on() {
     let (_keep, dir) = corpus();
-    let changes = on([1, 2, 2], &["train.checkpoint_every=2"]);
+    let changes = on([1, 2, 1, 2], &["train.checkpoint_every=2"]);
     let changes = strs(&changes);
     run_anew(&dir, &changes);
     let straight = result(&dir);
@@ -368,14 +395,19 @@ fn what_cannot_be_is_refused_with_the_setting() {
     let (_keep, dir) = corpus();
     for (changes, key, part) in [
         (
-            &["parallel.sequence=2"][..],
-            "parallel.sequence",
+            &["parallel.pipeline=2"][..],
+            "parallel.pipeline",
             "leave it out",
         ),
         (
-            &["parallel.pipeline=2"],
-            "parallel.pipeline",
-            "leave it out",
+            &["parallel.sequence=9"],
+            "parallel.sequence",
+            "use at most 8",
+        ),
+        (
+            &["parallel.sequence=2", "distill={kind='hard'}"],
+            "parallel.sequence",
+            "beside `[distill]`",
         ),
         (&["parallel.data=0"], "parallel.data", "from 1 to"),
         (
@@ -408,7 +440,7 @@ fn what_cannot_be_is_refused_with_the_setting() {
         let settings = common::settings(&strs(&on(mesh, &[])));
         Plan::new(settings, &dir.join("tokens")).unwrap()
     };
-    let (one, four) = (plan([1, 1, 1]), plan([1, 2, 2]));
+    let (one, four) = (plan([1, 1, 1, 1]), plan([1, 2, 1, 2]));
     let key = |plan: &Plan| plan.stage(&common::tool()).unwrap().key();
     assert_eq!(key(&one), key(&four));
     assert_eq!(one.describe().parallel, None);

@@ -6,8 +6,8 @@ mod running;
 
 use std::fs;
 
-use russet_artifact::{Artifact, Interrupt, Kind, read_log};
-use russet_train::{Outcome, Resume};
+use russet_artifact::{Artifact, Hold, Interrupt, Kind, Progress, read_log};
+use russet_train::{Outcome, Plan, Resume, pretrain};
 
 use running::{corpus, finished, names, result, run, run_as, stop_at};
 
@@ -192,6 +192,11 @@ fn a_damaged_state_is_refused() {
         problem.contains("rank-00000.safetensors") && problem.contains("start over"),
         "{problem}"
     );
+    // What the sentence advises helps, also where less is left of it.
+    fs::write(dir.join("03-pretrain.state/manifest.json"), "{}").unwrap();
+    run(&dir, &[]).unwrap_err();
+    finished(run_as(&dir, &[], Resume::Restart, &Interrupt::new()));
+    assert_eq!(names(&dir), ["03-pretrain", "03-pretrain.log", "tokens"]);
 }
 
 #[test]
@@ -202,8 +207,62 @@ fn a_foreign_folder_is_not_replaced() {
     let problem = run(&dir, &[]).unwrap_err().to_string();
     assert!(problem.contains("will not be replaced"), "{problem}");
     assert_eq!(
-        names(&dir),
-        ["03-pretrain", "tokens"],
+        names(&dir.join("03-pretrain.log")),
+        ["lock"],
         "found before any work was done"
     );
+}
+
+#[test]
+fn what_another_process_trains_is_left_to_it() {
+    let (_keep, dir) = corpus();
+    let out = dir.join("03-pretrain");
+    let hold = Hold::take(&out, &dir.join("03-pretrain.log")).unwrap();
+    let problem = run(&dir, &[]).unwrap_err().to_string();
+    assert!(
+        problem.contains("03-pretrain: another process"),
+        "{problem}"
+    );
+    assert!(!out.exists() && !dir.join("03-pretrain.state").exists());
+    drop(hold);
+    finished(run(&dir, &[]));
+}
+
+/// Raises the interrupt while the last step's validation runs.
+struct StopInMeasuring(Interrupt);
+
+impl Progress for StopInMeasuring {
+    fn begin(&mut self, _: &str, _: Option<u64>, _: &str) {}
+    fn update(&mut self, done: u64, fields: &[(&str, f64)]) {
+        if done == 30 && fields.iter().any(|(name, _)| *name == "validated") {
+            self.0.raise();
+        }
+    }
+    fn message(&mut self, _: &str) {}
+    fn end(&mut self) {}
+}
+
+#[test]
+fn a_stop_while_it_is_measured_loses_no_step() {
+    let (_keep, dir) = corpus();
+    for changes in [&[][..], &["parallel.fsdp=2"]] {
+        let straight = finished(run(&dir, changes));
+        let wanted = result(&dir);
+        fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
+        let plan = Plan::new(common::settings(changes), &dir.join("tokens")).unwrap();
+        let interrupt = Interrupt::new();
+        let stopped = pretrain(
+            &plan,
+            &dir.join("03-pretrain"),
+            &common::tool(),
+            Resume::Continue,
+            &mut StopInMeasuring(interrupt.clone()),
+            &interrupt,
+        );
+        assert_eq!(stopped.unwrap(), Outcome::Interrupted { step: 30 });
+        let report = finished(run(&dir, changes));
+        assert_eq!(report.bits_per_byte, straight.bits_per_byte);
+        assert_eq!(result(&dir), wanted, "{changes:?}");
+        fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
+    }
 }

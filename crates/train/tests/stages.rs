@@ -26,8 +26,9 @@ fn validation_loss(dir: &Path, checkpoint: &str) -> f64 {
     let validation = Validation::new(shard, begin, Some(100), 32, 64).unwrap();
     let mut ctx = Ctx::new(Arc::new(Pool::new(1).unwrap()));
     validation
-        .measure(&mut ctx, &decoder)
+        .measure(&mut ctx, &decoder, &mut |_| true)
         .unwrap()
+        .expect("it was not stopped")
         .nats_per_token
 }
 

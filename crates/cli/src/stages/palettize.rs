@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use russet_artifact::{Artifact, Inputs, Interrupt, Kind, Recipe};
-use russet_compress::{CompressError, REPORT};
+use russet_artifact::{Inputs, Interrupt, Kind, Recipe};
+use russet_compress::{CompressError, REPORT, State};
 use russet_tokenizer::{Tokenizer, read_texts};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -84,31 +84,43 @@ impl Work for PalettizeRecipe {
                 checkpoint.display()
             );
         }
-        let mut inputs = Inputs::new();
-        // A folder that is no artifact of ours, a downloaded checkpoint say, counts by its bytes.
-        inputs = match Artifact::open(&checkpoint, Kind::Checkpoint) {
-            Ok(artifact) => inputs.artifact("checkpoint", &artifact)?,
-            Err(_) => inputs.path("checkpoint", &checkpoint)?,
-        };
+        let mut inputs =
+            Inputs::new().artifact_or_path("checkpoint", &checkpoint, Kind::Checkpoint)?;
         for (index, path) in self.data.calibration.iter().enumerate() {
             inputs = inputs.path(&format!("calibration-{index}"), path)?;
         }
         let (what, settings) = ((StageKind::Palettize, Kind::Package), self.settings()?);
         let mut seconds = None;
-        let skipped = make(app, what, settings, inputs, &place.out, |app, draft| {
-            let documents = self.calibration(&checkpoint, &app.interrupt)?;
-            let report = russet_compress::palettize(
-                &app.pool,
-                &self.palettize,
-                &checkpoint,
-                &documents,
-                draft,
-                &mut *app.progress,
-                &app.interrupt,
-            )?;
-            seconds = Some(report.seconds);
-            Ok(())
-        })?;
+        // Beside the package, as a training's: `NAME.state`.
+        let mut name = place.out.file_name().unwrap_or_default().to_owned();
+        name.push(".state");
+        let folder = place.out.with_file_name(name);
+        let skipped = make(
+            app,
+            what,
+            settings,
+            inputs,
+            &place.out,
+            |app, draft, stage| {
+                let documents = self.calibration(&checkpoint, &app.interrupt)?;
+                let report = russet_compress::palettize(
+                    &app.pool,
+                    &self.palettize,
+                    &checkpoint,
+                    &documents,
+                    draft,
+                    State {
+                        folder: &folder,
+                        key: &stage.key().to_string(),
+                    },
+                    &mut *app.progress,
+                    &app.interrupt,
+                )?;
+                seconds = Some(report.seconds);
+                Ok(())
+            },
+        )?;
+        State::clear(&folder)?;
         let mut facts = read_json(&place.out.join(REPORT))?;
         let summary = format!(
             "{} bits a weight, {} bytes",

@@ -10,8 +10,8 @@ use russet_train::settings::{
     ScheduleSettings, StageName, TrainSettings,
 };
 use russet_train::{
-    DistillSettings, Estimate, Memory, Outcome, Price, Settings, Sources, Start, TeacherInput,
-    TrainError,
+    Device, DeviceKind, DistillSettings, Estimate, Memory, Outcome, Price, Settings, Sources,
+    Start, TeacherInput, TrainError, copy_bytes_a_second,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -64,6 +64,8 @@ pub(super) struct Pretrain {
     inputs: PretrainInputs,
     /// Processes on this machine and in all, which share the memory out.
     processes: (usize, usize),
+    /// What is planned for, if it is not this machine.
+    device: Option<Device>,
     /// Resolved, the threads too; of a checkpoint to begin with, its shape is left open.
     settings: Settings,
 }
@@ -81,6 +83,8 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
         parallel,
         ..
     } = recipe.parse()?;
+    let kind = app.device.map_or(DeviceKind::Cpu, |device| device.kind);
+    let parallel = parallel.chosen(kind, app.launch.processes())?;
     // The command line is nearer to the person than the recipe.
     if app.threads_given {
         compute.threads = Some(app.threads);
@@ -124,6 +128,7 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
     Ok(Pretrain {
         inputs,
         processes: (app.launch.processes_here(), app.launch.processes()),
+        device: app.device,
         settings,
     })
 }
@@ -177,6 +182,14 @@ impl Pretrain {
         outlook.decoder(self.inputs.checkpoint.as_deref()?, place)
     }
 
+    /// A rank's part of this machine, or of those that the processes are on, whose products run at `gflops` in this process.
+    fn here(&self, gflops: f64, ranks: usize) -> Device {
+        let (here, all) = self.processes;
+        let cores = self.settings.compute.threads.unwrap_or(1);
+        let copy = copy_bytes_a_second();
+        Device::here(gflops * all as f64, copy, cores * all / here, ranks)
+    }
+
     fn json(&self, settings: &Settings) -> Result<Value> {
         let mut json = Recipe::resolved_json(settings)?;
         json["inputs"] = serde_json::to_value(&self.inputs)?;
@@ -222,9 +235,14 @@ impl Work for Pretrain {
                     && size.is_none_or(|size| size == plan.config().parameters())
             }),
         };
-        let (mut json, mut text, memory, decoder, basis): (Value, String, Memory, _, _) = match (
-            known, vocab,
-        ) {
+        let (mut json, mut text, memory, settings, decoder, basis): (
+            Value,
+            String,
+            Memory,
+            _,
+            _,
+            _,
+        ) = match (known, vocab) {
             (Some(plan), _) => {
                 let description = plan.describe();
                 let json = serde_json::to_value(&description)?;
@@ -234,6 +252,7 @@ impl Work for Pretrain {
                     json,
                     description.to_string(),
                     description.memory,
+                    plan.settings().clone(),
                     config,
                     basis,
                 )
@@ -245,7 +264,14 @@ impl Work for Pretrain {
                 let settings = self.settings.clone().resolved(Start::from(start))?;
                 let config = settings.decoder(vocab, start)?;
                 let basis = "the recipes: there are no tokens yet";
-                (json, price.to_string(), price.memory, config, basis)
+                (
+                    json,
+                    price.to_string(),
+                    price.memory,
+                    settings,
+                    config,
+                    basis,
+                )
             }
             (None, None) => {
                 let reason = format!(
@@ -259,15 +285,22 @@ impl Work for Pretrain {
                 });
             }
         };
-        outlook.decoders.insert(name.to_owned(), decoder);
         match outlook.gflops {
             Some(gflops) => {
                 let flops = json["flops"].as_f64().unwrap_or(f64::NAN);
-                let estimate = Estimate::new(flops, gflops);
-                text += &format!(
-                    "\ntime     about {} at {gflops:.0} GFLOP/s of products\nby {basis}",
-                    about(estimate.seconds)
-                );
+                let ranks = settings.parallel.mesh().ranks();
+                let device = self.device.unwrap_or_else(|| self.here(gflops, ranks));
+                let step = russet_train::Outlook::new(&decoder, &settings, device);
+                let estimate = match (ranks, self.device) {
+                    (1, None) => Estimate::new(flops, gflops),
+                    _ => step.estimate(settings.train.steps.unwrap_or(0)),
+                };
+                text += &format!("\n{step}\ntime     about {}", about(estimate.seconds));
+                if self.device.is_none() {
+                    text += &format!(" at {gflops:.0} GFLOP/s of products");
+                }
+                text += &format!("\nby {basis}");
+                json["step"] = serde_json::to_value(step)?;
                 json["estimate"] = serde_json::to_value(estimate)?;
                 json["basis"] = basis.into();
             }
@@ -277,6 +310,7 @@ impl Work for Pretrain {
             }
             None => {}
         }
+        outlook.decoders.insert(name.to_owned(), decoder);
         Ok(Plan { json, text })
     }
 

@@ -57,6 +57,7 @@ impl Work for PruneRecipe {
                 text: format!("no estimate: {reason}"),
             });
         };
+        self.prune.check_width(&config)?;
         let small = Config {
             ffn: self.prune.ffn,
             ..config.clone()
@@ -85,13 +86,9 @@ impl Work for PruneRecipe {
         }
         let tokens = Artifact::open(&place.input(&self.inputs.tokens), Kind::Tokens)?;
         let inputs = Inputs::new().artifact("tokens", &tokens)?;
-        // A folder that is no artifact of ours, a downloaded checkpoint say, counts by its bytes.
-        let inputs = match Artifact::open(&checkpoint, Kind::Checkpoint) {
-            Ok(artifact) => inputs.artifact("checkpoint", &artifact)?,
-            Err(_) => inputs.path("checkpoint", &checkpoint)?,
-        };
+        let inputs = inputs.artifact_or_path("checkpoint", &checkpoint, Kind::Checkpoint)?;
         let (what, settings) = ((StageKind::Prune, Kind::Checkpoint), self.settings()?);
-        let skipped = make(app, what, settings, inputs, &place.out, |app, draft| {
+        let skipped = make(app, what, settings, inputs, &place.out, |app, draft, _| {
             prune(
                 &self.prune,
                 &checkpoint,

@@ -40,17 +40,23 @@ impl Work for TeacherLogitsRecipe {
         Ok(Recipe::resolved_json(self)?)
     }
 
-    fn plan(&self, _: &str, _: &Place, outlook: &mut Outlook) -> Result<Plan> {
+    fn plan(&self, _: &str, place: &Place, outlook: &mut Outlook) -> Result<Plan> {
         let TeachSettings { k, splits, .. } = &self.teacher_logits;
+        let teacher = outlook.decoder(&self.inputs.teacher, place);
+        if let Some(teacher) = &teacher {
+            self.teacher_logits.check_teacher(teacher)?;
+        }
+        // An id and a half-precision logarithm.
+        let bytes =
+            teacher.map_or(4, |teacher| 2 + if teacher.vocab > 1 << 16 { 4 } else { 2 }) * k;
         for split in splits {
             outlook.check_split(&self.inputs.tokens, "teacher_logits.splits", split)?;
         }
         Ok(Plan {
-            json: json!({"k": k, "bytes_per_token": 4 * k}),
+            json: json!({"k": k, "bytes_per_token": bytes}),
             text: format!(
-                "{k} predictions a token of {}, {} bytes a token where the vocabulary has at most 65,536 entries",
-                splits.join(", "),
-                4 * k
+                "{k} predictions a token of {}, {bytes} bytes a token",
+                splits.join(", ")
             ),
         })
     }
@@ -59,13 +65,10 @@ impl Work for TeacherLogitsRecipe {
         let teacher = place.input(&self.inputs.teacher);
         let tokens = Artifact::open(&place.input(&self.inputs.tokens), Kind::Tokens)?;
         let inputs = Inputs::new().artifact("tokens", &tokens)?;
-        let inputs = match Artifact::open(&teacher, Kind::Checkpoint) {
-            Ok(artifact) => inputs.artifact("teacher", &artifact)?,
-            Err(_) => inputs.path("teacher", &teacher)?,
-        };
+        let inputs = inputs.artifact_or_path("teacher", &teacher, Kind::Checkpoint)?;
         let what = (StageKind::TeacherLogits, Kind::TeacherLogits);
         let settings = self.settings()?;
-        let skipped = make(app, what, settings, inputs, &place.out, |app, draft| {
+        let skipped = make(app, what, settings, inputs, &place.out, |app, draft, _| {
             let report = teach(
                 &self.teacher_logits,
                 &teacher,

@@ -62,9 +62,9 @@ impl Work for TokenizerRecipe {
     }
 
     fn plan(&self, _: &str, _: &Place, outlook: &mut Outlook) -> Result<Plan> {
-        let found = look_at_texts("data.texts", &self.data.texts)?;
         let vocab = self.tokenizer.vocab_size;
-        outlook.vocab = Some(vocab);
+        outlook.vocab = Some(vocab); // which a later recipe may be priced with where there are no texts
+        let found = look_at_texts("data.texts", &self.data.texts)?;
         Ok(Plan {
             text: format!(
                 "a vocabulary of {vocab} from {} bytes of files",

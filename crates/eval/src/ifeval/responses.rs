@@ -77,6 +77,11 @@ impl Responses {
         Ok(Responses { of_prompts, empty })
     }
 
+    /// The response to the prompt of this place, where there is one.
+    pub fn of(&self, place: usize) -> Option<&str> {
+        self.of_prompts.get(place)?.as_deref()
+    }
+
     /// Lines of responses that are empty or blank; they follow nothing.
     pub fn empty_lines(&self) -> &[u64] {
         &self.empty

@@ -8,9 +8,9 @@
 
 use std::ops::Range;
 
-use super::Query;
 use super::pack;
 use super::tile::{Left, Right, Rows, TILE, product, tile_of};
+use super::{Keys, Query};
 use crate::matmul::words;
 use crate::norm::dot;
 use crate::pool::{Disjoint, Pool};
@@ -39,43 +39,66 @@ pub(super) fn backward<const BF16: bool>(
     pool.run(segments.len() * shape.kv_heads, |task| {
         let (start, len) = segments[order[task / shape.kv_heads]];
         if len > 0 {
-            let kv_head = task % shape.kv_heads;
+            let width = shape.qkv_width();
             let task = Task {
                 shape,
                 qkv,
                 start,
                 len,
-                kv_head,
+                keys: Query::flat(shape, qkv, start, len).keys,
+                keys_len: len,
+                own: true,
+                kv_head: task % shape.kv_heads,
                 out,
                 lse,
                 d_out,
                 d_qkv: &d_qkv,
+                d_kv: &d_qkv,
+                d_kv_at: start * width + shape.q_width(),
+                d_kv_stride: width,
             };
-            let block = shape.head_dim * TILE;
-            let size = 5 * len.div_ceil(TILE) * block
-                + 5 * block
-                + 3 * TILE * TILE
-                + 2 * TILE
-                + shape.head_dim;
-            with_scratch(size, |scratch| {
-                dispatch_in::<BF16, _>(pool.isa(), Differentiate::<BF16> { task, scratch })
-            });
+            task.run::<BF16>(pool);
         }
     });
 }
 
-/// One segment and the heads that share a kv head.
+/// A run of rows, the keys that they see, and the heads that share a kv head. Rows and keys are no other task's.
 #[derive(Clone, Copy)]
-struct Task<'a> {
-    shape: HeadShape,
-    qkv: &'a [f32],
-    start: usize,
-    len: usize,
-    kv_head: usize,
-    out: &'a [f32],
-    lse: &'a [f32],
-    d_out: &'a [f32],
-    d_qkv: &'a Disjoint<'a, f32>,
+pub(super) struct Task<'a> {
+    pub shape: HeadShape,
+    pub qkv: &'a [f32],
+    pub start: usize,
+    pub len: usize,
+    pub keys: Keys<'a>,
+    pub keys_len: usize,
+    /// Whether the keys are the rows' own, of which row i sees those up to i and gradients are written; else all of them are seen
+    /// and gradients added to.
+    pub own: bool,
+    pub kv_head: usize,
+    pub out: &'a [f32],
+    pub lse: &'a [f32],
+    pub d_out: &'a [f32],
+    pub d_qkv: &'a Disjoint<'a, f32>,
+    /// Where the gradients of keys go, and those of values behind them.
+    pub d_kv: &'a Disjoint<'a, f32>,
+    /// That of the first key.
+    pub d_kv_at: usize,
+    pub d_kv_stride: usize,
+}
+
+impl Task<'_> {
+    pub(super) fn run<const BF16: bool>(self, pool: &Pool) {
+        let block = self.shape.head_dim * TILE;
+        let size = 5 * self.keys_len.div_ceil(TILE) * block
+            + 5 * block
+            + 3 * TILE * TILE
+            + 2 * TILE
+            + self.shape.head_dim;
+        let task = self;
+        with_scratch(size, |scratch| {
+            dispatch_in::<BF16, _>(pool.isa(), Differentiate::<BF16> { task, scratch })
+        });
+    }
 }
 
 struct Differentiate<'a, const BF16: bool> {
@@ -94,25 +117,30 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
             qkv,
             start,
             len,
+            keys: seen,
+            keys_len,
+            own: causal,
             kv_head,
             out,
             lse,
             d_out,
             d_qkv,
+            d_kv,
+            d_kv_at,
+            d_kv_stride,
         } = task;
         let (group, k) = (shape.group(), shape.head_dim);
         let (width, q_width) = (shape.qkv_width(), shape.q_width());
         let scale = (k as f32).sqrt().recip();
-        let segment = Query::flat(shape, qkv, start, len);
-        let tiles = len.div_ceil(TILE);
+        let tiles = keys_len.div_ceil(TILE);
         let depth = words::<S, BF16>(k); // of K numbers
         // Words of a tile of rows, whichever way pairs go; K and TILE are even.
         let block = depth * TILE;
         let (keys_t, rest) = scratch.split_at_mut(tiles * block); // tiles of [words(K), TILE]
         let (values_t, rest) = rest.split_at_mut(tiles * block); // the same
         let (keys, rest) = rest.split_at_mut(tiles * block); // tiles of [words(TILE), K]
-        let (d_keys, rest) = rest.split_at_mut(tiles * TILE * k); // [len, K]
-        let (d_values, rest) = rest.split_at_mut(tiles * TILE * k); // [len, K]
+        let (d_keys, rest) = rest.split_at_mut(tiles * TILE * k); // [keys, K]
+        let (d_values, rest) = rest.split_at_mut(tiles * TILE * k); // [keys, K]
         let (q, rest) = rest.split_at_mut(block); // [rows, words(K)]
         let (d_o, rest) = rest.split_at_mut(block); // [rows, words(K)]
         let (q_down, rest) = rest.split_at_mut(block); // [words(rows), K]
@@ -125,8 +153,8 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
         let (log_sums, rest) = rest.split_at_mut(TILE); // [rows]
         let d_o_row = &mut rest[..k]; // [K]
         for tile in 0..tiles {
-            let count = TILE.min(len - tile * TILE);
-            let (key_rows, value_rows) = tile_of(shape, segment.keys, tile, count, kv_head);
+            let count = TILE.min(keys_len - tile * TILE);
+            let (key_rows, value_rows) = tile_of(shape, seen, tile, count, kv_head);
             let at = tile * block..(tile + 1) * block;
             pack::columns::<S, BF16>(simd, key_rows, count, k, &mut keys_t[at.clone()]);
             pack::columns::<S, BF16>(simd, value_rows, count, k, &mut values_t[at.clone()]);
@@ -169,10 +197,11 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
             } else {
                 (&*q_down, &*d_o_down) // single numbers go both ways
             };
-            for tile in 0..=first / TILE {
+            let seen = if causal { first / TILE + 1 } else { tiles };
+            for tile in 0..seen {
                 let first_key = tile * TILE;
-                let count = TILE.min(len - first_key);
-                let own = first_key == first; // and `count` is `rows`
+                let count = TILE.min(keys_len - first_key);
+                let own = causal && first_key == first; // and `count` is `rows`
                 let strip = if own { STRIP } else { TILE };
                 let at = tile * block;
                 for row in (0..rows).step_by(strip) {
@@ -200,7 +229,13 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
                     for row in (row..row + height).step_by(2) {
                         let rows = row..rows.min(row + 2);
                         let (p, d_s) = (&mut p[..], &mut d_s[..]);
-                        let scores = Scores { p, d_s, cols, own };
+                        let scores = Scores {
+                            p,
+                            d_s,
+                            cols,
+                            count,
+                            own,
+                        };
                         let terms = rows.clone().map(|row| (log_sums[row], dots[row]));
                         if BF16 && S::PAIRS {
                             scores.differentiate_pair(simd, rows, terms, scale, d_s_along);
@@ -245,22 +280,34 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
             }
             for (row, d_q) in d_q.chunks_exact(k).take(rows).enumerate() {
                 let at = (start + first + row) * width + head * k;
-                // SAFETY: this head's columns of this segment's rows are this task's alone.
-                unsafe { d_qkv.range(at, k) }.copy_from_slice(d_q);
+                // SAFETY: this head's columns of these rows are this task's alone.
+                put(unsafe { d_qkv.range(at, k) }, d_q, causal);
             }
         }
         for (row, (d_key, d_value)) in d_keys
             .chunks_exact(k)
             .zip(d_values.chunks_exact(k))
-            .take(len)
+            .take(keys_len)
             .enumerate()
         {
-            let at = (start + row) * width + q_width + kv_head * k;
-            // SAFETY: this kv head's columns of this segment's rows are this task's alone.
+            let at = d_kv_at + row * d_kv_stride + kv_head * k;
+            // SAFETY: this kv head's columns of these keys are this task's alone.
             let (to_key, to_value) =
-                unsafe { (d_qkv.range(at, k), d_qkv.range(at + shape.kv_width(), k)) };
-            to_key.copy_from_slice(d_key);
-            to_value.copy_from_slice(d_value);
+                unsafe { (d_kv.range(at, k), d_kv.range(at + shape.kv_width(), k)) };
+            put(to_key, d_key, causal);
+            put(to_value, d_value, causal);
+        }
+    }
+}
+
+/// Writes numbers, or adds them to what is there.
+#[inline(always)]
+fn put(to: &mut [f32], from: &[f32], writes: bool) {
+    if writes {
+        to.copy_from_slice(from);
+    } else {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to += from;
         }
     }
 }
@@ -296,6 +343,8 @@ struct Scores<'a> {
     d_s: &'a mut [f32],
     /// Columns that have been formed, a multiple of [`STRIP`].
     cols: usize,
+    /// Keys that there are.
+    count: usize,
     /// Whether row i sees the keys up to i, rather than all.
     own: bool,
 }
@@ -304,9 +353,10 @@ impl Scores<'_> {
     /// Gives `row` no probabilities beyond what it sees, up to column `cols`.
     #[inline(always)]
     fn mask(&mut self, row: usize, cols: usize) {
-        if self.own {
-            self.p[row * TILE..][row + 1..cols].fill(f32::NEG_INFINITY);
-            self.d_s[row * TILE..][row + 1..cols].fill(0.0);
+        let seen = if self.own { row + 1 } else { self.count };
+        if seen < cols {
+            self.p[row * TILE..][seen..cols].fill(f32::NEG_INFINITY);
+            self.d_s[row * TILE..][seen..cols].fill(0.0);
         }
     }
 

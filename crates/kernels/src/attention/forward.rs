@@ -137,7 +137,7 @@ impl<const BF16: bool> Body for Attend<'_, BF16> {
         highest.fill(f32::NEG_INFINITY);
         totals.fill(0.0);
         let begin = query.past + first; // position of the first row
-        let end = begin + positions; // keys that the last row sees
+        let end = query.keys.of(begin + positions); // keys that the last row sees
         for tile in 0..end.div_ceil(TILE) {
             let count = TILE.min(end - tile * TILE);
             // Scores beyond are of keys that no row sees.
@@ -181,7 +181,7 @@ impl<const BF16: bool> Body for Attend<'_, BF16> {
                 );
             }
             for row in skip..rows {
-                let seen = (begin + row / group + 1 - tile * TILE).min(TILE);
+                let seen = (begin + row / group + 1 - tile * TILE).min(count);
                 let scores = &mut scores[row * TILE..][..cols];
                 scores[seen.min(cols)..].fill(f32::NEG_INFINITY);
                 let sums = &mut sums[row * head_dim..][..head_dim];

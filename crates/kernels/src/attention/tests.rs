@@ -7,14 +7,14 @@ use crate::isa::Isa;
 use crate::matmul::bf16;
 use crate::random::normal;
 
-fn isas() -> Vec<Isa> {
+pub(super) fn isas() -> Vec<Isa> {
     [Isa::Scalar, Isa::Avx2, Isa::Avx512]
         .into_iter()
         .filter(|&isa| isa <= Isa::best())
         .collect()
 }
 
-fn numbers(len: usize, seed: u64) -> Vec<f32> {
+pub(super) fn numbers(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|i| normal(seed, 0, i as u64)).collect()
 }
 
@@ -22,7 +22,7 @@ fn numbers(len: usize, seed: u64) -> Vec<f32> {
 ///
 /// In bf16 against the formula of rounded inputs: probabilities and the gradients of scores are rounded once more, by up to 2⁻⁹ of
 /// themselves. Two such roundings are 2⁻⁸ of the tensor's root mean square; rows that see few keys are several times as large.
-fn close(compute: Compute, got: &[f32], want: &[f32], what: &str) {
+pub(super) fn close(compute: Compute, got: &[f32], want: &[f32], what: &str) {
     if compute == Compute::F32 {
         for (i, (a, b)) in got.iter().zip(want).enumerate() {
             assert!(
@@ -46,7 +46,7 @@ fn close(compute: Compute, got: &[f32], want: &[f32], what: &str) {
     );
 }
 
-fn rounded(numbers: &[f32]) -> Vec<f32> {
+pub(super) fn rounded(numbers: &[f32]) -> Vec<f32> {
     numbers.iter().map(|&x| bf16::round(x)).collect()
 }
 

@@ -5,7 +5,7 @@
 //!
 //! | tensor | type | what |
 //! |---|---|---|
-//! | `ids` | U16 if the vocabulary has at most 65,536 ids, else U32; `[tokens, K]` | distinct, the likeliest first |
+//! | `ids` | U16 if the vocabulary has at most 65,536 ids, else U32; `[tokens, K]` | distinct as written (which is not checked again), the likeliest first |
 //! | `log_probs` | F16 `[tokens, K]` | their log-probabilities, in nats |
 //!
 //! Row i belongs to token i of the shard and is predicted from what lies before it in its document and its window. The

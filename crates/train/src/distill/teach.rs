@@ -10,6 +10,7 @@ use std::sync::Arc;
 use russet_artifact::{Artifact, Interrupt, Progress};
 use russet_kernels::cross_entropy::{MAX_SPARSE, log_sum_exp};
 use russet_kernels::{Isa, Pool};
+use russet_model::Config;
 use russet_tensor::{Ctx, ops};
 use russet_tokenizer::{TokenShard, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,29 @@ impl TeachSettings {
         }
         Ok(())
     }
+
+    /// Checks what depends on the teacher's shape.
+    ///
+    /// # Errors
+    /// When it knows fewer tokens or shorter sequences.
+    pub fn check_teacher(&self, teacher: &Config) -> Result<()> {
+        let Config { context, vocab, .. } = *teacher;
+        if self.sequence_length > context {
+            let problem = format!(
+                "is {}, but the teacher was made for {context} tokens of context",
+                self.sequence_length
+            );
+            return Err(TrainError::setting(
+                "teacher_logits.sequence_length",
+                problem,
+            ));
+        }
+        if self.k > vocab {
+            let problem = format!("is {}, more than the vocabulary of {vocab}", self.k);
+            return Err(TrainError::setting("teacher_logits.k", problem));
+        }
+        Ok(())
+    }
 }
 
 /// Asks the checkpoint `teacher` about the splits of `tokens` and leaves a file each in `out`, a draft's folder.
@@ -104,20 +128,9 @@ pub fn teach(
     }
     let total: u64 = shards.iter().map(|(_, shard)| shard.tokens() as u64).sum();
     let decoder = open_teacher(teacher, &shards[0].1)?;
-    let (context, vocab) = (decoder.config().context, decoder.config().vocab);
+    let vocab = decoder.config().vocab;
     let (length, k) = (settings.sequence_length, settings.k);
-    if length > context {
-        let problem =
-            format!("is {length}, but the teacher was made for {context} tokens of context");
-        return Err(TrainError::setting(
-            "teacher_logits.sequence_length",
-            problem,
-        ));
-    }
-    if k > vocab {
-        let problem = format!("is {k}, more than the vocabulary of {vocab}");
-        return Err(TrainError::setting("teacher_logits.k", problem));
-    }
+    settings.check_teacher(decoder.config())?;
     // As the student's plan has it.
     let begin_of_text = Tokenizer::open(teacher)?.special().bos;
     let mut ctx = Ctx::new(pool.clone());

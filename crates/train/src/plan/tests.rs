@@ -69,11 +69,12 @@ fn the_key_changes_with_what_matters_only() {
         "train.checkpoint_every=9",
         "train.validate_every=4",
         "train.keep_last=3",
-        "train.keep_best=true",
         "train.spike_deviations=2.5",
     ] {
         assert_eq!(key(&[idle]), base, "{idle}");
     }
+    let keeps_best = ["train.keep_best=true", "train.validate_every=4"];
+    assert_eq!(key(&keeps_best), base);
     for matters in [
         "train.seed=1",
         "train.steps=31",
@@ -279,6 +280,9 @@ fn settings_that_do_not_go_together_are_refused() {
             ],
             "`data.train` stands beside",
         ),
+        (&["train.keep_best=true"], "`train.validate_every` is 0"),
+        (&["model.context=8"], "`model.context` is 8, less than"),
+        (&["optimizer.beta2=0.99999999"], "in single precision too"),
         (
             &["data.mixture=[{split='train', weight=0}]"],
             "of `train` is 0",
@@ -293,13 +297,22 @@ fn settings_that_do_not_go_together_are_refused() {
             .to_string();
         assert!(problem.contains(part), "{changes:?}: {problem}");
     }
-    let mut settings: Settings = common::settings(&["train.keep_best=true"]);
-    settings.data.validation = None;
-    let problem = Plan::new(settings, &tokens).unwrap_err().to_string();
-    assert!(
-        problem.contains("`train.keep_best` needs a loss"),
-        "{problem}"
-    );
+    for (change, part) in [
+        ("train.keep_best=true", "`train.keep_best` needs a loss"),
+        (
+            "train.seed=1",
+            "`train.validation_tokens` is there, but nothing",
+        ),
+        (
+            "train.validate_every=5",
+            "`train.validate_every` is there, but nothing",
+        ),
+    ] {
+        let mut settings: Settings = common::settings(&[change]);
+        settings.data.validation = None;
+        let problem = Plan::new(settings, &tokens).unwrap_err().to_string();
+        assert!(problem.contains(part), "{problem}");
+    }
 }
 
 #[test]
@@ -340,9 +353,12 @@ fn a_mixture_is_described_and_labelled_source_by_source() {
         described.iter().map(view).collect::<Vec<_>>(),
         [
             ("train".to_owned(), 0.75, 60),
-            ("train-1".to_owned(), 0.25, 60)
+            ("train-2".to_owned(), 0.25, 60)
         ]
     );
+    let taken = ["books-2", "books"];
+    assert_eq!(label("books", |label| taken.contains(&label)), "books-3");
+    assert_eq!(label("per_second", |_| false), "per_second-2");
     let names = plan.open_train().unwrap().names();
     assert!(names[0].contains("/tokens/train.") && names[1].contains("/other/tokens/train."));
     let stage = plan.stage(&common::tool()).unwrap();

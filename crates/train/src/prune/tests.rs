@@ -109,11 +109,12 @@ fn trained(dir: &Path) -> PathBuf {
 }
 
 fn settings(method: PruneMethod) -> PruneSettings {
+    let learns = method == PruneMethod::Learned;
     PruneSettings {
         ffn: 16,
         method,
-        steps: 60,
-        lr: 0.05,
+        steps: if learns { 60 } else { super::steps() },
+        lr: if learns { 0.05 } else { super::lr() },
         weight_lr: 0.0,
         epsilon_start: 1.0,
         epsilon_end: 0.01,
@@ -214,7 +215,7 @@ fn what_cannot_be_pruned_is_refused_with_a_sentence() {
     };
     refused(
         &|s| s.ffn = 64,
-        "`prune.ffn` is 64, but the feed-forward layers of",
+        "`prune.ffn` is 64, but the checkpoint's feed-forward layers are 64 wide",
     );
     refused(&|s| s.ffn = 0, "`prune.ffn` is 0");
     refused(&|s| s.micro_batch_sequences = Some(3), "does not divide");
@@ -225,7 +226,18 @@ fn what_cannot_be_pruned_is_refused_with_a_sentence() {
             s.method = PruneMethod::Random;
             s.weight_lr = 0.1;
         },
-        "only `method = \"learned\"` trains",
+        "`prune.weight_lr` is there, but only `method = \"learned\"` trains",
+    );
+    refused(
+        &|s| s.method = PruneMethod::Magnitude,
+        "`prune.steps` is there, but only `method = \"learned\"` trains",
+    );
+    refused(
+        &|s| {
+            s.validation = None;
+            s.validation_tokens = Some(10);
+        },
+        "nothing to measure on",
     );
     refused(
         &|s| s.train = "other".to_owned(),

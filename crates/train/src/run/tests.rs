@@ -455,6 +455,75 @@ fn gradients_that_overflow_stop_the_run_before_the_weights_change() {
     assert_eq!(bits(&state.decoder), before);
 }
 
+#[test]
+fn gradients_that_overflow_are_skipped_where_large_ones_are_but_not_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = RunLog::create(dir.path()).unwrap();
+    let mut state = fresh();
+    let before = bits(&state.decoder);
+    let (interrupt, mut heard) = (Interrupt::new(), Messages(Vec::new()));
+    let mut flood = Overflow;
+    let run = Loop {
+        skip_norm: Some(100.0),
+        log: Some((1, &mut log)),
+        ..plain(&mut flood, &interrupt, 30, &mut heard)
+    };
+    let problem = train(run, &mut context(1), &mut state).unwrap_err();
+    let problem = problem.to_string();
+    assert!(
+        problem.starts_with("step 11: the gradient's norm is "),
+        "{problem}"
+    );
+    assert_eq!((state.step, state.tally.skipped), (10, 10));
+    assert_eq!(bits(&state.decoder), before);
+    // The log tells what ended the run.
+    let events = russet_artifact::read_log(dir.path()).unwrap();
+    let last = events.last().unwrap();
+    assert_eq!((last.step, &last.texts["not_finite"]), (11, &problem));
+    let norm = events[events.len() - 2].scalars["gradient_norm"];
+    assert!(!norm.is_finite());
+}
+
+/// Where the best decoder cannot be written, it is not the best.
+#[test]
+fn a_best_checkpoint_that_is_not_on_the_disk_is_forgotten() {
+    let (mut state, interrupt) = (fresh(), Interrupt::new());
+    let dir = tempfile::tempdir().unwrap();
+    let tool = russet_artifact::Tool::new("0.0.0", "test");
+    let stage = russet_artifact::Stage::new("toy", &tool, json!({}), Default::default());
+    let store = StateStore::new(dir.path().join("state"), stage, 1);
+    let mut best = Vec::new();
+    for (steps, loss, fails) in [(1, 3.0, false), (2, 2.0, true), (3, 2.5, false)] {
+        let mut measure =
+            |_: &mut Ctx, _: &Decoder, _: &mut GoesOn| Ok(Some(vec![(VALIDATION_LOSS, loss)]));
+        let keep = |_: &State| {
+            let work = move || match fails {
+                true => Err(TrainError::setting("disk", "is full")),
+                false => Ok(()),
+            };
+            Ok(Some(Job {
+                what: "the best".to_owned(),
+                work: Box::new(work),
+            }))
+        };
+        let (mut source, mut writer) = (Source::new(1000, 1), Writer::new().unwrap());
+        let mut silent = NoProgress;
+        let run = Loop {
+            measure: Some((0, &mut measure)),
+            saving: Some(Saving {
+                every: 0,
+                store: &store,
+                writer: &mut writer,
+                best: Some(&keep),
+            }),
+            ..plain(&mut source, &interrupt, steps, &mut silent)
+        };
+        train(run, &mut context(1), &mut state).unwrap();
+        best.push(state.tally.best);
+    }
+    assert_eq!(best, [Some((1, 3.0)), Some((1, 3.0)), Some((3, 2.5))]);
+}
+
 /// Hears what is said to a person.
 struct Messages(Vec<String>);
 

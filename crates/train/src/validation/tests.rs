@@ -55,7 +55,10 @@ fn measures_are_those_of_each_document_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (mut ctx, decoder) = (context(2), decoder());
     let validation = validation(dir.path(), &[5, 40, 1, 0, 16, 15, 3], None).unwrap();
-    let found = validation.measure(&mut ctx, &decoder).unwrap();
+    let found = validation
+        .measure(&mut ctx, &decoder, &mut |_| true)
+        .unwrap()
+        .unwrap();
     let (text, end) = naively(&mut ctx, &decoder, &validation.shard, 16);
     let nats = (text + end) / 87.0;
     let bits = text / std::f64::consts::LN_2 / 80.0; // a byte an id
@@ -68,6 +71,21 @@ fn measures_are_those_of_each_document_alone() {
         "{found:?}, not {bits}"
     );
     assert_eq!((found.tokens, found.bytes, found.documents), (87, 80, 7));
+}
+
+#[test]
+fn a_measurement_is_dropped_before_any_pass() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut ctx, decoder) = (context(1), decoder());
+    let validation = validation(dir.path(), &[9; 40], None).unwrap();
+    let mut shares = Vec::new();
+    let stopped = validation.measure(&mut ctx, &decoder, &mut |share| {
+        shares.push(share);
+        shares.len() < 3
+    });
+    assert_eq!(stopped.unwrap(), None);
+    // Two documents of ten tokens are a pass of at most 24.
+    assert_eq!(shares, [0.0, 0.05, 0.1]);
 }
 
 #[test]

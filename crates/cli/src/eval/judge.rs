@@ -1,0 +1,205 @@
+//! `eval judge`: a model says which of two models' responses is better, each pair in both orders.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use russet_engine::{Engine, EngineConfig};
+use russet_eval::pairwise::judge::{ModelJudge, Question, judge_both_ways};
+use russet_eval::{Row, prompts, read_rows};
+use serde_json::json;
+
+use super::respond::whole_lines;
+use crate::app::{App, Interrupted, Model, Usage};
+
+/// Pairs that are judged together, each in two orders.
+const PAIRS: usize = 4;
+
+#[derive(Args)]
+pub struct JudgeArgs {
+    /// Responses of two models to the same prompts: rows of `prompt` and `response`; given twice
+    #[arg(long, required = true, value_name = "FILE")]
+    responses: Vec<PathBuf>,
+    /// What the two models are called, separated by a comma (default: the files' names)
+    #[arg(long, value_delimiter = ',')]
+    names: Vec<String>,
+    /// The model that judges, through its chat template
+    #[arg(long)]
+    model: PathBuf,
+    /// An adapter (PEFT folder) to put onto it
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Where judgements go, for `eval pairwise`, and where they are gone on with
+    #[arg(long, value_name = "FILE.jsonl")]
+    out: PathBuf,
+}
+
+struct Pair {
+    question: Question,
+    category: Option<String>,
+}
+
+pub fn run(app: &mut App, args: &JudgeArgs) -> Result<()> {
+    let [one, two] = &args.responses[..] else {
+        let sentence = format!(
+            "--responses is there {} times, but two models are compared; give it twice",
+            args.responses.len()
+        );
+        return Err(Usage(sentence).into());
+    };
+    let names = names(&args.names, one, two)?;
+    if args.out.extension().is_none_or(|ending| ending != "jsonl") {
+        let sentence = format!("--out {}: let the name end in .jsonl", args.out.display());
+        return Err(Usage(sentence).into());
+    }
+    let pairs = pairs(app, one, two)?;
+    let failed = || format!("{}: the judgements cannot be written", args.out.display());
+    let (mut file, whole) = whole_lines(&args.out).with_context(failed)?;
+    let judge = args.model.display().to_string();
+    let mut done = 0;
+    if whole > 0 {
+        for row in read_rows(&args.out)? {
+            let same = pairs.get(done).is_some_and(|pair| {
+                row.text("prompt").ok() == Some(&pair.question.prompt)
+                    && row.text("model_a").ok() == Some(&names[0])
+                    && row.text("model_b").ok() == Some(&names[1])
+                    && row.text("judge").ok() == Some(&judge)
+            });
+            if !same {
+                return Err(row
+                    .wrong("it is no judgement of this judge on these responses; name another file by --out")
+                    .into());
+            }
+            done += 1;
+        }
+    }
+    let (mut consistent, mut silent) = (0usize, 0usize);
+    if done < pairs.len() {
+        app.stop_on_signals()?;
+        let model = Model::open_for_chat(&args.model, args.adapter.as_deref(), &mut *app.progress)?;
+        let stop_tokens = model.eos();
+        let context = model.decoder.config().context;
+        let config = EngineConfig::new(context, 2 * PAIRS);
+        let Model { decoder, tokenizer } = model;
+        let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
+        let mut asked = ModelJudge {
+            model: &mut engine,
+            tokenizer: &tokenizer,
+            stop_tokens,
+            context,
+        };
+        app.progress
+            .begin("judge", Some(pairs.len() as u64), "pairs");
+        for chunk in pairs[done..].chunks(PAIRS) {
+            if app.interrupt.is_raised() {
+                app.progress.end();
+                return Err(Interrupted(format!(
+                    "stopped; {done} judgements lie in {}, and the same command goes on behind them",
+                    args.out.display()
+                ))
+                .into());
+            }
+            let questions: Vec<Question> = chunk.iter().map(|pair| pair.question.clone()).collect();
+            for (pair, both) in chunk.iter().zip(judge_both_ways(&mut asked, &questions)?) {
+                consistent += usize::from(both.consistent);
+                silent += usize::from(both.second.is_none());
+                let row = json!({
+                    "prompt": pair.question.prompt, "category": pair.category, "model_a": names[0], "model_b": names[1],
+                    "response_a": pair.question.first, "response_b": pair.question.second,
+                    "preference": both.second.map(|second| 1.0 + second), "judge": judge,
+                    "consistent": both.consistent, "words": both.words,
+                });
+                file.write_all(format!("{row}\n").as_bytes())
+                    .with_context(failed)?;
+                done += 1;
+            }
+            app.progress.update(done as u64, &[]);
+        }
+        app.progress.end();
+    }
+    let json = json!({"judgements": args.out, "n": done, "consistent": consistent, "without_verdict": silent});
+    let text = format!(
+        "{}: {done} judgements; of those made now {consistent} point the same way in both orders, {silent} have no verdict",
+        args.out.display()
+    );
+    app.print(&json, &text)
+}
+
+fn names(given: &[String], one: &Path, two: &Path) -> Result<[String; 2]> {
+    let names = match given {
+        [] => [one, two].map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.split('.').next().unwrap_or_default().to_owned()
+        }),
+        [one, two] => [one.clone(), two.clone()],
+        _ => {
+            return Err(Usage(format!("--names has {} names; give two", given.len())).into());
+        }
+    };
+    if names[0] == names[1] {
+        let sentence = format!(
+            "both models are called {:?}; tell them apart by --names",
+            names[0]
+        );
+        return Err(Usage(sentence).into());
+    }
+    Ok(names)
+}
+
+/// Prompts that both have answered.
+fn pairs(app: &mut App, one: &Path, two: &Path) -> Result<Vec<Pair>> {
+    for path in [one, two] {
+        crate::found::text(path)?;
+    }
+    let mut seconds = std::collections::HashMap::new();
+    for row in read_rows(two)? {
+        let prompt = row.text("prompt")?.to_owned();
+        let response = row.text("response")?.to_owned();
+        if seconds.insert(prompt, response).is_some() {
+            return Err(again(&row).into());
+        }
+    }
+    let (mut pairs, mut alone) = (Vec::new(), Vec::new());
+    let mut seen = std::collections::HashSet::new();
+    for row in read_rows(one)? {
+        let (prompt, first) = (row.text("prompt")?, row.text("response")?);
+        if !seen.insert(prompt.to_owned()) {
+            return Err(again(&row).into());
+        }
+        let Some(second) = seconds.get(prompt) else {
+            alone.push(row.line);
+            continue;
+        };
+        let known = prompts().iter().find(|other| other.prompt == prompt);
+        let category = row.text_or_none("category")?;
+        pairs.push(Pair {
+            question: Question {
+                prompt: prompt.to_owned(),
+                first: first.to_owned(),
+                second: second.clone(),
+            },
+            category: category
+                .map(str::to_owned)
+                .or(known.map(|prompt| prompt.category.clone())),
+        });
+    }
+    super::remark(
+        app,
+        one,
+        &alone,
+        "prompts are answered by the first model alone",
+    );
+    if pairs.is_empty() {
+        bail!(
+            "{} and {}: no prompt is answered in both; compare responses to the same prompts",
+            one.display(),
+            two.display()
+        );
+    }
+    Ok(pairs)
+}
+
+fn again(row: &Row) -> russet_eval::Error {
+    row.wrong("its prompt is that of an earlier row too; keep one response a prompt")
+}

@@ -1,0 +1,81 @@
+//! `eval math`: GSM8K and its like.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use russet_eval::math::{judge_problem, read_problems, score_problems};
+use serde_json::json;
+
+use super::respond::{Form, Question, Source, answers};
+use super::save::{SaveArgs, Saved};
+use crate::app::App;
+
+#[derive(Args)]
+pub struct MathArgs {
+    /// Problems: rows of `question` and `answer`, which ends in `#### NUMBER` (.jsonl, plain or packed)
+    #[arg(long, value_name = "FILE")]
+    task: PathBuf,
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    save: SaveArgs,
+}
+
+/// What is asked for behind the question.
+const ASK: &str = "\n\nThink step by step. End with a line of `#### ` and the number alone.";
+
+pub fn run(app: &mut App, args: &MathArgs) -> Result<()> {
+    crate::found::text(&args.task)?;
+    let problems = read_problems(&args.task)?;
+    let questions: Vec<Question> = problems
+        .iter()
+        .map(|problem| Question {
+            name: problem.question.clone(),
+            text: format!("{}{ASK}", problem.question),
+        })
+        .collect();
+    let form = Form {
+        verb: "math",
+        keys: &["question", "prompt"],
+        values: &["response"],
+        continued: false,
+        several: false,
+        stops: &[],
+    };
+    let (answers, path) = answers(app, &args.source, &form, &questions)?;
+    let firsts = answers
+        .of_rows
+        .iter()
+        .map(|all| all.first().map(String::as_str));
+    let scores = score_problems(problems.iter().zip(firsts.clone()));
+    let json = serde_json::to_value(&scores)?;
+    let rows = problems.iter().zip(firsts).filter_map(|(problem, response)| {
+        let (strict, flexible) = judge_problem(problem, response?);
+        let note = match (strict, flexible) {
+            (true, _) => String::new(),
+            (false, true) => "right, but not behind ####".to_owned(),
+            _ => format!("the answer is {}", problem.answer),
+        };
+        Some(json!({"name": "", "prompt": problem.question, "response": response, "passed": flexible, "note": note}))
+    });
+    let saved = Saved {
+        name: "math",
+        scores: &json,
+        settings: args.source.settings(),
+        inputs: [
+            vec![("task", args.task.as_path())],
+            args.source.inputs(&path),
+        ]
+        .concat(),
+        rows: rows.collect(),
+    };
+    args.save.save(app, &saved)?;
+    let text = format!(
+        "right behind #### {:.1} %, by the last number {:.1} %, of {} responses",
+        100.0 * scores.strict,
+        100.0 * scores.flexible,
+        scores.n
+    );
+    app.print(&json, &text)
+}

@@ -1,0 +1,77 @@
+//! What a report is made of: an evaluation's scores with where they come from, and its rows.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use russet_artifact::{Artifact, atomic_write, hash_file, hash_folder};
+use serde_json::{Map, Value, json};
+
+use crate::app::App;
+
+#[derive(Args, Default)]
+pub struct SaveArgs {
+    /// Folder of a run, where scores, their provenance and each row go for `eval report`
+    #[arg(long, value_name = "DIR")]
+    save: Option<PathBuf>,
+}
+
+/// What goes into `DIR/NAME.json` and `DIR/NAME.rows.jsonl`.
+pub struct Saved<'a> {
+    /// The evaluation, the verb's word.
+    pub name: &'a str,
+    /// Its scores, as printed.
+    pub scores: &'a Value,
+    /// What they were asked for with.
+    pub settings: Value,
+    /// What was read: a name and a path.
+    pub inputs: Vec<(&'a str, &'a Path)>,
+    /// Each row: `name`, and what else there is of `prompt`, `response`, `passed`, `note`.
+    pub rows: Vec<Value>,
+}
+
+impl SaveArgs {
+    /// Writes them where that was asked for.
+    pub fn save(&self, app: &App, saved: &Saved) -> Result<()> {
+        let Some(folder) = &self.save else {
+            return Ok(());
+        };
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("{}: the folder cannot be made", folder.display()))?;
+        let mut inputs = Map::new();
+        for (name, path) in &saved.inputs {
+            inputs.insert((*name).to_owned(), source(path)?);
+        }
+        let rows: String = saved.rows.iter().map(|row| format!("{row}\n")).collect();
+        let record = json!({
+            "format": 1,
+            "eval": saved.name,
+            "scores": saved.scores,
+            "settings": saved.settings,
+            "inputs": inputs,
+            "tool": app.tool,
+        });
+        // The record last: where it is, its rows are.
+        atomic_write(
+            &folder.join(format!("{}.rows.jsonl", saved.name)),
+            rows.as_bytes(),
+        )?;
+        let text = format!("{record:#}\n");
+        atomic_write(
+            &folder.join(format!("{}.json", saved.name)),
+            text.as_bytes(),
+        )?;
+        Ok(())
+    }
+}
+
+/// A file by its bytes, an artifact by its manifest, from which all it was made of can be walked back, any other folder by all its bytes.
+fn source(path: &Path) -> Result<Value> {
+    if path.is_dir() {
+        return Ok(match Artifact::open_any(path) {
+            Ok(artifact) => json!({"path": path, "manifest": artifact.manifest_hash()}),
+            Err(_) => json!({"path": path, "blake3": hash_folder(path)?}),
+        });
+    }
+    Ok(json!({"path": path, "blake3": hash_file(path)?}))
+}

@@ -1,0 +1,782 @@
+//! Palettizing with one block of the checkpoint in memory at a time, and what of it survives the process.
+//!
+//! The same numbers as [`crate::palettize`]'s way for a whole decoder, to the bit: hidden states go through the checkpoint block by block, gradients
+//! come back block by block, and what both ways do with a block is the same code.
+//! ```text
+//! reading     block l:  hidden l → hidden l + 1                          last: the loss, and its gradient at hidden L
+//! weighing    L − 1 … 0:  gradient l + 1 → gradient l, moments → both fits of each projection, what two bits cost it
+//!             which get two bits: the knapsack
+//! refining    block l:  hidden l → covariances → the fits that were chosen, refined
+//! writing     the package, tensor by tensor
+//! ```
+//! What each step makes is a file of the state folder, written beside and renamed in, so that a process that ends at any point is gone on from at
+//! the first file that is missing; hidden states of all blocks lie there, [tokens, D] in f32 each. A state of other settings or inputs is thrown away.
+//!
+//! In memory are one block's weights, their Fisher information and covariances, the fits of a block, a batch's activations, and at the end of
+//! reading and of writing a table. Left out: measured sensitivities, which run the whole decoder for every projection.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use russet_kernels::palette::{self, Bits};
+use russet_kernels::{Mmap, Pool, int8};
+use russet_model::checkpoint::Blocks;
+use russet_model::package;
+use russet_model::stored::{self, Output, Stored};
+use russet_model::{Config, ModelError};
+use russet_tensor::{Ctx, DType, Gradients, Tensor};
+
+use crate::CompressError;
+use crate::allocate::{Choice, allocate};
+use crate::calibration::Calibration;
+use crate::importance::Weights;
+use crate::matrix::{Fitted, Matrix};
+use crate::model::{Model, check_tables};
+use crate::palettize::bytes_over;
+use crate::settings::{LayerReport, Report, Settings};
+use crate::tap::{Listen, Moments};
+use crate::watch::Watch;
+use crate::{refine, sensitivity};
+
+/// Where unfinished work lies, and whose it is.
+#[derive(Clone, Copy, Debug)]
+pub struct State<'a> {
+    /// A folder of its own, made if it is missing and to be removed when the package is in its place.
+    pub folder: &'a Path,
+    /// What the package is a function of; work under another key is not gone on with.
+    pub key: &'a str,
+}
+
+impl State<'_> {
+    /// Removes the folder of finished work, if it is one.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn clear(folder: &Path) -> Result<(), CompressError> {
+        match folder.join(KEY).is_file() {
+            true => {
+                std::fs::remove_dir_all(folder).map_err(|problem| Folder::problem(folder, problem))
+            }
+            false => Ok(()),
+        }
+    }
+}
+
+/// The file by which a folder is known as one of a state.
+const KEY: &str = "key";
+
+/// Bits of every fit, in the order of files.
+const BOTH: [Bits; 2] = [Bits::Two, Bits::Four];
+
+/// Palettizes a checkpoint block by block into `draft`; the report still lacks `loss_after` and `seconds`.
+pub(crate) fn run(
+    pool: &Arc<Pool>,
+    settings: &Settings,
+    blocks: &Blocks,
+    calibration: &Calibration,
+    draft: &Path,
+    state: &State,
+    watch: &mut Watch,
+) -> Result<Report, CompressError> {
+    let folder = Folder::open(state)?;
+    let work = Work {
+        pool,
+        settings,
+        blocks,
+        calibration,
+        folder: &folder,
+    };
+    let loss_before = work.read(watch)?;
+    work.weigh(watch)?;
+    let (bits, rises) = work.choose()?;
+    let (layers, bytes) = work.refine(&bits, &rises, watch)?;
+    let written = work.write(&bits, draft, watch)?;
+    let config = blocks.config();
+    let weights = config.projection_parameters() as u64;
+    Ok(Report {
+        bpw: 8.0 * bytes as f64 / weights as f64,
+        bits_per_parameter: 8.0 * written as f64 / config.parameters() as f64,
+        bytes: written as u64,
+        seconds: 0.0,
+        weights,
+        calibration_tokens: calibration.tokens() as u64,
+        loss_before,
+        loss_after: f64::NAN,
+        layers,
+    })
+}
+
+struct Work<'a> {
+    pool: &'a Arc<Pool>,
+    settings: &'a Settings,
+    blocks: &'a Blocks,
+    calibration: &'a Calibration,
+    folder: &'a Folder,
+}
+
+impl Work<'_> {
+    fn config(&self) -> &Config {
+        self.blocks.config()
+    }
+
+    /// Takes the text through all blocks, and the loss's gradient to the last; the loss in nats a token.
+    fn read(&self, watch: &mut Watch) -> Result<f64, CompressError> {
+        let layers = self.config().layers;
+        let total = self.calibration.tokens() * (layers + 1);
+        watch.part("reading calibration text", total, "tokens", |watch| {
+            let mut ctx = Ctx::new(Arc::clone(self.pool));
+            if !self.folder.has("hidden", 0) {
+                let ends = self.blocks.ends()?;
+                check_tables(&ends)?;
+                self.each("hidden", 0, |batch| Ok(ends.first(&mut ctx, &batch.tokens)))?;
+            }
+            for layer in 0..layers {
+                let done = self.calibration.tokens();
+                if self.folder.has("hidden", layer + 1) {
+                    watch.resumed(done);
+                    continue;
+                }
+                let decoder = self.blocks.block(layer)?;
+                let mut hidden = self.rows("hidden", layer)?;
+                self.each("hidden", layer + 1, |batch| {
+                    let x = hidden.next(batch.tokens.len());
+                    watch.step(batch.tokens.len(), &[])?;
+                    Ok(decoder.block(&mut ctx, 0, &x, &batch.segments()))
+                })?;
+            }
+            if let Some(loss) = self.folder.number("loss")? {
+                watch.resumed(self.calibration.tokens());
+                return Ok(loss);
+            }
+            let ends = self.blocks.ends()?;
+            let mut gradients = Gradients::default();
+            let (mut sum, mut tokens) = (0.0, 0);
+            let mut hidden = self.rows("hidden", layers)?;
+            self.each("gradient", layers, |batch| {
+                let x = hidden.next(batch.tokens.len());
+                ctx.start_tape([x.id()]);
+                let normed = ends.last(&mut ctx, &x);
+                let weights = vec![1.0; batch.tokens.len()];
+                let loss = ends.loss(&mut ctx, &normed, &batch.targets, &weights);
+                ctx.backward(&loss.loss, 1.0, &mut gradients);
+                sum += loss
+                    .per_token
+                    .iter()
+                    .map(|&loss| f64::from(loss))
+                    .sum::<f64>();
+                tokens += batch.tokens.len();
+                watch.step(batch.tokens.len(), &[("loss", sum / tokens as f64)])?;
+                let gradient = gradients.take(&x).expect("the loss depends on it");
+                gradients.clear();
+                Ok(gradient)
+            })?;
+            let loss = sum / tokens as f64;
+            self.folder.put_number("loss", loss)?;
+            Ok(loss)
+        })
+    }
+
+    /// Brings the gradient back through all blocks, fits every projection with both bits, and finds out what two bits cost it.
+    fn weigh(&self, watch: &mut Watch) -> Result<(), CompressError> {
+        let total = self.config().projection_parameters();
+        watch.part("predicting what two bits cost", total, "weights", |watch| {
+            for layer in (0..self.config().layers).rev() {
+                let name = numbered("fits", layer);
+                if self.folder.has_tensors(&name) {
+                    watch.resumed(total / self.config().layers);
+                    continue;
+                }
+                let mut model = Model::new(self.blocks.block(layer)?)?;
+                self.gather(&mut model, layer, watch)?;
+                self.fit(&model, &name, watch)?;
+                // What this block needed and no other does.
+                self.folder.remove("gradient", layer + 1)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Moments of a block's products, and the gradient at what it sees.
+    fn gather(
+        &self,
+        model: &mut Model,
+        layer: usize,
+        watch: &mut Watch,
+    ) -> Result<(), CompressError> {
+        for product in &model.products {
+            product.tap.listen(Listen::Moments(Moments::default()));
+        }
+        let mut ctx = Ctx::new(Arc::clone(self.pool));
+        let mut gradients = Gradients::default();
+        let mut hidden = self.rows("hidden", layer)?;
+        let mut above = self.rows("gradient", layer + 1)?;
+        self.each("gradient", layer, |batch| {
+            let (x, d_y) = (
+                hidden.next(batch.tokens.len()),
+                above.next(batch.tokens.len()),
+            );
+            ctx.start_tape([x.id()]);
+            let y = model.decoder.block(&mut ctx, 0, &x, &batch.segments());
+            gradients.put(&y, d_y);
+            // The tape wants a loss to begin at; this one nothing depends on, and the walk begins with the gradient put above.
+            let loss = Tensor::new(&[1], vec![0.0]);
+            ctx.backward(&loss, 0.0, &mut gradients);
+            watch.step(0, &[])?;
+            let gradient = gradients.take(&x).expect("a block depends on what it sees");
+            gradients.clear();
+            Ok(gradient)
+        })?;
+        for product in &mut model.products {
+            let Listen::Moments(moments) = product.tap.listen(Listen::Nothing) else {
+                unreachable!("moments were asked for")
+            };
+            product.moments = moments;
+        }
+        model.tokens = self.calibration.tokens();
+        Ok(())
+    }
+
+    /// Writes both fits of each projection of a block, what two bits cost, and the tokens' weights at each product.
+    fn fit(&self, model: &Model, name: &str, watch: &mut Watch) -> Result<(), CompressError> {
+        let weights = Weights::new(model, self.settings.weighting);
+        let mut tensors = Tensors::default();
+        for projection in &model.projections {
+            let (fits, rise) = sensitivity::both(self.pool, model, &weights, projection);
+            tensors.numbers(&format!("{}.rise", projection.name), &[rise]);
+            for (fit, bits) in fits.iter().zip(BOTH) {
+                tensors.fit(&format!("{}.{}", projection.name, bits.bits()), fit)?;
+            }
+            watch.step(projection.weights() as usize, &[("nats", rise)])?;
+        }
+        for (number, product) in model.products.iter().enumerate() {
+            let all = &product.moments.token_weights;
+            let bytes = all.iter().flat_map(|w| w.to_le_bytes()).collect();
+            tensors.add(
+                format!("tokens.{number}"),
+                DType::F32,
+                vec![all.len()],
+                bytes,
+            );
+        }
+        self.folder.put_tensors(name, &tensors)
+    }
+
+    /// Bits and what two of them cost, by projection in the order of the forward pass.
+    fn choose(&self) -> Result<(Vec<Bits>, Vec<f64>), CompressError> {
+        let (mut choices, mut sums) = (Vec::new(), [0, 0]);
+        for layer in 0..self.config().layers {
+            let mut fits = self.folder.tensors(&numbered("fits", layer))?;
+            for (name, rows, cols) in projections(self.config(), layer) {
+                let rise = take_numbers::<1>(&mut fits, &format!("{name}.rise"))?[0];
+                let mut bytes = [0; 2];
+                for (bytes, bits) in bytes.iter_mut().zip(BOTH) {
+                    let stored = crate::matrix::stored_bytes(bits, rows, cols);
+                    *bytes = stored.map_err(|problem| CompressError::Layout {
+                        name: name.clone(),
+                        problem,
+                    })? as u64;
+                }
+                sums = [sums[0] + bytes[0], sums[1] + bytes[1]];
+                choices.push(Choice {
+                    saved: bytes[1] - bytes[0],
+                    rise,
+                });
+            }
+        }
+        let weights = self.config().projection_parameters() as u64;
+        let needed = bytes_over(sums, weights, self.settings.target_bpw)?;
+        let taken = allocate(&choices, needed).expect("that much can be saved was checked before");
+        let bits = taken.iter().map(|&two| BOTH[usize::from(!two)]).collect();
+        Ok((bits, choices.iter().map(|choice| choice.rise).collect()))
+    }
+
+    /// Refines the chosen fit of each projection. What was made of each, and the bytes of all.
+    fn refine(
+        &self,
+        bits: &[Bits],
+        rises: &[f64],
+        watch: &mut Watch,
+    ) -> Result<(Vec<LayerReport>, usize), CompressError> {
+        let total = self.config().projection_parameters();
+        let (mut layers, mut bytes) = (Vec::new(), 0);
+        let what = match self.settings.error_feedback {
+            true => "feeding errors back",
+            false => "palettizing",
+        };
+        watch.part(what, total, "weights", |watch| {
+            for layer in 0..self.config().layers {
+                let named = projections(self.config(), layer);
+                let range = layer * named.len()..(layer + 1) * named.len();
+                let name = numbered("block", layer);
+                if self.folder.has_tensors(&name) {
+                    watch.resumed(total / self.config().layers);
+                } else {
+                    self.refine_block(layer, &bits[range.clone()], watch)?;
+                }
+                let mut made = self.folder.tensors(&name)?;
+                for ((name, rows, cols), number) in named.into_iter().zip(range) {
+                    let [error, energy] = take_numbers(&mut made, &format!("{name}.error"))?;
+                    let bits = bits[number];
+                    bytes += crate::matrix::stored_bytes(bits, rows, cols)
+                        .expect("the sizes were checked");
+                    layers.push(LayerReport {
+                        name,
+                        bits: bits.bits() as u32,
+                        error: if energy > 0.0 { error / energy } else { 0.0 },
+                        sensitivity: rises[number],
+                    });
+                }
+            }
+            Ok(())
+        })?;
+        Ok((layers, bytes))
+    }
+
+    fn refine_block(
+        &self,
+        layer: usize,
+        bits: &[Bits],
+        watch: &mut Watch,
+    ) -> Result<(), CompressError> {
+        let mut model = Model::new(self.blocks.block(layer)?)?;
+        let mut stored = self.folder.tensors(&numbered("fits", layer))?;
+        for (number, product) in model.products.iter_mut().enumerate() {
+            let shape = [self.calibration.tokens()];
+            product.moments.token_weights = stored
+                .take_f32(&format!("tokens.{number}"), &shape)?
+                .to_f32();
+        }
+        let mut fits = Vec::new();
+        for (projection, &bits) in model.projections.iter().zip(bits) {
+            let name = format!("{}.{}", projection.name, bits.bits());
+            fits.push(take_fit(
+                &mut stored,
+                &name,
+                bits,
+                projection.rows.len(),
+                projection.cols,
+            )?);
+        }
+        if self.settings.error_feedback {
+            let products: Vec<usize> = (0..model.products.len()).collect();
+            refine::listen(self.settings, &model, &products);
+            let mut ctx = Ctx::new(Arc::clone(self.pool));
+            let mut hidden = self.rows("hidden", layer)?;
+            for batch in &self.calibration.batches {
+                let x = hidden.next(batch.tokens.len());
+                model.decoder.block(&mut ctx, 0, &x, &batch.segments());
+                watch.step(0, &[])?;
+            }
+            refine::refine(self.pool, &model, &products, &mut fits, watch)?;
+        } else {
+            watch.step(model.weights() as usize, &[])?;
+        }
+        let mut tensors = Tensors::default();
+        for (projection, fit) in model.projections.iter().zip(&fits) {
+            tensors.fit(&projection.name, fit)?;
+        }
+        self.folder.put_tensors(&numbered("block", layer), &tensors)
+    }
+
+    /// Writes the package; the bytes of its tensors.
+    fn write(
+        &self,
+        bits: &[Bits],
+        draft: &Path,
+        watch: &mut Watch,
+    ) -> Result<usize, CompressError> {
+        let config = self.config();
+        let mut modules = BTreeMap::new();
+        let mut made = BTreeMap::new();
+        let mut all_bits = bits.iter();
+        for layer in 0..config.layers {
+            let mut block = self.folder.tensors(&numbered("block", layer))?;
+            for (name, rows, cols) in projections(config, layer) {
+                let &bits = all_bits.next().expect("bits for every projection");
+                for (part, tensor) in take_packed(&mut block, &name, bits, rows, cols)? {
+                    made.insert(format!("{name}.{part}"), tensor);
+                }
+                modules.insert(name, (bits, rows, cols));
+            }
+        }
+        watch.part(
+            "writing the package",
+            config.parameters(),
+            "parameters",
+            |watch| {
+                let mut tables: BTreeMap<String, int8::Quantized> = BTreeMap::new();
+                let mut stop = None;
+                let written = package::write_each(config, &modules, draft, |name| {
+                    if let Some(tensor) = made.get(name) {
+                        return Ok(Cow::Owned(tensor.bytes().to_vec()));
+                    }
+                    let Some((table, part)) = name
+                        .rsplit_once('.')
+                        .filter(|(table, _)| *table == "model.embed_tokens" || *table == "lm_head")
+                        .filter(|(_, part)| *part != "weight")
+                    else {
+                        let norm = self.norm(name)?;
+                        return Ok(Cow::Owned(norm.bytes().to_vec()));
+                    };
+                    if !tables.contains_key(table) {
+                        tables.insert(table.to_owned(), self.table(table)?);
+                        if let Err(wish) = watch.step(config.vocab * config.width, &[]) {
+                            stop = Some(wish);
+                            return Err(ModelError::file(draft, "stopped"));
+                        }
+                    }
+                    let table = &tables[table];
+                    let bytes = match part {
+                        "values" => table.data.iter().map(|&value| value as u8).collect(),
+                        _ => table
+                            .scales
+                            .iter()
+                            .flat_map(|scale| scale.to_le_bytes())
+                            .collect(),
+                    };
+                    Ok(Cow::Owned(bytes))
+                });
+                match stop {
+                    Some(wish) => Err(wish),
+                    None => Ok(written?),
+                }
+            },
+        )
+    }
+
+    fn norm(&self, name: &str) -> Result<Tensor, ModelError> {
+        let config = self.config();
+        let of_head = name.ends_with(".q_norm.weight") || name.ends_with(".k_norm.weight");
+        let len = if of_head {
+            config.head_dim
+        } else {
+            config.width
+        };
+        self.blocks.tensor(name, &[len])
+    }
+
+    fn table(&self, name: &str) -> Result<int8::Quantized, ModelError> {
+        let (rows, cols) = (self.config().vocab, self.config().width);
+        let weight = self
+            .blocks
+            .tensor(&format!("{name}.weight"), &[rows, cols])?;
+        int8::quantize(rows, cols, weight.data())
+            .map_err(|problem| ModelError::tensor(self.folder.path(), name, problem))
+    }
+
+    /// Writes what `make` gives for each batch, `[N, D]` each, as one file.
+    fn each(
+        &self,
+        name: &str,
+        number: usize,
+        mut make: impl FnMut(&crate::calibration::Batch) -> Result<Tensor, CompressError>,
+    ) -> Result<(), CompressError> {
+        self.folder.put(&numbered(name, number), &mut |out| {
+            for batch in &self.calibration.batches {
+                let made = make(batch)?;
+                out(made.bytes())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The rows of such a file, in order.
+    fn rows(&self, name: &str, number: usize) -> Result<Rows, CompressError> {
+        let path = self.folder.path().join(numbered(name, number));
+        let width = self.config().width;
+        let bytes = self.calibration.tokens() * width * size_of::<f32>();
+        let map = Mmap::open(&path).ok().filter(|map| map.len() == bytes);
+        let map = map.ok_or_else(|| Folder::damaged(&path))?;
+        Ok(Rows { map, width, at: 0 })
+    }
+}
+
+/// Rows of a file of hidden states or gradients.
+struct Rows {
+    map: Mmap,
+    width: usize,
+    at: usize,
+}
+
+impl Rows {
+    fn next(&mut self, rows: usize) -> Tensor {
+        let bytes = rows * self.width * size_of::<f32>();
+        let part = &self.map[self.at..self.at + bytes];
+        self.at += bytes;
+        let numbers: Vec<f32> = part
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&b| f32::from_le_bytes(b))
+            .collect();
+        Tensor::new(&[rows, self.width], numbers)
+    }
+}
+
+fn numbered(name: &str, number: usize) -> String {
+    format!("{name}-{number:05}")
+}
+
+/// Name, rows and columns of a layer's projections, in the order of the forward pass.
+fn projections(config: &Config, layer: usize) -> Vec<(String, usize, usize)> {
+    let (q, kv) = (
+        config.heads * config.head_dim,
+        config.kv_heads * config.head_dim,
+    );
+    let (width, ffn) = (config.width, config.ffn);
+    let named = |(name, rows, cols): (&str, usize, usize)| {
+        (format!("model.layers.{layer}.{name}"), rows, cols)
+    };
+    [
+        ("self_attn.q_proj", q, width),
+        ("self_attn.k_proj", kv, width),
+        ("self_attn.v_proj", kv, width),
+        ("self_attn.o_proj", width, q),
+        ("mlp.gate_proj", ffn, width),
+        ("mlp.up_proj", ffn, width),
+        ("mlp.down_proj", width, ffn),
+    ]
+    .map(named)
+    .into()
+}
+
+/// Tensors to be written, with their bytes.
+#[derive(Default)]
+struct Tensors(Vec<(String, DType, Vec<usize>, Vec<u8>)>);
+
+impl Tensors {
+    fn add(&mut self, name: String, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) {
+        self.0.push((name, dtype, shape, bytes));
+    }
+
+    /// Numbers whose every bit counts.
+    fn numbers(&mut self, name: &str, numbers: &[f64]) {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.add(name.to_owned(), DType::U8, vec![bytes.len()], bytes);
+    }
+
+    /// A fit in the package's form, with its error and energy.
+    fn fit(&mut self, name: &str, fit: &Fitted) -> Result<(), CompressError> {
+        let packed = fit.matrix.pack().map_err(|problem| CompressError::Layout {
+            name: name.to_owned(),
+            problem,
+        })?;
+        let palette: Vec<u8> = packed.palette.iter().map(|&entry| entry as u8).collect();
+        let scales: Vec<u8> = packed
+            .scales
+            .iter()
+            .flat_map(|scale| scale.to_le_bytes())
+            .collect();
+        let (indices, entries, rows) = (packed.indices.len(), palette.len(), packed.scales.len());
+        self.add(
+            format!("{name}.indices"),
+            DType::U8,
+            vec![indices],
+            packed.indices,
+        );
+        self.add(format!("{name}.palette"), DType::I8, vec![entries], palette);
+        self.add(format!("{name}.scales"), DType::F16, vec![rows], scales);
+        self.numbers(&format!("{name}.error"), &[fit.error, fit.energy]);
+        Ok(())
+    }
+}
+
+fn take_numbers<const N: usize>(
+    stored: &mut Stored,
+    name: &str,
+) -> Result<[f64; N], CompressError> {
+    let tensor = stored.take(name, &[8 * N])?;
+    let numbers = tensor
+        .bytes()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| f64::from_le_bytes(b));
+    Ok(numbers
+        .collect::<Vec<f64>>()
+        .try_into()
+        .expect("as many as the shape says"))
+}
+
+/// The parts of a fit, by their names in a package.
+fn take_packed(
+    stored: &mut Stored,
+    name: &str,
+    bits: Bits,
+    rows: usize,
+    cols: usize,
+) -> Result<[(&'static str, Tensor); 3], CompressError> {
+    let sizes = palette::sizes(bits, rows, cols).map_err(|problem| CompressError::Layout {
+        name: name.to_owned(),
+        problem,
+    })?;
+    Ok([
+        (
+            "indices",
+            stored.take(&format!("{name}.indices"), &[sizes.indices])?,
+        ),
+        (
+            "palette",
+            stored.take(&format!("{name}.palette"), &[sizes.palette])?,
+        ),
+        (
+            "scales",
+            stored.take(&format!("{name}.scales"), &[sizes.scales])?,
+        ),
+    ])
+}
+
+fn take_fit(
+    stored: &mut Stored,
+    name: &str,
+    bits: Bits,
+    rows: usize,
+    cols: usize,
+) -> Result<Fitted, CompressError> {
+    let [(_, indices), (_, palette), (_, scales)] = take_packed(stored, name, bits, rows, cols)?;
+    let [error, energy] = take_numbers(stored, &format!("{name}.error"))?;
+    let indices = palette::unpack(bits, rows, cols, indices.bytes()).map_err(|problem| {
+        CompressError::Layout {
+            name: name.to_owned(),
+            problem,
+        }
+    })?;
+    let halves = scales
+        .bytes()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| half::f16::from_le_bytes(b));
+    Ok(Fitted {
+        matrix: Matrix {
+            bits,
+            rows,
+            cols,
+            indices,
+            palette: palette.bytes().iter().map(|&entry| entry as i8).collect(),
+            scales: halves.collect(),
+        },
+        error,
+        energy,
+    })
+}
+
+/// The state folder: whole files only.
+struct Folder(PathBuf);
+
+impl Folder {
+    /// Opens the folder, emptied where it is of other work.
+    fn open(state: &State) -> Result<Folder, CompressError> {
+        let folder = Folder(state.folder.to_path_buf());
+        let key = std::fs::read_to_string(state.folder.join(KEY)).ok();
+        if key.as_deref() != Some(state.key) {
+            State::clear(state.folder)?;
+            std::fs::create_dir_all(state.folder)
+                .map_err(|problem| Folder::problem(state.folder, problem))?;
+            folder.put(KEY, &mut |out| out(state.key.as_bytes()))?;
+        }
+        Ok(folder)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn problem(path: &Path, problem: std::io::Error) -> CompressError {
+        CompressError::File {
+            path: path.to_path_buf(),
+            problem,
+        }
+    }
+
+    /// A file that is there but not as it was written.
+    fn damaged(path: &Path) -> CompressError {
+        let sentence = "is not as it was written; remove the folder that it lies in, and the work begins again";
+        CompressError::Model(ModelError::file(path, sentence))
+    }
+
+    fn has(&self, name: &str, number: usize) -> bool {
+        self.0.join(numbered(name, number)).is_file()
+    }
+
+    fn has_tensors(&self, name: &str) -> bool {
+        self.0.join(format!("{name}.safetensors")).is_file()
+    }
+
+    fn remove(&self, name: &str, number: usize) -> Result<(), CompressError> {
+        let path = self.0.join(numbered(name, number));
+        match std::fs::remove_file(&path) {
+            Err(problem) if problem.kind() != std::io::ErrorKind::NotFound => {
+                Err(Folder::problem(&path, problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a file of what `make` hands to its argument, whole or not at all.
+    #[allow(clippy::type_complexity, reason = "a writer of pieces, said once")]
+    fn put(
+        &self,
+        name: &str,
+        make: &mut dyn FnMut(
+            &mut dyn FnMut(&[u8]) -> Result<(), CompressError>,
+        ) -> Result<(), CompressError>,
+    ) -> Result<(), CompressError> {
+        let (part, path) = (self.0.join(format!("{name}.part")), self.0.join(name));
+        let wrong = |problem| Folder::problem(&part, problem);
+        let mut file = BufWriter::new(File::create(&part).map_err(wrong)?);
+        make(&mut |bytes| file.write_all(bytes).map_err(wrong))?;
+        let file = file
+            .into_inner()
+            .map_err(|error| wrong(error.into_error()))?;
+        file.sync_all().map_err(wrong)?;
+        std::fs::rename(&part, &path).map_err(wrong)
+    }
+
+    fn number(&self, name: &str) -> Result<Option<f64>, CompressError> {
+        let path = self.0.join(name);
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| Folder::damaged(&path))?;
+                Ok(Some(f64::from_le_bytes(bytes)))
+            }
+            Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(problem) => Err(Folder::problem(&path, problem)),
+        }
+    }
+
+    fn put_number(&self, name: &str, number: f64) -> Result<(), CompressError> {
+        self.put(name, &mut |out| out(&number.to_le_bytes()))
+    }
+
+    fn put_tensors(&self, name: &str, tensors: &Tensors) -> Result<(), CompressError> {
+        let outputs: Vec<Output> = tensors
+            .0
+            .iter()
+            .map(|(name, dtype, shape, bytes)| Output {
+                name: name.clone(),
+                dtype: *dtype,
+                shape: shape.clone(),
+                bytes,
+            })
+            .collect();
+        let draft = format!("{name}.part");
+        stored::write(&self.0, &draft, &outputs, usize::MAX)?;
+        let part = self.0.join(format!("{draft}.safetensors"));
+        let wrong = |problem| Folder::problem(&part, problem);
+        File::open(&part)
+            .and_then(|file| file.sync_all())
+            .map_err(wrong)?;
+        std::fs::rename(&part, self.0.join(format!("{name}.safetensors"))).map_err(wrong)
+    }
+
+    fn tensors(&self, name: &str) -> Result<Stored, CompressError> {
+        Ok(Stored::open_file(
+            &self.0.join(format!("{name}.safetensors")),
+        )?)
+    }
+}

@@ -1,0 +1,218 @@
+//! Which numbers of an evaluation's scores a report shows.
+
+use serde_json::Value;
+
+/// A number with its interval.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metric {
+    /// What it is.
+    pub label: String,
+    /// The number.
+    pub value: f64,
+    /// Its 95 % interval, where it is known.
+    pub interval: Option<[f64; 2]>,
+    /// Whether it is in per cent, and a bar of 0 to 100 shows it.
+    pub percent: bool,
+    /// Whether more is better.
+    pub more: bool,
+}
+
+/// Two standard errors, to 95 %.
+const SIGMAS: f64 = 1.96;
+
+fn pair(value: &Value) -> Option<[f64; 2]> {
+    Some([value.get(0)?.as_f64()?, value.get(1)?.as_f64()?])
+}
+
+/// A share from 0 to 1, as per cent, with its standard error.
+fn share(label: &str, scores: &Value, key: &str, error: &str) -> Option<Metric> {
+    let value = 100.0 * scores.get(key)?.as_f64()?;
+    let error = scores
+        .get(error)
+        .and_then(Value::as_f64)
+        .map(|error| 100.0 * SIGMAS * error);
+    Some(Metric {
+        label: label.to_owned(),
+        value,
+        interval: error.map(|error| [(value - error).max(0.0), (value + error).min(100.0)]),
+        percent: true,
+        more: true,
+    })
+}
+
+/// A number as it is.
+fn plain(label: String, value: &Value, interval: Option<&Value>) -> Option<Metric> {
+    Some(Metric {
+        label,
+        value: value.as_f64()?,
+        interval: interval.and_then(pair),
+        percent: false,
+        more: true,
+    })
+}
+
+fn less(metric: Metric) -> Metric {
+    Metric {
+        more: false,
+        ..metric
+    }
+}
+
+fn percent(metric: Metric) -> Metric {
+    Metric {
+        percent: true,
+        ..metric
+    }
+}
+
+/// The numbers of an evaluation that a report shows; of one that is not known here, all at the top.
+pub fn metrics(eval: &str, scores: &Value) -> Vec<Metric> {
+    let kind = eval.split('-').next().unwrap_or(eval);
+    let found: Vec<Option<Metric>> = match kind {
+        "pairwise" => pairwise(scores),
+        "choice" => vec![
+            share("right", scores, "acc", "acc_stderr"),
+            share("right by bytes", scores, "acc_norm", "acc_norm_stderr"),
+        ],
+        "math" => vec![
+            share("right behind ####", scores, "strict", "strict_stderr"),
+            share(
+                "right by the last number",
+                scores,
+                "flexible",
+                "flexible_stderr",
+            ),
+        ],
+        "code" => vec![
+            share("pass@1", scores, "pass_at_1", "pass_at_1_stderr"),
+            share("pass@10", scores, "pass_at_10", "none"),
+        ],
+        "perplexity" => vec![
+            plain("perplexity".to_owned(), &scores["perplexity"], None).map(less),
+            plain("bits per byte".to_owned(), &scores["bits_per_byte"], None).map(less),
+            plain(
+                "divergence from the reference".to_owned(),
+                &scores["kld"],
+                None,
+            )
+            .map(less),
+        ],
+        "calls" => vec![share("right", scores, "accuracy", "standard_error")],
+        "slots" => vec![
+            share("F1", scores, "f1", "none"),
+            share("all right", scores, "exact", "none"),
+        ],
+        "ifeval" => [
+            "prompt_strict",
+            "instruction_strict",
+            "prompt_loose",
+            "instruction_loose",
+        ]
+        .map(|key| share(&key.replace('_', ", "), scores, key, "none"))
+        .into(),
+        "summaries" => {
+            let rouge =
+                |label: &str, key: &str| plain(label.to_owned(), scores.get(key)?.get("f")?, None);
+            let amplified =
+                share("amplify what is sensitive", scores, "amplified", "none").map(less);
+            let ci = scores
+                .get("amplified_ci")
+                .and_then(pair)
+                .map(|ci| ci.map(|end| 100.0 * end));
+            vec![
+                rouge("ROUGE-1", "rouge1"),
+                rouge("ROUGE-2", "rouge2"),
+                rouge("ROUGE-L", "rouge_l"),
+                amplified.map(|metric| Metric {
+                    interval: ci,
+                    ..metric
+                }),
+            ]
+        }
+        "grades" => grades(scores),
+        "safety" => safety(scores),
+        "positions" => {
+            let all = scores["positions"].as_array().into_iter().flatten();
+            let of = |of: &Value| {
+                let label = format!("perplexity at {} to {}", of["from"], of["to"]);
+                plain(label, &of["perplexity"], None).map(less)
+            };
+            all.map(of).collect()
+        }
+        _ => {
+            let all = scores.as_object().into_iter().flatten();
+            all.map(|(key, value)| plain(key.replace('_', " "), value, None))
+                .collect()
+        }
+    };
+    found.into_iter().flatten().collect()
+}
+
+fn models(scores: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    scores["models"].as_object().into_iter().flatten()
+}
+
+fn pairwise(scores: &Value) -> Vec<Option<Metric>> {
+    let of = |(name, of): (&String, &Value)| {
+        let rate = |what: &str, key: &str| {
+            let metric = plain(
+                format!("{name}: {what}"),
+                of.get(key)?,
+                of.get(format!("{key}_ci")),
+            )?;
+            Some(percent(metric))
+        };
+        [
+            rate("win rate", "win_rate"),
+            rate("wins", "win"),
+            rate("ties", "tie"),
+            rate("losses", "loss").map(less),
+            rate("win rate, length-controlled", "length_controlled_win_rate"),
+            plain(format!("{name}: Bradley-Terry"), &of["bt"], of.get("ci")),
+            plain(format!("{name}: Elo"), &of["elo"], of.get("elo_ci")),
+        ]
+    };
+    models(scores).flat_map(of).collect()
+}
+
+fn grades(scores: &Value) -> Vec<Option<Metric>> {
+    let mut all = Vec::new();
+    for (model, cases) in models(scores) {
+        for (case, of) in cases.as_object().into_iter().flatten() {
+            let rate = |what: &str| {
+                let label = format!("{model}, {case}: {what}");
+                plain(label, of.get(what)?, of.get(format!("{what}_ci"))).map(percent)
+            };
+            all.push(rate("good"));
+            all.push(rate("poor").map(less));
+        }
+    }
+    all
+}
+
+/// In the form of the figures of 2024: violations, then who is preferred on safety prompts.
+fn safety(scores: &Value) -> Vec<Option<Metric>> {
+    let rate = |label: &str, key: &str| {
+        let of = scores.get(key)?;
+        plain(label.to_owned(), of.get("rate")?, of.get("ci"))
+            .map(percent)
+            .map(less)
+    };
+    let mut all = vec![
+        rate("violation rate on adversarial prompts", "violation"),
+        rate("refusals of safe prompts", "over_refusal"),
+    ];
+    let preferred = pairwise(&scores["preference"]).into_iter().flatten();
+    let kept = preferred.filter(|metric| {
+        ["wins", "ties", "losses"]
+            .iter()
+            .any(|what| metric.label.ends_with(what))
+    });
+    all.extend(kept.map(|metric| {
+        Some(Metric {
+            label: format!("safety preference, {}", metric.label),
+            ..metric
+        })
+    }));
+    all
+}

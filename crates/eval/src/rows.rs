@@ -1,0 +1,394 @@
+//! Rows of JSON with the file and line that they stand on: JSON Lines, or one array.
+//!
+//! Every reader of this crate that takes foreign rows goes through [`read_rows`], so that each names a fault by file and line.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use russet_tokenizer::read_lines;
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// The most bytes of a file that is one array, unpacked: such a file is held whole.
+const ARRAY_BYTES: u64 = 1 << 30;
+
+/// One JSON object of a file.
+#[derive(Clone, Debug)]
+pub struct Row {
+    path: PathBuf,
+    /// Where it begins, from 1.
+    pub line: u64,
+    /// What it holds.
+    pub object: Map<String, Value>,
+}
+
+impl Row {
+    /// An error that names this row.
+    pub fn wrong(&self, problem: impl Into<String>) -> Error {
+        Error::Row {
+            path: self.path.clone(),
+            line: self.line,
+            problem: problem.into(),
+        }
+    }
+
+    /// The value of a key that may be absent or null.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn need(&self, key: &str) -> Result<&Value> {
+        self.get(key).ok_or_else(|| {
+            let keys: Vec<&str> = self.object.keys().map(String::as_str).collect();
+            self.wrong(format!("it lacks `{key}`; it has {}", quoted(&keys)))
+        })
+    }
+
+    /// A string that must be there.
+    ///
+    /// # Errors
+    /// When it is not there or no string.
+    pub fn text(&self, key: &str) -> Result<&str> {
+        let value = self.need(key)?;
+        value
+            .as_str()
+            .ok_or_else(|| self.wrong(format!("`{key}` is {}, but must be a string", short(value))))
+    }
+
+    /// A string that may be absent or null.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn text_or_none(&self, key: &str) -> Result<Option<&str>> {
+        self.get(key).map(|_| self.text(key)).transpose()
+    }
+
+    /// A finite number that must be there.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn number(&self, key: &str) -> Result<f64> {
+        let value = self.need(key)?;
+        let number = value.as_f64().filter(|number| number.is_finite());
+        number
+            .ok_or_else(|| self.wrong(format!("`{key}` is {}, but must be a number", short(value))))
+    }
+
+    /// The first of several keys that is there, a string or a whole number: what names a row.
+    ///
+    /// # Errors
+    /// When none is, or it is something else.
+    pub fn name(&self, keys: &[&str]) -> Result<String> {
+        let key = keys.iter().find(|key| self.get(key).is_some());
+        let Some(key) = key else {
+            return Err(self.wrong(format!("it has none of the keys {}", quoted(keys))));
+        };
+        match self.need(key)? {
+            Value::String(text) => Ok(text.clone()),
+            Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
+            other => Err(self.wrong(format!(
+                "`{key}` is {}, but must be a string or a whole number",
+                short(other)
+            ))),
+        }
+    }
+}
+
+/// The rows of `.jsonl` (plain, `.zst`, `.gz`) or of an array in `.json` (plain, `.zst`). A file named `.json` that holds objects
+/// line by line is read so.
+///
+/// # Errors
+/// When the file cannot be read, or a row is not a JSON object.
+pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if !(name.ends_with(".json") || name.ends_with(".json.zst")) {
+        let lines = read_lines(path)?.map(|line| {
+            let (line, bytes) = line?;
+            row(path, line, &bytes)
+        });
+        return lines.collect();
+    }
+    let bytes = read_whole(path)?;
+    match bytes.iter().position(|byte| !byte.is_ascii_whitespace()) {
+        Some(first) if bytes[first] == b'[' => elements(path, &bytes, first + 1),
+        _ => {
+            let lines = bytes.split(|byte| *byte == b'\n').zip(1..);
+            let lines = lines.filter(|(line, _)| !line.trim_ascii().is_empty());
+            lines.map(|(bytes, line)| row(path, line, bytes)).collect()
+        }
+    }
+}
+
+fn read_whole(path: &Path) -> Result<Vec<u8>> {
+    let failed = |problem: std::io::Error| Error::Unreadable {
+        path: path.to_path_buf(),
+        problem: problem.to_string(),
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let reader: Box<dyn Read> = match path.extension().is_some_and(|ending| ending == "zst") {
+        true => {
+            let mut decoder = zstd::stream::read::Decoder::new(file).map_err(failed)?;
+            decoder.window_log_max(27).map_err(failed)?;
+            Box::new(decoder)
+        }
+        false => Box::new(file),
+    };
+    let mut bytes = Vec::new();
+    let read = reader.take(ARRAY_BYTES + 1).read_to_end(&mut bytes);
+    match read.map_err(failed)? as u64 > ARRAY_BYTES {
+        true => Err(failed(std::io::Error::other(
+            "it is larger than 1 GiB, and an array is held whole; write it as JSON Lines",
+        ))),
+        false => Ok(bytes),
+    }
+}
+
+/// The objects of an array, each with its line. They are cut apart by brackets and strings, and then parsed one by one: what is
+/// wrong in one is said of that one.
+fn elements(path: &Path, bytes: &[u8], start: usize) -> Result<Vec<Row>> {
+    let (mut rows, mut line, mut depth) = (Vec::new(), newlines(&bytes[..start]) + 1, 0usize);
+    let (mut begins, mut within, mut escaped, mut first_line) = (None, false, false, line);
+    for (at, byte) in bytes.iter().enumerate().skip(start) {
+        let ends = depth == 0 && !within && matches!(byte, b',' | b']');
+        if ends {
+            match begins.take() {
+                Some(from) => rows.push(row(path, first_line, &bytes[from..at])?),
+                None if *byte == b']' && rows.is_empty() => {}
+                None => {
+                    return Err(Error::Row {
+                        path: path.to_path_buf(),
+                        line,
+                        problem: "a comma stands where a row was to come; remove it".to_owned(),
+                    });
+                }
+            }
+            if *byte == b']' {
+                let rest = bytes[at + 1..].trim_ascii();
+                return match rest.is_empty() {
+                    true => Ok(rows),
+                    false => Err(Error::Row {
+                        path: path.to_path_buf(),
+                        line,
+                        problem: "something follows the end of the array; remove it".to_owned(),
+                    }),
+                };
+            }
+            continue;
+        }
+        if begins.is_none() && !byte.is_ascii_whitespace() {
+            (begins, first_line) = (Some(at), line);
+        }
+        match (within, byte) {
+            _ if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => within = !within,
+            (false, b'{' | b'[') => depth += 1,
+            (false, b'}' | b']') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        line += u64::from(*byte == b'\n');
+    }
+    Err(Error::Row {
+        path: path.to_path_buf(),
+        line,
+        problem: "the array does not end; the file is cut off".to_owned(),
+    })
+}
+
+fn newlines(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+fn row(path: &Path, line: u64, bytes: &[u8]) -> Result<Row> {
+    let object = serde_json::from_slice(bytes).map_err(|error| Error::Row {
+        path: path.to_path_buf(),
+        line,
+        problem: format!("it is not a JSON object: {error}"),
+    })?;
+    Ok(Row {
+        path: path.to_path_buf(),
+        line,
+        object,
+    })
+}
+
+fn quoted(keys: &[&str]) -> String {
+    let keys: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+    match keys.is_empty() {
+        true => "no keys".to_owned(),
+        false => keys.join(", "),
+    }
+}
+
+/// A value as it may be quoted in a sentence.
+pub(crate) fn short(value: &Value) -> String {
+    beginning(&value.to_string())
+}
+
+/// Enough of a text to know it by.
+pub(crate) fn beginning(text: &str) -> String {
+    let mut beginning: String = text.chars().take(60).collect();
+    if beginning.len() < text.len() {
+        beginning.push('…');
+    }
+    beginning
+}
+
+/// What was answered to the rows of a set, from a file of recorded responses.
+#[derive(Clone, Debug, Default)]
+pub struct Answers {
+    /// Of each row of the set in order; several where the file has several samples of one.
+    pub of_rows: Vec<Vec<String>>,
+    /// Lines whose answer is empty or blank.
+    pub empty: Vec<u64>,
+}
+
+impl Answers {
+    /// Names of the rows without an answer.
+    pub fn missing<'a>(&self, names: &'a [String]) -> Vec<&'a str> {
+        let pairs = names.iter().zip(&self.of_rows);
+        let missing = pairs.filter(|(_, answers)| answers.is_empty());
+        missing.map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+/// Reads answers and joins them with a set by name: `keys` are the keys that may hold a row's name, `values` those that may hold
+/// its answer, the first that is there.
+///
+/// # Errors
+/// When a row is malformed, names nothing of the set, or, unless `several`, something that an earlier row has named; or when
+/// there is no answer at all.
+pub fn read_answers(
+    path: &Path,
+    names: &[String],
+    keys: &[&str],
+    values: &[&str],
+    several: bool,
+) -> Result<Answers> {
+    let places: HashMap<&str, usize> = names.iter().map(String::as_str).zip(0..).collect();
+    let mut answers = Answers {
+        of_rows: vec![Vec::new(); names.len()],
+        empty: Vec::new(),
+    };
+    let mut lines = vec![0; names.len()];
+    for row in read_rows(path)? {
+        let name = row.name(keys)?;
+        let Some(&place) = places.get(name.as_str()) else {
+            return Err(row.wrong(format!(
+                "{:?} is none of the {} of the set; give it as it stands there, to the last space",
+                beginning(&name),
+                names.len()
+            )));
+        };
+        if !several && lines[place] > 0 {
+            return Err(row.wrong(format!(
+                "{:?} has an answer on line {} already; keep one",
+                beginning(&name),
+                lines[place]
+            )));
+        }
+        lines[place] = row.line;
+        let Some(key) = values.iter().find(|key| row.get(key).is_some()) else {
+            return Err(row.wrong(format!("it has no answer under {}", quoted(values))));
+        };
+        let answer = row.text(key)?;
+        if answer.trim().is_empty() {
+            answers.empty.push(row.line);
+        }
+        answers.of_rows[place].push(answer.to_owned());
+    }
+    match answers.of_rows.iter().all(Vec::is_empty) {
+        true => Err(Error::NoResponses {
+            path: path.to_path_buf(),
+        }),
+        false => Ok(answers),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn an_array_gives_its_rows_with_their_lines() {
+        let text = "[\n {\"a\": \"],{\\\"\"},\n {\"a\": [1,\n 2]} ]\n";
+        let (_dir, path) = written("a.json", text);
+        let rows = read_rows(&path).unwrap();
+        assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(rows[0].text("a").unwrap(), "],{\"");
+        let (_dir, path) = written("b.json", "{\"a\": 1}\n\n{\"a\": 2}\n");
+        assert_eq!(read_rows(&path).unwrap()[1].line, 3);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        for (text, said) in [
+            (
+                "[{\"a\": 1},\n {\"a\": }]",
+                "line 2: it is not a JSON object",
+            ),
+            ("[{\"a\": 1},\n, {}]", "line 2: a comma"),
+            ("[{\"a\": 1},\n]", "line 2: a comma"),
+            ("[{}]\n[]", "line 1: something follows"),
+            ("[{}, {", "line 1: the array does not end"),
+            ("[3]", "line 1: it is not a JSON object"),
+        ] {
+            let (_dir, path) = written("a.json", text);
+            let error = read_rows(&path).unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+        let (_dir, path) = written("a.json", "[]");
+        assert!(read_rows(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn answers_are_joined_and_faults_named() {
+        let names = ["one".to_owned(), "2".to_owned()];
+        let read = |text: &str, several| {
+            let (_dir, path) = written("a.jsonl", text);
+            read_answers(&path, &names, &["id", "prompt"], &["response"], several)
+        };
+        let answers = read(
+            "{\"id\": 2, \"response\": \"x\"}\n{\"prompt\": \"one\", \"response\": \" \"}\n",
+            false,
+        );
+        let answers = answers.unwrap();
+        assert_eq!(
+            answers.of_rows,
+            [vec![" ".to_owned()], vec!["x".to_owned()]]
+        );
+        assert_eq!(answers.empty, [2]);
+        for (text, said) in [
+            (
+                "{\"id\": 3, \"response\": \"x\"}",
+                "line 1: \"3\" is none of the 2",
+            ),
+            ("{\"id\": 2}", "line 1: it has no answer"),
+            ("{\"response\": \"x\"}", "line 1: it has none of the keys"),
+            ("{\"id\": 2, \"response\": 7}", "must be a string"),
+            (
+                "{\"id\": 2, \"response\": \"x\"}\n{\"id\": 2, \"response\": \"y\"}",
+                "line 2: \"2\" has an answer on line 1",
+            ),
+            ("\n", "no responses"),
+        ] {
+            let error = read(text, false).unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+        let two = "{\"id\": 2, \"response\": \"x\"}\n{\"id\": 2, \"response\": \"y\"}";
+        assert_eq!(read(two, true).unwrap().of_rows[1], ["x", "y"]);
+    }
+}

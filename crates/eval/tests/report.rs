@@ -1,0 +1,141 @@
+//! The page, the card and the file of scores.
+
+use std::path::Path;
+
+use russet_eval::report::{Run, html, markdown, scores};
+use serde_json::{Value, json};
+
+/// What would be markup, a script, an attribute's end, or a hidden turn of direction.
+const WICKED: &str = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> \" ' &amp; \u{202e}evil\u{1b}[31m |`x`|";
+
+fn record(dir: &Path, eval: &str, scores: &Value, rows: &[Value]) {
+    let record = json!({
+        "format": 1, "eval": eval, "scores": scores, "settings": {"max_tokens": 5},
+        "inputs": {"responses": {"path": "<r>.jsonl", "blake3": "0123456789abcdef0123"}},
+        "tool": {"version": "0.1.0", "commit": "abc"},
+    });
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join(format!("{eval}.json")), record.to_string()).unwrap();
+    let rows: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    std::fs::write(dir.join(format!("{eval}.rows.jsonl")), rows).unwrap();
+}
+
+fn math(right: f64) -> Value {
+    json!({"strict": right, "strict_stderr": 0.01, "flexible": right, "flexible_stderr": 0.01, "n": 100})
+}
+
+#[test]
+fn the_page_shows_text_as_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("run<b>");
+    let row = json!({"name": WICKED, "prompt": WICKED, "response": WICKED, "category": WICKED, "passed": false, "note": WICKED});
+    record(&dir, "math", &math(0.5), &[row]);
+    record(
+        &dir,
+        "pairwise",
+        &json!({"models": {WICKED: {"win_rate": 40.0, "win_rate_ci": [30.0, 50.0], "bt": 0.1, "ci": [-1.0, 1.0]}}}),
+        &[],
+    );
+    let runs = [Run::read(&dir).unwrap()];
+    let page = html::page(&runs);
+    for tag in [
+        "<script",
+        "<img",
+        "onerror=alert(2)>",
+        "\u{202e}",
+        "\u{1b}",
+        "run<b>",
+        "<r>.jsonl",
+    ] {
+        assert!(!page.contains(tag), "{tag:?} stands in the page");
+    }
+    assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
+    assert!(page.contains("⟨U+202E⟩evil⟨U+001B⟩"));
+    // Nothing comes from elsewhere, and the page itself forbids it.
+    assert!(page.contains("default-src 'none'"));
+    for outside in ["http:", "https:", "src=", "@import", "url("] {
+        assert!(
+            !page.replace("img src=x", "").contains(outside),
+            "{outside}"
+        );
+    }
+    // What opens is closed.
+    for tag in ["details", "div", "pre", "table", "svg", "span"] {
+        let count = |mark: String| page.matches(&mark).count();
+        let opened = count(format!("<{tag}>")) + count(format!("<{tag} "));
+        assert_eq!(opened, count(format!("</{tag}>")), "{tag}");
+    }
+    assert!(page.contains("50.0 % <span class=\"i\">[48.0, 52.0]</span>"));
+    assert!(page.contains("1 rows, 1 of them with something wrong"));
+    assert!(page.contains("0123456789abcdef") && !page.contains("0123456789abcdef0"));
+    let card = markdown::card(&runs);
+    assert!(
+        !card.contains("<script") && card.contains("\\`x\\`"),
+        "{card}"
+    );
+    let cells = card
+        .lines()
+        .filter(|line| line.starts_with("| right"))
+        .map(|line| line.replace("\\|", "").matches('|').count());
+    assert_eq!(cells.collect::<Vec<_>>(), [3, 3]);
+}
+
+#[test]
+fn two_runs_stand_side_by_side_with_their_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = |response: &str, passed: bool| json!({"name": "", "prompt": "1 + 1?", "response": response, "passed": passed});
+    record(
+        &dir.path().join("before"),
+        "math",
+        &math(0.4),
+        &[row("three", false)],
+    );
+    record(
+        &dir.path().join("after"),
+        "math",
+        &math(0.6),
+        &[row("two", true)],
+    );
+    record(
+        &dir.path().join("after"),
+        "slots",
+        &json!({"f1": 0.25, "exact": 0.1}),
+        &[],
+    );
+    let runs = ["before", "after"].map(|name| Run::read(&dir.path().join(name)).unwrap());
+    let page = html::page(&runs);
+    assert!(page.contains("<span class=\"good\">+20.0</span>"));
+    // Both responses behind one line of the prompt, and a dash where a run has none.
+    assert_eq!(page.matches("<pre>1 + 1?</pre>").count(), 1);
+    assert!(page.contains("<pre>three</pre>") && page.contains("<pre>two</pre>"));
+    assert!(page.contains("<td class=\"n\">–</td>"));
+    let turned = [runs[1].clone(), runs[0].clone()];
+    assert!(html::page(&turned).contains("<span class=\"bad\">-20.0</span>"));
+    let all = scores(&runs);
+    assert_eq!(all["runs"][1]["evals"]["math"]["scores"]["strict"], 0.6);
+    assert_eq!(
+        all["runs"][0]["evals"]["math"]["inputs"]["responses"]["blake3"],
+        "0123456789abcdef0123"
+    );
+    let card = markdown::card(&runs);
+    assert!(
+        card.contains("| before | after |") && card.contains("40.0 % \\[38.0, 42.0\\]"),
+        "{card}"
+    );
+}
+
+#[test]
+fn what_is_no_run_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = |dir: &Path| Run::read(dir).unwrap_err().to_string();
+    assert!(said(dir.path()).contains("no record of an evaluation"));
+    record(dir.path(), "math", &math(0.5), &[json!({"prompt": 3})]);
+    let error = said(dir.path());
+    assert!(error.contains("math.rows.jsonl, line 1"), "{error}");
+    let path = dir.path().join("math.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"format\":1", "\"format\":2")).unwrap();
+    assert!(said(dir.path()).contains("it has format 2"));
+    std::fs::write(&path, "{}").unwrap();
+    assert!(said(dir.path()).contains("no record of an evaluation: missing field"));
+}
