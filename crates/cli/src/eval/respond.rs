@@ -201,6 +201,7 @@ pub fn ask(
                 max_tokens: asked.max_tokens,
                 sampling: Sampling::GREEDY,
                 stop_tokens: stop_tokens.clone(),
+                ..Request::default()
             })
             .collect();
         let mut made = engine.generate_batch(&requests)?.into_iter();
