@@ -306,6 +306,9 @@ pub struct BenchArgs {
     /// Show also where the time goes, by kind of kernel
     #[arg(long)]
     pub profile: bool,
+    /// Write when each operation of one more round ran and what it moved and computed, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE.json")]
+    pub trace: Option<PathBuf>,
 }
 
 fn bits_per_weight(text: &str) -> Result<f64, String> {

@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::app::{App, Model, Usage};
 use crate::args::{BenchArgs, BenchTrainArgs, PerplexityArgs, Type};
 use crate::eval::save::Saved;
+use crate::text::TraceFile;
 
 /// Tokens in view at a time unless something else is asked for.
 const WINDOW: usize = 1024;
@@ -245,7 +246,11 @@ pub fn bench(app: &App, args: &BenchArgs) -> Result<()> {
         sequences: args.sequences,
         repeats: args.repeats,
     };
+    let trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
     let measured = russet_engine::bench(&decoder, &app.pool, &config)?;
+    if let Some(file) = trace {
+        file.write(&russet_engine::bench::trace(&decoder, &app.pool, &config)?)?;
+    }
     let peak = probe::int8_gop_s(&app.pool);
     let threads = app.pool.threads();
     let (pp, mut tg) = (

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use russet_kernels::profile::{self, Kernel};
 use russet_kernels::{Pool, elementwise, probe, random};
-use russet_model::{Decoder, Embedding, KvCache, ParameterKind};
-use russet_tensor::{Ctx, Segments, ops};
+use russet_model::{Decoder, Embedding, KvCache, KvFormat, ParameterKind};
+use russet_tensor::{Ctx, Op, Segments, Trace, ops};
 
 use crate::engine::cache_fits;
 use crate::{Error, Result};
@@ -100,11 +100,34 @@ impl Bench {
     }
 }
 
-/// Measures `decoder` on `pool`.
+/// One round of reading and generating, written down operation by operation. None of it counts: [`bench()`] measures.
 ///
 /// # Errors
-/// When a setting is 0 or beyond the model's context, or the cache cannot fit this machine.
-pub fn bench(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Result<Bench> {
+/// As [`bench()`].
+pub fn trace(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Result<Trace> {
+    let mut run = Run::new(decoder, pool, config)?;
+    run.ctx.trace = Some(Trace::default());
+    for (name, rows) in [
+        ("prompt", config.prompt),
+        ("generate", config.sequences * config.generate),
+    ] {
+        let begun = Instant::now();
+        match name {
+            "prompt" => run.read()?,
+            _ => run.write()?,
+        };
+        let op = Op {
+            name,
+            rows,
+            ..Op::default()
+        };
+        run.ctx.trace.as_mut().expect("set above").add(op, begun);
+    }
+    Ok(run.ctx.trace.expect("set above"))
+}
+
+/// Refuses what cannot be measured.
+fn check(decoder: &Decoder, config: &BenchConfig) -> Result<()> {
     let context = decoder.config().context;
     for (setting, value) in [("prompt", config.prompt), ("generate", config.generate)] {
         if !(1..=context).contains(&value) {
@@ -121,20 +144,15 @@ pub fn bench(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Resul
         }
     }
     let tokens = config.prompt.max(config.generate);
-    cache_fits(decoder, config.sequences, tokens)?;
-    let mut run = Run {
-        decoder,
-        ctx: Ctx::new(pool.clone()),
-        cache: KvCache::new(
-            decoder.config(),
-            config.sequences,
-            config.prompt.max(config.sequences * config.generate),
-        ),
-        prompt: (0..config.prompt as u64)
-            .map(|i| random::below(0, 0, i, decoder.config().vocab as u64) as u32)
-            .collect(),
-        config,
-    };
+    cache_fits(decoder, KvFormat::F32, config.sequences, tokens)
+}
+
+/// Measures `decoder` on `pool`.
+///
+/// # Errors
+/// When a setting is 0 or beyond the model's context, or the cache cannot fit this machine.
+pub fn bench(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Result<Bench> {
+    let mut run = Run::new(decoder, pool, config)?;
     let (mut prefill, mut decode, mut dram) = (Vec::new(), Vec::new(), Vec::new());
     for repeat in 0..=config.repeats {
         let (read, written) = (run.read()?, run.write()?);
@@ -170,7 +188,25 @@ struct Run<'a> {
     config: &'a BenchConfig,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn new(decoder: &'a Decoder, pool: &Arc<Pool>, config: &'a BenchConfig) -> Result<Run<'a>> {
+        check(decoder, config)?;
+        let vocab = decoder.config().vocab as u64;
+        Ok(Run {
+            decoder,
+            ctx: Ctx::new(pool.clone()),
+            cache: KvCache::new(
+                decoder.config(),
+                config.sequences,
+                config.prompt.max(config.sequences * config.generate),
+            ),
+            prompt: (0..config.prompt as u64)
+                .map(|i| random::below(0, 0, i, vocab) as u32)
+                .collect(),
+            config,
+        })
+    }
+
     /// Reads the prompt; the seconds it took.
     fn read(&mut self) -> Result<f64> {
         let start = Instant::now();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use russet_kernels::Pool;
 use russet_model::cache::BLOCK_TOKENS;
-use russet_model::{Decoder, KvCache};
+use russet_model::{Decoder, KvCache, KvFormat};
 use russet_tensor::{Ctx, Trace};
 
 use crate::guide::Worker;
@@ -29,6 +29,9 @@ pub struct EngineConfig {
     pub reuse: Reuse,
     /// The memory of keys and values, fixed from the beginning.
     pub cache: CacheSize,
+    /// What keys and values are kept in. In 8 bits answers differ a little from those in `f32`; whatever else runs changes
+    /// neither.
+    pub format: KvFormat,
     /// How many requests may wait, at least 1.
     pub queue: usize,
     /// The most bytes of loaded adapters.
@@ -68,6 +71,7 @@ impl EngineConfig {
             prefill_chunk: 512,
             reuse: Reuse::Never,
             cache: CacheSize::Slots,
+            format: KvFormat::F32,
             queue: usize::MAX,
             adapter_bytes: usize::MAX,
         }
@@ -95,10 +99,10 @@ impl EngineConfig {
                 return Err(Error::setting(setting, value, "at least 1"));
             }
         }
-        let bytes = KvCache::block_bytes(decoder.config());
+        let bytes = KvCache::block_bytes(decoder.config(), self.format);
         let blocks = match self.cache {
             CacheSize::Slots => {
-                cache_fits(decoder, self.slots, self.context)?;
+                cache_fits(decoder, self.format, self.slots, self.context)?;
                 return Ok(self.slots * self.context.div_ceil(BLOCK_TOKENS));
             }
             CacheSize::Tokens(tokens) => tokens / BLOCK_TOKENS,
@@ -114,17 +118,22 @@ impl EngineConfig {
                 CacheSize::Slots => unreachable!("returned above"),
             });
         }
-        cache_fits(decoder, 1, blocks.saturating_mul(BLOCK_TOKENS))?;
+        cache_fits(decoder, self.format, 1, blocks.saturating_mul(BLOCK_TOKENS))?;
         Ok(blocks)
     }
 }
 
 /// Whether a cache of `slots` sequences of `context` tokens can be had. Refused here with a sentence, one beyond all
 /// memory would otherwise end the process.
-pub(crate) fn cache_fits(decoder: &Decoder, slots: usize, context: usize) -> Result<()> {
-    let padded = (context as u128).next_multiple_of(BLOCK_TOKENS as u128);
-    let bytes =
-        (slots as u128 * padded).saturating_mul(decoder.config().cache_bytes_per_token() as u128);
+pub(crate) fn cache_fits(
+    decoder: &Decoder,
+    format: KvFormat,
+    slots: usize,
+    context: usize,
+) -> Result<()> {
+    let blocks = (context as u128).div_ceil(BLOCK_TOKENS as u128);
+    let block = KvCache::block_bytes(decoder.config(), format) as u128;
+    let bytes = (slots as u128 * blocks).saturating_mul(block);
     let mut probe: Vec<u8> = Vec::new();
     let fits = usize::try_from(bytes).is_ok_and(|bytes| probe.try_reserve_exact(bytes).is_ok());
     std::hint::black_box(&probe);
@@ -174,7 +183,7 @@ impl Engine {
         // A sequence holds a block at least.
         let slots = config.slots.min(blocks);
         Ok(Engine {
-            cache: KvCache::with_blocks(decoder.config(), slots, blocks),
+            cache: KvCache::of_format(decoder.config(), config.format, slots, blocks),
             adapters: Adapters::new(decoder.layouts(), config.adapter_bytes),
             decoder: Some(decoder),
             weights: 0,

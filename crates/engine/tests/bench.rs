@@ -119,6 +119,24 @@ fn a_random_package_has_its_bits_and_finite_logits() {
 }
 
 #[test]
+fn a_trace_has_every_pass_of_one_round() {
+    let config = BenchConfig {
+        prompt: 20,
+        generate: 8,
+        sequences: 2,
+        repeats: 1,
+    };
+    let trace = bench::trace(&palettized(), &pool(2), &config).unwrap();
+    let rows = |name: &str| -> Vec<usize> {
+        let of = trace.events().iter().filter(|event| event.op.name == name);
+        of.map(|event| event.op.rows).collect()
+    };
+    let steps = [vec![20; 2], vec![2; 16]].concat(); // of two layers
+    assert_eq!(rows("qkv"), steps);
+    assert_eq!((rows("prompt"), rows("generate")), (vec![20], vec![16]));
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused() {
     let fine = BenchConfig {
         prompt: 4,

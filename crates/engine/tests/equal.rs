@@ -4,7 +4,7 @@ mod common;
 
 use common::{CONTEXT, adapter, dense, finish, greedy, palettized, pool, sampled, tokens};
 use russet_engine::{CacheSize, Engine, EngineConfig, Flow, Generate, Generation, Request, Reuse};
-use russet_model::Decoder;
+use russet_model::{Decoder, KvFormat};
 use russet_tensor::{Ctx, Segments};
 
 /// What is promised of dense log-probabilities against a trainer's: its loss may sum its exponentials in another order. The
@@ -370,5 +370,73 @@ fn an_answer_is_the_same_alone_batched_among_adapters_reused_preempted_and_on_an
             );
             assert_eq!(stats.free_blocks + stats.idle_blocks, stats.blocks);
         }
+    }
+}
+
+#[test]
+fn eight_bit_keys_and_values_change_little_and_nothing_between_batches() {
+    for weights in BOTH {
+        let base = EngineConfig {
+            format: KvFormat::Int8,
+            ..EngineConfig::new(CONTEXT, 8)
+        };
+        let mut alone = weights.engine(1, base);
+        let wanted: Vec<_> = mixed()
+            .iter()
+            .map(|r| alone.generate(r, &mut |_| Flow::Continue).unwrap())
+            .collect();
+        for (threads, config) in [
+            (2, base),
+            (
+                1,
+                EngineConfig {
+                    prefill_chunk: 7,
+                    ..base
+                },
+            ),
+            (
+                2,
+                EngineConfig {
+                    cache: CacheSize::Tokens(5 * 64),
+                    reuse: Reuse::Prefix,
+                    ..base
+                },
+            ),
+        ] {
+            let mut engine = weights.engine(threads, config);
+            for _ in 0..2 {
+                for (got, wanted) in engine.generate_batch(&mixed()).unwrap().iter().zip(&wanted) {
+                    weights.check("8 bits", got, wanted);
+                }
+            }
+        }
+        // Where the same token was drawn the log-probability is near that of keys in f32: half a step of 1/127 in keys of this
+        // model moves a logit by a few hundredths.
+        let mut exact = weights.engine(1, EngineConfig::new(CONTEXT, 1));
+        let mut compared = 0;
+        for (request, got) in mixed().iter().zip(&wanted) {
+            let wanted = exact.generate(request, &mut |_| Flow::Continue).unwrap();
+            let same = got
+                .tokens
+                .iter()
+                .zip(&wanted.tokens)
+                .take_while(|(a, b)| a == b);
+            for (n, _) in same.enumerate() {
+                compared += 1;
+                let difference = (got.logprobs[n] - wanted.logprobs[n]).abs();
+                assert!(difference < 0.05, "{weights:?}, token {n}: {difference}");
+            }
+        }
+        assert!(compared >= 5, "{weights:?}: {compared} tokens are the same");
+        let bytes = |format| {
+            let config = EngineConfig {
+                format,
+                cache: CacheSize::Bytes(1 << 20),
+                ..base
+            };
+            weights.engine(1, config).stats().blocks
+        };
+        // 16 numbers of a head take 64 bytes, or 16 and a scale of 4.
+        assert_eq!((bytes(KvFormat::F32), bytes(KvFormat::Int8)), (32, 102));
     }
 }

@@ -13,12 +13,22 @@
 //! of theirs changes nobody else. Which blocks are worth keeping is the engine's business.
 
 use russet_kernels::attention;
-use russet_tensor::ops::CacheView;
+use russet_tensor::ops::{CachePages, CacheView};
 
 use crate::{Config, ModelError};
 
 /// Tokens of a block.
 pub const BLOCK_TOKENS: usize = attention::PAGE_TOKENS;
+
+/// What keys and values are kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvFormat {
+    /// As they are computed.
+    #[default]
+    F32,
+    /// 8 bits, with a scale a token and head, keys and values apart: about a quarter of the memory.
+    Int8,
+}
 
 /// The cache of all layers, for several sequences at once.
 pub struct KvCache {
@@ -35,19 +45,29 @@ impl KvCache {
         KvCache::with_blocks(config, slots, tokens.div_ceil(BLOCK_TOKENS) + slots - 1)
     }
 
-    /// A cache for `slots` sequences of `blocks` blocks in all.
+    /// A cache for `slots` sequences of `blocks` blocks in all, in `f32`.
     pub fn with_blocks(config: &Config, slots: usize, blocks: usize) -> KvCache {
+        KvCache::of_format(config, KvFormat::F32, slots, blocks)
+    }
+
+    /// A cache for `slots` sequences of `blocks` blocks in all.
+    pub fn of_format(config: &Config, format: KvFormat, slots: usize, blocks: usize) -> KvCache {
         KvCache {
             blocks: Blocks::new(blocks),
-            pages: Pages::new(config, blocks),
+            pages: Pages::new(config, format, blocks),
             tables: vec![Vec::new(); slots],
             lengths: vec![0; slots],
         }
     }
 
     /// Bytes of a block.
-    pub fn block_bytes(config: &Config) -> usize {
-        config.cache_bytes_per_token() * BLOCK_TOKENS
+    pub fn block_bytes(config: &Config, format: KvFormat) -> usize {
+        let shape = config.head_shape();
+        config.layers
+            * match format {
+                KvFormat::F32 => 4 * attention::page_len(shape),
+                KvFormat::Int8 => attention::page8_len(shape) + 4 * attention::page8_scales(shape),
+            }
     }
 
     /// Tokens that the sequence in `slot` has.
@@ -165,35 +185,72 @@ impl KvCache {
 }
 
 /// The numbers: a page a block and layer.
-struct Pages {
-    layers: Vec<Vec<f32>>, // [layer][block · stride]
-    stride: usize,         // floats of a page
+enum Pages {
+    F32 {
+        layers: Vec<Vec<f32>>, // [layer][block · stride]
+        stride: usize,         // floats of a page
+    },
+    Int8 {
+        layers: Vec<(Vec<i8>, Vec<f32>)>, // [layer] numbers and scales, [block · stride] each
+        strides: (usize, usize),
+    },
 }
 
 impl Pages {
-    fn new(config: &Config, blocks: usize) -> Pages {
-        let stride = attention::page_len(config.head_shape());
-        Pages {
-            layers: (0..config.layers)
-                .map(|_| vec![0.0; blocks * stride])
-                .collect(),
-            stride,
+    fn new(config: &Config, format: KvFormat, blocks: usize) -> Pages {
+        let shape = config.head_shape();
+        let layers = 0..config.layers;
+        match format {
+            KvFormat::F32 => {
+                let stride = attention::page_len(shape);
+                Pages::F32 {
+                    layers: layers.map(|_| vec![0.0; blocks * stride]).collect(),
+                    stride,
+                }
+            }
+            KvFormat::Int8 => {
+                let strides = (attention::page8_len(shape), attention::page8_scales(shape));
+                let layer = |_| (vec![0; blocks * strides.0], vec![0.0; blocks * strides.1]);
+                Pages::Int8 {
+                    layers: layers.map(layer).collect(),
+                    strides,
+                }
+            }
         }
     }
 
     fn copy(&mut self, from: u32, to: u32) {
-        let (from, to) = (from as usize * self.stride, to as usize * self.stride);
-        for layer in &mut self.layers {
-            layer.copy_within(from..from + self.stride, to);
+        fn within<T: Copy>(numbers: &mut [T], stride: usize, from: u32, to: u32) {
+            let (from, to) = (from as usize * stride, to as usize * stride);
+            numbers.copy_within(from..from + stride, to);
+        }
+        match self {
+            Pages::F32 { layers, stride } => {
+                for layer in layers {
+                    within(layer, *stride, from, to);
+                }
+            }
+            Pages::Int8 { layers, strides } => {
+                for (numbers, scales) in layers {
+                    within(numbers, strides.0, from, to);
+                    within(scales, strides.1, from, to);
+                }
+            }
         }
     }
 
     fn layer<'a>(&'a mut self, layer: usize, tables: &'a [Vec<u32>]) -> CacheView<'a> {
-        CacheView {
-            arena: &mut self.layers[layer],
-            page_stride: self.stride,
-            tables,
-        }
+        let pages = match self {
+            Pages::F32 { layers, stride } => CachePages::F32 {
+                arena: &mut layers[layer],
+                stride: *stride,
+            },
+            Pages::Int8 { layers, .. } => {
+                let (numbers, scales) = &mut layers[layer];
+                CachePages::Int8 { numbers, scales }
+            }
+        };
+        CacheView { pages, tables }
     }
 }
 

@@ -27,7 +27,7 @@ pub mod stored;
 mod weights;
 
 pub use block::Block;
-pub use cache::KvCache;
+pub use cache::{KvCache, KvFormat};
 pub use config::{Config, Family};
 pub use cut::Cut;
 pub use decoder::{Decoder, Parameter, ParameterKind};

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use russet_kernels::{Pool, random};
 use russet_model::cache::BLOCK_TOKENS;
 use russet_model::config::RopeScaling;
-use russet_model::{Config, Decoder, Family, KvCache, ModelError};
+use russet_model::{Config, Decoder, Family, KvCache, KvFormat, ModelError};
 use russet_tensor::{Ctx, Segments};
 
 fn config() -> Config {
@@ -59,8 +59,10 @@ fn sequences_that_share_a_beginning_go_on_as_if_alone() {
     let decoder = Decoder::random(&config(), 3);
     let mut ctx = Ctx::new(Arc::new(Pool::new(1).unwrap()));
     let whole = tokens(1, 150);
-    for common in [1usize, 40, 63, 64, 65, 100, 128, 149] {
-        let mut cache = KvCache::with_blocks(&config(), 2, 6);
+    let both = |common| [(KvFormat::F32, common), (KvFormat::Int8, common)];
+    let ends = [1usize, 40, 63, 64, 65, 100, 128, 149];
+    for (format, common) in ends.into_iter().flat_map(both) {
+        let mut cache = KvCache::of_format(&config(), format, 2, 6);
         run(&decoder, &mut ctx, &mut cache, 0, &whole);
         let blocks = cache.table(0)[..common.div_ceil(BLOCK_TOKENS)].to_vec();
         cache.share(1, &blocks, common);
@@ -72,7 +74,7 @@ fn sequences_that_share_a_beginning_go_on_as_if_alone() {
             run(&decoder, &mut ctx, &mut cache, 0, &more),
         ];
         let alone = |tokens: &[u32], ctx: &mut Ctx| {
-            let mut cache = KvCache::with_blocks(&config(), 1, 3);
+            let mut cache = KvCache::of_format(&config(), format, 1, 3);
             run(&decoder, ctx, &mut cache, 0, tokens)
         };
         assert_eq!(

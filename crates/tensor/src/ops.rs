@@ -21,7 +21,7 @@ mod swiglu;
 
 pub use adapters::{Adapter, adapt, adapt_cost};
 pub use add::add;
-pub use attention::{CacheView, attention};
+pub use attention::{CachePages, CacheView, attention};
 pub use cross_entropy::{LossTeacher, LossTerms, TokenLoss, cross_entropy, token_losses};
 pub use cross_entropy_part::{TablePart, cross_entropy_part};
 pub use embedding::{embedding, embedding_part};

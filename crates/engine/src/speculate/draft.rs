@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use russet_kernels::Pool;
-use russet_model::{Decoder, KvCache};
+use russet_model::{Decoder, KvCache, KvFormat};
 use russet_tensor::{Ctx, Segments, ops};
 
 use super::MOST;
@@ -53,7 +53,7 @@ impl DraftModel {
             return Err(Error::setting("slots", slots, "at least 1"));
         }
         let context = context.min(decoder.config().context);
-        cache_fits(&decoder, slots, context)?;
+        cache_fits(&decoder, KvFormat::F32, slots, context)?;
         Ok(DraftModel {
             cache: KvCache::new(decoder.config(), slots, slots * context),
             ctx: Ctx::new(pool),

@@ -1,7 +1,8 @@
 //! Causal attention over flat tokens, heads grouped over fewer keys and values (arXiv 2305.13245),
 //! tile by tile without the matrix of scores (arXiv 2307.08691).
 
-use russet_kernels::attention::{self as kernel, Keys, Query};
+use russet_kernels::Pool;
+use russet_kernels::attention::{self as kernel, Keys, Pages8, Query};
 use russet_kernels::rope::HeadShape;
 
 use crate::{Ctx, Segments, Tensor};
@@ -9,12 +10,58 @@ use crate::{Ctx, Segments, Tensor};
 /// One layer's keys and values in the cache. Position t of the sequence in slot s lies in page
 /// `tables[s][t / 64]`.
 pub struct CacheView<'a> {
-    /// Pages one after another, each `[2 (keys, values), G, 64, K]`.
-    pub arena: &'a mut [f32],
-    /// Floats from one page to the next.
-    pub page_stride: usize,
+    /// The numbers.
+    pub pages: CachePages<'a>,
     /// Page numbers by slot.
     pub tables: &'a [Vec<u32>],
+}
+
+/// The numbers of one layer's pages.
+pub enum CachePages<'a> {
+    /// In `f32`.
+    F32 {
+        /// Pages one after another, each `[2 (keys, values), G, 64, K]`.
+        arena: &'a mut [f32],
+        /// Floats from one page to the next.
+        stride: usize,
+    },
+    /// In 8 bits, with a scale a token, head, and keys and values apart.
+    Int8 {
+        /// Pages one after another, as the kernel orders them.
+        numbers: &'a mut [i8],
+        /// Theirs.
+        scales: &'a mut [f32],
+    },
+}
+
+impl CachePages<'_> {
+    /// Adds the keys and values of new tokens to a sequence.
+    fn append(&mut self, pool: &Pool, shape: HeadShape, rows: &[f32], past: usize, table: &[u32]) {
+        match self {
+            CachePages::F32 { arena, stride } => {
+                kernel::append_to_pages(shape, rows, past, arena, *stride, table);
+            }
+            CachePages::Int8 { numbers, scales } => {
+                kernel::append_to_pages8(pool, shape, rows, past, numbers, scales, table);
+            }
+        }
+    }
+
+    /// The keys and values of one sequence.
+    fn keys<'k>(&'k self, table: &'k [u32]) -> Keys<'k> {
+        match self {
+            CachePages::F32 { arena, stride } => Keys::Pages {
+                arena,
+                page_stride: *stride,
+                table,
+            },
+            CachePages::Int8 { numbers, scales } => Keys::Pages8(Pages8 {
+                numbers,
+                scales,
+                table,
+            }),
+        }
+    }
 }
 
 /// `softmax(q kᵀ / √K) v` of each token over its segment up to itself: `[N, (H+2G)·K]` to `[N, H·K]`.
@@ -34,43 +81,22 @@ pub fn attention(
     let width = shape.heads * shape.head_dim;
     let mut out = ctx.buffer(tokens * width);
     let mut lse = ctx.buffer(tokens * shape.heads);
-    let queries: Vec<Query>;
-    if let Some(cache) = cache {
+    if let Some(CacheView { mut pages, tables }) = cache {
         assert!(
             !ctx.is_recording(),
             "a cache is for inference: gradients do not reach cached keys"
         );
         for s in segments.iter() {
             let rows = &qkv.data()[s.start * qkv_width..][..s.len * qkv_width];
-            kernel::append_to_pages(
-                shape,
-                rows,
-                s.past,
-                cache.arena,
-                cache.page_stride,
-                &cache.tables[s.slot],
-            );
+            pages.append(&ctx.pool, shape, rows, s.past, &tables[s.slot]);
         }
-        let CacheView {
-            arena,
-            page_stride,
-            tables,
-        } = cache;
-        let arena: &[f32] = arena;
-        queries = segments
+        let queries: Vec<Query> = segments
             .iter()
-            .map(|s| {
-                let keys = Keys::Pages {
-                    arena,
-                    page_stride,
-                    table: &tables[s.slot],
-                };
-                Query {
-                    start: s.start,
-                    len: s.len,
-                    past: s.past,
-                    keys,
-                }
+            .map(|s| Query {
+                start: s.start,
+                len: s.len,
+                past: s.past,
+                keys: pages.keys(&tables[s.slot]),
             })
             .collect();
         kernel::attention_forward(
@@ -84,7 +110,7 @@ pub fn attention(
             &mut lse,
         );
     } else {
-        queries = segments
+        let queries: Vec<Query> = segments
             .iter()
             .map(|s| Query::flat(shape, qkv.data(), s.start, s.len))
             .collect();
