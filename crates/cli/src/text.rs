@@ -36,6 +36,7 @@ pub fn sampling(args: &SamplingArgs) -> Result<Sampling> {
         top_p: args.top_p,
         min_p: args.min_p,
         seed: args.seed,
+        ..Sampling::default()
     };
     sampling.check().map_err(|error| Usage(error.to_string()))?;
     Ok(sampling)

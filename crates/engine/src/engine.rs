@@ -8,6 +8,7 @@ use russet_model::cache::BLOCK_TOKENS;
 use russet_model::{Decoder, KvCache};
 use russet_tensor::{Ctx, Trace};
 
+use crate::guide::Worker;
 use crate::prefix::PrefixCache;
 use crate::sequence::{Rank, Running, Sequence};
 use crate::{
@@ -153,7 +154,8 @@ pub struct Engine {
     pub(crate) free_slots: Vec<usize>,
     pub(crate) unheard: VecDeque<Event>, // what came while nobody who wanted it listened
     pub(crate) proposer: Option<Box<dyn Propose>>,
-    pub(crate) next: u64, // request
+    pub(crate) worker: Option<Worker>, // where a request was guided
+    pub(crate) next: u64,              // request
     pub(crate) stats: Stats,
 }
 
@@ -185,6 +187,7 @@ impl Engine {
             free_slots: (0..slots).rev().collect(),
             unheard: VecDeque::new(),
             proposer: None,
+            worker: None,
             next: 0,
             stats: Stats::default(),
         })
@@ -302,6 +305,7 @@ impl Engine {
                             Err(error) => drop(problem.get_or_insert(error)),
                         }
                     }
+                    Event::Top(id, _) if own.contains_key(&id) => {} // the answer has them too
                     other => others.push(other),
                 }
                 Flow::Continue

@@ -24,7 +24,7 @@ use llguidance::api::{ParserLimits, TopLevelGrammar};
 
 use crate::{Allowed, Error, Result};
 pub use vocabulary::Vocabulary;
-pub(crate) use worker::Worker;
+pub(crate) use worker::{Masks, Worker};
 
 /// The longest constraint, in bytes of its text. The largest schema of MaskBench has 132 KiB.
 const MOST_TEXT: usize = 1 << 20;
@@ -205,6 +205,11 @@ impl Grammar {
         })
     }
 
+    /// The vocabulary that it was compiled for.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
     /// A guide at the beginning of an answer.
     pub fn guide(&self) -> Guide {
         // Deep: a sequence shares no state with another, so neither waits for nor breaks on it.
@@ -219,6 +224,13 @@ impl Grammar {
             taken: Vec::new(),
             spent: Duration::ZERO,
         }
+    }
+}
+
+impl PartialEq for Grammar {
+    /// Whether both are the same compiled grammar.
+    fn eq(&self, other: &Grammar) -> bool {
+        Arc::ptr_eq(&self.fresh, &other.fresh)
     }
 }
 
@@ -300,6 +312,15 @@ impl Guide {
         }
         let accepts = self.matcher.is_accepting();
         accepts.map_err(|error| self.refused(&error.to_string()))
+    }
+
+    /// Whether nothing can follow `answer` but the end, as far as that shows without a mask.
+    ///
+    /// # Errors
+    /// As [`Guide::next`].
+    pub fn is_at_end(&mut self, answer: &[u32]) -> Result<bool> {
+        self.follow(answer)?;
+        Ok(self.matcher.is_stopped() && self.matcher.stop_reason().is_ok())
     }
 
     /// How long the last mask took.

@@ -3,6 +3,7 @@
 use russet_tensor::Stack;
 
 use crate::prefix::Scope;
+use crate::sampler::check_bias;
 use crate::sequence::Sequence;
 use crate::{Engine, Error, Event, Finish, Generation, Request, RequestId, Result, Reuse};
 
@@ -26,13 +27,17 @@ impl Engine {
             self.stats.refused += 1;
         }
         let (stack, scope) = accepted?;
+        let vocab = self.decoder().config().vocab;
         let family = (count > 1).then_some(RequestId(self.next));
         let ids = (0..count as u64).map(|n| {
             let id = RequestId(self.next);
             self.next += 1;
             let mut request = request.clone();
             request.sampling.seed = request.sampling.seed.wrapping_add(n);
-            let mut sequence = Sequence::new(id, request, stack.clone(), scope.clone());
+            if let Some(proposer) = &mut self.proposer {
+                proposer.begin(id, &request);
+            }
+            let mut sequence = Sequence::new(id, request, stack.clone(), scope.clone(), vocab);
             sequence.family = family;
             self.waiting.insert(sequence.rank(), sequence);
             id
@@ -94,6 +99,7 @@ impl Engine {
                 });
             }
         }
+        check_bias(&request.logit_bias, vocab)?;
         request.sampling.check()
     }
 
@@ -110,10 +116,23 @@ impl Engine {
 
     /// Ends a request wherever it is.
     pub(crate) fn drop_request(&mut self, id: RequestId, finish: Finish) -> Option<Generation> {
-        if let Some(at) = self.running.iter().position(|r| r.sequence.id == id) {
-            return Some(self.stop(at).generation(finish));
+        let sequence = match self.running.iter().position(|r| r.sequence.id == id) {
+            Some(at) => self.stop(at),
+            None => {
+                let rank = *self.waiting.keys().find(|(_, other)| *other == id)?;
+                self.waiting.remove(&rank)?
+            }
+        };
+        Some(self.close(sequence, finish))
+    }
+
+    /// What became of a request that is over.
+    pub(crate) fn close(&mut self, sequence: Sequence, finish: Finish) -> Generation {
+        let proposer = self.proposer.as_mut();
+        let speculation = proposer.and_then(|proposer| proposer.end(sequence.id));
+        Generation {
+            speculation,
+            ..sequence.generation(finish)
         }
-        let rank = *self.waiting.keys().find(|(_, other)| *other == id)?;
-        Some(self.waiting.remove(&rank)?.generation(finish))
     }
 }

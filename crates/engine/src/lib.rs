@@ -32,5 +32,5 @@ pub use error::{Error, Result};
 pub use request::{Event, Finish, Flow, Generate, Generation, Request, RequestId, Token};
 pub use sampler::{Allowed, Drawn, Sampler, Sampling};
 pub use scheduler::Propose;
-pub use speculate::Speculation;
+pub use speculate::{DraftModel, PromptLookup, Speculation};
 pub use stats::Stats;

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use crate::{Error, Result, Sampling};
+use crate::guide::Grammar;
+use crate::{Error, Result, Sampling, Speculation};
 
 /// Something that continues token sequences: the [`crate::Engine`], or a model behind a wire.
 pub trait Generate {
@@ -41,7 +42,11 @@ pub struct Request {
     pub max_tokens: usize,
     /// How each token is chosen.
     pub sampling: Sampling,
-    /// Tokens that end the answer.
+    /// What is added to the logits of these tokens, each from -100 to 100.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// What the answer must be; `None`: anything.
+    pub guide: Option<Grammar>,
+    /// Tokens that end the answer. Those that end one by its guide's vocabulary do too.
     pub stop_tokens: Vec<u32>,
     /// Names of the adapters that its tokens go through, one after another; none: the model itself.
     pub adapters: Vec<String>,
@@ -60,6 +65,8 @@ impl Default for Request {
             prompt: Vec::new(),
             max_tokens: usize::MAX,
             sampling: Sampling::default(),
+            logit_bias: Vec::new(),
+            guide: None,
             stop_tokens: Vec::new(),
             adapters: Vec::new(),
             tenant: None,
@@ -76,6 +83,8 @@ pub struct RequestId(pub(crate) u64);
 /// What a step has brought.
 #[derive(Debug)]
 pub enum Event {
+    /// The most probable tokens at the place of the token that comes next, where `top_logprobs` asks for them.
+    Top(RequestId, Vec<Token>),
     /// A token of an answer; the stop token is not shown.
     Token(RequestId, Token),
     /// The answer is over, or could not go on.
@@ -111,6 +120,8 @@ pub enum Finish {
     Context,
     /// By the callback.
     Callback,
+    /// Where its guide allows nothing more.
+    Guide,
     /// At its deadline.
     Deadline,
     /// Called off.
@@ -124,6 +135,7 @@ impl std::fmt::Display for Finish {
             Finish::Length => "length",
             Finish::Context => "context",
             Finish::Callback => "callback",
+            Finish::Guide => "guide",
             Finish::Deadline => "deadline",
             Finish::Cancelled => "cancelled",
         })
@@ -137,6 +149,10 @@ pub struct Generation {
     pub tokens: Vec<u32>,
     /// The [`Token::logprob`] of each.
     pub logprobs: Vec<f32>,
+    /// The `top_logprobs` most probable tokens at the place of each; empty where none were asked for.
+    pub top: Vec<Vec<Token>>,
+    /// How guesses fared, where there were any.
+    pub speculation: Option<Speculation>,
     /// Why it ended.
     pub finish: Finish,
     /// Tokens of the prompt.

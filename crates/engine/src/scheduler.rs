@@ -16,19 +16,36 @@ use std::time::Instant;
 use russet_model::cache::BLOCK_TOKENS;
 use russet_tensor::{Op, Segments, ops};
 
+use crate::guide::Worker;
 use crate::prefix::Hit;
-use crate::sequence::{Running, Sequence};
-use crate::{Engine, Event, Finish, Flow, RequestId, Result, Reuse, Token};
+use crate::sequence::{Choice, Running, Sequence};
+use crate::{Engine, Event, Finish, Flow, Request, RequestId, Result, Reuse, Speculation};
 
 /// Guesses the tokens that come next, so that one forward pass checks several. Exact whatever it guesses: a token stays where it
 /// is what would have been chosen anyway, drawn with the same random number.
 pub trait Propose: Send {
+    /// A request has come.
+    fn begin(&mut self, id: RequestId, request: &Request) {
+        let _ = (id, request);
+    }
+
     /// At most `most` tokens that may follow `tokens`.
     fn propose(&mut self, request: RequestId, tokens: &[u32], most: usize) -> Vec<u32>;
 
     /// Of `proposed` tokens so many were right, so that a proposer can learn how far to guess.
     fn learn(&mut self, request: RequestId, proposed: usize, right: usize) {
         let _ = (request, proposed, right);
+    }
+
+    /// A step of `sequences`, all of them generating, took so long for so many rows, guessing apart.
+    fn stepped(&mut self, sequences: usize, rows: usize, seconds: f64) {
+        let _ = (sequences, rows, seconds);
+    }
+
+    /// The request is over: how its guesses fared.
+    fn end(&mut self, request: RequestId) -> Option<Speculation> {
+        let _ = request;
+        None
     }
 }
 
@@ -45,7 +62,7 @@ struct Draw {
     at: usize,
     first: usize, // row of the logits
     proposed: Vec<u32>,
-    chosen: Option<Result<Vec<Token>>>,
+    chosen: Option<Result<Choice>>,
 }
 
 impl Engine {
@@ -55,7 +72,7 @@ impl Engine {
         while let Some(event) = self.unheard.pop_front() {
             let id = match &event {
                 Event::Token(id, _) => Some(*id),
-                Event::End(..) => None,
+                Event::Top(..) | Event::End(..) => None,
             };
             if let (Flow::Stop, Some(id)) = (on_event(event), id)
                 && let Some(generation) = self.drop_request(id, Finish::Callback)
@@ -71,8 +88,14 @@ impl Engine {
         self.traced("schedule", rows, begun);
         if !parts.is_empty() {
             self.stats.steps += 1;
+            let sequences = parts.len();
+            let generating = |part: &Part| part.rows == 1 + part.proposed.len();
+            let timed = (parts.iter().all(generating)).then(Instant::now);
             let draws = self.compute(parts);
             self.hand_out(draws, on_event);
+            if let (Some(timed), Some(proposer)) = (timed, &mut self.proposer) {
+                proposer.stepped(sequences, rows, timed.elapsed().as_secs_f64());
+            }
             self.traced("step", rows, begun);
         }
         !(self.running.is_empty() && self.waiting.is_empty() && self.unheard.is_empty())
@@ -342,11 +365,18 @@ impl Engine {
             }
         }
         self.stats.rows += tokens.len() as u64;
+        self.begin_masks(&mut draws);
         let decoder = self.decoder().clone();
         let ctx = &mut self.ctx;
         let hidden = decoder.forward(ctx, &tokens, &segments, Some(&mut self.cache)); // [N, D]
         if rows.is_empty() {
             return draws;
+        }
+        if let Some(worker) = &mut self.worker {
+            for masks in worker.finish() {
+                let sequence = &mut self.running[masks.place].sequence;
+                sequence.take_masks(masks);
+            }
         }
         let hidden = ops::rows(ctx, &hidden, &rows); // [M, D]
         let logits = decoder.logits(ctx, &hidden); // [M, V]
@@ -362,30 +392,55 @@ impl Engine {
         draws
     }
 
+    /// Begins the masks of guided sequences, which are made beside the forward pass.
+    fn begin_masks(&mut self, draws: &mut [Draw]) {
+        for draw in draws {
+            let sequence = &mut self.running[draw.at].sequence;
+            if !sequence.is_guided() {
+                continue;
+            }
+            let guide = sequence.lend_guide();
+            let (answer, drafts) = (sequence.answer().to_vec(), draw.proposed.clone());
+            let worker = self.worker.get_or_insert_with(Worker::new);
+            worker.begin(draw.at, guide, answer, drafts);
+        }
+    }
+
     /// Gives each sequence its tokens, and ends those that are through.
     fn hand_out(&mut self, draws: Vec<Draw>, on_event: &mut dyn FnMut(Event) -> Flow) {
         let mut ended: Vec<(usize, Result<Finish>)> = Vec::new();
         for draw in draws {
             let Running { sequence, slot, .. } = &mut self.running[draw.at];
-            let tokens = match draw.chosen.expect("every chunk was visited") {
-                Ok(tokens) => tokens,
+            let Choice {
+                tokens,
+                ended: complete,
+            } = match draw.chosen.expect("every chunk was visited") {
+                Ok(choice) => choice,
                 Err(problem) => {
                     ended.push((draw.at, Err(problem)));
                     continue;
                 }
             };
             if let (false, Some(proposer)) = (draw.proposed.is_empty(), &mut self.proposer) {
-                let right = tokens.len() - 1;
+                // A guide can end an answer behind its last guess, where nothing more was drawn.
+                let right = draw.proposed.iter().zip(&tokens);
+                let right = right.take_while(|(guess, drawn)| **guess == drawn.token.id);
+                let right = right.count();
                 proposer.learn(sequence.id, draw.proposed.len(), right);
                 self.stats.proposed_tokens += draw.proposed.len() as u64;
                 self.stats.accepted_tokens += right as u64;
             }
-            for token in tokens {
+            let mut finish = None;
+            for drawn in tokens {
                 self.stats.generated_tokens += 1;
-                if let Some(finish) = sequence.take(token, self.limit, on_event) {
-                    ended.push((draw.at, Ok(finish)));
+                finish = sequence.take(drawn, self.limit, on_event);
+                if finish.is_some() {
                     break;
                 }
+            }
+            let finish = finish.or(complete.then_some(Finish::Guide));
+            if let Some(finish) = finish {
+                ended.push((draw.at, Ok(finish)));
             }
             // What was guessed wrong is forgotten, and the last token was never run.
             self.cache.truncate(*slot, sequence.tokens.len() - 1);
@@ -399,7 +454,14 @@ impl Engine {
                 self.running[at].keeps = false; // what is not finite is of no use to others
             }
             let sequence = self.stop(at);
-            ends.push((id, finish.map(|finish| sequence.generation(finish))));
+            let answer = match finish {
+                Ok(finish) => Ok(self.close(sequence, finish)),
+                Err(problem) => {
+                    self.close(sequence, Finish::Cancelled); // what is learned of it is forgotten too
+                    Err(problem)
+                }
+            };
+            ends.push((id, answer));
         }
         for at in 0..self.running.len() {
             self.keep(at, false);

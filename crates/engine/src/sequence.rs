@@ -1,13 +1,16 @@
 //! A request on its way: what it has, and where it stands.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use russet_kernels::Isa;
 use russet_tensor::Stack;
 
+use crate::guide::{Grammar, Guide, Masks, Next};
 use crate::prefix::{NodeId, Scope};
-use crate::{Event, Finish, Flow, Generation, Request, RequestId, Result, Token};
+use crate::{Drawn, Event, Finish, Flow, Generation, Request, RequestId, Result, Sampler, Token};
 
 /// Who goes first: the higher priority, then the earlier arrival.
 pub(crate) type Rank = (Reverse<i32>, RequestId);
@@ -23,12 +26,29 @@ pub(crate) struct Sequence {
     pub scope: Scope,
     /// Prompt and answer. What is cached of them is the scheduler's business, and comes back after a preemption.
     pub tokens: Vec<u32>,
-    logprobs: Vec<f32>, // of the answer
+    logprobs: Vec<f32>,      // of the answer
+    top: Vec<Vec<Token>>,    // of the answer, where that is asked for
+    drawing: Mutex<Drawing>, // its own, whichever thread draws
     /// Tokens of the prompt that need not be computed when it was first admitted.
     pub reused: usize,
     /// When it was first admitted.
     pub admitted: Option<Instant>,
     first: Option<Instant>, // when the first token came
+}
+
+/// What tokens are drawn with.
+struct Drawing {
+    sampler: Sampler,
+    guide: Option<Guide>,            // made with the first mask
+    next: Option<Result<Vec<Next>>>, // what may come at each row of the step
+}
+
+/// What a step chose for a sequence.
+#[derive(Default)]
+pub(crate) struct Choice {
+    pub tokens: Vec<Drawn>,
+    /// Whether the guide allows nothing behind them.
+    pub ended: bool,
 }
 
 /// Where a running sequence stands.
@@ -44,7 +64,19 @@ pub(crate) struct Running {
 }
 
 impl Sequence {
-    pub fn new(id: RequestId, request: Request, stack: Stack, scope: Scope) -> Sequence {
+    /// A sequence of a request that was checked, for a model of `vocab` tokens.
+    pub fn new(
+        id: RequestId,
+        mut request: Request,
+        stack: Stack,
+        scope: Scope,
+        vocab: usize,
+    ) -> Sequence {
+        if let Some(grammar) = &request.guide {
+            request.stop_tokens.extend(grammar.vocabulary().ends());
+        }
+        let (sampling, bias) = (request.sampling, &request.logit_bias);
+        let sampler = Sampler::new(sampling, bias, &request.prompt, vocab);
         Sequence {
             id,
             family: None,
@@ -52,6 +84,12 @@ impl Sequence {
             scope,
             tokens: request.prompt.clone(),
             logprobs: Vec::new(),
+            top: Vec::new(),
+            drawing: Mutex::new(Drawing {
+                sampler: sampler.expect("the request was checked"),
+                guide: None,
+                next: None,
+            }),
             reused: 0,
             admitted: None,
             first: None,
@@ -75,33 +113,89 @@ impl Sequence {
         asked.min(limit - self.tokens.len())
     }
 
+    /// Whether a guide says what may follow.
+    pub fn is_guided(&self) -> bool {
+        self.request.guide.is_some()
+    }
+
+    /// The answer so far.
+    pub fn answer(&self) -> &[u32] {
+        &self.tokens[self.request.prompt.len()..]
+    }
+
+    /// Lends the guide out, to the thread that makes masks.
+    pub fn lend_guide(&mut self) -> Guide {
+        let drawing = self.drawing.get_mut();
+        let drawing = drawing.unwrap_or_else(|poisoned| poisoned.into_inner());
+        let fresh = || self.request.guide.as_ref().map(Grammar::guide);
+        drawing.guide.take().or_else(fresh).expect("it is guided")
+    }
+
+    /// Takes the guide back, with what may come after the answer and after each token that was proposed.
+    pub fn take_masks(&mut self, masks: Masks) {
+        let drawing = self.drawing.get_mut();
+        let drawing = drawing.unwrap_or_else(|poisoned| poisoned.into_inner());
+        (drawing.guide, drawing.next) = (Some(masks.guide), Some(masks.next));
+    }
+
     /// The tokens that follow, of the logits `[rows, V]` of the last token and of the `proposed` ones after it: one, and one
     /// more for each proposed token that is what would have been chosen anyway.
-    pub fn choose(&self, isa: Isa, logits: &[f32], proposed: &[u32]) -> Result<Vec<Token>> {
+    pub fn choose(&self, isa: Isa, logits: &[f32], proposed: &[u32]) -> Result<Choice> {
+        let mut drawing = self.drawing.lock().unwrap_or_else(|p| p.into_inner());
+        let Drawing {
+            sampler,
+            guide,
+            next,
+        } = &mut *drawing;
+        let next = next.take().transpose()?;
         let vocab = logits.len() / (1 + proposed.len());
-        let mut chosen = Vec::with_capacity(1 + proposed.len());
+        let mut answer = Cow::Borrowed(self.answer());
+        let mut choice = Choice::default();
         for (row, logits) in logits.chunks_exact(vocab).enumerate() {
-            let position = (self.tokens.len() + row) as u64;
-            let token = self.request.sampling.pick(isa, logits, position)?;
-            chosen.push(token);
-            if proposed.get(row) != Some(&token.id) {
+            let allowed = match next.as_ref().map(|next| &next[row]) {
+                None => None,
+                Some(Next::Tokens(allowed)) => Some(allowed),
+                Some(Next::End) => {
+                    choice.ended = true;
+                    return Ok(choice);
+                }
+            };
+            let drawn = sampler.pick(isa, logits, &answer, allowed)?;
+            let id = drawn.token.id;
+            choice.tokens.push(drawn);
+            let right = proposed.get(row) == Some(&id);
+            if right || guide.is_some() {
+                answer.to_mut().push(id);
+            }
+            if !right {
                 break;
             }
         }
-        Ok(chosen)
+        if let Some(guide) = guide {
+            choice.ended = guide.is_at_end(&answer)?;
+        }
+        Ok(choice)
     }
 
     /// Appends a token and decides whether it is the last.
     pub fn take(
         &mut self,
-        token: Token,
+        drawn: Drawn,
         limit: usize,
         on_event: &mut dyn FnMut(Event) -> Flow,
     ) -> Option<Finish> {
+        let Drawn { token, top } = drawn;
         self.first.get_or_insert_with(Instant::now);
         self.tokens.push(token.id);
         self.logprobs.push(token.logprob);
-        if self.request.stop_tokens.contains(&token.id) {
+        let stops = self.request.stop_tokens.contains(&token.id);
+        if self.request.sampling.top_logprobs > 0 {
+            if !stops {
+                on_event(Event::Top(self.id, top.clone()));
+            }
+            self.top.push(top);
+        }
+        if stops {
             Some(Finish::Stop)
         } else if on_event(Event::Token(self.id, token)) == Flow::Stop {
             Some(Finish::Callback)
@@ -121,6 +215,8 @@ impl Sequence {
         Generation {
             tokens: self.tokens.split_off(prompt_tokens),
             logprobs: self.logprobs,
+            top: self.top,
+            speculation: None,
             finish,
             prompt_tokens,
             reused_tokens: self.reused,

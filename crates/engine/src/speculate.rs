@@ -12,12 +12,17 @@
 //! ranked by probability on both sides: the two draws agree where the distributions do. Accepting by min(1, p/q) would
 //! take a few guesses more, but its answers depend on where guesses were made, and a seed would no longer give one text.
 //!
-//! [`Lookup`] guesses what followed the same few tokens before (prompt lookup); [`Lengths`] says how many guesses pay.
-//! Left out: trees of guesses.
+//! [`PromptLookup`] guesses what followed the same few tokens before; [`DraftModel`] lets a small model go ahead. Both measure
+//! what guesses cost and how often they are right, for each request, and guess as far as that pays, or not at all. Left out:
+//! trees of guesses, guesses of several requests in one pass of the draft model.
 
+mod draft;
 mod length;
 mod lookup;
 
+pub use draft::DraftModel;
 pub use length::Speculation;
-pub(crate) use length::{Clock, Lengths};
-pub(crate) use lookup::Lookup;
+pub use lookup::PromptLookup;
+
+/// The most guesses of a request in one step.
+const MOST: usize = 8;

@@ -21,16 +21,16 @@ mod forward8;
 #[cfg(test)]
 mod oracle;
 mod pack;
-mod part;
 mod pages8;
+mod part;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests8;
 mod tile;
 
-pub use part::{Part, attention_part_backward, attention_part_forward};
 pub use pages8::{Pages8, append_to_pages8, page8_len, page8_scales};
+pub use part::{Part, attention_part_backward, attention_part_forward};
 
 /// Tokens of a cache page, and keys of a tile.
 pub const PAGE_TOKENS: usize = 64;

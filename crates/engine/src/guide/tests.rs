@@ -175,7 +175,7 @@ fn drafts_are_allowed_as_far_as_the_grammar_goes() {
 #[test]
 fn masks_from_the_thread_are_those_made_here() {
     let grammar = schema(r#"{"type": "array", "items": {"type": "string"}}"#);
-    let mut worker = Worker::new().unwrap();
+    let mut worker = Worker::new();
     let answer = grammar.vocabulary.cut("[\"the ab");
     let mut drafts = grammar.vocabulary.cut("c\", \"er\"]");
     drafts.push(u32::from(b'}'));

@@ -38,7 +38,9 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new() -> std::io::Result<Worker> {
+    /// # Panics
+    /// When the system gives no thread.
+    pub(crate) fn new() -> Worker {
         let (jobs, received) = channel::<Job>();
         let (send, done) = channel();
         let work = move || {
@@ -50,14 +52,15 @@ impl Worker {
         };
         let thread = std::thread::Builder::new()
             .name("masks".to_owned())
-            .spawn(work)?;
-        Ok(Worker {
+            .spawn(work)
+            .expect("the system gives one more thread");
+        Worker {
             jobs: Some(jobs),
             done,
             thread: Some(thread),
             running: 0,
             ready: Vec::new(),
-        })
+        }
     }
 
     /// Begins the masks after `answer` and each of `drafts`; at once, where that costs less than handing them over.

@@ -4,6 +4,73 @@ use std::collections::HashMap;
 
 use russet_kernels::random;
 
+use super::MOST;
+use super::length::{Clock, Lengths, Speculation};
+use crate::{Propose, Request, RequestId};
+
+/// Guesses by what followed the last few tokens when they stood in the sequence before: for answers that quote their prompt
+/// or themselves. Costs no model and next to no time.
+pub struct PromptLookup {
+    clock: Clock,
+    others: usize, // rows of other requests in a step
+    requests: HashMap<RequestId, (Lookup, Lengths)>,
+}
+
+impl PromptLookup {
+    /// One that knows nothing yet.
+    pub fn new() -> PromptLookup {
+        PromptLookup {
+            clock: Clock::new(),
+            others: 0,
+            requests: HashMap::new(),
+        }
+    }
+}
+
+impl Default for PromptLookup {
+    fn default() -> PromptLookup {
+        PromptLookup::new()
+    }
+}
+
+impl Propose for PromptLookup {
+    fn begin(&mut self, id: RequestId, _: &Request) {
+        let fresh = (Lookup::default(), Lengths::new(MOST));
+        self.requests.insert(id, fresh);
+    }
+
+    fn propose(&mut self, request: RequestId, tokens: &[u32], most: usize) -> Vec<u32> {
+        let Some((lookup, lengths)) = self.requests.get_mut(&request) else {
+            return Vec::new(); // it came before this proposer
+        };
+        lookup.follow(tokens);
+        let mut guess = lookup.guess(most.min(MOST));
+        if !guess.is_empty() {
+            guess.truncate(lengths.guesses(&self.clock, self.others));
+        }
+        if guess.is_empty() {
+            lengths.plain();
+        }
+        guess
+    }
+
+    fn learn(&mut self, request: RequestId, proposed: usize, right: usize) {
+        if let Some((_, lengths)) = self.requests.get_mut(&request) {
+            lengths.tried(proposed, right);
+        }
+    }
+
+    fn stepped(&mut self, sequences: usize, rows: usize, seconds: f64) {
+        self.clock.step(rows, seconds);
+        self.others = sequences - 1;
+    }
+
+    fn end(&mut self, request: RequestId) -> Option<Speculation> {
+        let (_, lengths) = self.requests.remove(&request)?;
+        Some(lengths.counted(&self.clock))
+    }
+}
+
 /// Lengths of the beginnings that are looked up, the longest first.
 const LENGTHS: [usize; 3] = [5, 3, 2];
 
