@@ -307,6 +307,8 @@ impl Generate for Echo {
         Ok(Generation {
             tokens: vec![id],
             logprobs: vec![0.0],
+            top: Vec::new(),
+            speculation: None,
             finish: Finish::Length,
             prompt_tokens: request.prompt.len(),
             reused_tokens: 0,

@@ -139,6 +139,7 @@ pub fn finish(engine: &mut Engine) -> BTreeMap<RequestId, Generation> {
         more = engine.step(&mut |event| {
             match event {
                 Event::Token(id, token) => shown.entry(id).or_default().push(token.id),
+                Event::Top(..) => {}
                 Event::End(id, answer) => assert!(answers.insert(id, answer.unwrap()).is_none()),
             }
             Flow::Continue
