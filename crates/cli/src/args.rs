@@ -190,7 +190,7 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 128)]
     pub max_tokens: usize,
     /// Put the K likeliest tokens at each place, with their log-probabilities, into the JSON object
-    #[arg(long, value_name = "K", default_value_t = 0, requires = "json")]
+    #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_logprobs: usize,
     #[command(flatten)]
     pub guide: GuideArgs,

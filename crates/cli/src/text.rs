@@ -110,6 +110,9 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
         ..sampling(&args.sampling)?
     };
     sampling.check().map_err(|error| Usage(error.to_string()))?;
+    if args.top_logprobs > 0 && !app.json {
+        return Err(Usage("--top-logprobs goes into the JSON object; add --json".into()).into());
+    }
     if args.max_tokens == 0 {
         return Err(Usage(
             "--max-tokens is 0, so there is nothing to generate; ask for at least 1".into(),

@@ -102,8 +102,8 @@ fn a_draft_that_is_the_model_itself_is_always_right() {
     }
 }
 
-/// Pairs of tokens from 3,000 seeds against the probabilities that the model itself gives them, by Pearson's statistic:
-/// of the two tokens behind a prompt, the second is often a guess that was checked.
+/// Three tokens behind a prompt, from 3,000 seeds, against the probabilities that the model itself gives them, by Pearson's
+/// statistic. The second is drawn where a guess of it is checked, the third behind a guess that was right.
 #[test]
 fn sampled_answers_with_guesses_follow_the_models_distribution() {
     let prompt = tokens(3, 7).repeat(3);
@@ -115,15 +115,15 @@ fn sampled_answers_with_guesses_follow_the_models_distribution() {
     let seeds = 3000;
     let ask = |seed| Request {
         prompt: prompt.clone(),
-        max_tokens: 2,
+        max_tokens: 3,
         sampling: Sampling { seed, ..sampling },
         ..Request::default()
     };
     // The probabilities of the three tokens that stay, from the reported log-probabilities.
     let mut plain = engine(None);
-    let mut kept = |prompt: Vec<u32>| -> Vec<(u32, f64)> {
+    let mut kept = |answer: &[u32]| -> Vec<(u32, f64)> {
         let request = Request {
-            prompt,
+            prompt: [&prompt[..], answer].concat(),
             max_tokens: 1,
             sampling: Sampling {
                 top_logprobs: 3,
@@ -142,10 +142,12 @@ fn sampled_answers_with_guesses_follow_the_models_distribution() {
             .map(|(id, weight)| (*id, weight / sum))
             .collect()
     };
-    let mut wanted: BTreeMap<(u32, u32), f64> = BTreeMap::new();
-    for (first, p) in kept(prompt.clone()) {
-        for (second, q) in kept([&prompt[..], &[first]].concat()) {
-            wanted.insert((first, second), p * q);
+    let mut wanted: BTreeMap<Vec<u32>, f64> = BTreeMap::new();
+    for (first, p) in kept(&[]) {
+        for (second, q) in kept(&[first]) {
+            for (third, r) in kept(&[first, second]) {
+                wanted.insert(vec![first, second, third], p * q * r);
+            }
         }
     }
     let (_, draft) = drafts().swap_remove(1);
@@ -156,27 +158,30 @@ fn sampled_answers_with_guesses_follow_the_models_distribution() {
     ] {
         let mut engine = engine(Some(proposer));
         let requests: Vec<Request> = (0..seeds).map(ask).collect();
-        let mut counts: BTreeMap<(u32, u32), f64> = BTreeMap::new();
+        let mut counts: BTreeMap<Vec<u32>, f64> = BTreeMap::new();
         for made in engine.generate_batch(&requests).unwrap() {
-            *counts.entry((made.tokens[0], made.tokens[1])).or_default() += 1.0;
+            *counts.entry(made.tokens).or_default() += 1.0;
         }
         assert!(
-            counts.keys().all(|pair| wanted.contains_key(pair)),
+            counts.keys().all(|answer| wanted.contains_key(answer)),
             "{counts:?}"
         );
-        let statistic: f64 = wanted
-            .iter()
-            .map(|(pair, share)| {
-                let expected = share * seeds as f64;
-                let count = counts.get(pair).copied().unwrap_or(0.0);
-                (count - expected) * (count - expected) / expected
-            })
-            .sum();
-        // Eight degrees of freedom: mean 8, deviation 4, five deviations.
+        let (mut statistic, mut freedom) = (0.0, -1.0);
+        for (answer, share) in &wanted {
+            let expected = share * seeds as f64;
+            let count = counts.get(answer).copied().unwrap_or(0.0);
+            if expected >= 5.0 {
+                statistic += (count - expected) * (count - expected) / expected;
+                freedom += 1.0;
+            }
+        }
+        // Chi-square has mean k and deviation √2k for k degrees of freedom: five deviations.
+        let most = freedom + 5.0 * f64::sqrt(2.0 * freedom);
         assert!(
-            statistic < 28.0,
-            "{statistic}: {counts:?}, wanted {wanted:?}"
+            statistic < most,
+            "{statistic} above {most}: {counts:?}, wanted {wanted:?}"
         );
+        assert!(freedom > 10.0, "{wanted:?}");
     }
 }
 
