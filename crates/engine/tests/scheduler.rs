@@ -119,7 +119,7 @@ fn what_is_called_off_ends_in_the_next_step_and_gives_its_blocks_back_at_once() 
         match event {
             Event::Top(..) => {}
             Event::End(id, answer) => ends.push((id, answer.unwrap())),
-            Event::Token(..) => panic!("nobody runs"),
+            Event::Top(..) | Event::Token(..) => panic!("nobody runs"),
         }
         Flow::Continue
     });
@@ -147,6 +147,7 @@ fn an_event_that_nobody_waited_for_comes_with_the_next_step() {
         match event {
             Event::Top(..) => {}
             Event::Token(id, token) => seen.push((id, token.id)),
+            Event::Top(..) => {}
             Event::End(id, answer) => end = Some((id, answer.unwrap())),
         }
         Flow::Continue
@@ -234,6 +235,7 @@ fn a_long_prompt_delays_neither_who_generates_nor_a_short_prompt() {
             match event {
                 Event::Top(..) => {}
                 Event::Token(id, _) => tokens_of_first += usize::from(id == generates),
+                Event::Top(..) => {}
                 Event::End(id, _) => drop(ends.insert(id, step)),
             }
             Flow::Continue
