@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use russet_artifact::Override;
 use russet_train::bench::Shape;
 
+use crate::shape::RandomShape;
+
 /// From text to a palettized model that talks.
 #[derive(Parser)]
 #[command(name = "russet", version, arg_required_else_help = true)]
@@ -331,17 +333,40 @@ pub struct BenchArgs {
     #[command(subcommand)]
     pub what: Option<BenchVerb>,
     /// A checkpoint or package
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "random")]
     pub model: Option<PathBuf>,
+    /// Random palettized weights instead of a model, made in memory: 0.6b or 3b (Qwen3's), or
+    /// dim=…,layers=…,heads=…,kv_heads=…,head_dim=…,ffn=…,vocab=…
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
+    pub random: Option<RandomShape>,
+    /// Bits of a random weight, tables and scales among them
+    #[arg(long, requires = "random", default_value_t = 3.5, value_parser = bits_per_weight)]
+    pub bpw: f64,
+    /// Put a random adapter of this rank onto every projection
+    #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub adapter_rank: Option<u16>,
     /// Tokens of the prompt
     #[arg(short = 'p', long, default_value_t = 512)]
     pub prompt_tokens: usize,
     /// Tokens to generate
     #[arg(short = 'n', long, default_value_t = 128)]
     pub generate_tokens: usize,
+    /// Sequences that generate at once; their tokens count together
+    #[arg(short = 'b', long, default_value_t = 1)]
+    pub sequences: usize,
     /// How often to measure; the median is printed
     #[arg(short = 'r', long, default_value_t = 5)]
     pub repeats: usize,
+    /// Show also where the time goes, by kind of kernel
+    #[arg(long)]
+    pub profile: bool,
+}
+
+fn bits_per_weight(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(bits) if (2.0..=5.0).contains(&bits) => Ok(bits),
+        _ => Err("bits a weight are a number from 2 to 5".to_owned()),
+    }
 }
 
 #[derive(Subcommand)]

@@ -13,6 +13,7 @@ mod needle;
 mod outcome;
 mod progress;
 mod run;
+mod shape;
 mod stages;
 mod stop;
 mod text;

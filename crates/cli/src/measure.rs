@@ -7,6 +7,7 @@ use russet_engine::BenchConfig;
 use russet_eval::{Document, Settings};
 use russet_kernels::probe;
 use russet_model::stored::{self, Output};
+use russet_model::{Decoder, adapter, package};
 use russet_tensor::{Ctx, DType, Segments};
 use russet_tokenizer::{Tokenizer, read_texts};
 use russet_train::settings::ComputeType;
@@ -177,47 +178,146 @@ pub fn logits(app: &App, model: &Path, tokens: &[u32], out: &Path) -> Result<()>
     )
 }
 
+/// The decoder that is measured, with its name and how many weights it has.
+fn measured_decoder(app: &App, args: &BenchArgs) -> Result<(Decoder, String)> {
+    let (decoder, name) = match (&args.random, &args.model) {
+        (Some(shape), _) => {
+            let decoder = package::random(&shape.config(), args.bpw, 0, &app.pool)?;
+            (decoder, format!("random, {} bits a weight", args.bpw))
+        }
+        (None, Some(model)) => {
+            crate::found::model(model)?;
+            let decoder = russet_model::checkpoint::open(model)?;
+            (decoder, model.display().to_string())
+        }
+        (None, None) => unreachable!("clap asks for one of them"),
+    };
+    let decoder = match args.adapter_rank {
+        Some(rank) => adapter::attach_new(decoder, rank.into(), f32::from(rank), 0, |_| true),
+        None => decoder,
+    };
+    Ok((decoder, name))
+}
+
+/// One test in the words of llama.cpp's `llama-bench -o json`.
+fn llama_bench(tokens: usize, rates: &[f64]) -> serde_json::Map<String, serde_json::Value> {
+    let mean = |numbers: &[f64]| numbers.iter().sum::<f64>() / numbers.len() as f64;
+    // Of a sample: over one less than there are.
+    let deviation = |numbers: &[f64]| {
+        let mean = mean(numbers);
+        let squares: f64 = numbers.iter().map(|x| (x - mean) * (x - mean)).sum();
+        (squares / (numbers.len() - 1).max(1) as f64).sqrt()
+    };
+    let nanoseconds: Vec<f64> = rates
+        .iter()
+        .map(|rate| (tokens as f64 / rate * 1e9).round())
+        .collect();
+    let json = json!({
+        "avg_ns": mean(&nanoseconds).round() as u64,
+        "stddev_ns": deviation(&nanoseconds).round() as u64,
+        "avg_ts": mean(rates),
+        "stddev_ts": deviation(rates),
+        "samples_ns": nanoseconds.iter().map(|&ns| ns as u64).collect::<Vec<_>>(),
+        "samples_ts": rates,
+    });
+    match json {
+        serde_json::Value::Object(fields) => fields,
+        _ => unreachable!("an object was written"),
+    }
+}
+
 /// Prefill and decode speed, beside what the memory can deliver.
 pub fn bench(app: &App, args: &BenchArgs) -> Result<()> {
     for (flag, value) in [
         ("-p", args.prompt_tokens),
         ("-n", args.generate_tokens),
+        ("-b", args.sequences),
         ("-r", args.repeats),
     ] {
         if value == 0 {
             return Err(Usage(format!("{flag} is 0, so there is nothing to measure")).into());
         }
     }
-    let model = args.model.as_ref().expect("clap asks for it");
-    crate::found::model(model)?;
-    let decoder = russet_model::checkpoint::open(model)?;
+    let (decoder, name) = measured_decoder(app, args)?;
     let config = BenchConfig {
         prompt: args.prompt_tokens,
         generate: args.generate_tokens,
+        sequences: args.sequences,
         repeats: args.repeats,
     };
     let measured = russet_engine::bench(&decoder, &app.pool, &config)?;
-    let dram = probe::dram_read_gb_s(&app.pool);
-    let (pp, tg) = (
+    let peak = probe::int8_gop_s(&app.pool);
+    let threads = app.pool.threads();
+    let (pp, mut tg) = (
         format!("pp{}", args.prompt_tokens),
         format!("tg{}", args.generate_tokens),
     );
+    if args.sequences > 1 {
+        tg += &format!(" x {}", args.sequences);
+    }
+    // The projections alone: logits of one row and attention are little beside them, and left out.
+    let operations = 2.0 * decoder.config().projection_parameters() as f64;
+    let prefill_gop_s = measured.prefill_tokens_per_second * operations / 1e9;
+    let model_size: usize = decoder.linears().map(|l| l.stored_bytes()).sum::<usize>()
+        + decoder.output_table().stored_bytes();
+    let shares = measured.profile.each_ref().map(|shares| {
+        let kernels = shares.kernels.iter();
+        let named = kernels.map(|(kernel, share)| (kernel.name().to_owned(), *share));
+        let mut named: Vec<(String, f64)> = named.collect();
+        named.push(("outside".to_owned(), shares.outside));
+        named
+    });
+    let name_of = &name;
+    let test = |name: &str, prompt: usize, generate: usize, rates: &[f64], share: usize| {
+        let mut fields = llama_bench(prompt + generate * args.sequences, rates);
+        let json = json!({
+            "test": name,
+            "model_filename": args.model,
+            "model_type": name_of,
+            "model_size": model_size,
+            "model_n_params": decoder.config().parameters(),
+            "n_threads": threads,
+            "n_prompt": prompt,
+            "n_gen": generate,
+            "n_sequences": args.sequences,
+            "shares": shares[share].iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+        });
+        for (key, value) in json.as_object().expect("an object") {
+            fields.insert(key.clone(), value.clone());
+        }
+        fields
+    };
     let json = json!({
         pp.clone(): measured.prefill_tokens_per_second,
         tg.clone(): measured.decode_tokens_per_second,
         "bytes_per_token": measured.bytes_per_token,
-        "dram_gb_s": dram,
+        "dram_gb_s": measured.dram_gb_s,
         "decode_gb_s": measured.decode_gb_s(),
-        "threads": app.pool.threads(),
+        "int8_gop_s": peak,
+        "prefill_gop_s": prefill_gop_s,
+        "threads": threads,
+        "tests": [
+            test(&pp, args.prompt_tokens, 0, &measured.prefill, 0),
+            test(&tg, 0, args.generate_tokens, &measured.decode, 1),
+        ],
     });
-    let text = format!(
-        "{pp} {:.1} tokens/s, {tg} {:.1} tokens/s; {} bytes of weights a token make {:.2} GB/s, memory reads {dram:.1} GB/s ({} threads)",
+    let mut text = format!(
+        "{name}: {pp} {:.1} tokens/s, {:.0} of {peak:.0} GOP/s in 8 bits; {tg} {:.1} tokens/s, {} bytes of weights a step make {:.2} GB/s, \
+         memory reads {:.1} GB/s ({threads} threads)",
         measured.prefill_tokens_per_second,
+        prefill_gop_s,
         measured.decode_tokens_per_second,
         measured.bytes_per_token,
         measured.decode_gb_s(),
-        app.pool.threads()
+        measured.dram_gb_s,
     );
+    if args.profile {
+        for (test, shares) in [pp, tg].iter().zip(&shares) {
+            for (kernel, share) in shares {
+                text += &format!("\n{test:<10}{kernel:<14}{:5.1} %", 100.0 * share);
+            }
+        }
+    }
     app.print(&json, &text)
 }
 

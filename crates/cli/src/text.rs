@@ -44,6 +44,7 @@ pub fn sampling(args: &SamplingArgs) -> Result<Sampling> {
         repetition_penalty: args.repetition_penalty,
         top_logprobs: 0,
         seed: args.seed,
+        ..Sampling::default()
     };
     sampling.check().map_err(|error| Usage(error.to_string()))?;
     Ok(sampling)

@@ -183,9 +183,24 @@ fn verbs_keep_their_objects_and_exit_codes() {
         "bytes_per_token",
         "dram_gb_s",
         "decode_gb_s",
+        "int8_gop_s",
+        "prefill_gop_s",
         "threads",
+        "tests",
     ];
     fields(&bench, &names);
+    let shape = "dim=64,layers=1,heads=2,kv_heads=1,head_dim=32,ffn=128,vocab=100";
+    let random = ["bench", "--random", shape, "--adapter-rank", "4"];
+    let small = ["-p", "16", "-n", "4", "-b", "3", "-r", "2"];
+    let bench = json(&[&random[..], &small].concat());
+    assert!(bench["tg4 x 3"].as_f64() > Some(0.0));
+    for (test, [prompt, generated]) in [[16, 0], [0, 4]].into_iter().enumerate() {
+        let test = &bench["tests"][test];
+        assert_eq!([&test["n_prompt"], &test["n_gen"]], [prompt, generated]);
+        assert_eq!(test["samples_ts"].as_array().map(Vec::len), Some(2));
+        let words = ["avg_ts", "stddev_ts", "avg_ns", "stddev_ns", "model_size"];
+        assert!(words.iter().all(|word| test[word].is_number()), "{test}");
+    }
     assert!(ok(dir, &["completions", "bash"]).stdout.contains("russet"));
 
     for (code, arguments) in [

@@ -17,6 +17,7 @@ mod error;
 mod excerpts;
 mod feedback;
 mod importance;
+mod kept;
 mod kmeans;
 pub mod lossless;
 mod matrix;
@@ -33,7 +34,7 @@ mod watch;
 
 pub use error::CompressError;
 pub use excerpts::Excerpt;
+pub use kept::State;
 pub use palettize::{Compressed, REPORT, palettize};
 pub use price::Price;
 pub use settings::{LayerReport, Report, Sensitivity, Settings, Weighting};
-pub use stream::State;

@@ -16,9 +16,10 @@ use russet_tensor::Tensor;
 use crate::allocate::{Choice, allocate};
 use crate::calibration::Calibration;
 use crate::importance;
+use crate::kept::State;
 use crate::model::Model;
 use crate::settings::{LayerReport, Report, Sensitivity, Settings, Weighting};
-use crate::stream::{self, State};
+use crate::stream;
 use crate::watch::Watch;
 use crate::{CompressError, card, matrix, refine, sensitivity};
 

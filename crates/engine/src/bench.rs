@@ -2,13 +2,14 @@
 //!
 //! The figures mean what llama.cpp's `llama-bench` means by them: one sequence from an empty cache, a prompt of random
 //! tokens read in chunks of [`PREFILL_CHUNK`] rows with the last row's logits, then, apart, tokens generated one by
-//! one from a single one. The kinds alternate and the median counts, since a shared machine drifts. Left out: batches, sampling
-//! (greedy here), and the bandwidth of memory, which `russet_kernels::probe` measures for the same pool.
+//! one from a single one, of one sequence or of several at once. The kinds alternate and the median counts, since a shared machine
+//! drifts; the bandwidth of memory is probed each time beside them. Left out: sampling (greedy here).
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use russet_kernels::{Pool, elementwise, random};
+use russet_kernels::profile::{self, Kernel};
+use russet_kernels::{Pool, elementwise, probe, random};
 use russet_model::{Decoder, Embedding, KvCache, ParameterKind};
 use russet_tensor::{Ctx, Segments, ops};
 
@@ -23,18 +24,21 @@ pub const PREFILL_CHUNK: usize = 512;
 pub struct BenchConfig {
     /// Tokens of the prompt, at least 1.
     pub prompt: usize,
-    /// Tokens generated, at least 1.
+    /// Tokens that each sequence generates, at least 1.
     pub generate: usize,
+    /// Sequences that generate at once, at least 1. The prompt is read by one.
+    pub sequences: usize,
     /// How often each is measured, at least 1, after one round that is not counted.
     pub repeats: usize,
 }
 
 impl Default for BenchConfig {
-    /// `pp512` and `tg128`, five times.
+    /// `pp512` and `tg128` of one sequence, five times.
     fn default() -> BenchConfig {
         BenchConfig {
             prompt: 512,
             generate: 128,
+            sequences: 1,
             repeats: 5,
         }
     }
@@ -45,20 +49,54 @@ impl Default for BenchConfig {
 pub struct Bench {
     /// Prompt tokens a second, each repeat's.
     pub prefill: Vec<f64>,
-    /// Generated tokens a second, each repeat's.
+    /// Generated tokens a second, all sequences together, each repeat's.
     pub decode: Vec<f64>,
+    /// Bytes read from memory a second by nothing but reading, in GB/s, each repeat's.
+    pub dram: Vec<f64>,
     /// The median of `prefill`.
     pub prefill_tokens_per_second: f64,
     /// The median of `decode`.
     pub decode_tokens_per_second: f64,
-    /// Bytes of weights that a generated token reads: [`bytes_per_token`].
+    /// The median of `dram`.
+    pub dram_gb_s: f64,
+    /// Sequences that generated at once.
+    pub sequences: usize,
+    /// Bytes of weights that a step reads, which makes a token of each sequence: [`bytes_per_token`].
     pub bytes_per_token: usize,
+    /// Where the time of one more round goes that is not counted.
+    pub profile: [Shares; 2],
+}
+
+/// Shares of the time on the clock: of reading the prompt, or of generating.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shares {
+    /// Of each kind of kernel that ran.
+    pub kernels: Vec<(Kernel, f64)>,
+    /// Of all else: making tensors, and what lies between kernels.
+    pub outside: f64,
+}
+
+impl Shares {
+    /// Of what has run since `profile::start`, `seconds` long.
+    fn stop(seconds: f64) -> Shares {
+        let kernels: Vec<(Kernel, f64)> = profile::stop()
+            .into_iter()
+            .filter(|&(_, of_kind)| of_kind > 0.0)
+            .map(|(kernel, of_kind)| (kernel, of_kind / seconds))
+            .collect();
+        let inside: f64 = kernels.iter().map(|(_, share)| share).sum();
+        Shares {
+            kernels,
+            outside: (1.0 - inside).max(0.0),
+        }
+    }
 }
 
 impl Bench {
     /// Bytes of weights read a second while generating, in GB/s (1e9 bytes).
     pub fn decode_gb_s(&self) -> f64 {
-        self.decode_tokens_per_second * self.bytes_per_token as f64 / 1e9
+        let steps = self.decode_tokens_per_second / self.sequences as f64;
+        steps * self.bytes_per_token as f64 / 1e9
     }
 }
 
@@ -77,47 +115,109 @@ pub fn bench(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Resul
             ));
         }
     }
-    if config.repeats == 0 {
-        return Err(Error::setting("repeats", 0, "at least 1"));
+    for (setting, value) in [("repeats", config.repeats), ("sequences", config.sequences)] {
+        if value == 0 {
+            return Err(Error::setting(setting, value, "at least 1"));
+        }
     }
     let tokens = config.prompt.max(config.generate);
-    cache_fits(decoder, 1, tokens)?;
-    let vocab = decoder.config().vocab;
-    let prompt: Vec<u32> = (0..config.prompt as u64)
-        .map(|i| random::below(0, 0, i, vocab as u64) as u32)
-        .collect();
-    let mut ctx = Ctx::new(pool.clone());
-    let mut cache = KvCache::new(decoder.config(), 1, tokens);
-    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    cache_fits(decoder, config.sequences, tokens)?;
+    let mut run = Run {
+        decoder,
+        ctx: Ctx::new(pool.clone()),
+        cache: KvCache::new(
+            decoder.config(),
+            config.sequences,
+            config.prompt.max(config.sequences * config.generate),
+        ),
+        prompt: (0..config.prompt as u64)
+            .map(|i| random::below(0, 0, i, decoder.config().vocab as u64) as u32)
+            .collect(),
+        config,
+    };
+    let (mut prefill, mut decode, mut dram) = (Vec::new(), Vec::new(), Vec::new());
     for repeat in 0..=config.repeats {
-        let start = Instant::now();
-        for chunk in prompt.chunks(PREFILL_CHUNK) {
-            let last = chunk.len() == prompt.len() - cache.len(0);
-            advance(decoder, &mut ctx, &mut cache, chunk, last)?;
-        }
-        let read = config.prompt as f64 / start.elapsed().as_secs_f64();
-        cache.truncate(0, 0);
-
-        let start = Instant::now();
-        let mut token = prompt[0];
-        for _ in 0..config.generate {
-            token = advance(decoder, &mut ctx, &mut cache, &[token], true)?;
-        }
-        let written = config.generate as f64 / start.elapsed().as_secs_f64();
-        cache.truncate(0, 0);
-
+        let (read, written) = (run.read()?, run.write()?);
         if repeat > 0 {
-            prefill.push(read);
-            decode.push(written);
+            dram.push(probe::dram_read_gb_s(pool));
+            prefill.push(config.prompt as f64 / read);
+            decode.push((config.sequences * config.generate) as f64 / written);
         }
     }
+    profile::start();
+    let read = Shares::stop(run.read()?);
+    profile::start();
+    let written = Shares::stop(run.write()?);
     Ok(Bench {
         prefill_tokens_per_second: median(&prefill),
         decode_tokens_per_second: median(&decode),
+        dram_gb_s: median(&dram),
         prefill,
         decode,
+        dram,
+        sequences: config.sequences,
         bytes_per_token: bytes_per_token(decoder),
+        profile: [read, written],
     })
+}
+
+/// What a round works with.
+struct Run<'a> {
+    decoder: &'a Decoder,
+    ctx: Ctx,
+    cache: KvCache,
+    prompt: Vec<u32>,
+    config: &'a BenchConfig,
+}
+
+impl Run<'_> {
+    /// Reads the prompt; the seconds it took.
+    fn read(&mut self) -> Result<f64> {
+        let start = Instant::now();
+        for chunk in self.prompt.chunks(PREFILL_CHUNK) {
+            let past = self.cache.extend(0, chunk.len())?;
+            let mut segments = Segments::default();
+            segments.push(chunk.len(), past, 0);
+            let ctx = &mut self.ctx;
+            let hidden = self
+                .decoder
+                .forward(ctx, chunk, &segments, Some(&mut self.cache));
+            if past + chunk.len() == self.prompt.len() {
+                let last = ops::rows(ctx, &hidden, &[chunk.len() - 1]);
+                std::hint::black_box(self.decoder.logits(ctx, &last));
+            }
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        self.cache.truncate(0, 0);
+        Ok(seconds)
+    }
+
+    /// Generates; the seconds it took.
+    fn write(&mut self) -> Result<f64> {
+        let sequences = self.config.sequences;
+        let vocab = self.decoder.config().vocab;
+        let start = Instant::now();
+        let mut tokens: Vec<u32> = (0..sequences).map(|slot| (slot % vocab) as u32).collect();
+        for _ in 0..self.config.generate {
+            let mut segments = Segments::default();
+            for slot in 0..sequences {
+                segments.push(1, self.cache.extend(slot, 1)?, slot);
+            }
+            let ctx = &mut self.ctx;
+            let hidden = self
+                .decoder
+                .forward(ctx, &tokens, &segments, Some(&mut self.cache)); // [B, D]
+            let logits = self.decoder.logits(ctx, &hidden); // [B, V]
+            ctx.pool.for_each_chunk(&mut tokens, 1, |row, token| {
+                token[0] = elementwise::highest(&logits.data()[row * vocab..][..vocab]) as u32;
+            });
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        for slot in 0..sequences {
+            self.cache.truncate(slot, 0);
+        }
+        Ok(seconds)
+    }
 }
 
 /// Bytes of weights that a token generated alone reads: every projection and norm, the output table, and one row of
@@ -138,25 +238,6 @@ pub fn bytes_per_token(decoder: &Decoder) -> usize {
         Embedding::Int8(table) => (table.stored_bytes(), table.cols() + size_of::<u16>()),
     };
     projections + norms + table + row
-}
-
-/// Runs `tokens` after what the cache holds; the most probable next token where the logits are wanted, else 0.
-fn advance(
-    decoder: &Decoder,
-    ctx: &mut Ctx,
-    cache: &mut KvCache,
-    tokens: &[u32],
-    logits: bool,
-) -> Result<u32> {
-    let mut segments = Segments::default();
-    segments.push(tokens.len(), cache.extend(0, tokens.len())?, 0);
-    let hidden = decoder.forward(ctx, tokens, &segments, Some(cache));
-    if !logits {
-        return Ok(0);
-    }
-    let hidden = ops::rows(ctx, &hidden, &[tokens.len() - 1]);
-    let logits = decoder.logits(ctx, &hidden);
-    Ok(elementwise::highest(logits.data()) as u32)
 }
 
 fn median(rates: &[f64]) -> f64 {

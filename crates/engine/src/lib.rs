@@ -26,7 +26,7 @@ mod speculate;
 mod stats;
 
 pub use adapters::{AdapterStats, Adapters};
-pub use bench::{Bench, BenchConfig, bench, bytes_per_token};
+pub use bench::{Bench, BenchConfig, Shares, bench, bytes_per_token};
 pub use engine::{CacheSize, Engine, EngineConfig, Reuse};
 pub use error::{Error, Result};
 pub use request::{Event, Finish, Flow, Generate, Generation, Request, RequestId, Token};

@@ -91,8 +91,8 @@ impl PrefixCache {
         let children = &self.nodes.get(&parent)?.children;
         let before = children.range::<[u32], _>((Bound::Unbounded, Bound::Included(wanted)));
         let after = children.range::<[u32], _>((Bound::Included(wanted), Bound::Unbounded));
-        let common = |(child, &id): (&Box<[u32]>, &NodeId)| (id, common(child, wanted));
-        let best = before.rev().take(1).chain(after.take(1)).map(common);
+        let beside = before.rev().take(1).chain(after.take(1));
+        let best = beside.map(|(child, &id)| (id, common(child, wanted)));
         best.max_by_key(|&(_, common)| common)
             .filter(|&(_, common)| common > 0)
     }

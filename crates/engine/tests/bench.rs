@@ -4,7 +4,8 @@ mod common;
 
 use common::{CONTEXT, VOCAB, config, dense, palettized, pool};
 use russet_engine::{BenchConfig, bench, bytes_per_token};
-use russet_model::{Config, Decoder};
+use russet_model::{Config, Decoder, package};
+use russet_tensor::{Ctx, Segments};
 
 /// Rows and columns of the projections of one layer.
 const PROJECTIONS: [(usize, usize); 7] = [
@@ -55,6 +56,7 @@ fn every_repeat_is_reported_and_the_median_counts() {
         prompt: CONTEXT,
         generate: 8,
         repeats: 3,
+        sequences: 1,
     };
     let measured = bench(&palettized(), &pool(2), &config).unwrap();
     for (rates, median) in [
@@ -74,6 +76,46 @@ fn every_repeat_is_reported_and_the_median_counts() {
     }
     let gb_s = measured.decode_tokens_per_second * bytes_per_token(&palettized()) as f64 / 1e9;
     assert_eq!(measured.decode_gb_s(), gb_s);
+    for shares in &measured.profile {
+        let all: f64 = shares.kernels.iter().map(|(_, share)| share).sum();
+        assert!(all > 0.0 && (all + shares.outside - 1.0).abs() < 0.05);
+    }
+}
+
+#[test]
+fn sequences_generate_together_and_read_the_weights_once() {
+    let config = BenchConfig {
+        prompt: 1,
+        generate: 70,
+        repeats: 1,
+        sequences: 5,
+    };
+    let measured = bench(&palettized(), &pool(2), &config).unwrap();
+    let steps = measured.decode_tokens_per_second / 5.0;
+    let gb_s = steps * bytes_per_token(&palettized()) as f64 / 1e9;
+    assert!((measured.decode_gb_s() / gb_s - 1.0).abs() < 1e-12);
+}
+
+#[test]
+fn a_random_package_has_its_bits_and_finite_logits() {
+    let config = Config {
+        width: 256,
+        ffn: 512,
+        layers: 4,
+        ..config()
+    };
+    for asked in [2.2, 3.5, 4.2] {
+        let decoder = package::random(&config, asked, 1, &pool(2)).unwrap();
+        let bytes: usize = decoder.linears().map(|linear| linear.stored_bytes()).sum();
+        let got = 8.0 * bytes as f64 / config.projection_parameters() as f64;
+        assert!(got <= asked && got > asked - 0.25, "{got} bits for {asked}");
+        let mut ctx = Ctx::new(pool(2));
+        let tokens = [1, 2, 3];
+        let hidden = decoder.forward(&mut ctx, &tokens, &Segments::packed(&[3]), None);
+        let logits = decoder.logits(&mut ctx, &hidden);
+        let size = logits.data().iter().map(|x| x * x).sum::<f32>() / logits.len() as f32;
+        assert!((0.01..100.0).contains(&size), "mean square {size}");
+    }
 }
 
 #[test]
@@ -82,6 +124,7 @@ fn what_cannot_be_measured_is_refused() {
         prompt: 4,
         generate: 4,
         repeats: 1,
+        sequences: 1,
     };
     for (config, sentence) in [
         (
@@ -110,6 +153,13 @@ fn what_cannot_be_measured_is_refused() {
             "generate is 257",
         ),
         (BenchConfig { repeats: 0, ..fine }, "repeats is 0"),
+        (
+            BenchConfig {
+                sequences: 0,
+                ..fine
+            },
+            "sequences is 0",
+        ),
     ] {
         let problem = bench(&dense(), &pool(1), &config).unwrap_err().to_string();
         assert!(problem.starts_with(sentence), "{problem}");

@@ -46,4 +46,4 @@ pub use document::{Document, Settings};
 pub use error::{Error, Result};
 pub use perplexity::{Scores, perplexity};
 pub use prompts::{CATEGORIES, Prompt, prompts};
-pub use rows::{Answers, Row, read_answers, read_rows};
+pub use rows::{Answers, Begun, Row, read_answers, read_begun, read_rows};

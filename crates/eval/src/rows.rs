@@ -125,6 +125,50 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
     }
 }
 
+/// Rows that are being written, one a line, and how many bytes they are.
+#[derive(Clone, Debug, Default)]
+pub struct Begun {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// Where they end, and what comes next is to stand.
+    pub bytes: u64,
+    /// Whether the last row's line has its end.
+    pub ended: bool,
+}
+
+/// Reads what an earlier run has written: nothing where there is no file. A last line without its end that is no whole row is left
+/// out; it was being written when the run was killed.
+///
+/// # Errors
+/// When the file cannot be read, or a whole line is no row.
+pub fn read_begun(path: &Path) -> Result<Begun> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => {
+            return Err(Error::Unreadable {
+                path: path.to_path_buf(),
+                problem: error.to_string(),
+            });
+        }
+    };
+    let mut begun = Begun {
+        ended: true,
+        ..Begun::default()
+    };
+    for (line, number) in bytes.split_inclusive(|byte| *byte == b'\n').zip(1..) {
+        match row(path, number, line) {
+            Ok(row) => begun.rows.push(row),
+            // Only the last line lacks its end.
+            Err(_) if line[0] == b'{' && !line.ends_with(b"\n") => break,
+            Err(error) => return Err(error),
+        }
+        begun.bytes += line.len() as u64;
+        begun.ended = line.ends_with(b"\n");
+    }
+    Ok(begun)
+}
+
 fn read_whole(path: &Path) -> Result<Vec<u8>> {
     let failed = |problem: std::io::Error| Error::Unreadable {
         path: path.to_path_buf(),
@@ -352,6 +396,27 @@ mod tests {
         }
         let (_dir, path) = written("a.json", "[]");
         assert!(read_rows(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn of_what_was_begun_only_a_half_line_is_left_out() {
+        let read = |text: &str| {
+            let (_dir, path) = written("a.jsonl", text);
+            let begun = read_begun(&path);
+            begun.map(|begun| (begun.rows.len(), begun.bytes, begun.ended))
+        };
+        assert_eq!(read("").unwrap(), (0, 0, true));
+        assert_eq!(read("{\"a\": 1}\n{\"a\": \"é").unwrap(), (1, 9, true));
+        assert_eq!(read("{\"a\": 1}\n{\"a\": 2}").unwrap(), (2, 17, false));
+        // Somebody else's file is not cut.
+        assert!(read("notes").is_err());
+        assert!(
+            read("{\"a\": 1}\n{\"a\": \n{}\n")
+                .unwrap_err()
+                .to_string()
+                .contains("line 2")
+        );
+        assert_eq!(read_begun(Path::new("/nowhere/a.jsonl")).unwrap().bytes, 0);
     }
 
     #[test]

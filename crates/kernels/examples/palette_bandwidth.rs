@@ -6,8 +6,10 @@
 //! interrupts: figures of two threads still need quiet cores.
 //!
 //! ```text
-//! cargo run --release -p russet-kernels --example palette_bandwidth [decode|cache|batch|prefill|dense] [rounds]
+//! cargo run --release -p russet-kernels --example palette_bandwidth [decode|cache|batch|prefill|dense|chain] [rounds]
 //! ```
+//! `chain`, only where asked for, is one product after another with the rounding of its inputs, at 1, 8 and 512 tokens, a JSON
+//! object a line: `bench/peers/openvino.py` sets it beside the same chain in OpenVINO.
 #![allow(clippy::print_stdout, unsafe_code)]
 
 use half::f16;
@@ -323,6 +325,47 @@ fn dense(rounds: usize) {
     }
 }
 
+/// The linear layers of a 3B's feed-forward, in and out in turn.
+fn chain(rounds: usize) {
+    let shape = Shape {
+        name: "chain",
+        products: [(8192, 3072), (3072, 8192), (8192, 3072), (3072, 8192)],
+        layers: 5,
+    };
+    let pool = Pool::new(2).expect("an instruction set");
+    for kind in [4, 2] {
+        let model = Model::new(&shape, kind);
+        for tokens in [1, 8, 512] {
+            let x: Vec<f32> = (0..tokens * 8192)
+                .map(|at| russet_kernels::random::uniform(2, 0, at as u64) - 0.5)
+                .collect();
+            let mut out = vec![0.0; tokens * 8192];
+            let mut quantized = QuantizedRows::default();
+            let mut pass = || {
+                for &(rows, cols, start) in &model.products {
+                    quantized.set(&pool, &x[..tokens * cols], cols);
+                    let data = &model.data[start..][..rows * cols * kind / 8];
+                    let bits = Bits::from_bits(kind).expect("2 or 4");
+                    let palette = &model.palette[..rows / 16 * bits.entries()];
+                    let scales = &model.scales[..rows];
+                    let part = PaletteMatrix::new(bits, rows, cols, data, palette, scales);
+                    let part = part.expect("whole strips");
+                    let out = &mut out[..tokens * rows];
+                    palette::matmul(&pool, &[part], &quantized, out);
+                }
+            };
+            pass();
+            let times = (0..rounds).map(|_| seconds(&mut pass)).collect::<Vec<_>>();
+            let (median, best) = (quantile(&times, 5), quantile(&times, 0));
+            println!(
+                "{{\"bits\": {kind}, \"tokens\": {tokens}, \"median_s\": {median}, \"best_s\": {best}, \"weights\": {}, \"bytes\": {}}}",
+                model.weights(),
+                model.data.len(),
+            );
+        }
+    }
+}
+
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let rounds = words.iter().find_map(|word| word.parse().ok()).unwrap_or(9);
@@ -330,6 +373,9 @@ fn main() {
         words.iter().all(|word| word.parse::<usize>().is_ok())
             || words.iter().any(|word| word == what)
     };
+    if words.iter().any(|word| word == "chain") {
+        return chain(rounds);
+    }
     if asked("decode") {
         decode(rounds, &[1]);
     }

@@ -17,14 +17,19 @@ use crate::rope::HeadShape;
 
 mod backward;
 mod forward;
+mod forward8;
 #[cfg(test)]
 mod oracle;
 mod pack;
+mod pages8;
 mod part;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests8;
 mod tile;
 
+pub use pages8::{Pages8, append_to_pages8, page8_len, page8_scales};
 pub use part::{Part, attention_part_backward, attention_part_forward};
 
 /// Tokens of a cache page, and keys of a tile.
@@ -52,6 +57,8 @@ pub enum Keys<'a> {
         /// The pages of this sequence in order.
         table: &'a [u32],
     },
+    /// Pages of 8-bit numbers, for inference: products are of integers, exact, whatever type other products multiply in.
+    Pages8(Pages8<'a>),
 }
 
 impl Keys<'_> {
@@ -59,7 +66,7 @@ impl Keys<'_> {
     fn of(&self, count: usize) -> usize {
         match self {
             Keys::Rows { keys, stride, .. } => count.min(keys.len().div_ceil(*stride)),
-            Keys::Pages { .. } => count,
+            Keys::Pages { .. } | Keys::Pages8(_) => count,
         }
     }
 }
@@ -161,6 +168,22 @@ pub fn attention_forward(
 ) {
     let _span = span(Kernel::Attention);
     check_disjoint(queries.iter().map(|query| (query.start, query.len)));
+    let over_8_bits: Vec<forward8::Query8> = queries
+        .iter()
+        .filter_map(|query| match query.keys {
+            Keys::Pages8(pages) => Some((*query, pages)),
+            _ => None,
+        })
+        .collect();
+    if !over_8_bits.is_empty() {
+        assert_eq!(
+            over_8_bits.len(),
+            queries.len(),
+            "keys of one pass lie in 8-bit pages or none do"
+        );
+        forward8::forward(pool, shape, q, q_stride, &over_8_bits, out, lse);
+        return;
+    }
     let forward = match compute {
         Compute::F32 => forward::forward::<false>,
         Compute::Bf16 => forward::forward::<true>,

@@ -132,13 +132,28 @@ fn dot_chunk(a: &[f32], b: &[f32]) -> f64 {
 
 /// The index of the highest number, the lowest of several; 0 where there is none. A NaN is never higher.
 pub fn highest(numbers: &[f32]) -> usize {
-    let mut best = 0;
-    for (index, &number) in numbers.iter().enumerate() {
-        if number > numbers[best] {
-            best = index;
+    let Some(&first) = numbers.first() else {
+        return 0;
+    };
+    // In lanes, which the compiler turns into vectors; a NaN at the beginning stays in all of them, and none is higher than it.
+    let mut lanes = [first; 64];
+    let (chunks, rest) = numbers.as_chunks::<64>();
+    for chunk in chunks {
+        for (highest, &number) in lanes.iter_mut().zip(chunk) {
+            *highest = if number > *highest { number } else { *highest };
         }
     }
-    best
+    let highest =
+        lanes.iter().chain(rest).fold(
+            first,
+            |highest, &number| {
+                if number > highest { number } else { highest }
+            },
+        );
+    numbers
+        .iter()
+        .position(|&number| number == highest)
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -185,9 +200,17 @@ mod tests {
             (&[1.0, 3.0, 2.0, 3.0][..], 1),
             (&[f32::NEG_INFINITY, -2.0, f32::NAN], 1),
             (&[0.0, -0.0], 0),
+            (&[f32::NAN, 1.0], 0),
             (&[], 0),
         ] {
             assert_eq!(highest(numbers), index, "{numbers:?}");
+        }
+        for len in [63, 64, 200] {
+            let mut numbers = values(5, len);
+            for place in [len - 1, len / 2, 3] {
+                numbers[place] = 10.0;
+                assert_eq!(highest(&numbers), place, "of {len}");
+            }
         }
     }
 

@@ -4,16 +4,17 @@
 //! system has taken off its core delays at most the task it holds; nothing waits at a barrier for
 //! every thread to show up, and the caller finishes the job alone if no other thread wakes in time.
 //! An idle worker spins for [`SPIN`] (longer than the gap between two layers) and then sleeps, so a
-//! pool at rest costs nothing. A busy neighbour on one of two
-//! cores leaves a small model 41 % of its decode speed (LOG.md): a thread off its core still holds a task.
+//! pool at rest costs nothing. A thread off its core still holds the task that it has claimed; so that a busy neighbour does not take
+//! it off there, a worker offers its core between tasks, every two milliseconds.
 //!
 //! The pool knows nothing of what it runs. It has no queue and no futures: one job at a time.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -23,6 +24,11 @@ use crate::isa::{Isa, IsaError};
 /// How long an idle worker polls for the next job before it sleeps.
 pub const SPIN: Duration = Duration::from_micros(50);
 
+/// How long a worker keeps its core before it offers it to others, between two tasks. Where nobody waits for it, the offer
+/// costs a system call. The system would take the core at a tick, 4 ms apart on Linux, in the middle of a task for which all others
+/// wait until its thread is back; given away between tasks, the others go on.
+const TURN: Duration = Duration::from_millis(2);
+
 /// Threads that run one job at a time, the caller among them.
 ///
 /// Results never depend on `threads`: callers cut work into tasks by shape alone.
@@ -31,7 +37,36 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// Held by the thread whose job is running.
     owner: Mutex<()>,
+    order: Mutex<Order>,
     isa: Isa,
+}
+
+/// What a thread without a task asks for of the weights that are multiplied next: of the tasks' beginnings, as much as arrives
+/// between two products.
+const FETCH: usize = 64 << 10;
+
+/// Which weights were multiplied after which. A decoder goes through its weights in the same order for every token, so what
+/// followed last time follows again; where it does not, some lines were read in vain.
+#[derive(Default)]
+struct Order {
+    /// Where weights begin, and the beginning and bytes a task of those after them.
+    after: HashMap<usize, [usize; 2]>,
+    last: usize,
+}
+
+impl Order {
+    /// More beginnings than any model has products; then it learns anew.
+    const MOST: usize = 1 << 14;
+
+    /// Notes that the weights at `at` are multiplied now, and tells what follows, [0, 0] where that is not known.
+    fn next(&mut self, at: usize, task: usize) -> [usize; 2] {
+        if self.after.len() >= Order::MOST {
+            self.after.clear();
+        }
+        let last = std::mem::replace(&mut self.last, at);
+        self.after.insert(last, [at, task]);
+        self.after.get(&at).copied().unwrap_or_default()
+    }
 }
 
 impl Pool {
@@ -59,7 +94,7 @@ impl Pool {
                 let shared = Arc::clone(&shared);
                 std::thread::Builder::new()
                     .name(format!("russet-{index}"))
-                    .spawn(move || shared.work())
+                    .spawn(move || shared.work(index))
                     .expect("the system refused to start a worker thread")
             })
             .collect();
@@ -67,8 +102,18 @@ impl Pool {
             shared,
             workers,
             owner: Mutex::new(()),
+            order: Mutex::default(),
             isa,
         }
+    }
+
+    /// Says that the next job multiplies the weights at `at`, so many bytes a task, from memory. Once it is over, threads that wait
+    /// fetch what came after these weights last time: for the caller's work between two products memory would idle.
+    pub(crate) fn streams(&self, at: *const u8, task: usize) {
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let [next, task] = order.next(at.addr(), task);
+        self.shared.next_task.store(task, Ordering::Relaxed);
+        self.shared.next.store(next, Ordering::Relaxed);
     }
 
     /// The instruction set that kernels run on this pool use.
@@ -239,6 +284,9 @@ struct Shared {
     pending: Alone<AtomicU32>,
     /// Rises with every job; idle workers sleep on it.
     epoch: Alone<AtomicU32>,
+    /// Address of the weights that are probably multiplied next, and bytes of a task of that product; 0 where not known.
+    next: AtomicUsize,
+    next_task: AtomicUsize,
     sleepers: AtomicU32,
     caller_sleeps: AtomicBool,
     panicked: AtomicBool,
@@ -337,6 +385,7 @@ impl Shared {
     /// Waits until every task has ended, and returns the first panic.
     fn finish(&self) -> Option<Box<dyn Any + Send>> {
         let pending = || self.pending.load(Ordering::Acquire);
+        self.fetch(0, || pending() == 0);
         if !spin_until(|| pending() == 0) {
             self.caller_sleeps.store(true, Ordering::SeqCst);
             loop {
@@ -358,22 +407,52 @@ impl Shared {
         None
     }
 
-    /// The life of a worker.
-    fn work(&self) {
+    /// Asks for the beginning of the task that thread `index` will probably have of the next product, until `enough`.
+    fn fetch(&self, index: usize, enough: impl Fn() -> bool) {
+        let (at, task) = (
+            self.next.load(Ordering::Relaxed),
+            self.next_task.load(Ordering::Relaxed),
+        );
+        if at == 0 {
+            return;
+        }
+        for from in (0..FETCH.min(task)).step_by(512) {
+            if enough() {
+                return;
+            }
+            for line in (from..from + 512).step_by(64) {
+                prefetch(at.wrapping_add(index * task).wrapping_add(line));
+            }
+        }
+    }
+
+    /// The life of worker `index`.
+    fn work(&self, index: usize) {
         RUNNING.set(std::ptr::from_ref(self));
+        let mut fetched = 0;
+        let mut turn = Instant::now();
         loop {
             while let Some(claim) = self.claim() {
                 self.execute(claim);
+                if turn.elapsed() > TURN {
+                    std::thread::yield_now();
+                    turn = Instant::now();
+                }
             }
             let called = || {
                 self.unclaimed.load(Ordering::Relaxed) > 0 || self.shutdown.load(Ordering::Relaxed)
             };
+            if fetched != self.next.load(Ordering::Relaxed) {
+                fetched = self.next.load(Ordering::Relaxed);
+                self.fetch(index, called);
+            }
             if !spin_until(called) {
                 self.sleepers.fetch_add(1, Ordering::SeqCst);
                 let epoch = self.epoch.load(Ordering::SeqCst);
                 if !called() {
                     self.bed.sleep_while(&self.epoch, epoch);
                 }
+                turn = Instant::now();
                 self.sleepers.fetch_sub(1, Ordering::SeqCst);
             }
             if self.shutdown.load(Ordering::SeqCst) {
@@ -381,6 +460,19 @@ impl Shared {
             }
         }
     }
+}
+
+/// Asks for the line at an address, which need not be there, into L2.
+#[inline]
+fn prefetch(at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(at)) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 impl<T> std::ops::Deref for Alone<T> {
@@ -497,6 +589,22 @@ mod tests {
                 check_each_once(&pool, [0, 1, 2, 3, 7, 64, 257][round % 7]);
             }
         }
+    }
+
+    #[test]
+    fn what_followed_is_expected_to_follow() {
+        let mut order = Order::default();
+        let round = [100, 200, 300];
+        for at in round {
+            assert_eq!(order.next(at, at / 2), [0, 0], "nothing is known yet");
+        }
+        assert_eq!(order.next(100, 50), [200, 100]);
+        assert_eq!(order.next(200, 100), [300, 150]);
+        assert_eq!(order.next(300, 150), [100, 50]);
+        // Another order from here on.
+        assert_eq!(order.next(200, 100), [300, 150]);
+        order.next(100, 50);
+        assert_eq!(order.next(200, 100), [100, 50]);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! leaves out zero points, outlier columns and static calibration.
 
 use crate::pool::Disjoint;
+use crate::profile::{Kernel, span};
 use crate::{Isa, Pool};
 
 /// Inputs that share an activation scale, and over which products accumulate in int32: at most
@@ -74,6 +75,7 @@ impl QuantizedRows {
             "activations of {} values are no rows of {cols}",
             x.len()
         );
+        let _span = span(Kernel::Palette);
         let rows = x.len() / cols;
         let blocks = cols.div_ceil(BLOCK);
         let panels = rows.div_ceil(PANEL);
@@ -232,7 +234,6 @@ impl QuantizedRows {
 /// where the spacing of f32 is 1, so the hardware's own ties-to-even does it.
 #[inline(always)]
 fn quantize_block(x: &[f32], values: &mut [i8; BLOCK]) -> (f32, i32) {
-    const SHIFT: f32 = 12_582_912.0; // 1.5 · 2^23
     let mut padded = [0.0f32; BLOCK];
     let x: &[f32; BLOCK] = match x.try_into() {
         Ok(full) => full,
@@ -241,29 +242,46 @@ fn quantize_block(x: &[f32], values: &mut [i8; BLOCK]) -> (f32, i32) {
             &padded
         }
     };
-    let largest = x
-        .iter()
-        .fold(0u32, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff));
-    let max = f32::from_bits(largest);
-    if !max.is_finite() {
+    let (scale, inverse) = scale_of(x, 127.0);
+    if inverse == 0.0 {
         values.fill(0);
-        return (f32::NAN, 0);
+        return (scale, 0);
     }
-    if max < ZERO {
-        values.fill(0);
-        return (0.0, 0);
-    }
-    let inverse = 127.0 / max;
     let mut sum = 0i32;
     for (value, &x) in values.iter_mut().zip(x) {
         // |x · inverse| <= 127 (1 + 2^-22), which rounds to 127.
-        let rounded = (x * inverse + SHIFT)
-            .to_bits()
-            .wrapping_sub(SHIFT.to_bits()) as i32;
+        let rounded = rounded(x, inverse);
         *value = rounded as i8;
         sum += rounded;
     }
-    (max / 127.0, sum)
+    (scale, sum)
+}
+
+/// What one step of a symmetric scale is worth whose largest step is `largest`, and the inverse to multiply numbers by: (0, 0) where
+/// all count as zero, (NaN, 0) where one is NaN or infinite.
+#[inline(always)]
+pub(crate) fn scale_of(x: &[f32], largest: f32) -> (f32, f32) {
+    let bits = x
+        .iter()
+        .fold(0u32, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff));
+    let max = f32::from_bits(bits);
+    if !max.is_finite() {
+        (f32::NAN, 0.0)
+    } else if max < ZERO {
+        (0.0, 0.0)
+    } else {
+        (max / largest, largest / max)
+    }
+}
+
+/// x · inverse to the nearest integer, ties to even; 0 where the inverse is 0, whatever x is. |x · inverse| is below 2^22.
+#[inline(always)]
+pub(crate) fn rounded(x: f32, inverse: f32) -> i32 {
+    const SHIFT: f32 = 12_582_912.0; // 1.5 · 2^23
+    let rounded = (x * inverse + SHIFT)
+        .to_bits()
+        .wrapping_sub(SHIFT.to_bits()) as i32;
+    if inverse == 0.0 { 0 } else { rounded }
 }
 
 #[cfg(target_arch = "x86_64")]

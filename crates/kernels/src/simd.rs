@@ -6,7 +6,8 @@
 //! are safe; those that take pointers are not. Everything is `inline(always)`: a call left standing
 //! would lose the instruction set of its caller.
 //!
-//! It leaves out integers and permutations: the palettized kernels have their own.
+//! Of integers it has the one product that attention over 8-bit pages needs; it leaves out permutations: the palettized
+//! kernels have their own.
 
 use crate::isa::Isa;
 
@@ -23,6 +24,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const PAIRS: bool = false;
     /// A vector.
     type V: Copy;
+    /// `LANES` integers of 32 bits.
+    type I: Copy;
     /// `LANES` vectors.
     type Block: Copy + AsRef<[Self::V]>;
 
@@ -106,6 +109,21 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     ) -> Self::Block {
         unreachable!("no pairs of bf16 here")
     }
+
+    /// Zeros.
+    fn no_integers(self) -> Self::I;
+    /// In every lane the two numbers at `at`.
+    /// # Safety
+    /// `at` is readable for 2 numbers.
+    unsafe fn splat_two(self, at: *const i16) -> Self::I;
+    /// Lane i: numbers 2 i and 2 i + 1, made 16 bits wide.
+    /// # Safety
+    /// `at` is readable for 2 `LANES` numbers.
+    unsafe fn load_twos_of_8(self, at: *const i8) -> Self::I;
+    /// Lane i: c + a.first · b.first + a.second · b.second, exact where it fits 32 bits and no product is of two -2¹⁵.
+    fn mul_add_twos(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I;
+    /// The nearest f32 of each integer.
+    fn integers(self, x: Self::I) -> Self::V;
 
     /// eˣ to 2 units in the last place. 0 below -87.3 (where the result would be subnormal), finite
     /// above 88.3 (clamped), NaN for NaN.
@@ -231,6 +249,7 @@ impl Simd for Scalar {
     const LANES: usize = 1;
     const REGISTERS: usize = 16;
     type V = f32;
+    type I = i32;
     type Block = [f32; 1];
 
     #[inline(always)]
@@ -314,6 +333,37 @@ impl Simd for Scalar {
         // SAFETY: the caller's promise.
         [unsafe { *at }]
     }
+    #[inline(always)]
+    fn no_integers(self) -> i32 {
+        0
+    }
+    #[inline(always)]
+    unsafe fn splat_two(self, at: *const i16) -> i32 {
+        // SAFETY: the caller's promise.
+        unsafe { at.cast::<i32>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_twos_of_8(self, at: *const i8) -> i32 {
+        // SAFETY: the caller's promise.
+        let [first, second] = unsafe { at.cast::<[i8; 2]>().read() };
+        two(first.into(), second.into())
+    }
+    #[inline(always)]
+    fn mul_add_twos(self, a: i32, b: i32, c: i32) -> i32 {
+        let halves = |x: i32| bytemuck::cast::<i32, [i16; 2]>(x).map(i32::from);
+        let ([a, a_second], [b, b_second]) = (halves(a), halves(b));
+        c + a * b + a_second * b_second
+    }
+    #[inline(always)]
+    fn integers(self, x: i32) -> f32 {
+        x as f32
+    }
+}
+
+/// Two numbers in the order of memory.
+#[inline(always)]
+fn two(first: i16, second: i16) -> i32 {
+    bytemuck::cast([first, second])
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //! kept      7    2               whoever keeps blocks beyond their sequences is another holder
 //! ```
 //!
-//! [`Blocks`] counts and knows nothing of numbers; [`Pages`] has the numbers and knows nothing of sequences, so another format
+//! [`Blocks`] counts and knows nothing of numbers; `Pages` has the numbers and knows nothing of sequences, so another format
 //! of theirs changes nobody else. Which blocks are worth keeping is the engine's business.
 
 use russet_kernels::attention;

@@ -81,7 +81,7 @@ impl<'a> Gguf<'a> {
         }
         match reader.u32()? {
             2 | 3 => {}
-            version if version.swap_bytes() <= 3 => {
+            version if version > 3 && version.swap_bytes() <= 3 => {
                 return Err("is of a big-endian machine; Russet reads little-endian files, which gguf_convert_endian of the `gguf` package makes".into());
             }
             version => {

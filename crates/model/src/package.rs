@@ -23,6 +23,10 @@ use crate::checkpoint::{assemble, write_config};
 use crate::stored::{self, Output, Planned, Stored};
 use crate::{Config, Embedding, Layout, Linear, ModelError, Palettized};
 
+mod random;
+
+pub use random::random;
+
 /// The name under `quant_method`.
 const METHOD: &str = "russet_palette";
 

@@ -290,7 +290,7 @@ pub fn write(
     })
 }
 
-/// As [`write`], of tensors that `bytes` gives by their number, one at a time and each once: only one is in memory.
+/// As [`write()`], of tensors that `bytes` gives by their number, one at a time and each once: only one is in memory.
 ///
 /// # Errors
 /// When the disk refuses or `bytes` does.

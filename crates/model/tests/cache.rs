@@ -59,7 +59,7 @@ fn sequences_that_share_a_beginning_go_on_as_if_alone() {
     let decoder = Decoder::random(&config(), 3);
     let mut ctx = Ctx::new(Arc::new(Pool::new(1).unwrap()));
     let whole = tokens(1, 150);
-    for common in [1, 40, 63, 64, 65, 100, 128, 149] {
+    for common in [1usize, 40, 63, 64, 65, 100, 128, 149] {
         let mut cache = KvCache::with_blocks(&config(), 2, 6);
         run(&decoder, &mut ctx, &mut cache, 0, &whole);
         let blocks = cache.table(0)[..common.div_ceil(BLOCK_TOKENS)].to_vec();

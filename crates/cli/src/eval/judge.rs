@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use russet_engine::{Engine, EngineConfig};
 use russet_eval::pairwise::judge::{ModelJudge, Question, judge_both_ways};
-use russet_eval::{Row, prompts, read_rows};
+use russet_eval::{Row, prompts, read_begun, read_rows};
 use serde_json::json;
 
-use super::respond::whole_lines;
+use super::respond::go_on;
 use crate::app::{App, Interrupted, Model, Usage};
 
 /// Pairs that are judged together, each in two orders.
@@ -55,25 +55,24 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<()> {
     }
     let pairs = pairs(app, one, two)?;
     let failed = || format!("{}: the judgements cannot be written", args.out.display());
-    let (mut file, whole) = whole_lines(&args.out).with_context(failed)?;
+    let begun = read_begun(&args.out)?;
     let judge = args.model.display().to_string();
     let mut done = 0;
-    if whole > 0 {
-        for row in read_rows(&args.out)? {
-            let same = pairs.get(done).is_some_and(|pair| {
-                row.text("prompt").ok() == Some(&pair.question.prompt)
-                    && row.text("model_a").ok() == Some(&names[0])
-                    && row.text("model_b").ok() == Some(&names[1])
-                    && row.text("judge").ok() == Some(&judge)
-            });
-            if !same {
-                return Err(row
-                    .wrong("it is no judgement of this judge on these responses; name another file by --out")
-                    .into());
-            }
-            done += 1;
+    for row in &begun.rows {
+        let same = pairs.get(done).is_some_and(|pair| {
+            row.text("prompt").ok() == Some(&pair.question.prompt)
+                && row.text("model_a").ok() == Some(&names[0])
+                && row.text("model_b").ok() == Some(&names[1])
+                && row.text("judge").ok() == Some(&judge)
+        });
+        if !same {
+            return Err(row
+                .wrong("it is no judgement of this judge on these responses; name another file by --out")
+                .into());
         }
+        done += 1;
     }
+    let mut file = go_on(&args.out, &begun).with_context(failed)?;
     let (mut consistent, mut silent) = (0usize, 0usize);
     if done < pairs.len() {
         app.stop_on_signals()?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use russet_engine::{Engine, EngineConfig, Generate, Request, Sampling};
-use russet_eval::{Answers, read_answers, read_rows};
+use russet_eval::{Answers, Begun, read_answers, read_begun, read_rows};
 use russet_tokenizer::{Message, Tokenizer};
 use serde_json::{Value, json};
 
@@ -201,6 +201,7 @@ pub fn ask(
                 max_tokens: asked.max_tokens,
                 sampling: Sampling::GREEDY,
                 stop_tokens: stop_tokens.clone(),
+                ..Request::default()
             })
             .collect();
         let mut made = engine.generate_batch(&requests)?.into_iter();
@@ -274,12 +275,8 @@ impl<'a> Kept<'a> {
         questions: &[Question],
         about: &Value,
     ) -> Result<(Kept<'a>, usize)> {
-        let failed = || format!("{}: the responses cannot be written", path.display());
-        let (file, whole) = whole_lines(path).with_context(failed)?;
-        let rows = match whole {
-            0 => Vec::new(),
-            _ => read_rows(path)?,
-        };
+        let begun = read_begun(path)?;
+        let rows = &begun.rows;
         for (row, place) in rows.iter().zip(0..) {
             let name = row.name(form.keys)?;
             if questions
@@ -302,6 +299,8 @@ impl<'a> Kept<'a> {
                     .into());
             }
         }
+        let failed = || format!("{}: the responses cannot be written", path.display());
+        let file = go_on(path, &begun).with_context(failed)?;
         let kept = Kept {
             path: path.to_owned(),
             file,
@@ -321,23 +320,19 @@ impl<'a> Kept<'a> {
     }
 }
 
-/// Opens a file for more lines behind its last whole one, and cuts off what follows that; its bytes that stay.
-pub fn whole_lines(path: &Path) -> std::io::Result<(File, u64)> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error),
-    };
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n');
-    let whole = whole.map_or(0, |end| end as u64 + 1);
+/// Opens a file for more lines behind those that are whole, and cuts off what follows them.
+pub fn go_on(path: &Path, begun: &Begun) -> std::io::Result<File> {
     let mut file = OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
         .open(path)?;
-    file.set_len(whole)?;
+    file.set_len(begun.bytes)?;
     file.seek(SeekFrom::End(0))?;
-    Ok((file, whole))
+    if !begun.ended {
+        file.write_all(b"\n")?;
+    }
+    Ok(file)
 }
 
 #[derive(Args)]

@@ -93,7 +93,7 @@ impl Work for EvalRecipe {
             self.settings()?,
             inputs,
             &place.out,
-            |app, draft| {
+            |app, draft, _| {
                 let (dense, palettized) = (
                     Model::open(&checkpoint, None)?,
                     Model::open(&package, None)?,

@@ -94,7 +94,7 @@ impl Work for SampleRecipe {
             self.settings()?,
             inputs,
             &place.out,
-            |app, draft| {
+            |app, draft, _| {
                 let sample = &self.sample;
                 let model = Model::open(&folder, None)?;
                 let prompt = model.encode_prompt(&sample.prompt)?;

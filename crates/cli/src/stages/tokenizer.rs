@@ -86,7 +86,7 @@ impl Work for TokenizerRecipe {
             self.settings()?,
             inputs,
             &place.out,
-            |app, draft| {
+            |app, draft, _| {
                 app.progress.begin(name, None, "bytes");
                 let (progress, interrupt) = (&mut *app.progress, &app.interrupt);
                 let each = &mut |at| {

@@ -78,7 +78,7 @@ impl Work for TokensRecipe {
             self.settings()?,
             inputs,
             &place.out,
-            |app, draft| {
+            |app, draft, _| {
                 let tokenizer = Tokenizer::open(&folder)?;
                 app.progress.begin(name, None, "tokens");
                 let (progress, interrupt) = (&mut *app.progress, &app.interrupt);

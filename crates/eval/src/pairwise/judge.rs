@@ -111,6 +111,7 @@ impl Judge for ModelJudge<'_> {
                 max_tokens: TOKENS,
                 sampling: Sampling::GREEDY,
                 stop_tokens: self.stop_tokens.clone(),
+                ..Request::default()
             })
             .collect();
         let made = self.model.generate_batch(&requests);

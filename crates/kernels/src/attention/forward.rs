@@ -318,7 +318,13 @@ fn soften_to_bf16<S: Simd>(
 
 /// Raises `highest` to `new` and scales what was summed under the old one.
 #[inline(always)]
-fn fade<S: Simd>(simd: S, new: f32, sums: &mut [f32], highest: &mut f32, total: &mut f32) {
+pub(super) fn fade<S: Simd>(
+    simd: S,
+    new: f32,
+    sums: &mut [f32],
+    highest: &mut f32,
+    total: &mut f32,
+) {
     if new > *highest {
         let fade = simd.first(simd.exp(simd.splat(*highest - new)));
         *highest = new;

@@ -1,5 +1,7 @@
 //! Attention as the formula has it: all scores of a row, in f64.
 
+use std::borrow::Cow;
+
 use super::{Keys, PAGE_TOKENS, Query};
 use crate::rope::HeadShape;
 
@@ -9,7 +11,7 @@ fn key_value<'a>(
     keys: &Keys<'a>,
     position: usize,
     kv_head: usize,
-) -> (&'a [f32], &'a [f32]) {
+) -> (Cow<'a, [f32]>, Cow<'a, [f32]>) {
     let head_dim = shape.head_dim;
     match *keys {
         Keys::Rows {
@@ -18,7 +20,10 @@ fn key_value<'a>(
             stride,
         } => {
             let at = position * stride + kv_head * head_dim;
-            (&keys[at..][..head_dim], &values[at..][..head_dim])
+            (
+                keys[at..][..head_dim].into(),
+                values[at..][..head_dim].into(),
+            )
         }
         Keys::Pages {
             arena,
@@ -28,8 +33,20 @@ fn key_value<'a>(
             let page = &arena[table[position / PAGE_TOKENS] as usize * page_stride..];
             let at = (kv_head * PAGE_TOKENS + position % PAGE_TOKENS) * head_dim;
             (
-                &page[at..][..head_dim],
-                &page[shape.kv_heads * PAGE_TOKENS * head_dim + at..][..head_dim],
+                page[at..][..head_dim].into(),
+                page[shape.kv_heads * PAGE_TOKENS * head_dim + at..][..head_dim].into(),
+            )
+        }
+        Keys::Pages8(pages) => {
+            let tile = pages.tile(shape, position / PAGE_TOKENS, kv_head);
+            let (t, width) = (position % PAGE_TOKENS, head_dim.next_multiple_of(16));
+            let key = |i: usize| f32::from(tile.keys[(i / 2 * PAGE_TOKENS + t) * 2 + i % 2]);
+            let value = |i: usize| f32::from(tile.values[(t / 2 * width + i) * 2 + t % 2]);
+            (
+                (0..head_dim).map(|i| tile.key_scales[t] * key(i)).collect(),
+                (0..head_dim)
+                    .map(|i| tile.value_scales[t] * value(i))
+                    .collect(),
             )
         }
     }
@@ -45,7 +62,7 @@ fn probabilities(
 ) -> (Vec<f64>, f64) {
     let scale = 1.0 / (shape.head_dim as f64).sqrt();
     let scores: Vec<f64> = (0..=position)
-        .map(|t| scale * dot(q, key_value(shape, keys, t, kv_head).0))
+        .map(|t| scale * dot(q, &key_value(shape, keys, t, kv_head).0))
         .collect();
     let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let lse = highest + scores.iter().map(|s| (s - highest).exp()).sum::<f64>().ln();
@@ -80,7 +97,7 @@ pub(crate) fn forward(
             for (t, p) in p.iter().enumerate() {
                 let (_, value) = key_value(shape, &query.keys, t, kv_head);
                 sum.iter_mut()
-                    .zip(value)
+                    .zip(&*value)
                     .for_each(|(sum, &v)| *sum += p * f64::from(v));
             }
             let out = &mut out[(n * heads + head) * head_dim..][..head_dim];
@@ -110,7 +127,7 @@ pub(crate) fn backward(
             let d_out = &d_out[((start + row) * heads + head) * head_dim..][..head_dim];
             let (p, _) = probabilities(shape, q, &query.keys, kv_head, row);
             let d_p: Vec<f64> = (0..=row)
-                .map(|t| dot(d_out, key_value(shape, &query.keys, t, kv_head).1))
+                .map(|t| dot(d_out, &key_value(shape, &query.keys, t, kv_head).1))
                 .collect();
             let mean: f64 = p.iter().zip(&d_p).map(|(p, d)| p * d).sum();
             for t in 0..=row {

@@ -43,6 +43,7 @@ pub(super) fn tile_of<'a>(
             let at = kv_head * TILE * head_dim;
             (&page[at..], &page[shape.kv_width() * TILE + at..], head_dim)
         }
+        Keys::Pages8(_) => unreachable!("8-bit pages have a kernel of their own"),
     };
     let extent = (count - 1) * stride + head_dim;
     let rows = |at: &'a [f32]| Rows {

@@ -337,8 +337,9 @@ fn tile(isa: Isa) -> Tile {
 
 /// Weight bytes of a task when the weights pass once (at most a panel of tokens). A task begins with
 /// a wait for memory and ends by prefetching what another thread will read: 64 KiB cost a tenth of
-/// the bandwidth of two threads against 256 KiB, which in turn leave small products too few tasks.
-const STREAM_TASK: std::ops::RangeInclusive<usize> = 64 << 10..=256 << 10;
+/// the bandwidth of two threads against 256 KiB. But of large tasks the last one keeps the others waiting, so towards the end a
+/// task is a quarter of what is left.
+const STREAM_TASK: std::ops::RangeInclusive<usize> = 48 << 10..=256 << 10;
 /// Activation bytes that a task keeps in L2 while its strips pass.
 const PANEL_TASK: usize = 384 << 10;
 /// Multiply-adds of a task at most: some tens of microseconds.
@@ -382,57 +383,81 @@ pub(crate) fn product<'m, 's: 'm>(
     let panel_bytes = x.width() * x.cols().next_multiple_of(BLOCK);
     let panels_each = (PANEL_TASK / panel_bytes).clamp(1, panels);
     let runs = panels.div_ceil(panels_each);
-    let bytes: usize = (0..parts).map(part).map(|part| part.data.len()).sum();
-    let stream = (bytes / 4).clamp(*STREAM_TASK.start(), *STREAM_TASK.end());
-    let strips_each = |part: &Strips<'_>| {
+    let mut left: usize = (0..parts).map(part).map(|part| part.data.len()).sum(); // bytes
+    let stream = (left / 4).clamp(*STREAM_TASK.start(), *STREAM_TASK.end());
+    let (mut cuts, mut column) = (Vec::new(), 0);
+    for (index, part) in (0..parts).map(part).enumerate() {
+        let bytes = part.lines() * LINE; // of a strip
         let work = STRIP * part.cols * panels_each * x.width();
-        let wanted = (stream / (part.lines() * LINE)).min(GEMM_TASK / work);
-        wanted.clamp(2, part.count().max(2)).next_multiple_of(2)
-    };
-    let groups: usize = (0..parts)
-        .map(part)
-        .map(|part| part.count().div_ceil(strips_each(part)))
-        .sum();
+        let mut start = 0;
+        while start < part.count() {
+            let stream = match panels {
+                1 => stream.min((left / 4).max(*STREAM_TASK.start())),
+                _ => stream,
+            };
+            let wanted = (stream / bytes).min(GEMM_TASK / work).max(2);
+            let end = part.count().min(start + wanted.next_multiple_of(2));
+            cuts.push(Cut {
+                part: index,
+                column,
+                start,
+                end,
+            });
+            left -= (end - start) * bytes;
+            start = end;
+        }
+        column += part.rows;
+    }
     // With few tokens the tile is bound by memory, and one stream of bytes arrives faster than two.
     let pair = if x.rows() <= 4 { 1 } else { 2 };
     let tile = tile(pool.isa());
     let out = Disjoint::new(out);
+    if panels == 1 {
+        let first = part(0);
+        let task = cuts[0].end * first.lines() * LINE;
+        pool.streams(first.data.as_ptr(), task);
+    }
 
-    pool.run(groups * runs, |task| {
-        let (run, mut group) = (task / groups, task % groups);
-        let mut column = 0;
-        for part in (0..parts).map(part) {
-            let each = strips_each(part);
-            let here = part.count().div_ceil(each);
-            if group >= here {
-                group -= here;
-                column += part.rows;
-                continue;
-            }
-            let mut results = Results([[0.0; TOGETHER * STRIP]; PANEL]);
-            let last = part.count().min((group + 1) * each);
-            for start in (group * each..last).step_by(TOGETHER) {
-                let end = last.min(start + TOGETHER);
-                let rows = part.rows.min(end * STRIP) - start * STRIP;
-                for index in run * panels_each..panels.min((run + 1) * panels_each) {
-                    let panel = x.panel(index);
-                    for first in (start..end).step_by(pair) {
-                        let column = (first - start) * STRIP;
-                        let count = pair.min(end - first);
-                        // SAFETY: first + count <= end <= part.count(); count is 1 or 2; columns
-                        // were compared above; the pool vouches for its instructions.
-                        unsafe { tile(part, first, count, &panel, &mut results, column) };
-                    }
-                    for (token, results) in results.0[..panel.tokens].iter().enumerate() {
-                        let token = index * x.width() + token;
-                        let at = token * width + column + start * STRIP;
-                        // SAFETY: (run, group) names this task alone; its panels, hence tokens, and
-                        // its strips of this part, hence columns, are its own.
-                        unsafe { out.range(at, rows) }.copy_from_slice(&results[..rows]);
-                    }
+    pool.run(cuts.len() * runs, |task| {
+        let run = task / cuts.len();
+        let Cut {
+            part: index,
+            column,
+            start: begin,
+            end: last,
+        } = cuts[task % cuts.len()];
+        let part = part(index);
+        let mut results = Results([[0.0; TOGETHER * STRIP]; PANEL]);
+        for start in (begin..last).step_by(TOGETHER) {
+            let end = last.min(start + TOGETHER);
+            let rows = part.rows.min(end * STRIP) - start * STRIP;
+            for index in run * panels_each..panels.min((run + 1) * panels_each) {
+                let panel = x.panel(index);
+                for first in (start..end).step_by(pair) {
+                    let column = (first - start) * STRIP;
+                    let count = pair.min(end - first);
+                    // SAFETY: first + count <= end <= part.count(); count is 1 or 2; columns
+                    // were compared above; the pool vouches for its instructions.
+                    unsafe { tile(part, first, count, &panel, &mut results, column) };
+                }
+                for (token, results) in results.0[..panel.tokens].iter().enumerate() {
+                    let token = index * x.width() + token;
+                    let at = token * width + column + start * STRIP;
+                    // SAFETY: (run, cut) names this task alone; its panels, hence tokens, and
+                    // its strips of this part, hence columns, are its own.
+                    unsafe { out.range(at, rows) }.copy_from_slice(&results[..rows]);
                 }
             }
-            return;
         }
     });
+}
+
+/// Strips of a part that one task multiplies.
+#[derive(Clone, Copy)]
+struct Cut {
+    part: usize,
+    /// Of the part in the product.
+    column: usize,
+    start: usize,
+    end: usize,
 }

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// AVX-512 F, BW and VL, with `BF16` also that: sixteen lanes. Exists only where the CPU has them.
+/// AVX-512 F, BW, VL and VNNI, with `BF16` also that: sixteen lanes. Exists only where the CPU has them.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const BF16: bool>(());
 
@@ -27,7 +27,7 @@ pub(super) fn run_avx2<B: Body>(body: B) -> B::Out {
 /// Runs `body` on AVX-512.
 #[inline]
 pub(super) fn run_avx512<B: Body>(body: B) -> B::Out {
-    #[target_feature(enable = "avx,avx2,fma,f16c,bmi1,bmi2,avx512f,avx512bw,avx512vl")]
+    #[target_feature(enable = "avx,avx2,fma,f16c,bmi1,bmi2,avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn inner<B: Body>(body: B) -> B::Out {
         body.run(Avx512::<false>(()))
     }
@@ -39,7 +39,9 @@ pub(super) fn run_avx512<B: Body>(body: B) -> B::Out {
 /// Runs `body` on AVX-512 with BF16.
 #[inline]
 pub(super) fn run_avx512_bf16<B: Body>(body: B) -> B::Out {
-    #[target_feature(enable = "avx,avx2,fma,f16c,bmi1,bmi2,avx512f,avx512bw,avx512vl,avx512bf16")]
+    #[target_feature(
+        enable = "avx,avx2,fma,f16c,bmi1,bmi2,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16"
+    )]
     unsafe fn inner<B: Body>(body: B) -> B::Out {
         body.run(Avx512::<true>(()))
     }
@@ -64,6 +66,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
     type V = __m256;
+    type I = __m256i;
     type Block = [__m256; 8];
 
     #[inline(always)]
@@ -173,6 +176,31 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
+    fn no_integers(self) -> __m256i {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn splat_two(self, at: *const i16) -> __m256i {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_set1_epi32(at.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_twos_of_8(self, at: *const i8) -> __m256i {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())) }
+    }
+    #[inline(always)]
+    fn mul_add_twos(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_add_epi32(c, _mm256_madd_epi16(a, b)) }
+    }
+    #[inline(always)]
+    fn integers(self, x: __m256i) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
     unsafe fn load_transposed(
         self,
         at: *const f32,
@@ -217,6 +245,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const REGISTERS: usize = 32;
     const PAIRS: bool = BF16;
     type V = __m512;
+    type I = __m512i;
     type Block = [__m512; 16];
 
     #[inline(always)]
@@ -316,6 +345,31 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     fn prefetch(self, at: *const f32) {
         // SAFETY: a prefetch reads nothing and faults nowhere.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    fn no_integers(self) -> __m512i {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn splat_two(self, at: *const i16) -> __m512i {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_set1_epi32(at.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_twos_of_8(self, at: *const i8) -> __m512i {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(at.cast())) }
+    }
+    #[inline(always)]
+    fn mul_add_twos(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_dpwssd_epi32(c, a, b) }
+    }
+    #[inline(always)]
+    fn integers(self, x: __m512i) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_cvtepi32_ps(x) }
     }
     #[inline(always)]
     unsafe fn load_transposed(

@@ -1,8 +1,8 @@
 //! The 8-bit embedding: one table, mapped once, gathered from at the input and multiplied by at the output.
 
 use russet_kernels::int8 as kernel;
-use russet_kernels::quantize::QuantizedRows;
 
+use super::palette::with_quantized;
 use crate::{Ctx, Int8Weight, Tensor};
 use russet_kernels::{Mat, MatMut, matmul};
 
@@ -17,9 +17,10 @@ pub fn int8_embedding(ctx: &mut Ctx, table: &Int8Weight, tokens: &[u32]) -> Tens
 pub fn int8_linear(ctx: &mut Ctx, x: &Tensor, table: &Int8Weight) -> Tensor {
     let (tokens, width) = x.dims2();
     let features = table.rows();
-    let quantized = QuantizedRows::new(&ctx.pool, x.data(), width);
     let mut out = ctx.buffer(tokens * features);
-    kernel::matmul(&ctx.pool, table.view(), &quantized, &mut out);
+    with_quantized(&ctx.pool, x.data(), width, |x| {
+        kernel::matmul(&ctx.pool, table.view(), x, &mut out);
+    });
     let out = Tensor::new(&[tokens, features], out);
     if ctx.records(&[x]) {
         let (x, table) = (x.handle(), table.clone());

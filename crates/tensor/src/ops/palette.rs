@@ -4,8 +4,10 @@
 //! integers. The weights are frozen: the gradient passes through to x, by the dequantized weights and
 //! straight through the rounding of x (the straight-through estimator, arXiv 1308.3432).
 
+use std::cell::RefCell;
+
 use russet_kernels::quantize::QuantizedRows;
-use russet_kernels::{Mat, MatMut, matmul, palette as kernel};
+use russet_kernels::{Mat, MatMut, Pool, matmul, palette as kernel};
 
 use crate::{Ctx, PaletteWeight, Tensor};
 
@@ -13,10 +15,11 @@ use crate::{Ctx, PaletteWeight, Tensor};
 pub fn palette_linear(ctx: &mut Ctx, x: &Tensor, parts: &[PaletteWeight]) -> Tensor {
     let (tokens, width) = x.dims2();
     let features: usize = parts.iter().map(PaletteWeight::rows).sum();
-    let quantized = QuantizedRows::new(&ctx.pool, x.data(), width);
     let views: Vec<_> = parts.iter().map(PaletteWeight::view).collect();
     let mut out = ctx.buffer(tokens * features);
-    kernel::matmul(&ctx.pool, &views, &quantized, &mut out);
+    with_quantized(&ctx.pool, x.data(), width, |x| {
+        kernel::matmul(&ctx.pool, &views, x, &mut out);
+    });
     let out = Tensor::new(&[tokens, features], out);
     if ctx.records(&[x]) {
         let (x, parts) = (x.handle(), parts.to_vec());
@@ -43,6 +46,25 @@ pub fn palette_linear(ctx: &mut Ctx, x: &Tensor, parts: &[PaletteWeight]) -> Ten
         });
     }
     out
+}
+
+thread_local! {
+    /// What this thread rounded last, for its memory: fresh megabytes for every product are a page fault per 4 KiB.
+    static QUANTIZED: RefCell<QuantizedRows> = RefCell::default();
+}
+
+/// Runs `body` with `x [N, width]` rounded to 8 bits.
+pub(super) fn with_quantized<R>(
+    pool: &Pool,
+    x: &[f32],
+    width: usize,
+    body: impl FnOnce(&QuantizedRows) -> R,
+) -> R {
+    let mut rows = QUANTIZED.take();
+    rows.set(pool, x, width);
+    let result = body(&rows);
+    QUANTIZED.set(rows);
+    result
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use russet_kernels::{Compute, Isa, Pool, random};
 use russet_model::config::RopeScaling;
 use russet_model::{Decoder, Family};
 use russet_tensor::ops::IGNORE;
+use russet_tensor::{MeshShape, threads};
 use serde_json::{Value, json};
 
 use super::*;
@@ -363,8 +364,7 @@ fn poison_stops_the_run_and_is_named() {
 /// One rank's weights are poisoned: all end with the same sentence, none hangs, and no weight is touched.
 #[test]
 fn poison_on_one_rank_stops_all_and_is_named_by_all() {
-    use russet_tensor::threads;
-    let shape = russet_tensor::MeshShape {
+    let shape = MeshShape {
         sizes: [2, 1, 1, 2],
     };
     let config = Config {
@@ -534,6 +534,62 @@ impl Progress for Messages {
         self.0.push(text.to_owned());
     }
     fn end(&mut self) {}
+}
+
+/// A source on a machine that is slow.
+struct Slow(Source, Duration);
+
+impl Batches for Slow {
+    fn next(&mut self) -> Result<Vec<Batch>> {
+        std::thread::sleep(self.1);
+        self.0.next()
+    }
+
+    fn state(&self) -> Value {
+        self.0.state()
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<()> {
+        self.0.restore(state)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.names()
+    }
+
+    fn labels(&self) -> Vec<String> {
+        self.0.labels()
+    }
+}
+
+#[test]
+fn the_rank_that_others_wait_for_is_named() {
+    let config = tiny().config().clone();
+    let sizes = [2, 1, 1, 1];
+    let heard = threads::run(MeshShape { sizes }, |mesh| {
+        // Two seconds in a window, where one more than the median's is the least that is told.
+        let slow = Duration::from_millis(if mesh.rank() == 1 { 60 } else { 0 });
+        let decoder = Decoder::random_on_mesh(&config, 17, Some(&mesh));
+        let mut state = State::new(decoder, OptimizerSettings::default());
+        let (mut source, mut heard) = (Slow(Source::new(1000, 1), slow), Messages(Vec::new()));
+        let (interrupt, mut ctx) = (Interrupt::new(), context(1));
+        go_from(
+            &mut source,
+            &interrupt,
+            &mut ctx,
+            &mut state,
+            WINDOW,
+            &mut heard,
+        )
+        .unwrap();
+        Ok::<_, ()>(heard.0)
+    });
+    let heard = heard.unwrap();
+    assert!(
+        heard[0].len() == 1
+            && heard[0][0].starts_with("step 32: rank 1 of 2 is a straggler: busy for "),
+        "{heard:?}"
+    );
 }
 
 #[test]

@@ -121,8 +121,8 @@ fn a_block_of_q6k_is_what_its_description_says() {
     let mut out = Vec::new();
     GgufType::Q6K.decode(&block, &mut out);
     assert_eq!(out.len(), 256);
-    assert_eq!(out[33], 0.5 * -1.0 * (f32::from(0x15u8) - 32.0));
-    assert_eq!(out[34], 0.5 * -1.0 * -32.0);
+    assert_eq!(out[33], -0.5 * (f32::from(0x15u8) - 32.0));
+    assert_eq!(out[34], -0.5 * -32.0);
     assert_eq!(out[0], 0.5 * 2.0 * -32.0);
     assert_eq!(out[255], 0.5 * 2.0 * -32.0);
 }

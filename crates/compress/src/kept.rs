@@ -1,0 +1,306 @@
+//! What palettizing block by block keeps on the disk, so that it survives the process: whole files in a folder that knows whose they are.
+//!
+//! Each is written beside its place, synced and renamed in. Nothing here knows in what order.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use russet_kernels::Mmap;
+use russet_kernels::palette::{self, Bits};
+use russet_model::ModelError;
+use russet_model::stored::{self, Output, Stored};
+use russet_tensor::{DType, Tensor};
+
+use crate::CompressError;
+use crate::matrix::{Fitted, Matrix};
+
+/// Where unfinished work lies, and whose it is.
+#[derive(Clone, Copy, Debug)]
+pub struct State<'a> {
+    /// A folder of its own, made if it is missing and to be removed when the package is in its place.
+    pub folder: &'a Path,
+    /// What the package is a function of; work under another key is not gone on with.
+    pub key: &'a str,
+}
+
+impl State<'_> {
+    /// Removes the folder of finished work, if it is one.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn clear(folder: &Path) -> Result<(), CompressError> {
+        match folder.join(KEY).is_file() {
+            true => {
+                std::fs::remove_dir_all(folder).map_err(|problem| Folder::problem(folder, problem))
+            }
+            false => Ok(()),
+        }
+    }
+}
+
+/// The file by which a folder is known as one of a state.
+const KEY: &str = "key";
+
+/// Rows of a file of hidden states or gradients.
+pub(crate) struct Rows {
+    pub map: Mmap,
+    pub width: usize,
+    pub at: usize,
+}
+
+impl Rows {
+    pub fn next(&mut self, rows: usize) -> Tensor {
+        let bytes = rows * self.width * size_of::<f32>();
+        let part = &self.map[self.at..self.at + bytes];
+        self.at += bytes;
+        let numbers: Vec<f32> = part
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&b| f32::from_le_bytes(b))
+            .collect();
+        Tensor::new(&[rows, self.width], numbers)
+    }
+}
+
+pub(crate) fn numbered(name: &str, number: usize) -> String {
+    format!("{name}-{number:05}")
+}
+
+/// Tensors to be written, with their bytes.
+#[derive(Default)]
+pub(crate) struct Tensors(Vec<(String, DType, Vec<usize>, Vec<u8>)>);
+
+impl Tensors {
+    pub fn add(&mut self, name: String, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) {
+        self.0.push((name, dtype, shape, bytes));
+    }
+
+    /// Numbers whose every bit counts.
+    pub fn numbers(&mut self, name: &str, numbers: &[f64]) {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.add(name.to_owned(), DType::U8, vec![bytes.len()], bytes);
+    }
+
+    /// A fit in the package's form, with its error and energy.
+    pub fn fit(&mut self, name: &str, fit: &Fitted) -> Result<(), CompressError> {
+        let packed = fit.matrix.pack().map_err(|problem| CompressError::Layout {
+            name: name.to_owned(),
+            problem,
+        })?;
+        let palette: Vec<u8> = packed.palette.iter().map(|&entry| entry as u8).collect();
+        let scales: Vec<u8> = packed
+            .scales
+            .iter()
+            .flat_map(|scale| scale.to_le_bytes())
+            .collect();
+        let (indices, entries, rows) = (packed.indices.len(), palette.len(), packed.scales.len());
+        self.add(
+            format!("{name}.indices"),
+            DType::U8,
+            vec![indices],
+            packed.indices,
+        );
+        self.add(format!("{name}.palette"), DType::I8, vec![entries], palette);
+        self.add(format!("{name}.scales"), DType::F16, vec![rows], scales);
+        self.numbers(&format!("{name}.error"), &[fit.error, fit.energy]);
+        Ok(())
+    }
+}
+
+pub(crate) fn take_numbers<const N: usize>(
+    stored: &mut Stored,
+    name: &str,
+) -> Result<[f64; N], CompressError> {
+    let tensor = stored.take(name, &[8 * N])?;
+    let numbers = tensor
+        .bytes()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| f64::from_le_bytes(b));
+    Ok(numbers
+        .collect::<Vec<f64>>()
+        .try_into()
+        .expect("as many as the shape says"))
+}
+
+/// The parts of a fit, by their names in a package.
+pub(crate) fn take_packed(
+    stored: &mut Stored,
+    name: &str,
+    bits: Bits,
+    rows: usize,
+    cols: usize,
+) -> Result<[(&'static str, Tensor); 3], CompressError> {
+    let sizes = palette::sizes(bits, rows, cols).map_err(|problem| CompressError::Layout {
+        name: name.to_owned(),
+        problem,
+    })?;
+    Ok([
+        (
+            "indices",
+            stored.take(&format!("{name}.indices"), &[sizes.indices])?,
+        ),
+        (
+            "palette",
+            stored.take(&format!("{name}.palette"), &[sizes.palette])?,
+        ),
+        (
+            "scales",
+            stored.take(&format!("{name}.scales"), &[sizes.scales])?,
+        ),
+    ])
+}
+
+pub(crate) fn take_fit(
+    stored: &mut Stored,
+    name: &str,
+    bits: Bits,
+    rows: usize,
+    cols: usize,
+) -> Result<Fitted, CompressError> {
+    let [(_, indices), (_, palette), (_, scales)] = take_packed(stored, name, bits, rows, cols)?;
+    let [error, energy] = take_numbers(stored, &format!("{name}.error"))?;
+    let indices = palette::unpack(bits, rows, cols, indices.bytes()).map_err(|problem| {
+        CompressError::Layout {
+            name: name.to_owned(),
+            problem,
+        }
+    })?;
+    let halves = scales
+        .bytes()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| half::f16::from_le_bytes(b));
+    Ok(Fitted {
+        matrix: Matrix {
+            bits,
+            rows,
+            cols,
+            indices,
+            palette: palette.bytes().iter().map(|&entry| entry as i8).collect(),
+            scales: halves.collect(),
+        },
+        error,
+        energy,
+    })
+}
+
+/// The state folder: whole files only.
+pub(crate) struct Folder(PathBuf);
+
+impl Folder {
+    /// Opens the folder, emptied where it is of other work.
+    pub fn open(state: &State) -> Result<Folder, CompressError> {
+        let folder = Folder(state.folder.to_path_buf());
+        let key = std::fs::read_to_string(state.folder.join(KEY)).ok();
+        if key.as_deref() != Some(state.key) {
+            State::clear(state.folder)?;
+            std::fs::create_dir_all(state.folder)
+                .map_err(|problem| Folder::problem(state.folder, problem))?;
+            folder.put(KEY, &mut |out| out(state.key.as_bytes()))?;
+        }
+        Ok(folder)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn problem(path: &Path, problem: std::io::Error) -> CompressError {
+        CompressError::File {
+            path: path.to_path_buf(),
+            problem,
+        }
+    }
+
+    /// A file that is there but not as it was written.
+    pub fn damaged(path: &Path) -> CompressError {
+        let sentence = "is not as it was written; remove the folder that it lies in, and the work begins again";
+        CompressError::Model(ModelError::file(path, sentence))
+    }
+
+    pub fn has(&self, name: &str, number: usize) -> bool {
+        self.0.join(numbered(name, number)).is_file()
+    }
+
+    pub fn has_tensors(&self, name: &str) -> bool {
+        self.0.join(format!("{name}.safetensors")).is_file()
+    }
+
+    pub fn remove(&self, name: &str, number: usize) -> Result<(), CompressError> {
+        let path = self.0.join(numbered(name, number));
+        match std::fs::remove_file(&path) {
+            Err(problem) if problem.kind() != std::io::ErrorKind::NotFound => {
+                Err(Folder::problem(&path, problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a file of what `make` hands to its argument, whole or not at all.
+    #[allow(clippy::type_complexity, reason = "a writer of pieces, said once")]
+    pub fn put(
+        &self,
+        name: &str,
+        make: &mut dyn FnMut(
+            &mut dyn FnMut(&[u8]) -> Result<(), CompressError>,
+        ) -> Result<(), CompressError>,
+    ) -> Result<(), CompressError> {
+        let (part, path) = (self.0.join(format!("{name}.part")), self.0.join(name));
+        let wrong = |problem| Folder::problem(&part, problem);
+        let mut file = BufWriter::new(File::create(&part).map_err(wrong)?);
+        make(&mut |bytes| file.write_all(bytes).map_err(wrong))?;
+        let file = file
+            .into_inner()
+            .map_err(|error| wrong(error.into_error()))?;
+        file.sync_all().map_err(wrong)?;
+        std::fs::rename(&part, &path).map_err(wrong)
+    }
+
+    pub fn number(&self, name: &str) -> Result<Option<f64>, CompressError> {
+        let path = self.0.join(name);
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| Folder::damaged(&path))?;
+                Ok(Some(f64::from_le_bytes(bytes)))
+            }
+            Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(problem) => Err(Folder::problem(&path, problem)),
+        }
+    }
+
+    pub fn put_number(&self, name: &str, number: f64) -> Result<(), CompressError> {
+        self.put(name, &mut |out| out(&number.to_le_bytes()))
+    }
+
+    pub fn put_tensors(&self, name: &str, tensors: &Tensors) -> Result<(), CompressError> {
+        let outputs: Vec<Output> = tensors
+            .0
+            .iter()
+            .map(|(name, dtype, shape, bytes)| Output {
+                name: name.clone(),
+                dtype: *dtype,
+                shape: shape.clone(),
+                bytes,
+            })
+            .collect();
+        let draft = format!("{name}.part");
+        stored::write(&self.0, &draft, &outputs, usize::MAX)?;
+        let part = self.0.join(format!("{draft}.safetensors"));
+        let wrong = |problem| Folder::problem(&part, problem);
+        File::open(&part)
+            .and_then(|file| file.sync_all())
+            .map_err(wrong)?;
+        std::fs::rename(&part, self.0.join(format!("{name}.safetensors"))).map_err(wrong)
+    }
+
+    pub fn tensors(&self, name: &str) -> Result<Stored, CompressError> {
+        Ok(Stored::open_file(
+            &self.0.join(format!("{name}.safetensors")),
+        )?)
+    }
+}

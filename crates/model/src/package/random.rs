@@ -1,0 +1,144 @@
+//! Packages that were never trained: weights of a given shape and size, to measure speed with.
+
+use std::sync::Arc;
+
+use half::f16;
+use russet_kernels::palette::Bits;
+use russet_kernels::{Pool, int8, palette, random as numbers};
+use russet_tensor::{DType, Int8Weight, PaletteWeight, Tensor};
+
+use crate::block::layouts;
+use crate::{Block, Config, Decoder, Embedding, Family, Layout, ModelError, Palettized};
+
+/// Bytes that one task fills.
+const TASK: usize = 1 << 20;
+
+/// Root of the mean square of numbers spread evenly over -127..=127, as table entries and 8-bit values are here.
+const SPREAD: f32 = 73.0;
+
+/// A palettized decoder of random weights, in memory, of at most `bits_per_weight` over all projections (indices, tables and
+/// scales together): projections take 4 bits while that keeps the mean below, and 2 elsewhere. Rows have the length that an
+/// initialised decoder's have, so that activations stay finite. The same seed gives the same weights.
+///
+/// # Errors
+/// When the shape has no decoder or its bytes no place.
+pub fn random(
+    config: &Config,
+    bits_per_weight: f64,
+    seed: u64,
+    pool: &Arc<Pool>,
+) -> Result<Decoder, ModelError> {
+    let place = std::path::Path::new("a random package");
+    config
+        .check()
+        .map_err(|problem| ModelError::file(place, problem))?;
+    let mut maker = Maker {
+        seed,
+        stream: 0,
+        pool,
+        budget: bits_per_weight,
+        bits: 0.0,
+        weights: 0.0,
+    };
+    let fails = |error: String| ModelError::file(place, error);
+    let embedding = maker.table(config).map_err(fails)?;
+    let ones = |len| Tensor::new(&[len], vec![1.0; len]);
+    let mut blocks = Vec::new();
+    for layer in 0..config.layers {
+        let mut linear = |layout| maker.linear(layout).map(Box::new).map_err(fails);
+        let [qkv, output, gate_up, down] = layouts(config, layer);
+        blocks.push(Block {
+            attention_norm: ones(config.width),
+            qkv: linear(qkv)?,
+            qk_norm: (config.family == Family::Qwen3)
+                .then(|| [ones(config.head_dim), ones(config.head_dim)]),
+            output: linear(output)?,
+            ffn_norm: ones(config.width),
+            gate_up: linear(gate_up)?,
+            down: linear(down)?,
+        });
+    }
+    let head = match config.tied {
+        true => None,
+        false => Some(maker.table(config).map_err(fails)?),
+    };
+    let norm = ones(config.width);
+    Ok(Decoder::new(config.clone(), embedding, blocks, norm, head))
+}
+
+struct Maker<'a> {
+    seed: u64,
+    stream: u64,
+    pool: &'a Pool,
+    budget: f64,
+    bits: f64,    // of the projections so far
+    weights: f64, // in them
+}
+
+impl Maker<'_> {
+    /// Bytes of a stream of their own.
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        self.stream += 1;
+        let (seed, stream) = (self.seed, self.stream);
+        let mut bytes = vec![0u8; len];
+        self.pool.for_each_chunk(&mut bytes, TASK, |task, bytes| {
+            for (i, eight) in bytes.chunks_mut(8).enumerate() {
+                let word = numbers::hash(seed, stream, (task * TASK / 8 + i) as u64);
+                eight.copy_from_slice(&word.to_le_bytes()[..eight.len()]);
+            }
+        });
+        bytes
+    }
+
+    fn table(&mut self, config: &Config) -> Result<Embedding, String> {
+        let (rows, cols) = (config.vocab, config.width);
+        let sizes = int8::sizes(rows, cols).map_err(|error| error.to_string())?;
+        let mut values = self.bytes(sizes.data);
+        for value in values.iter_mut().filter(|value| **value == 0x80) {
+            *value = 0x81; // -127: the format is symmetric
+        }
+        let scale = f16::from_f32(1.0 / (SPREAD * (cols as f32).sqrt()));
+        let values = Tensor::from_bytes(DType::I8, &[sizes.data], values);
+        let scales = Tensor::from_halves(&[sizes.scales], vec![scale; sizes.scales]);
+        values
+            .and_then(|values| Int8Weight::new(rows, cols, values, scales))
+            .map(Embedding::Int8)
+            .map_err(|error| error.to_string())
+    }
+
+    fn linear(&mut self, layout: Layout) -> Result<Palettized, String> {
+        let cols = layout.inputs;
+        let weights = layout
+            .projections
+            .iter()
+            .map(|projection| self.weight(projection.rows, cols))
+            .collect::<Result<_, _>>()?;
+        Ok(Palettized::new(layout, weights))
+    }
+
+    fn weight(&mut self, rows: usize, cols: usize) -> Result<PaletteWeight, String> {
+        let sized = |bits| {
+            let sizes = palette::sizes(bits, rows, cols).map_err(|error| error.to_string())?;
+            let bytes = sizes.indices + sizes.palette + 2 * sizes.scales;
+            Ok::<_, String>((bits, sizes, 8.0 * bytes as f64))
+        };
+        self.weights += (rows * cols) as f64;
+        let mut chosen = sized(Bits::Four)?;
+        if self.bits + chosen.2 > self.budget * self.weights {
+            chosen = sized(Bits::Two)?;
+        }
+        let (bits, sizes, stored) = chosen;
+        self.bits += stored;
+        let entries = bits.entries();
+        let entry = |at: usize| ((at % entries * 254 / (entries - 1)) as i32 - 127) as i8 as u8;
+        let scale = f16::from_f32(1.0 / (SPREAD * (cols as f32).sqrt()));
+        let indices = self.bytes(sizes.indices);
+        let indices = Tensor::from_bytes(DType::U8, &[sizes.indices], indices);
+        let entries = (0..sizes.palette).map(entry).collect();
+        let entries = Tensor::from_bytes(DType::I8, &[sizes.palette], entries);
+        let scales = Tensor::from_halves(&[sizes.scales], vec![scale; sizes.scales]);
+        indices
+            .and_then(|indices| PaletteWeight::new(bits, rows, cols, indices, entries?, scales))
+            .map_err(|error| error.to_string())
+    }
+}
