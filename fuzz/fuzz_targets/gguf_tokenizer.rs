@@ -7,7 +7,8 @@ use russet_fuzz::{caught_panics_are_fine, seed, use_tokenizer};
 use russet_tokenizer::{GgufVocabulary, Tokenizer};
 
 const LLAMA: &str = "llama - 1 1\n<unk> 2 0\n<s> 3 0\n<0x41> 6 0\n\u{2581} 1 0\na 1 -1\nb 1 -2\nab 1 -3\n\u{2581}ab 1 -4\n\n";
-const GPT2: &str = "gpt2 qwen2 0 0\n<|end|> 3 0\na 1 0\nb 1 0\nab 1 0\n\u{120} 1 0\n\nab \u{120}\na b\n";
+const GPT2: &str =
+    "gpt2 qwen2 0 0\n<|end|> 3 0\na 1 0\nb 1 0\nab 1 0\n\u{120} 1 0\n\nab \u{120}\na b\n";
 
 fn entries(text: &str) -> Option<GgufVocabulary> {
     let mut lines = text.lines();

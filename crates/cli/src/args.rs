@@ -157,6 +157,18 @@ pub struct SamplingArgs {
     /// Keep tokens at least this likely relative to the likeliest
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub min_p: f32,
+    /// Take this from the logit of every token that the answer has already, from -2 to 2
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Take this from the logit of a token for each time that the answer has it, from -2 to 2
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Divide the logits of tokens of the prompt and the answer by this (multiply those below 0), from 0.01 to 100
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub repetition_penalty: f32,
+    /// Add V, from -100 to 100, to the logit of the token ID; may be given several times
+    #[arg(long, value_name = "ID=V", value_parser = bias, allow_hyphen_values = true)]
+    pub logit_bias: Vec<(u32, f32)>,
     /// The same seed gives the same text
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
@@ -179,11 +191,53 @@ pub struct GenerateArgs {
     /// How many tokens to generate at most
     #[arg(long, default_value_t = 128)]
     pub max_tokens: usize,
+    /// Put the K likeliest tokens at each place, with their log-probabilities, into the JSON object
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_logprobs: usize,
+    #[command(flatten)]
+    pub guide: GuideArgs,
+    /// Let this smaller model of the same tokenizer guess ahead; the text is the same
+    #[arg(long, value_name = "MODEL", conflicts_with = "prompt_lookup")]
+    pub draft: Option<PathBuf>,
+    /// Guess what followed the same few tokens before; the text is the same
+    #[arg(long)]
+    pub prompt_lookup: bool,
     /// Write when each operation ran and what it moved and computed, for chrome://tracing or ui.perfetto.dev
     #[arg(long, value_name = "FILE.json")]
     pub trace: Option<PathBuf>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+/// What the text must be.
+#[derive(Args, Clone)]
+#[group(multiple = false)]
+pub struct GuideArgs {
+    /// Write JSON of the schema in this file
+    #[arg(long, value_name = "FILE")]
+    pub json_schema: Option<PathBuf>,
+    /// Write a JSON object
+    #[arg(long)]
+    pub json_object: bool,
+    /// Write what this regular expression matches
+    #[arg(long)]
+    pub regex: Option<String>,
+    /// Write a text of the grammar in this file (llguidance's dialect of Lark)
+    #[arg(long, value_name = "FILE")]
+    pub grammar: Option<PathBuf>,
+    /// Write one of the texts that are given so
+    #[arg(long, value_name = "TEXT")]
+    pub choice: Vec<String>,
+}
+
+/// `ID=V`, a token and what is added to its logit.
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let wanted = "it must be ID=V, a token's id and a number, as in 42=-5";
+    let (id, value) = text.split_once('=').ok_or(wanted)?;
+    match (id.parse(), value.parse()) {
+        (Ok(id), Ok(value)) => Ok((id, value)),
+        _ => Err(wanted.to_owned()),
+    }
 }
 
 #[derive(Args)]

@@ -69,6 +69,7 @@ pub fn chat(app: &mut App, args: &ChatArgs) -> Result<()> {
                     prompt,
                     max_tokens: args.max_tokens,
                     sampling,
+                    logit_bias: args.sampling.logit_bias.clone(),
                     stop_tokens,
                     ..Request::default()
                 };

@@ -6,6 +6,7 @@ mod chat;
 mod convert;
 mod eval;
 mod found;
+mod guide;
 mod ifeval;
 mod measure;
 mod needle;

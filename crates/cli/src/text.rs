@@ -5,13 +5,17 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use russet_engine::{Engine, EngineConfig, Finish, Flow, Generate, Generation, Request, Sampling};
+use russet_engine::{
+    DraftModel, Engine, EngineConfig, Finish, Flow, Generate, Generation, PromptLookup, Propose,
+    Request, Sampling,
+};
 use russet_tensor::Trace;
 use russet_tokenizer::{SpecialTokens, Tokenizer};
 use serde_json::json;
 
 use crate::app::{App, Model, Usage, write_stdout};
 use crate::args::{GenerateArgs, SamplingArgs};
+use crate::guide;
 use crate::stop::StopFilter;
 
 /// Prints the token ids of a text.
@@ -35,8 +39,11 @@ pub fn sampling(args: &SamplingArgs) -> Result<Sampling> {
         top_k: (args.top_k > 0).then_some(args.top_k),
         top_p: args.top_p,
         min_p: args.min_p,
+        presence_penalty: args.presence_penalty,
+        frequency_penalty: args.frequency_penalty,
+        repetition_penalty: args.repetition_penalty,
+        top_logprobs: 0,
         seed: args.seed,
-        ..Sampling::default()
     };
     sampling.check().map_err(|error| Usage(error.to_string()))?;
     Ok(sampling)
@@ -98,7 +105,14 @@ pub fn continue_prompt(
 
 /// Continues a prompt and prints the text as it comes.
 pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
-    let sampling = sampling(&args.sampling)?;
+    let sampling = Sampling {
+        top_logprobs: args.top_logprobs,
+        ..sampling(&args.sampling)?
+    };
+    sampling.check().map_err(|error| Usage(error.to_string()))?;
+    if args.top_logprobs > 0 && !app.json {
+        return Err(Usage("--top-logprobs goes into the JSON object; add --json".into()).into());
+    }
     if args.max_tokens == 0 {
         return Err(Usage(
             "--max-tokens is 0, so there is nothing to generate; ask for at least 1".into(),
@@ -113,11 +127,15 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
         prompt,
         max_tokens: args.max_tokens,
         sampling,
+        logit_bias: args.sampling.logit_bias.clone(),
+        guide: guide::grammar(&args.guide, &model)?,
         stop_tokens: model.eos(),
         ..Request::default()
     };
+    let proposer = proposer(app, args, &model, needed)?;
     let Model { decoder, tokenizer } = model;
     let mut engine = Engine::new(decoder, app.pool.clone(), EngineConfig::new(needed, 1))?;
+    engine.set_proposer(proposer);
     // Opened before the work, so that a place that cannot be written is known at once.
     let trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
     if trace.is_some() {
@@ -150,7 +168,7 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
     let finish = made.finish;
     // Of a single token there is no time between two.
     let speed = (generation.tokens.len() > 1).then(|| generation.decode_tokens_per_second());
-    let json = json!({
+    let mut json = json!({
         "text": made.text,
         "tokens": generation.tokens.len(),
         "prompt_tokens": generation.prompt_tokens,
@@ -159,15 +177,61 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
         "finish": finish.to_string(),
         "prefill_seconds": generation.prefill_seconds,
     });
+    if args.top_logprobs > 0 {
+        let places = generation.top.iter().map(|place| {
+            let tokens = place.iter();
+            let token = tokens.map(|token| json!({"id": token.id, "logprob": token.logprob}));
+            token.collect::<Vec<_>>()
+        });
+        json["logprobs"] = json!(generation.logprobs);
+        json["top_logprobs"] = places.collect();
+    }
+    if let Some(speculation) = &generation.speculation {
+        json["speculation"] = json!({
+            "drafted": speculation.drafted,
+            "accepted": speculation.accepted,
+            "steps": speculation.steps,
+            "acceptance": speculation.acceptance(),
+            "break_even": speculation.break_even,
+        });
+    }
     app.print(&json, "")?;
     if !app.json {
         let (prompt, tokens) = (generation.prompt_tokens, generation.tokens.len());
         let speed = speed.map_or(String::new(), |speed| format!(" at {speed:.1} tokens/s"));
+        let guesses = generation.speculation.map_or(String::new(), |s| {
+            format!(", {} of {} guesses right", s.accepted, s.drafted)
+        });
         app.progress.message(&format!(
-            "{prompt} prompt tokens, {tokens} generated{speed}, ended by {finish}"
+            "{prompt} prompt tokens, {tokens} generated{speed}{guesses}, ended by {finish}"
         ));
     }
     Ok(())
+}
+
+/// What guesses tokens, if anything is to.
+fn proposer(
+    app: &App,
+    args: &GenerateArgs,
+    model: &Model,
+    context: usize,
+) -> Result<Option<Box<dyn Propose>>> {
+    if args.prompt_lookup {
+        return Ok(Some(Box::new(PromptLookup::new())));
+    }
+    let Some(folder) = &args.draft else {
+        return Ok(None);
+    };
+    let draft = Model::open(folder, None)?;
+    if draft.tokenizer.blake3() != model.tokenizer.blake3() {
+        bail!(
+            "{}: its tokenizer is another than that of {}, so it cannot guess its tokens; take a smaller model of the same family",
+            folder.display(),
+            args.model.display()
+        );
+    }
+    let draft = DraftModel::new(draft.decoder, app.pool.clone(), 1, context)?;
+    Ok(Some(Box::new(draft)))
 }
 
 /// A file that a trace goes to.

@@ -119,6 +119,7 @@ fn verbs_keep_their_objects_and_exit_codes() {
         1,
         &[&generate[..], &["--trace", "nowhere/trace.json"]].concat(),
     );
+    guided_and_guessed(dir, &generate, &made);
     let one = json(&[&generate[..], &["--max-tokens", "1"]].concat());
     assert!(one["tokens_per_second"].is_null());
     let full = json(&[&generate[..], &["--max-tokens", "100000"]].concat());
@@ -442,4 +443,77 @@ fn processes_of_mpirun_are_told_how_to_build_for_it() {
     assert!(first.stderr.contains(told), "{}", first.stderr);
     assert!(first.stderr.contains("--features mpi"), "{}", first.stderr);
     assert_eq!(second.stderr, "", "the first tells it");
+}
+
+/// `generate` under guides, with guesses and with what changes logits; `made` is its text without.
+fn guided_and_guessed(dir: &Path, generate: &[&str], made: &Value) {
+    let json = |more: &[&str]| ok(dir, &[generate, more, &["--json"]].concat()).json();
+    let six = ["--max-tokens", "6"];
+    // Guesses change nothing but what is told of them.
+    for guess in [&["--prompt-lookup"][..], &["--draft", "stories"]] {
+        let guessed = json(&[&six[..], guess].concat());
+        assert_eq!(guessed["token_ids"], made["token_ids"], "{guess:?}");
+        let names = ["drafted", "accepted", "steps", "acceptance", "break_even"];
+        fields(&guessed["speculation"], &names);
+    }
+    let top = json(&[&six[..], &["--top-logprobs", "2"]].concat());
+    let first = &top["top_logprobs"][0];
+    assert_eq!(first.as_array().map(Vec::len), Some(2));
+    assert_eq!(
+        first[0]["id"], made["token_ids"][0],
+        "the likeliest was taken"
+    );
+    assert_eq!(first[0]["logprob"], top["logprobs"][0]);
+    // What is biased away does not come.
+    let away = format!("{}=-100", made["token_ids"][0]);
+    let biased = json(&[&six[..], &["--logit-bias", &away]].concat());
+    assert_ne!(biased["token_ids"][0], made["token_ids"][0]);
+    let penalised = json(&["--max-tokens", "60", "--repetition-penalty", "100"]);
+    let mut ids: Vec<u64> = penalised["token_ids"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_u64().unwrap())
+        .collect();
+    let all = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    let different = ids.len();
+    assert!(
+        10 * different > 8 * all,
+        "{different} different tokens of {all}"
+    );
+
+    let chosen = json(&["--choice", "yes, she did", "--choice", "no"]);
+    let text = chosen["text"].as_str().unwrap();
+    assert!(["yes, she did", "no"].contains(&text), "{text}");
+    assert_eq!(chosen["finish"], "guide");
+    let schema = r#"{"type": "object", "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}, "name": {"enum": ["Lily", "Tom"]}},
+        "required": ["age", "name"], "additionalProperties": false, "x-guidance": {"whitespace_flexible": false}}"#;
+    std::fs::write(dir.join("schema.json"), schema).unwrap();
+    for guess in [&[][..], &["--prompt-lookup"]] {
+        let arguments = ["--json-schema", "schema.json", "--max-tokens", "60"];
+        let made = json(&[&arguments[..], guess].concat());
+        let value: Value = serde_json::from_str(made["text"].as_str().unwrap()).unwrap();
+        assert!(value["age"].as_u64() <= Some(99), "{value}");
+        assert!(["Lily", "Tom"].contains(&value["name"].as_str().unwrap()));
+    }
+    let digits = json(&["--regex", "[0-9]{3}"]);
+    assert!(digits["text"].as_str().unwrap().parse::<u32>().is_ok());
+    std::fs::write(dir.join("list.lark"), "start: \"[\" /[a-z]{1,3}/ \"]\"").unwrap();
+    let list = json(&["--grammar", "list.lark"]);
+    assert!(list["text"].as_str().unwrap().starts_with('['), "{list}");
+
+    let refused = |code, more: &[&str]| exits(dir, code, &[generate, more].concat());
+    refused(2, &["--logit-bias", "7"]);
+    refused(2, &["--presence-penalty", "3"]);
+    refused(2, &["--top-logprobs", "2"]);
+    refused(2, &["--regex", "a", "--json-object"]);
+    refused(2, &["--draft", "stories", "--prompt-lookup"]);
+    let sentence = refused(1, &["--regex", "("]).stderr;
+    assert!(
+        sentence.contains("the regular expression cannot guide"),
+        "{sentence}"
+    );
+    refused(1, &["--json-schema", "nowhere.json"]);
 }

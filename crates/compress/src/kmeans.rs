@@ -218,6 +218,10 @@ mod tests {
 
     /// What the figures in LOG.md come from: `cargo test -p russet-compress --lib lloyd -- --nocapture`.
     #[test]
+    #[allow(
+        clippy::print_stdout,
+        reason = "a figure for whoever asks for it with --nocapture"
+    )]
     fn lloyd_is_never_better_and_seldom_as_good() {
         for k in [4usize, 16] {
             let (mut exact_cost, mut lloyd_cost) = (0.0, 0.0);

@@ -207,6 +207,10 @@ fn resident() -> u64 {
 
 /// Thousands of tiny requests with cancels, deadlines and adapters that come and go. `RUSSET_SOAK` is their number.
 #[test]
+#[allow(
+    clippy::print_stdout,
+    reason = "a figure for whoever asks for it with --nocapture"
+)]
 fn a_soak_leaves_no_block_and_no_memory_behind() {
     let count: u64 = std::env::var("RUSSET_SOAK").map_or(600, |count| count.parse().unwrap());
     let tiny = Config {

@@ -117,9 +117,8 @@ fn what_is_called_off_ends_in_the_next_step_and_gives_its_blocks_back_at_once() 
     let mut ends = Vec::new();
     let more = engine.step(&mut |event| {
         match event {
-            Event::Top(..) => {}
             Event::End(id, answer) => ends.push((id, answer.unwrap())),
-            Event::Token(..) => panic!("nobody runs"),
+            Event::Top(..) | Event::Token(..) => panic!("nobody runs"),
         }
         Flow::Continue
     });
@@ -145,8 +144,8 @@ fn an_event_that_nobody_waited_for_comes_with_the_next_step() {
     let mut end = None;
     while engine.step(&mut |event| {
         match event {
-            Event::Top(..) => {}
             Event::Token(id, token) => seen.push((id, token.id)),
+            Event::Top(..) => {}
             Event::End(id, answer) => end = Some((id, answer.unwrap())),
         }
         Flow::Continue
@@ -232,8 +231,8 @@ fn a_long_prompt_delays_neither_who_generates_nor_a_short_prompt() {
     for step in 0..60 {
         engine.step(&mut |event| {
             match event {
-                Event::Top(..) => {}
                 Event::Token(id, _) => tokens_of_first += usize::from(id == generates),
+                Event::Top(..) => {}
                 Event::End(id, _) => drop(ends.insert(id, step)),
             }
             Flow::Continue

@@ -104,7 +104,7 @@ pub(crate) fn counts(text: &str) -> BTreeMap<&'static str, usize> {
                 Some(whole) => word == whole,
                 None => word.starts_with(*beginning),
             };
-            if beginnings.iter().any(|beginning| is(&beginning)) {
+            if beginnings.iter().any(is) {
                 *counts.entry(category).or_default() += 1;
             }
         }

@@ -5,7 +5,7 @@
 //! every thread to show up, and the caller finishes the job alone if no other thread wakes in time.
 //! An idle worker spins for [`SPIN`] (longer than the gap between two layers) and then sleeps, so a
 //! pool at rest costs nothing. A thread off its core still holds the task that it has claimed; so that a busy neighbour does not take
-//! it off there, a worker offers its core between tasks, every [`TURN`].
+//! it off there, a worker offers its core between tasks, every two milliseconds.
 //!
 //! The pool knows nothing of what it runs. It has no queue and no futures: one job at a time.
 

@@ -119,6 +119,10 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
+    #[allow(
+        clippy::print_stdout,
+        reason = "a figure for whoever asks for it with --nocapture"
+    )]
     fn an_event_costs_little_and_none_is_written_without_a_trace() {
         let mut ctx = Ctx::new(Arc::new(Pool::new(1).unwrap()));
         let asked = std::cell::Cell::new(0);

@@ -259,7 +259,7 @@ pub fn score(
     let table = Table::new(&judgements.games);
     let whole = table.tally(table.all());
     let bt = bradley_terry(table.names.len(), table.all().map(|game| table.games[game]));
-    let mut draws = vec![vec![Vec::with_capacity(rounds); 6]; table.names.len()];
+    let mut draws = vec![vec![Vec::new(); 6]; table.names.len()];
     for round in 0..rounds as u64 {
         let drawn = table.drawn(seed, round);
         let strengths = bradley_terry(

@@ -322,3 +322,35 @@ fn stored_predictions_come_back_and_damage_is_found() {
         );
     }
 }
+
+#[test]
+fn replicas_and_ranks_with_pieces_learn_from_a_teacher_as_one_rank_does() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    let teacher = teacher(dir);
+    for kind in ["hard", "kl"] {
+        let losses = |mesh: &str| {
+            let distill = format!("distill={{kind='{kind}'}}");
+            let input = Some(TeacherInput::Checkpoint(teacher.clone()));
+            let plan = plan(dir, &[&distill, mesh, "train.checkpoint_every=0"], input).unwrap();
+            let (out, tool) = (dir.join("taught"), common::tool());
+            let (resume, interrupt) = (Resume::Restart, Interrupt::new());
+            let outcome = pretrain(&plan, &out, &tool, resume, &mut NoProgress, &interrupt);
+            match outcome.unwrap() {
+                Outcome::Finished(report) => report.losses,
+                other => panic!("{other:?}"),
+            }
+        };
+        let one = losses("parallel.data=1");
+        for mesh in ["parallel.data=2", "parallel.fsdp=2"] {
+            let many = losses(mesh);
+            assert_eq!(many.len(), one.len());
+            for (many, one) in many.iter().zip(&one) {
+                assert!(
+                    (many - one).abs() <= 1e-5 * one,
+                    "{kind}, {mesh}: {many}, on one rank {one}"
+                );
+            }
+        }
+    }
+}

@@ -113,8 +113,8 @@ fn settings(method: PruneMethod) -> PruneSettings {
     PruneSettings {
         ffn: 16,
         method,
-        steps: if learns { 60 } else { super::steps() },
-        lr: if learns { 0.05 } else { super::lr() },
+        steps: if learns { 60 } else { steps() },
+        lr: if learns { 0.05 } else { lr() },
         weight_lr: 0.0,
         epsilon_start: 1.0,
         epsilon_end: 0.01,

@@ -364,8 +364,7 @@ fn poison_stops_the_run_and_is_named() {
 /// One rank's weights are poisoned: all end with the same sentence, none hangs, and no weight is touched.
 #[test]
 fn poison_on_one_rank_stops_all_and_is_named_by_all() {
-    use russet_tensor::threads;
-    let shape = russet_tensor::MeshShape {
+    let shape = MeshShape {
         sizes: [2, 1, 1, 2],
     };
     let config = Config {
