@@ -155,6 +155,7 @@ fn simulated(seed: u64) -> (Vec<f64>, Judgements) {
             category: (game % 2 == 0).then(|| "even".to_owned()),
             lengths: None,
             difficulty: None,
+            responses: None,
         }
     });
     let judgements = Judgements {

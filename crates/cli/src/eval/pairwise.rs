@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use russet_eval::pairwise::{Judgements, LengthRow, PairwiseScores, PairwiseSettings, score};
+use russet_eval::pairwise::{Game, Judgements, LengthRow, PairwiseScores, PairwiseSettings, score};
 use russet_eval::read_rows;
 use serde_json::{Value, json};
 
@@ -78,17 +78,19 @@ pub fn run(app: &mut App, args: &PairwiseArgs) -> Result<()> {
             scores: &json,
             settings: json!({"rounds": args.rounds, "seed": args.seed}),
             inputs,
-            rows: judgements
-                .games
-                .iter()
-                .map(|game| {
-                    json!({"name": format!("{} | {}", game.first, game.second), "prompt": game.prompt, "category": game.category,
-                        "note": format!("score of the second: {:.3}", game.score)})
-                })
-                .collect(),
+            rows: judgements.games.iter().map(row).collect(),
         },
     )?;
     app.print(&json, &table(&scores))
+}
+
+/// A game as the report shows it.
+fn row(game: &Game) -> Value {
+    let shown =
+        |[one, two]: &[String; 2]| format!("[{}]\n{one}\n\n[{}]\n{two}", game.first, game.second);
+    json!({"name": format!("{} | {}", game.first, game.second), "prompt": game.prompt.replace('\0', "\n"),
+        "category": game.category, "response": game.responses.as_ref().map(shown),
+        "note": format!("score of {}: {:.3}", game.second, game.score)})
 }
 
 fn gamed(path: &Path) -> Result<Vec<LengthRow>> {

@@ -42,6 +42,8 @@ pub struct Game {
     pub lengths: Option<[usize; 2]>,
     /// The instruction's difficulty, as AlpacaEval 2 has it.
     pub difficulty: Option<f64>,
+    /// Both responses, where the file has them.
+    pub responses: Option<[String; 2]>,
 }
 
 /// What one judge said of one pair of responses.
@@ -170,6 +172,7 @@ impl Judgements {
             category: category.map(str::to_owned),
             lengths,
             difficulty: difficulty.transpose()?,
+            responses: both(outputs),
         };
         Ok(Some(Reading {
             game,
@@ -300,10 +303,16 @@ impl Judgements {
                 _ => None,
             },
             difficulty: None,
+            responses: both(outputs),
         });
         self.majority.push((item, majority));
         Ok(())
     }
+}
+
+fn both(outputs: [Option<&str>; 2]) -> Option<[String; 2]> {
+    let [one, two] = outputs;
+    Some([one?.to_owned(), two?.to_owned()])
 }
 
 fn label(score: f64) -> u8 {

@@ -37,7 +37,7 @@ const STYLE: &str = "
 :root { color-scheme: light dark; --line: #8884; --bar: #b5532c; --soft: #b5532c33; --good: #2e7d32; --bad: #c62828; }
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; } td { overflow-wrap: anywhere; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } th.n { text-align: right; }
 .i { color: GrayText; font-size: .85em; }
 svg { display: block; width: 9rem; height: .9rem; }
@@ -271,11 +271,9 @@ fn provenance(out: &mut String, runs: &[Run], names: &[String]) {
                     )
                 })
                 .collect();
-            let tool = format!(
-                "{} {}",
-                record.tool["version"].as_str().unwrap_or_default(),
-                record.tool["commit"].as_str().unwrap_or_default()
-            );
+            let part = |key: &str| record.tool[key].as_str().unwrap_or_default();
+            let commit: String = part("commit").chars().take(12).collect();
+            let tool = format!("{} {commit}", part("version"));
             *out += &format!(
                 "<tr><td>{name}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
                 escape(eval),
