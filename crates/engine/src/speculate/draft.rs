@@ -164,13 +164,14 @@ impl Propose for DraftModel {
     }
 
     fn learn(&mut self, request: RequestId, proposed: usize, right: usize) {
+        self.clock.right(right);
         if let Some(ahead) = self.requests.get_mut(&request) {
             ahead.lengths.tried(proposed, right);
         }
     }
 
     fn stepped(&mut self, sequences: usize, rows: usize, seconds: f64) {
-        self.clock.step(rows, seconds);
+        self.clock.step(sequences, rows, seconds);
         self.others = sequences - 1;
     }
 

@@ -55,13 +55,14 @@ impl Propose for PromptLookup {
     }
 
     fn learn(&mut self, request: RequestId, proposed: usize, right: usize) {
+        self.clock.right(right);
         if let Some((_, lengths)) = self.requests.get_mut(&request) {
             lengths.tried(proposed, right);
         }
     }
 
     fn stepped(&mut self, sequences: usize, rows: usize, seconds: f64) {
-        self.clock.step(rows, seconds);
+        self.clock.step(sequences, rows, seconds);
         self.others = sequences - 1;
     }
 
