@@ -16,7 +16,8 @@ pub fn model(folder: &Path) -> Result<()> {
 
 /// Refuses a folder without a tokenizer.
 pub fn tokenizer(folder: &Path) -> Result<()> {
-    match folder.is_file() {
+    let is_json = folder.extension().is_some_and(|ending| ending == "json");
+    match folder.is_file() && is_json {
         true => Ok(()), // A tokenizer.json itself.
         false => holds(folder, "tokenizer.json"),
     }
@@ -26,6 +27,14 @@ fn holds(folder: &Path, file: &str) -> Result<()> {
     let shown = folder.display();
     if folder.join(file).is_file() {
         return Ok(());
+    }
+    let ending = folder.extension().and_then(|ending| ending.to_str());
+    if let (true, Some(from @ ("gguf" | "bin"))) = (folder.is_file(), ending) {
+        let from = if from == "bin" { "llama2c" } else { from };
+        bail!(
+            "{shown}: this is a model file, and a model is a folder here; make one with russet convert --from {from} --to hf --in \
+             {shown} --out DIR"
+        );
     }
     if folder.is_file() {
         let parent = folder.parent().filter(|path| !path.as_os_str().is_empty());
@@ -67,7 +76,7 @@ fn with_file(folder: &Path, file: &str) -> Vec<PathBuf> {
         .filter(|path| path.join(file).is_file())
         .filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            !name.starts_with('.') && !name.ends_with(".state")
+            !name.starts_with('.') && !name.contains(".state")
         })
         .collect();
     found.sort();
@@ -92,6 +101,9 @@ pub fn adapter(folder: &Path) -> Result<()> {
 
 /// Refuses a text that is not there.
 pub fn text(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        bail!("{}: this is a folder; name a file in it", path.display());
+    }
     if path.exists() {
         return Ok(());
     }

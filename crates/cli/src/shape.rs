@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use russet_model::config::RopeScaling;
 use russet_model::{Config, Family};
+use russet_train::bench::sizes;
 
 /// A decoder's shape: that of a known size, or one spelled out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,32 +28,8 @@ impl FromStr for RandomShape {
         if let Some((_, shape)) = KNOWN.iter().find(|(name, _)| *name == lower) {
             return Ok(*shape);
         }
-        let mut values = [None; NAMES.len()];
-        for part in text.split(',') {
-            let known = part.split_once('=').and_then(|(name, value)| {
-                let at = NAMES.iter().position(|known| *known == name.trim())?;
-                Some((at, name, value))
-            });
-            let Some((at, name, value)) = known else {
-                return Err(format!(
-                    "`{part}` is no part of a shape; it is 0.6b, 3b, or NAME=NUMBER with each of {}",
-                    NAMES.join(", ")
-                ));
-            };
-            let number = value.trim().parse().ok();
-            let Some(number) = number.filter(|n| (1..1 << 24).contains(n)) else {
-                return Err(format!(
-                    "{name} is `{value}`; it is a whole number from 1 to 16777215"
-                ));
-            };
-            if values[at].replace(number).is_some() {
-                return Err(format!("{name} is given twice"));
-            }
-        }
-        let mut shape = [0; NAMES.len()];
-        for ((to, value), name) in shape.iter_mut().zip(values).zip(NAMES) {
-            *to = value.ok_or_else(|| format!("{name} is missing"))?;
-        }
+        let shape = sizes(text, NAMES)
+            .map_err(|problem| format!("{problem}; the sizes known by name are 0.6b and 3b"))?;
         let shape = RandomShape(shape);
         shape.config().check()?;
         Ok(shape)
@@ -97,7 +74,10 @@ mod tests {
     #[test]
     fn what_is_no_shape_is_refused_and_says_why() {
         for (text, sentence) in [
-            ("7b", "`7b` is no part of a shape; it is 0.6b, 3b, or"),
+            (
+                "7b",
+                "`7b` is no part of a shape; it is NAME=NUMBER with each",
+            ),
             ("dim=0", "dim is `0`"),
             ("dim=8,dim=8", "dim is given twice"),
             ("dim=8", "layers is missing"),

@@ -196,6 +196,11 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
         });
     }
     app.print(&json, "")?;
+    if request.guide.is_some() && matches!(finish, Finish::Length | Finish::Context) {
+        app.progress.message(&format!(
+            "the answer is cut short by {finish} and not complete under its guide; raise --max-tokens"
+        ));
+    }
     if !app.json {
         let (prompt, tokens) = (generation.prompt_tokens, generation.tokens.len());
         let speed = speed.map_or(String::new(), |speed| format!(" at {speed:.1} tokens/s"));

@@ -2,10 +2,8 @@
 
 mod common;
 
-use std::path::Path;
-
-use common::{exits, fields, golden, ok};
-use serde_json::{Value, json};
+use common::{exits, fields, golden, ok, rows, write};
+use serde_json::json;
 
 const SCORES: [&str; 5] = [
     "prompt_strict",
@@ -18,18 +16,6 @@ const SCORES: [&str; 5] = [
 /// Two of IFEval's prompts, 1001 and 1005.
 const JAPAN: &str = "I am planning a trip to Japan, and I would like thee to write an itinerary for my journey in a Shakespearean style. You are not allowed to use any commas in your response.";
 const RESUME: &str = "Write a resume for a fresh high school graduate who is seeking their first job. Make sure to include at least 12 placeholder represented by square brackets, such as [address], [name].";
-
-fn write(dir: &Path, name: &str, rows: &[Value]) {
-    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
-    std::fs::write(dir.join(name), text).unwrap();
-}
-
-fn rows(dir: &Path, name: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(dir.join(name)).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
 
 #[test]
 fn a_file_of_responses_gives_scores_and_verdicts() {

@@ -4,20 +4,8 @@ mod common;
 
 use std::path::Path;
 
-use common::{exits, fields, golden, ok};
+use common::{exits, fields, golden, ok, rows, write};
 use serde_json::{Value, json};
-
-fn write(dir: &Path, name: &str, rows: &[Value]) {
-    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
-    std::fs::write(dir.join(name), text).unwrap();
-}
-
-fn rows(dir: &Path, name: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(dir.join(name)).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
 
 fn stories(dir: &Path) {
     let model = golden("stories260K/stories260K.bin");

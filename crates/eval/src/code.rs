@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::rows::read_rows;
+use crate::rows::read_named;
 use crate::sandbox::Sandbox;
 use crate::{Error, Result, stats};
 
@@ -57,33 +57,27 @@ pub struct CodeScores {
 /// # Errors
 /// When the file cannot be read, a row lacks one of them or has the id of an earlier one, or the entry point is no name.
 pub fn read_tasks(path: &Path) -> Result<Vec<Task>> {
-    let mut tasks: Vec<Task> = Vec::new();
-    for row in read_rows(path)? {
-        let task = Task {
-            id: row.name(&["task_id"])?,
-            prompt: row.text("prompt")?.to_owned(),
-            entry_point: row.text("entry_point")?.to_owned(),
-            test: row.text("test")?.to_owned(),
-        };
-        let name = |c: char| c.is_alphanumeric() || c == '_';
-        if task.entry_point.is_empty() || !task.entry_point.chars().all(name) {
-            return Err(row.wrong(format!(
-                "`entry_point` is {:?}, but must be a function's name",
-                task.entry_point
-            )));
-        }
-        if tasks.iter().any(|other| other.id == task.id) {
-            return Err(row.wrong(format!("its task_id {} is that of an earlier row", task.id)));
-        }
-        tasks.push(task);
-    }
-    match tasks.is_empty() {
-        true => Err(Error::NoRows {
-            path: path.to_path_buf(),
-            what: "tasks",
-        }),
-        false => Ok(tasks),
-    }
+    read_named(
+        path,
+        ("tasks", "task_id"),
+        |task: &Task| &task.id,
+        |row| {
+            let task = Task {
+                id: row.name(&["task_id"])?,
+                prompt: row.text("prompt")?.to_owned(),
+                entry_point: row.text("entry_point")?.to_owned(),
+                test: row.text("test")?.to_owned(),
+            };
+            let name = |c: char| c.is_alphanumeric() || c == '_';
+            if task.entry_point.is_empty() || !task.entry_point.chars().all(name) {
+                return Err(row.wrong(format!(
+                    "`entry_point` is {:?}, but must be a function's name",
+                    task.entry_point
+                )));
+            }
+            Ok(task)
+        },
+    )
 }
 
 /// The program of a completion: of a block of code in it the block alone; behind the prompt, unless it defines the function again

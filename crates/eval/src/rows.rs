@@ -2,7 +2,7 @@
 //!
 //! Every reader of this crate that takes foreign rows goes through [`read_rows`], so that each names a fault by file and line.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -97,6 +97,34 @@ impl Row {
                 short(other)
             ))),
         }
+    }
+}
+
+/// The rows of a file, each read to something whose name, which stands under `key`, is its own.
+///
+/// # Errors
+/// When the file cannot be read or has no rows, `read` refuses one, or one has the name of an earlier one.
+pub(crate) fn read_named<T>(
+    path: &Path,
+    (what, key): (&'static str, &str),
+    name: impl Fn(&T) -> &str,
+    read: impl Fn(&Row) -> Result<T>,
+) -> Result<Vec<T>> {
+    let (mut all, mut names) = (Vec::new(), HashSet::new());
+    for row in read_rows(path)? {
+        let one = read(&row)?;
+        if !names.insert(name(&one).to_owned()) {
+            let name = name(&one);
+            return Err(row.wrong(format!("its {key} {name} is that of an earlier row")));
+        }
+        all.push(one);
+    }
+    match all.is_empty() {
+        true => Err(Error::NoRows {
+            path: path.to_path_buf(),
+            what,
+        }),
+        false => Ok(all),
     }
 }
 
@@ -294,6 +322,13 @@ pub struct Answers {
 }
 
 impl Answers {
+    /// The first answer to each row of the set.
+    pub fn firsts(&self) -> impl Iterator<Item = Option<&str>> + Clone {
+        self.of_rows
+            .iter()
+            .map(|all| all.first().map(String::as_str))
+    }
+
     /// Names of the rows without an answer.
     pub fn missing<'a>(&self, names: &'a [String]) -> Vec<&'a str> {
         let pairs = names.iter().zip(&self.of_rows);

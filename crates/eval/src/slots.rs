@@ -9,8 +9,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::rows::read_rows;
-use crate::{Error, Result};
+use crate::Result;
+use crate::rows::read_named;
 
 /// A row with its slots.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,28 +45,21 @@ pub struct SlotScores {
 /// # Errors
 /// When the file cannot be read, a row is malformed or has an earlier row's id.
 pub fn read_slots(path: &Path) -> Result<Vec<SlotTask>> {
-    let mut tasks: Vec<SlotTask> = Vec::new();
-    for row in read_rows(path)? {
-        let slots = row.need("slots")?.as_object();
-        let task = SlotTask {
-            id: row.name(&["id"])?,
-            prompt: row.text("prompt")?.to_owned(),
-            slots: slots
-                .ok_or_else(|| row.wrong("`slots` must be an object of slots and values"))?
-                .clone(),
-        };
-        if tasks.iter().any(|other| other.id == task.id) {
-            return Err(row.wrong(format!("its id {} is that of an earlier row", task.id)));
-        }
-        tasks.push(task);
-    }
-    match tasks.is_empty() {
-        true => Err(Error::NoRows {
-            path: path.to_path_buf(),
-            what: "rows",
-        }),
-        false => Ok(tasks),
-    }
+    read_named(
+        path,
+        ("rows", "id"),
+        |task: &SlotTask| &task.id,
+        |row| {
+            let slots = row.need("slots")?.as_object();
+            Ok(SlotTask {
+                id: row.name(&["id"])?,
+                prompt: row.text("prompt")?.to_owned(),
+                slots: slots
+                    .ok_or_else(|| row.wrong("`slots` must be an object of slots and values"))?
+                    .clone(),
+            })
+        },
+    )
 }
 
 /// The slots of a response: the first JSON object in it; none where there is none.

@@ -16,7 +16,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::rows::{read_rows, short};
+use crate::rows::{read_named, read_rows, short};
 use crate::{Error, Result, sensitive, stats};
 
 /// Precision, recall and their harmonic mean.
@@ -153,46 +153,39 @@ pub struct SummaryScores {
 /// # Errors
 /// When the file cannot be read, a row is malformed or has an earlier row's id.
 pub fn read_summaries(path: &Path) -> Result<Vec<SummaryTask>> {
-    let mut tasks: Vec<SummaryTask> = Vec::new();
-    for row in read_rows(path)? {
-        let references = match row.get("references") {
-            None => row
-                .text_or_none("reference")?
-                .map(str::to_owned)
-                .into_iter()
-                .collect(),
-            Some(value) => {
-                let all: Option<Vec<String>> = value.as_array().and_then(|all| {
-                    all.iter()
-                        .map(|one| one.as_str().map(str::to_owned))
-                        .collect()
-                });
-                all.ok_or_else(|| {
-                    row.wrong(format!(
-                        "`references` is {}, but must be a list of strings",
-                        short(value)
-                    ))
-                })?
-            }
-        };
-        let task = SummaryTask {
-            id: row.name(&["id"])?,
-            source: row.text("source")?.to_owned(),
-            references,
-            use_case: row.text_or_none("use_case")?.map(str::to_owned),
-        };
-        if tasks.iter().any(|other| other.id == task.id) {
-            return Err(row.wrong(format!("its id {} is that of an earlier row", task.id)));
-        }
-        tasks.push(task);
-    }
-    match tasks.is_empty() {
-        true => Err(Error::NoRows {
-            path: path.to_path_buf(),
-            what: "texts",
-        }),
-        false => Ok(tasks),
-    }
+    read_named(
+        path,
+        ("texts", "id"),
+        |task: &SummaryTask| &task.id,
+        |row| {
+            let references = match row.get("references") {
+                None => row
+                    .text_or_none("reference")?
+                    .map(str::to_owned)
+                    .into_iter()
+                    .collect(),
+                Some(value) => {
+                    let all: Option<Vec<String>> = value.as_array().and_then(|all| {
+                        all.iter()
+                            .map(|one| one.as_str().map(str::to_owned))
+                            .collect()
+                    });
+                    all.ok_or_else(|| {
+                        row.wrong(format!(
+                            "`references` is {}, but must be a list of strings",
+                            short(value)
+                        ))
+                    })?
+                }
+            };
+            Ok(SummaryTask {
+                id: row.name(&["id"])?,
+                source: row.text("source")?.to_owned(),
+                references,
+                use_case: row.text_or_none("use_case")?.map(str::to_owned),
+            })
+        },
+    )
 }
 
 /// Categories of which a summary has more sensitive words than its source.

@@ -52,46 +52,57 @@ const NAMES: [&str; 8] = [
     "dim", "layers", "heads", "kv_heads", "ffn", "vocab", "seq", "batch",
 ];
 
+/// The sizes of a shape that is spelled `NAME=NUMBER,NAME=NUMBER`, each of `names` once, in their order.
+///
+/// # Errors
+/// When one is missing, twice there, not known or no size.
+pub fn sizes<const N: usize>(
+    text: &str,
+    names: [&str; N],
+) -> std::result::Result<[usize; N], String> {
+    let mut values = [None; N];
+    for part in text.split(',') {
+        let known = part.split_once('=').and_then(|(name, value)| {
+            let at = names.iter().position(|known| *known == name.trim())?;
+            Some((at, name, value))
+        });
+        let Some((at, name, value)) = known else {
+            return Err(format!(
+                "`{part}` is no part of a shape; it is NAME=NUMBER with each of {}",
+                names.join(", ")
+            ));
+        };
+        let number = value.trim().parse().ok();
+        let Some(number) = number.filter(|n| (1..1 << 24).contains(n)) else {
+            return Err(format!(
+                "{name} is `{value}`; it is a whole number from 1 to 16777215"
+            ));
+        };
+        if values[at].replace(number).is_some() {
+            return Err(format!("{name} is given twice"));
+        }
+    }
+    let mut sizes = [0; N];
+    for ((to, value), name) in sizes.iter_mut().zip(values).zip(names) {
+        *to = value.ok_or_else(|| format!("{name} is missing"))?;
+    }
+    Ok(sizes)
+}
+
 impl FromStr for Shape {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Shape, String> {
-        let mut values = [None; NAMES.len()];
-        for part in text.split(',') {
-            let known = part.split_once('=').and_then(|(name, value)| {
-                let at = NAMES.iter().position(|known| *known == name.trim())?;
-                Some((at, name, value))
-            });
-            let Some((at, name, value)) = known else {
-                return Err(format!(
-                    "`{part}` is no part of a shape; it is NAME=NUMBER with one of {}",
-                    NAMES.join(", ")
-                ));
-            };
-            let number = value
-                .trim()
-                .parse()
-                .ok()
-                .filter(|n| (1..1 << 24).contains(n));
-            let Some(number) = number else {
-                return Err(format!(
-                    "{name} is `{value}`; it is a whole number from 1 to 16777215"
-                ));
-            };
-            if values[at].replace(number).is_some() {
-                return Err(format!("{name} is given twice"));
-            }
-        }
-        let of = |at: usize| values[at].ok_or_else(|| format!("{} is missing", NAMES[at]));
+        let [dim, layers, heads, kv_heads, ffn, vocab, seq, batch] = sizes(text, NAMES)?;
         let shape = Shape {
-            dim: of(0)?,
-            layers: of(1)?,
-            heads: of(2)?,
-            kv_heads: of(3)?,
-            ffn: of(4)?,
-            vocab: of(5)?,
-            seq: of(6)?,
-            batch: of(7)?,
+            dim,
+            layers,
+            heads,
+            kv_heads,
+            ffn,
+            vocab,
+            seq,
+            batch,
         };
         if !shape.dim.is_multiple_of(2 * shape.heads) || !shape.heads.is_multiple_of(shape.kv_heads)
         {

@@ -39,12 +39,8 @@ pub fn run(app: &mut App, args: &CallsArgs) -> Result<()> {
         })
         .collect();
     let form = Form {
-        verb: "calls",
-        keys: &["id"],
         values: &["result", "response"],
-        continued: false,
-        several: false,
-        stops: &[],
+        ..Form::new("calls", &["id"])
     };
     let (answers, path) = answers(app, &args.source, &form, &questions)?;
     let verdicts: Vec<Option<Result<(), String>>> = tasks

@@ -13,7 +13,7 @@ use russet_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use super::respond::{Asked, Form, Kept, Question, keep};
-use super::save::{SaveArgs, Saved};
+use super::save::{SaveArgs, Saved, source};
 use crate::app::{App, Interrupted, Model, Usage};
 
 /// Questions between two looks at the wish to stop; what a killed run has lost at most.
@@ -142,12 +142,9 @@ fn ask(
     let verb = format!("choice-{}", stem(&args.task));
     let path = keep(&asked, &verb, folder)?;
     let form = Form {
-        verb: "choice",
-        keys: &["id"],
         values: &["log_probs"],
         continued: true,
-        several: false,
-        stops: &[],
+        ..Form::new("choice", &["id"])
     };
     let named: Vec<Question> = questions
         .iter()
@@ -157,7 +154,8 @@ fn ask(
         })
         .collect();
     app.stop_on_signals()?;
-    let about = json!({"model": folder, "adapter": args.adapter, "task": args.task});
+    let mut about = asked.about(folder)?;
+    about["task"] = source(&args.task)?;
     let (mut file, done) = Kept::open(&path, &form, &named, &about)?;
     if done == questions.len() {
         return Ok(path);

@@ -69,12 +69,11 @@ pub fn run(app: &mut App, args: &CodeArgs) -> Result<()> {
         })
         .collect();
     let form = Form {
-        verb: "code",
-        keys: &["task_id"],
         values: &["completion", "response"],
         continued: true,
         several: true,
         stops: &STOPS,
+        ..Form::new("code", &["task_id"])
     };
     let (answers, path) = answers(app, &args.source, &form, &questions)?;
     if args.source.responses.is_some() {

@@ -35,19 +35,9 @@ pub fn run(app: &mut App, args: &MathArgs) -> Result<()> {
             text: format!("{}{ASK}", problem.question),
         })
         .collect();
-    let form = Form {
-        verb: "math",
-        keys: &["question", "prompt"],
-        values: &["response"],
-        continued: false,
-        several: false,
-        stops: &[],
-    };
+    let form = Form::new("math", &["question", "prompt"]);
     let (answers, path) = answers(app, &args.source, &form, &questions)?;
-    let firsts = answers
-        .of_rows
-        .iter()
-        .map(|all| all.first().map(String::as_str));
+    let firsts = answers.firsts();
     let scores = score_problems(problems.iter().zip(firsts.clone()));
     let json = serde_json::to_value(&scores)?;
     let rows = problems.iter().zip(firsts).filter_map(|(problem, response)| {

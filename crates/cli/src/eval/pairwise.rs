@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::remark;
 use super::save::{SaveArgs, Saved};
-use crate::app::App;
+use crate::app::{App, Usage};
 
 #[derive(Args)]
 pub struct PairwiseArgs {
@@ -63,6 +63,13 @@ pub fn run(app: &mut App, args: &PairwiseArgs) -> Result<()> {
     };
     let scores = score(&judgements, &gamed, &settings)?;
     if let Some(path) = &args.labels {
+        if judgements.majority.is_empty() {
+            let sentence = format!(
+                "--labels {}: what most annotators say is told of PandaLM's rows alone, and these are of another form",
+                path.display()
+            );
+            return Err(Usage(sentence).into());
+        }
         write_labels(path, &judgements)?;
     }
     let mut json = serde_json::to_value(&scores)?;

@@ -8,6 +8,7 @@ use russet_artifact::atomic_write;
 use russet_eval::report::{Run, html, markdown, scores};
 use serde_json::json;
 
+use super::save::not_into_an_artifact;
 use crate::app::App;
 
 #[derive(Args)]
@@ -38,6 +39,7 @@ pub fn run(app: &App, args: &ReportArgs) -> Result<()> {
         runs.push(run);
     }
     let out = args.out.as_ref().unwrap_or(&args.runs[0]);
+    not_into_an_artifact(out)?;
     std::fs::create_dir_all(out)?;
     let text = format!("{:#}\n", scores(&runs));
     atomic_write(&out.join("scores.json"), text.as_bytes())?;

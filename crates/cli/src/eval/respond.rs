@@ -12,6 +12,7 @@ use russet_eval::{Answers, Begun, read_answers, read_begun, read_rows};
 use russet_tokenizer::{Message, Tokenizer};
 use serde_json::{Value, json};
 
+use super::save::source;
 use crate::app::{App, Interrupted, Model, Usage};
 
 /// Sequences that the engine continues together; what a killed run has lost at most.
@@ -49,6 +50,16 @@ pub struct Asked {
     pub keep: Option<PathBuf>,
 }
 
+impl Asked {
+    /// Who answers: by their bytes, since another model may come to lie in the same place.
+    pub fn about(&self, folder: &Path) -> Result<Value> {
+        crate::found::model(folder)?;
+        let adapter = self.adapter.as_deref();
+        adapter.map(crate::found::adapter).transpose()?;
+        Ok(json!({"model": source(folder)?, "adapter": adapter.map(source).transpose()?}))
+    }
+}
+
 impl Source {
     /// What a saved evaluation says of where its responses come from.
     pub fn inputs<'a>(&'a self, responses: &'a Path) -> Vec<(&'a str, &'a Path)> {
@@ -79,6 +90,20 @@ pub struct Form<'a> {
     pub several: bool,
     /// What ends a continued text, apart from the model's own tokens.
     pub stops: &'a [&'a str],
+}
+
+impl<'a> Form<'a> {
+    /// One `response` a prompt, by one of these keys, through the chat template.
+    pub fn new(verb: &'a str, keys: &'a [&'a str]) -> Form<'a> {
+        Form {
+            verb,
+            keys,
+            values: &["response"],
+            continued: false,
+            several: false,
+            stops: &[],
+        }
+    }
 }
 
 /// A prompt with the name that its response is found by.
@@ -140,9 +165,8 @@ pub fn ask(
     }
     let keep = keep(asked, form.verb, folder)?;
     app.stop_on_signals()?;
-    let about = json!({
-        "model": folder, "adapter": asked.adapter, "max_tokens": asked.max_tokens,
-    });
+    let mut about = asked.about(folder)?;
+    about["max_tokens"] = asked.max_tokens.into();
     let (mut file, answered) = Kept::open(&keep, form, questions, &about)?;
     if answered == questions.len() {
         return Ok(keep);
@@ -359,14 +383,7 @@ pub fn run(app: &mut App, args: &RespondArgs) -> Result<()> {
             .collect(),
         Some(path) => prompts(path)?,
     };
-    let form = Form {
-        verb: "respond",
-        keys: &["prompt"],
-        values: &["response"],
-        continued: false,
-        several: false,
-        stops: &[],
-    };
+    let form = Form::new("respond", &["prompt"]);
     let kept = ask(app, &args.asked, model, &form, &questions)?;
     let json = json!({"responses": kept, "n": questions.len()});
     let text = format!("{}: {} responses", kept.display(), questions.len());

@@ -56,14 +56,7 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<()> {
         .transpose()?
         .unwrap_or_default();
     let preference = args.judgements.as_deref().map(preference).transpose()?;
-    let form = Form {
-        verb: "safety",
-        keys: &["prompt"],
-        values: &["response"],
-        continued: false,
-        several: false,
-        stops: &[],
-    };
+    let form = Form::new("safety", &["prompt"]);
     let (answers, path) = answers(app, &args.source, &form, &questions)?;
     let judged: Vec<Option<Judged>> = prompts
         .iter()

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use russet_artifact::{Artifact, atomic_write, hash_file, hash_folder};
+use russet_artifact::{Artifact, MANIFEST, atomic_write, hash_file, hash_folder};
 use serde_json::{Map, Value, json};
 
-use crate::app::App;
+use crate::app::{App, Usage};
 
 #[derive(Args, Default)]
 pub struct SaveArgs {
@@ -36,6 +36,7 @@ impl SaveArgs {
         let Some(folder) = &self.save else {
             return Ok(());
         };
+        not_into_an_artifact(folder)?;
         std::fs::create_dir_all(folder)
             .with_context(|| format!("{}: the folder cannot be made", folder.display()))?;
         let mut inputs = Map::new();
@@ -65,8 +66,24 @@ impl SaveArgs {
     }
 }
 
+/// Refuses a folder that is an artifact of ours: what is added to it later would no longer be what its manifest says.
+pub fn not_into_an_artifact(folder: &Path) -> Result<()> {
+    if folder.join(MANIFEST).is_file() {
+        let sentence = format!(
+            "{}: this folder is an artifact, which has a manifest of all its files; name another one",
+            folder.display()
+        );
+        return Err(Usage(sentence).into());
+    }
+    if folder.is_file() {
+        let sentence = format!("{}: a file lies there; name a folder", folder.display());
+        return Err(Usage(sentence).into());
+    }
+    Ok(())
+}
+
 /// A file by its bytes, an artifact by its manifest, from which all it was made of can be walked back, any other folder by all its bytes.
-fn source(path: &Path) -> Result<Value> {
+pub fn source(path: &Path) -> Result<Value> {
     if path.is_dir() {
         return Ok(match Artifact::open_any(path) {
             Ok(artifact) => json!({"path": path, "manifest": artifact.manifest_hash()}),

@@ -32,19 +32,9 @@ pub fn run(app: &mut App, args: &SlotsArgs) -> Result<()> {
             text: task.prompt.clone(),
         })
         .collect();
-    let form = Form {
-        verb: "slots",
-        keys: &["id"],
-        values: &["response"],
-        continued: false,
-        several: false,
-        stops: &[],
-    };
+    let form = Form::new("slots", &["id"]);
     let (answers, path) = answers(app, &args.source, &form, &questions)?;
-    let firsts = answers
-        .of_rows
-        .iter()
-        .map(|all| all.first().map(String::as_str));
+    let firsts = answers.firsts();
     let scores = score_slots(tasks.iter().zip(firsts.clone()));
     let json = serde_json::to_value(scores)?;
     let rows = tasks.iter().zip(firsts).filter_map(|(task, response)| {

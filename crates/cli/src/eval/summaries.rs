@@ -86,19 +86,9 @@ fn summarise(app: &mut App, task: &Path, source: &Source, save: &SaveArgs) -> Re
             ),
         })
         .collect();
-    let form = Form {
-        verb: "summaries",
-        keys: &["id"],
-        values: &["response"],
-        continued: false,
-        several: false,
-        stops: &[],
-    };
+    let form = Form::new("summaries", &["id"]);
     let (answers, path) = answers(app, source, &form, &questions)?;
-    let firsts = answers
-        .of_rows
-        .iter()
-        .map(|all| all.first().map(String::as_str));
+    let firsts = answers.firsts();
     let scores = score_summaries(tasks.iter().zip(firsts.clone()));
     let mut json = serde_json::to_value(&scores)?;
     let mut cases = std::collections::BTreeMap::new();

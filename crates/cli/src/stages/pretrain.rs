@@ -10,8 +10,8 @@ use russet_train::settings::{
     ScheduleSettings, StageName, TrainSettings,
 };
 use russet_train::{
-    Device, DeviceKind, DistillSettings, Estimate, Memory, Outcome, Price, Settings, Sources,
-    Start, TeacherInput, TrainError, copy_bytes_a_second,
+    Device, DeviceKind, DistillSettings, Memory, Outcome, Price, Settings, Sources, Start,
+    TeacherInput, TrainError, copy_bytes_a_second,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -287,14 +287,10 @@ impl Work for Pretrain {
         };
         match outlook.gflops {
             Some(gflops) => {
-                let flops = json["flops"].as_f64().unwrap_or(f64::NAN);
                 let ranks = settings.parallel.mesh().ranks();
                 let device = self.device.unwrap_or_else(|| self.here(gflops, ranks));
                 let step = russet_train::Outlook::new(&decoder, &settings, device);
-                let estimate = match (ranks, self.device) {
-                    (1, None) => Estimate::new(flops, gflops),
-                    _ => step.estimate(settings.train.steps.unwrap_or(0)),
-                };
+                let estimate = step.estimate(settings.train.steps.unwrap_or(0));
                 text += &format!("\n{step}\ntime     about {}", about(estimate.seconds));
                 if self.device.is_none() {
                     text += &format!(" at {gflops:.0} GFLOP/s of products");

@@ -135,3 +135,17 @@ pub fn manifests(run: &Path) -> Vec<(String, Vec<u8>)> {
     };
     folders.into_iter().map(manifest).collect()
 }
+
+/// Writes rows as lines of JSON.
+pub fn write(dir: &Path, name: &str, rows: &[Value]) {
+    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    std::fs::write(dir.join(name), text).unwrap();
+}
+
+/// The rows of a file of such lines.
+pub fn rows(dir: &Path, name: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(dir.join(name)).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}

@@ -14,7 +14,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::rows::{Row, read_rows, short};
+use crate::rows::{Row, read_named, read_rows, short};
 use crate::{Error, Result, stats};
 
 /// A question with the functions that may be called.
@@ -66,14 +66,13 @@ pub struct CategoryScores {
 /// # Errors
 /// When a file cannot be read, a row is malformed, an id is there twice, or an answer's question is not there.
 pub fn read_calls(questions: &Path, answers: Option<&Path>) -> Result<Vec<CallQuestion>> {
-    let mut all: Vec<CallQuestion> = Vec::new();
-    for row in read_rows(questions)? {
-        let question = question(&row)?;
-        if all.iter().any(|other| other.id == question.id) {
-            return Err(row.wrong(format!("its id {} is that of an earlier row", question.id)));
-        }
-        all.push(question);
-    }
+    let named = ("questions", "id");
+    let mut all = read_named(
+        questions,
+        named,
+        |question: &CallQuestion| &question.id,
+        question,
+    )?;
     for row in answers.map(read_rows).transpose()?.unwrap_or_default() {
         let id = row.name(&["id"])?;
         let Some(question) = all.iter_mut().find(|question| question.id == id) else {
@@ -87,13 +86,7 @@ pub fn read_calls(questions: &Path, answers: Option<&Path>) -> Result<Vec<CallQu
             problem: format!("there is no answer for {}; give one a question", without.id),
         });
     }
-    match all.is_empty() {
-        true => Err(Error::NoRows {
-            path: questions.to_path_buf(),
-            what: "questions",
-        }),
-        false => Ok(all),
-    }
+    Ok(all)
 }
 
 fn question(row: &Row) -> Result<CallQuestion> {

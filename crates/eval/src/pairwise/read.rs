@@ -135,6 +135,9 @@ impl Judgements {
         [judge, prompt]: [&str; 2],
     ) -> Result<Option<Reading>> {
         let (first, second) = (row.text(first)?, row.text(second)?);
+        if first == second {
+            return Err(row.wrong(format!("it sets {first} against itself; name two models")));
+        }
         let Some(score) = score(row)? else {
             self.unjudged.push(row.line);
             return Ok(None);
@@ -343,8 +346,9 @@ fn score(row: &Row) -> Result<Option<f64>> {
     if row.get("winner").is_some() {
         let winner = row.text("winner")?;
         return match winner {
-            "a" | "A" | "model_a" => Ok(Some(0.0)),
-            "b" | "B" | "model_b" => Ok(Some(1.0)),
+            // A capital letter may be a model's own name.
+            "a" | "model_a" => Ok(Some(0.0)),
+            "b" | "model_b" => Ok(Some(1.0)),
             "tie" => Ok(Some(0.5)),
             _ => Err(row.wrong(format!(
                 "`winner` is {winner:?}, but must be `a`, `b` or `tie`"
