@@ -228,7 +228,7 @@ fn llama_bench(tokens: usize, rates: &[f64]) -> serde_json::Map<String, serde_js
 }
 
 /// Prefill and decode speed, beside what the memory can deliver.
-pub fn bench(app: &App, args: &BenchArgs) -> Result<()> {
+pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
     for (flag, value) in [
         ("-p", args.prompt_tokens),
         ("-n", args.generate_tokens),
@@ -249,7 +249,8 @@ pub fn bench(app: &App, args: &BenchArgs) -> Result<()> {
     let trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
     let measured = russet_engine::bench(&decoder, &app.pool, &config)?;
     if let Some(file) = trace {
-        file.write(&russet_engine::bench::trace(&decoder, &app.pool, &config)?)?;
+        let trace = russet_engine::bench::trace(&decoder, &app.pool, &config)?;
+        file.write(&trace, &mut *app.progress)?;
     }
     let peak = probe::int8_gop_s(&app.pool);
     let threads = app.pool.threads();

@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use russet_artifact::Progress;
 use russet_engine::{
     DraftModel, Engine, EngineConfig, Finish, Flow, Generate, Generation, PromptLookup, Propose,
     Request, Sampling,
@@ -159,7 +160,7 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
         },
     )?;
     if let Some((file, trace)) = trace.zip(engine.set_trace(None)) {
-        file.write(&trace)?;
+        file.write(&trace, &mut *app.progress)?;
     }
     if closed {
         bail!("standard output was closed before the text ended");
@@ -256,8 +257,16 @@ impl TraceFile {
     }
 
     /// Writes the trace.
-    pub fn write(self, trace: &Trace) -> Result<()> {
+    pub fn write(self, trace: &Trace, progress: &mut dyn Progress) -> Result<()> {
         let mut out = BufWriter::new(self.file);
+        if trace.dropped() > 0 {
+            let kept = trace.events().len();
+            progress.message(&format!(
+                "{}: the first {kept} operations are in the trace, {} more came after them",
+                self.path.display(),
+                trace.dropped()
+            ));
+        }
         let written = trace.write(&mut out).and_then(|()| out.flush());
         written.with_context(|| format!("{}: the trace cannot be written", self.path.display()))
     }

@@ -99,6 +99,11 @@ impl EngineConfig {
                 return Err(Error::setting(setting, value, "at least 1"));
             }
         }
+        let (head, widest) = (decoder.config().head_dim, self.format.widest_head());
+        if head > widest {
+            let wanted = format!("f32: the model's heads are {head} wide, and this takes {widest}");
+            return Err(Error::setting("format", "8 bits", wanted));
+        }
         let bytes = KvCache::block_bytes(decoder.config(), self.format);
         let blocks = match self.cache {
             CacheSize::Slots => {

@@ -104,6 +104,9 @@ fn a_random_package_has_its_bits_and_finite_logits() {
         layers: 4,
         ..config()
     };
+    let refused = package::random(&config, 2.0, 1, &pool(2)).err().unwrap();
+    let refused = refused.to_string();
+    assert!(refused.contains("2 bits a weight are too few"), "{refused}");
     for asked in [2.2, 3.5, 4.2] {
         let decoder = package::random(&config, asked, 1, &pool(2)).unwrap();
         let bytes: usize = decoder.linears().map(|linear| linear.stored_bytes()).sum();

@@ -32,6 +32,9 @@ mod tile;
 pub use pages8::{Pages8, append_to_pages8, page8_len, page8_scales};
 pub use part::{Part, attention_part_backward, attention_part_forward};
 
+/// The widest head over [`Pages8`]: products of wider ones would overflow 32 bits.
+pub const WIDEST_HEAD8: usize = 512;
+
 /// Tokens of a cache page, and keys of a tile.
 pub const PAGE_TOKENS: usize = 64;
 
@@ -155,7 +158,8 @@ pub fn append_to_pages(
 /// wherever they lie.
 ///
 /// # Panics
-/// When a query leaves `q`, `out` or its keys, or two queries share a row.
+/// When a query leaves `q`, `out` or its pages, or two queries share a row. Keys in rows may be fewer than a query's last position:
+/// those that are there are seen.
 pub fn attention_forward(
     pool: &Pool,
     compute: Compute,

@@ -110,6 +110,9 @@ impl Pool {
     /// Says that the next job multiplies the weights at `at`, so many bytes a task, from memory. Once it is over, threads that wait
     /// fetch what came after these weights last time: for the caller's work between two products memory would idle.
     pub(crate) fn streams(&self, at: *const u8, task: usize) {
+        if self.workers.is_empty() {
+            return; // nobody waits
+        }
         let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let [next, task] = order.next(at.addr(), task);
         self.shared.next_task.store(task, Ordering::Relaxed);

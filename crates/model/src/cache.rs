@@ -30,6 +30,16 @@ pub enum KvFormat {
     Int8,
 }
 
+impl KvFormat {
+    /// The widest head that it can keep.
+    pub fn widest_head(self) -> usize {
+        match self {
+            KvFormat::F32 => usize::MAX,
+            KvFormat::Int8 => attention::WIDEST_HEAD8,
+        }
+    }
+}
+
 /// The cache of all layers, for several sequences at once.
 pub struct KvCache {
     blocks: Blocks,

@@ -200,6 +200,7 @@ impl Decoder {
     /// # Panics
     /// When there is no such block, or segments and rows differ in number.
     pub fn block(&self, ctx: &mut Ctx, number: usize, x: &Tensor, segments: &Segments) -> Tensor {
+        assert!(self.sharding.is_none(), "blocks alone are whole");
         let rows = x.dims2().0;
         assert_eq!(rows, segments.tokens(), "segments must cover all tokens");
         let pass = Pass {

@@ -221,6 +221,9 @@ pub fn write_each<'a>(
                 );
                 plan(format!("{module}.scales"), DType::F16, vec![sizes.scales]);
             }
+            (_, None) if !["model.embed_tokens", "lm_head"].contains(&module) => {
+                return Err(wrong(module, &"has no bits"));
+            }
             (_, None) => {
                 let sizes = int8::sizes(config.vocab, config.width)
                     .map_err(|error| wrong(module, &error))?;

@@ -1,13 +1,13 @@
 //! When each operation ran, for how long, and what it moved and computed: the trace format of Chrome
 //! (`chrome://tracing`, ui.perfetto.dev).
 //!
-//! A [`crate::Ctx`] that carries a [`Trace`] writes one event an operation; without one, an operation pays for looking. Bytes and
+//! A [`crate::Ctx`] that carries a [`Trace`] writes one event an operation of a block and of the logits; without one, an operation pays for looking. Bytes and
 //! operations are what the arithmetic needs, counted from shapes: weights, inputs and outputs once each.
 
 use std::io::{self, Write};
 use std::time::Instant;
 
-/// So many events are kept; what comes later is counted only. 100 MB, hours of a small model.
+/// So many events are kept; what comes later is counted only. 150 MB, some 6,500 steps of 28 layers.
 const MOST: usize = 1 << 21;
 
 /// What an operation was and what it had to do.
@@ -72,6 +72,11 @@ impl Trace {
         &self.events
     }
 
+    /// How many operations came when no more were kept.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
     /// Writes the trace as JSON.
     ///
     /// # Errors
@@ -133,16 +138,20 @@ mod tests {
         ctx.timed(op, |_| ());
         assert_eq!(asked.get(), 0);
         ctx.trace = Some(Trace::default());
-        let (begun, count) = (Instant::now(), 100_000);
-        for _ in 0..count {
-            ctx.timed(op, |_| ());
-        }
-        let each = begun.elapsed().as_secs_f64() / f64::from(count);
-        assert_eq!(asked.get(), count);
-        assert_eq!(ctx.trace.unwrap().events().len(), count as usize);
+        // The least of several batches: a machine does other things too.
+        let batch = || {
+            let begun = Instant::now();
+            (0..10_000).for_each(|_| ctx.timed(op, |_| ()));
+            begun.elapsed().as_secs_f64() / 1e4
+        };
+        let each = std::iter::repeat_with(batch)
+            .take(10)
+            .fold(f64::INFINITY, f64::min);
+        assert_eq!(asked.get(), 100_000);
+        assert_eq!(ctx.trace.unwrap().events().len(), 100_000);
         println!("{:.0} ns an event", 1e9 * each);
-        // A step of 28 layers has 320 events and takes 10 ms or more: 1 % of it is 300 ns an event. Ten times that for a machine
-        // that does something else meanwhile.
+        // A step of 28 layers has 320 events and takes 10 ms or more: 1 % of it is 300 ns an event. Ten times that for a build
+        // without optimisation.
         assert!(each < 3e-6, "{each} s");
     }
 

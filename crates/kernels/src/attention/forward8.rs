@@ -57,8 +57,8 @@ pub(super) fn forward(
 ) {
     shape.check();
     assert!(
-        shape.head_dim <= 512,
-        "heads of {} overflow 32 bits over 8-bit keys; at most 512",
+        shape.head_dim <= super::WIDEST_HEAD8,
+        "heads of {} overflow 32 bits over 8-bit keys",
         shape.head_dim
     );
     let step = (ROWS / shape.group()).clamp(8, 64);
@@ -508,7 +508,7 @@ fn to_16_bits(from: &[f32], to: &mut [i16]) -> f32 {
 }
 
 /// Turns the scores of a tile into e^(score - highest), where `highest` is first raised to the tile's, and scales what was summed
-/// under the old one. The total adds up in sixteen lanes on every instruction set.
+/// under the old one. The total adds up in sixteen lanes on AVX2 as on AVX-512.
 #[inline(always)]
 fn soften<S: Simd>(
     simd: S,

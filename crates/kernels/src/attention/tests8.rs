@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::tests::numbers;
 use super::*;
 use crate::isa::tests::every_isa;
 use crate::random::{below, normal};
@@ -36,10 +37,6 @@ impl Cache {
             table: &self.table,
         })
     }
-}
-
-fn numbers(len: usize, seed: u64) -> Vec<f32> {
-    (0..len).map(|i| normal(seed, 0, i as u64)).collect()
 }
 
 fn attend(pool: &Pool, shape: HeadShape, q: &[f32], queries: &[Query]) -> (Vec<f32>, Vec<f32>) {

@@ -126,6 +126,13 @@ impl Maker<'_> {
         let mut chosen = sized(Bits::Four)?;
         if self.bits + chosen.2 > self.budget * self.weights {
             chosen = sized(Bits::Two)?;
+            if self.bits + chosen.2 > self.budget * self.weights {
+                let least = chosen.2 / (rows * cols) as f64;
+                return Err(format!(
+                    "{} bits a weight are too few: indices of 2 bits with their tables and scales take {least:.3} here",
+                    self.budget
+                ));
+            }
         }
         let (bits, sizes, stored) = chosen;
         self.bits += stored;
