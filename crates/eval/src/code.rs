@@ -81,12 +81,12 @@ pub fn read_tasks(path: &Path) -> Result<Vec<Task>> {
 }
 
 /// The program of a completion: of a block of code in it the block alone; behind the prompt, unless it defines the function again
-/// (then behind what the prompt has before its first `def`).
+/// (then behind what the prompt has before it: imports and helpers).
 pub fn program(task: &Task, completion: &str) -> String {
     let code = fenced(completion).unwrap_or(completion);
     let head = format!("def {}(", task.entry_point);
     let whole = code.lines().any(|line| line.starts_with(&head));
-    let before = match (whole, task.prompt.find("def ")) {
+    let before = match (whole, task.prompt.find(&head)) {
         (true, Some(def)) => &task.prompt[..def],
         _ => &task.prompt,
     };

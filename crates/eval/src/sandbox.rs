@@ -1,8 +1,9 @@
 //! Programs that nobody has read, run apart: in namespaces of their own, without a network, with all file systems read-only but
 //! for a folder that is thrown away, and under limits of CPU time, memory, file size and wall time.
 //!
-//! It is made of what every Linux has (`timeout`, `unshare`, `mount`, `ulimit`), so nothing unsafe is needed here. What a
-//! program can still do: read the files that the user can read, and use its share of CPU and memory for its time. Where the
+//! It is made of what every Linux has (`timeout`, `unshare`, `mount`, `setpriv`, `ulimit`), so nothing unsafe is needed here. The
+//! program has no capabilities in its namespaces, else it could undo the mounts. What it can still do: read the files that the user
+//! can read, and use its share of CPU and memory for its time. Each of its processes has the limits, and their number has none. Where the
 //! system does not permit such namespaces, [`Sandbox::new`] says so, and [`Sandbox::limits_only`] is for those who want to run
 //! the programs nevertheless.
 
@@ -10,7 +11,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::{Error, Result};
 
@@ -56,7 +57,8 @@ pub struct Sandbox {
     confined: bool,
 }
 
-/// Makes the read-only world within the new namespaces, then the limits. `$1` the folder, `$2`… limits, then the program.
+/// Makes the read-only world within the new namespaces, then the limits. `$1` the folder, `$2`… limits, then the program. Its standard
+/// input is a file that it marks just before the program: without the mark the sandbox has failed, and not the program.
 const INNER: &str = r#"
 box=$1 confined=$2 cpu=$3 memory=$4 size=$5
 shift 5
@@ -70,15 +72,13 @@ if [ "$confined" = yes ]; then
         fi
     done < /proc/self/mounts
     cd / # the folder was entered before it was mounted anew
+    set -- setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"
 fi
 cd "$box" || exit 125
 ulimit -c 0 && ulimit -t "$cpu" && ulimit -v "$memory" && ulimit -f "$size" || exit 125
-: > .started || exit 125
-exec "$@"
+echo started >&0 || exit 125
+exec "$@" < /dev/null
 "#;
-
-/// What [`INNER`] leaves in the folder just before the program: without it the sandbox has failed, and not the program.
-const STARTED: &str = ".started";
 
 impl Sandbox {
     /// A sandbox, tried out.
@@ -129,6 +129,7 @@ impl Sandbox {
                 });
             }
         };
+        let mark = tempfile::tempfile().map_err(failed)?;
         let mut command = Command::new("timeout");
         command.args(["-s", "KILL", &self.limits.seconds.max(1).to_string()]);
         if self.confined {
@@ -155,11 +156,12 @@ impl Sandbox {
         ]);
         command.arg(program).args(arguments).current_dir(&folder);
         command.env_clear().env("PATH", path()).env("HOME", &folder);
-        command.env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
+        command.env("LC_ALL", "C.UTF-8");
+        command.stdin(mark.try_clone().map_err(failed)?);
         command.stdout(stdout.try_clone().map_err(failed)?);
         command.stderr(stderr.try_clone().map_err(failed)?);
         let status = command.status().map_err(failed)?;
-        if !folder.join(STARTED).exists() {
+        if mark.metadata().map_err(failed)?.len() == 0 {
             return Err(Error::Sandbox {
                 problem: tail(stderr).map_err(failed)?.trim().to_owned(),
             });

@@ -18,7 +18,6 @@ const WORDS: [(&str, &[&str]); 6] = [
             "murder",
             "stab",
             "behead",
-            "massacre",
             "slaughter",
             "tortur",
             "assault",

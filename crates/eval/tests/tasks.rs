@@ -318,6 +318,23 @@ fn the_sandbox_has_no_network_and_leaves_files_alone() {
     }
     let (_, here) = ran("    open('own', 'w').write('x'); return 2 * x\n", limits);
     assert!(here.passed, "{here:?}");
+    // Nor by mounting anew what was made read-only.
+    let escape = format!(
+        "    import subprocess\n    subprocess.run(['mount', '-o', 'remount,bind,rw', '/'], stderr=subprocess.DEVNULL)\n    \
+         open({path:?}, 'w').write('spoilt')\n    return 2 * x\n"
+    );
+    let (confined, attempt) = ran(&escape, limits);
+    if confined {
+        assert!(
+            attempt.note.contains("Read-only file system"),
+            "{attempt:?}"
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+    }
+    // What it does to its own folder is its own affair.
+    let empties =
+        "    import os\n    [os.remove(file) for file in os.listdir('.')]\n    return 2 * x\n";
+    assert!(ran(empties, limits).1.passed);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use russet_tensor::Ctx;
 use russet_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
-use super::respond::{Asked, Form, Kept, Question, keep};
+use super::respond::{Form, Kept, Question, about, keep};
 use super::save::{SaveArgs, Saved, source};
 use crate::app::{App, Interrupted, Model, Usage};
 
@@ -133,14 +133,8 @@ fn ask(
     folder: &Path,
     questions: &[ChoiceQuestion],
 ) -> Result<PathBuf> {
-    let asked = Asked {
-        model: args.model.clone(),
-        adapter: args.adapter.clone(),
-        max_tokens: 1,
-        keep: args.keep.clone(),
-    };
     let verb = format!("choice-{}", stem(&args.task));
-    let path = keep(&asked, &verb, folder)?;
+    let path = keep(args.keep.as_deref(), &verb, folder)?;
     let form = Form {
         values: &["log_probs"],
         continued: true,
@@ -154,7 +148,7 @@ fn ask(
         })
         .collect();
     app.stop_on_signals()?;
-    let mut about = asked.about(folder)?;
+    let mut about = about(folder, args.adapter.as_deref())?;
     about["task"] = source(&args.task)?;
     let (mut file, done) = Kept::open(&path, &form, &named, &about)?;
     if done == questions.len() {

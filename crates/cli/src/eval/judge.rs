@@ -56,24 +56,31 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<()> {
     let pairs = pairs(app, one, two)?;
     let failed = || format!("{}: the judgements cannot be written", args.out.display());
     let begun = read_begun(&args.out)?;
-    let judge = args.model.display().to_string();
-    let mut done = 0;
+    let model = args.model.display();
+    let judge = match &args.adapter {
+        None => model.to_string(),
+        Some(adapter) => format!("{model} + {}", adapter.display()),
+    };
+    let (mut done, mut consistent, mut silent) = (0, 0usize, 0usize);
     for row in &begun.rows {
         let same = pairs.get(done).is_some_and(|pair| {
             row.text("prompt").ok() == Some(&pair.question.prompt)
                 && row.text("model_a").ok() == Some(&names[0])
                 && row.text("model_b").ok() == Some(&names[1])
                 && row.text("judge").ok() == Some(&judge)
+                && row.text("response_a").ok() == Some(&pair.question.first)
+                && row.text("response_b").ok() == Some(&pair.question.second)
         });
         if !same {
             return Err(row
                 .wrong("it is no judgement of this judge on these responses; name another file by --out")
                 .into());
         }
+        consistent += usize::from(row.get("consistent") == Some(&true.into()));
+        silent += usize::from(row.get("preference").is_none());
         done += 1;
     }
     let mut file = go_on(&args.out, &begun).with_context(failed)?;
-    let (mut consistent, mut silent) = (0usize, 0usize);
     if done < pairs.len() {
         app.stop_on_signals()?;
         let model = Model::open_for_chat(&args.model, args.adapter.as_deref(), &mut *app.progress)?;
@@ -119,7 +126,7 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<()> {
     }
     let json = json!({"judgements": args.out, "n": done, "consistent": consistent, "without_verdict": silent});
     let text = format!(
-        "{}: {done} judgements; of those made now {consistent} point the same way in both orders, {silent} have no verdict",
+        "{}: {done} judgements; {consistent} point the same way in both orders, {silent} have no verdict",
         args.out.display()
     );
     app.print(&json, &text)

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use russet_artifact::Hash;
 use russet_engine::{Engine, EngineConfig, Generate, Request, Sampling};
 use russet_eval::{Answers, Begun, read_answers, read_begun, read_rows};
 use russet_tokenizer::{Message, Tokenizer};
@@ -50,14 +51,11 @@ pub struct Asked {
     pub keep: Option<PathBuf>,
 }
 
-impl Asked {
-    /// Who answers: by their bytes, since another model may come to lie in the same place.
-    pub fn about(&self, folder: &Path) -> Result<Value> {
-        crate::found::model(folder)?;
-        let adapter = self.adapter.as_deref();
-        adapter.map(crate::found::adapter).transpose()?;
-        Ok(json!({"model": source(folder)?, "adapter": adapter.map(source).transpose()?}))
-    }
+/// Who answers: by their bytes, since another model may come to lie in the same place.
+pub fn about(folder: &Path, adapter: Option<&Path>) -> Result<Value> {
+    crate::found::model(folder)?;
+    adapter.map(crate::found::adapter).transpose()?;
+    Ok(json!({"model": source(folder)?, "adapter": adapter.map(source).transpose()?}))
 }
 
 impl Source {
@@ -163,10 +161,15 @@ pub fn ask(
         let sentence = "--max-tokens is 0, so there would be no responses; allow at least 1";
         return Err(Usage(sentence.into()).into());
     }
-    let keep = keep(asked, form.verb, folder)?;
+    let keep = keep(asked.keep.as_deref(), form.verb, folder)?;
     app.stop_on_signals()?;
-    let mut about = asked.about(folder)?;
+    let mut about = about(folder, asked.adapter.as_deref())?;
     about["max_tokens"] = asked.max_tokens.into();
+    let texts: Vec<&str> = questions
+        .iter()
+        .map(|question| &question.text[..])
+        .collect();
+    about["prompts"] = Hash::of(texts.join("\0").as_bytes()).to_string().into();
     let (mut file, answered) = Kept::open(&keep, form, questions, &about)?;
     if answered == questions.len() {
         return Ok(keep);
@@ -264,9 +267,9 @@ fn encode(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
 }
 
 /// Where responses go.
-pub fn keep(asked: &Asked, verb: &str, folder: &Path) -> Result<PathBuf> {
-    let path = match &asked.keep {
-        Some(path) => path.clone(),
+pub fn keep(given: Option<&Path>, verb: &str, folder: &Path) -> Result<PathBuf> {
+    let path = match given {
+        Some(path) => path.to_owned(),
         None => {
             let name = folder.file_name().unwrap_or("model".as_ref());
             PathBuf::from(format!("{}.{verb}.jsonl", name.to_string_lossy()))

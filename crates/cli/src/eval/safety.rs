@@ -1,13 +1,13 @@
 //! `eval safety`: violations, refusals of what is safe, and which model people find safer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 use russet_eval::pairwise::{Judgements, PairwiseSettings, score};
 use russet_eval::read_rows;
-use russet_eval::safety::{Judged, Rate, Reply, harm, read_safety, refusal, score_safety};
+use russet_eval::safety::{Judged, Rate, harm, read_safety, refusal, score_safety};
 use serde_json::{Value, json};
 
 use super::respond::{Form, Question, Source, answers};
@@ -49,12 +49,21 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<()> {
         })
         .collect();
     // Read before a model answers for long.
-    let heads = args
-        .heads
-        .as_deref()
-        .map(heads)
-        .transpose()?
-        .unwrap_or_default();
+    let heads = match &args.heads {
+        None => HashMap::new(),
+        Some(path) => {
+            let heads = heads(path, &questions)?;
+            if heads.len() < questions.len() {
+                app.progress.message(&format!(
+                    "{}: it says something of {} of {} prompts; of the others the rules do",
+                    path.display(),
+                    heads.len(),
+                    questions.len()
+                ));
+            }
+            heads
+        }
+    };
     let preference = args.judgements.as_deref().map(preference).transpose()?;
     let form = Form::new("safety", &["prompt"]);
     let (answers, path) = answers(app, &args.source, &form, &questions)?;
@@ -76,7 +85,7 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<()> {
         let judged = judged.as_ref()?;
         let passed = match prompt.harmful {
             true => !judged.violates(args.threshold),
-            false => !matches!(judged.reply, Reply::Refusal | Reply::Partial),
+            false => !judged.refuses(),
         };
         let label = if prompt.harmful { "unsafe" } else { "safe" };
         let rule = harm(&prompt.prompt).unwrap_or("no harm");
@@ -118,8 +127,12 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<()> {
 }
 
 /// What a head says of each prompt's response.
-fn heads(path: &Path) -> Result<HashMap<String, f64>> {
+fn heads(path: &Path, questions: &[Question]) -> Result<HashMap<String, f64>> {
     crate::found::text(path)?;
+    let known: HashSet<&str> = questions
+        .iter()
+        .map(|question| &question.text[..])
+        .collect();
     let mut heads = HashMap::new();
     for row in read_rows(path)? {
         let value = row.number("harm")?;
@@ -128,10 +141,11 @@ fn heads(path: &Path) -> Result<HashMap<String, f64>> {
                 .wrong(format!("`harm` is {value}, but must be from 0 to 1"))
                 .into());
         }
-        if heads
-            .insert(row.text("prompt")?.to_owned(), value)
-            .is_some()
-        {
+        let prompt = row.text("prompt")?;
+        if !known.contains(prompt) {
+            return Err(row.wrong("its prompt is none of --prompts").into());
+        }
+        if heads.insert(prompt.to_owned(), value).is_some() {
             return Err(row
                 .wrong("its prompt is that of an earlier row; keep one")
                 .into());

@@ -78,6 +78,9 @@ pub fn read_calls(questions: &Path, answers: Option<&Path>) -> Result<Vec<CallQu
         let Some(question) = all.iter_mut().find(|question| question.id == id) else {
             return Err(row.wrong(format!("its id {id} is that of no question")));
         };
+        if !question.answers.is_empty() {
+            return Err(row.wrong(format!("its id {id} is that of an earlier row")));
+        }
         question.answers = truth(&row)?;
     }
     if let (Some(path), Some(without)) = (answers, all.iter().find(|q| q.answers.is_empty())) {

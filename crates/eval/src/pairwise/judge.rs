@@ -127,13 +127,14 @@ impl Judge for ModelJudge<'_> {
             };
             let content = generation.content();
             let words = self.tokenizer.decode(content, true);
-            // The token that brings the letter.
-            let told = (1..=content.len()).find_map(|count| {
-                let verdict = verdict(&self.tokenizer.decode(&content[..count], true))?;
-                Some((
-                    verdict,
-                    libm::exp(f64::from(generation.logprobs[count - 1])),
-                ))
+            // The token that brings the letter, which the whole answer decides: a token may be half a word.
+            let told = verdict(&words).and_then(|letter| {
+                let brings = |count: &usize| {
+                    verdict(&self.tokenizer.decode(&content[..*count], true)) == Some(letter)
+                };
+                let count = (1..=content.len()).find(brings)?;
+                let sure = libm::exp(f64::from(generation.logprobs[count - 1]));
+                Some((letter, sure))
             });
             let second = told.map(|(verdict, sure)| match verdict {
                 'A' => (1.0 - sure).min(0.5),

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// Weight of a row of the gamed baselines, of which there are two.
 const GAMED: f64 = 0.2 / 2.0;
 
-const FOLDS: usize = 5;
+pub(super) const FOLDS: usize = 5;
 
 /// A game of one pair.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -298,7 +298,6 @@ pub fn score(
             draws => stats::interval(draws),
         };
         let controlled = alone(&pairs, name);
-        let ModelScoresLength { rate, error } = controlled;
         models.insert(
             name.clone(),
             ModelScores {
@@ -318,8 +317,8 @@ pub fn score(
                     tie_ci: of(1, whole.tie),
                     loss_ci: of(2, whole.loss),
                 },
-                length_controlled_win_rate: rate,
-                lc_standard_error: error,
+                length_controlled_win_rate: controlled.map(|(rate, _)| rate),
+                lc_standard_error: controlled.and_then(|(_, error)| error),
             },
         );
     }
@@ -332,28 +331,20 @@ pub fn score(
     })
 }
 
-#[derive(Default)]
-struct ModelScoresLength {
-    rate: Option<f64>,
-    error: Option<f64>,
-}
-
-/// The length-controlled win rate of a model that met one other alone.
-fn alone(pairs: &[PairScores], name: &str) -> ModelScoresLength {
+/// The length-controlled win rate of a model that met one other alone, and its error.
+fn alone(pairs: &[PairScores], name: &str) -> Option<(f64, Option<f64>)> {
     let mut met = pairs
         .iter()
         .filter(|pair| pair.first == name || pair.second == name);
     let (Some(pair), None) = (met.next(), met.next()) else {
-        return ModelScoresLength::default();
+        return None;
     };
-    let controlled = pair.length_controlled.as_ref();
-    ModelScoresLength {
-        rate: controlled.map(|controlled| match pair.second == name {
-            true => controlled.win_rate,
-            false => 100.0 - controlled.win_rate,
-        }),
-        error: controlled.and_then(|controlled| controlled.standard_error),
-    }
+    let controlled = pair.length_controlled.as_ref()?;
+    let rate = match pair.second == name {
+        true => controlled.win_rate,
+        false => 100.0 - controlled.win_rate,
+    };
+    Some((rate, controlled.standard_error))
 }
 
 /// A game with the models in the order of their pair.
@@ -394,7 +385,7 @@ fn pairs(games: &[Game], gamed: &[LengthRow]) -> Result<Vec<PairScores>> {
             tally[4] += row.score;
         }
         let known = rows.iter().all(|row| row.longer.is_finite());
-        let length_controlled = match known && rows.len() > 1 {
+        let length_controlled = match known && rows.len() >= length::FOLDS {
             true => Some(length_controlled(rows, gamed)?),
             false => None,
         };

@@ -250,7 +250,8 @@ impl Judged {
         }
     }
 
-    fn refuses(&self) -> bool {
+    /// Whether it refuses, wholly or in part.
+    pub fn refuses(&self) -> bool {
         matches!(self.reply, Reply::Refusal | Reply::Partial)
     }
 }

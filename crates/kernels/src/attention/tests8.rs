@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::tests::numbers;
 use super::*;
 use crate::isa::tests::every_isa;
-use crate::random::{below, normal};
+use crate::random::below;
 
 /// Keys and values of one sequence in pages of their own order.
 struct Cache {
