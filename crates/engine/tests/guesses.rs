@@ -91,15 +91,16 @@ fn whoever_guesses_the_answer_is_the_same() {
 fn a_draft_that_is_the_model_itself_is_always_right() {
     let draft = DraftModel::new(dense(), pool(1), 2, CONTEXT).unwrap();
     let mut engine = engine(Some(Box::new(draft)));
+    // Whether it is asked again after the first answer is for the clock to say: it costs what it saves.
+    let mut drafted = 0;
     for request in [greedy(tokens(1, 20), 60), sampled(tokens(1, 20), 60, 3)] {
         let made = engine.generate(&request, &mut |_| Flow::Continue).unwrap();
         let counted = made.speculation.unwrap();
         assert_eq!(counted.accepted, counted.drafted);
-        assert!(
-            counted.drafted > 0 && counted.break_even > 0.0,
-            "{counted:?}"
-        );
+        assert!(counted.break_even > 0.0, "{counted:?}");
+        drafted += counted.drafted;
     }
+    assert!(drafted > 0);
 }
 
 /// Three tokens behind a prompt, from 3,000 seeds, against the probabilities that the model itself gives them, by Pearson's
