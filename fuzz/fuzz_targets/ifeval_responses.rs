@@ -4,7 +4,8 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use russet_eval::ifeval::{Prompts, Responses, score};
+use russet_eval::ifeval::{Prompts, score};
+use russet_eval::read_answers;
 use russet_fuzz::{put, seed};
 
 /// Kinds and arguments, a prompt each; the prompt's text is its place.
@@ -87,8 +88,9 @@ fuzz_target!(
     |data: &[u8]| {
         let prompts = &*PROMPTS;
         let path = put("responses.jsonl", data);
-        if let Ok(responses) = Responses::read(&path, prompts) {
-            let (scores, verdicts) = score(prompts, &responses).expect("no pattern here backtracks without end");
+        let names: Vec<String> = prompts.all().iter().map(|p| p.prompt.clone()).collect();
+        if let Ok(responses) = read_answers(&path, &names, &["prompt"], &["response"], false) {
+            let (scores, verdicts) = score(prompts, responses.firsts()).expect("no pattern here backtracks without end");
             assert_eq!(scores.n, verdicts.len());
             assert!(scores.instruction_strict <= scores.instruction_loose);
         }

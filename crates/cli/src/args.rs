@@ -128,6 +128,12 @@ pub struct PalettizeArgs {
     /// Bits per weight of the projections, tables and scales included
     #[arg(long, default_value_t = 3.5, allow_negative_numbers = true)]
     pub target_bpw: f64,
+    /// Bytes of the whole package, in place of bits per weight
+    #[arg(long, value_name = "BYTES", conflicts_with = "target_bpw")]
+    pub target_bytes: Option<u64>,
+    /// Fix the bits (2 or 4) of projections whose names are like a pattern: PATTERN=BITS, as in '*.v_proj=4'; may be given again
+    #[arg(long = "pin", value_name = "PATTERN=BITS", value_parser = pin)]
+    pub pins: Vec<(String, u32)>,
     /// Text to measure the weights' importance on (.txt or .jsonl, plain, .gz or .zst)
     #[arg(long)]
     pub calibration: PathBuf,
@@ -265,7 +271,7 @@ pub enum EvalVerb {
     /// Whether a model finds a fact that is hidden in a long text, by length and depth
     Needle(crate::needle::NeedleArgs),
     /// Whether responses follow instructions that can be checked (IFEval), from a file or from a model
-    Ifeval(crate::ifeval::IfevalArgs),
+    Ifeval(crate::eval::ifeval::IfevalArgs),
     /// Compare models by judgements of pairs of responses: win rates, Bradley-Terry, Elo, length control, agreement of judges
     Pairwise(crate::eval::pairwise::PairwiseArgs),
     /// Let a model judge two models' responses, each pair in both orders
@@ -463,4 +469,11 @@ pub struct ConvertArgs {
     /// Where the folder goes, or the GGUF file
     #[arg(long)]
     pub out: PathBuf,
+}
+
+/// `PATTERN=BITS`.
+fn pin(text: &str) -> Result<(String, u32), String> {
+    let parts = text.rsplit_once('=');
+    let parts = parts.and_then(|(pattern, bits)| Some((pattern.to_owned(), bits.parse().ok()?)));
+    parts.ok_or_else(|| "write a pattern, `=` and bits, as in '*.v_proj=4'".to_owned())
 }

@@ -7,7 +7,6 @@ mod convert;
 mod eval;
 mod found;
 mod guide;
-mod ifeval;
 mod measure;
 mod needle;
 mod outcome;
@@ -150,7 +149,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Chat(args) => chat::chat(app, &args),
         Verb::Eval(EvalVerb::Perplexity(args)) => measure::perplexity(app, &args),
         Verb::Eval(EvalVerb::Needle(args)) => needle::run(app, &args),
-        Verb::Eval(EvalVerb::Ifeval(args)) => ifeval::run(app, &args),
+        Verb::Eval(EvalVerb::Ifeval(args)) => eval::ifeval::run(app, &args),
         Verb::Eval(EvalVerb::Pairwise(args)) => eval::pairwise::run(app, &args),
         Verb::Eval(EvalVerb::Judge(args)) => eval::judge::run(app, &args),
         Verb::Eval(EvalVerb::Prompts(args)) => eval::prompts::run(app, &args),

@@ -1,5 +1,6 @@
 //! `run`, and each stage of it by its own verb.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -166,9 +167,15 @@ fn look_ahead(app: &App, path: &Path, runs: &[PathBuf], outlook: &mut Outlook) {
 pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
     app.stop_on_signals()?;
     if let Some(set) = args.set.iter().find(|set| !is_further_setting(set)) {
-        let sentence = match set.key() == "palettize.target_bpw" {
-            true => "here the target is an option: write --target-bpw 3.5, say",
-            false => {
+        let sentence = match &set.key()[..] {
+            "palettize.target_bpw" => "here the target is an option: write --target-bpw 3.5, say",
+            "palettize.target_bytes" => {
+                "here the target is an option: write --target-bytes 2000000, say"
+            }
+            key if key.starts_with("palettize.pins") => {
+                "here pins are an option: write --pin '*.v_proj=4', say"
+            }
+            _ => {
                 "only keys below `palettize` can be set here; what the options say is not overridden"
             }
         };
@@ -182,12 +189,29 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
         return Err(Usage(sentence).into());
     }
     crate::found::model(&args.model)?;
-    let text = format!(
-        "stage = \"palettize\"\n[inputs]\ncheckpoint = {}\n[data]\ncalibration = [{}]\n[palettize]\ntarget_bpw = {:?}\n",
+    let target = match args.target_bytes {
+        Some(bytes) => format!("target_bytes = {bytes}"),
+        None => format!("target_bpw = {:?}", args.target_bpw),
+    };
+    let mut text = format!(
+        "stage = \"palettize\"\n[inputs]\ncheckpoint = {}\n[data]\ncalibration = [{}]\n[palettize]\n{target}\n",
         toml_string(&args.model)?,
         toml_string(&args.calibration)?,
-        args.target_bpw
     );
+    if !args.pins.is_empty() {
+        text += "[palettize.pins]\n";
+        let mut pins = BTreeMap::new();
+        for (pattern, bits) in &args.pins {
+            if pins.insert(pattern, bits).is_some() {
+                let sentence =
+                    format!("--pin {pattern}={bits}: that pattern is pinned twice; leave one out");
+                return Err(Usage(sentence).into());
+            }
+        }
+        for (pattern, bits) in pins {
+            text += &format!("{} = {bits}\n", toml_string(Path::new(pattern))?);
+        }
+    }
     let job = Job::new(app, &Recipe::from_text("palettize", &text, &args.set)?)?;
     let whole = |path: &Path| path.canonicalize().ok();
     if whole(&args.out).is_some_and(|out| whole(&args.model) == Some(out)) {
@@ -210,7 +234,12 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
 /// Whether an override of `palettize` says what no option says.
 fn is_further_setting(set: &Override) -> bool {
     let key = set.key();
-    key.starts_with("palettize.") && key != "palettize.target_bpw"
+    let options = [
+        "palettize.target_bpw",
+        "palettize.target_bytes",
+        "palettize.pins",
+    ];
+    key.starts_with("palettize.") && !options.iter().any(|option| key.starts_with(option))
 }
 
 fn toml_string(path: &Path) -> Result<String> {

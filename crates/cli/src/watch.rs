@@ -43,8 +43,9 @@ pub fn watch(app: &App, args: &WatchArgs) -> Result<()> {
     let folder = log_folder(&args.run)?;
     if app.json || !std::io::stdout().is_terminal() {
         let curves = Curves::new(&read_log(&folder)?);
-        let text = format!("{}, {}", curves.headline(), Pace::of(&folder).words());
-        return app.print(&curves.json(&folder), &text);
+        let pace = Pace::of(&folder);
+        let text = format!("{}, {}", curves.headline(), pace.words());
+        return app.print(&curves.json(&folder, pace), &text);
     }
     let mut terminal = ratatui::init();
     let shown = show(&mut terminal, &args.run);
@@ -270,10 +271,11 @@ impl Curves {
         format!("{:.2} M tokens of {}", all / 1e6, shares.join(", "))
     }
 
-    fn json(&self, folder: &Path) -> serde_json::Value {
+    fn json(&self, folder: &Path, pace: Pace) -> serde_json::Value {
         let last = |points: &Points| points.last().map(|point| point.1);
         json!({
             "log": folder,
+            "pace": pace.words(),
             "step": self.step,
             "seconds": self.seconds,
             "loss": last(&self.loss),
@@ -457,7 +459,7 @@ mod tests {
         std::fs::write(folder.path().join("03-pretrain/manifest.json"), "{}").unwrap();
         assert_eq!(Pace::of(&logs), Pace::Finished);
         let curves = Curves::new(&read_log(&logs).unwrap());
-        let json = curves.json(&logs);
+        let json = curves.json(&logs, Pace::Running);
         assert_eq!(json["validation_loss"], 4.25);
         assert_eq!(
             json["seconds_left"], 12.0,

@@ -67,6 +67,34 @@ fn a_run_makes_everything_and_the_second_skips_it() {
         serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{line:?}"));
     }
 
+    // What it learnt can be looked at.
+    let watched = ok(dir.path(), &["watch", "runs/mini", "--json"]).json();
+    let words = [
+        "log",
+        "pace",
+        "step",
+        "seconds",
+        "loss",
+        "validation_loss",
+        "learning_rate",
+        "gradient_norm",
+        "tokens_per_second",
+        "mfu",
+        "skipped_steps",
+        "steps",
+        "seconds_left",
+        "tokens",
+        "messages",
+    ];
+    fields(&watched, &words);
+    assert_eq!(
+        (&watched["step"], &watched["pace"]),
+        (&40.into(), &"finished".into())
+    );
+    assert!(
+        watched["loss"].as_f64() > Some(0.0) && watched["tokens"]["train"].as_f64() > Some(9000.0)
+    );
+
     let before = manifests(&dir.path().join("runs/mini"));
     assert_eq!(before.len(), 6);
     let second = ok(dir.path(), &["run", "mini", "--json"]).json();
@@ -158,6 +186,7 @@ fn each_stage_by_its_own_verb_leaves_the_same_bytes_as_the_run() {
         "loss_before",
         "loss_after",
         "layers",
+        "curve",
     ];
     fields(&compressed, &[&stage[..], &report].concat());
     fields(

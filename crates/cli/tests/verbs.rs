@@ -201,6 +201,30 @@ fn verbs_keep_their_objects_and_exit_codes() {
         let words = ["avg_ts", "stddev_ts", "avg_ns", "stddev_ns", "model_size"];
         assert!(words.iter().all(|word| test[word].is_number()), "{test}");
     }
+    let step = "dim=32,layers=1,heads=2,kv_heads=1,ffn=64,vocab=100,seq=16,batch=2";
+    for dtype in ["f32", "bf16"] {
+        let train = ["bench", "train", "--shape", step, "--dtype", dtype];
+        let bench = json(&[&train[..], &["--threads", "2", "--steps", "2"]].concat());
+        let positive = [
+            "tokens_per_second",
+            "cpu_s_per_step",
+            "peak_rss_bytes",
+            "mfu",
+            "gemm_share",
+            "loss",
+        ];
+        for field in positive {
+            assert!(bench[field].as_f64() > Some(0.0), "{field} of {bench}");
+        }
+        assert_eq!(
+            (&bench["dtype"], &bench["tokens"]),
+            (&dtype.into(), &32.into())
+        );
+        assert_eq!(bench["seconds"].as_array().map(Vec::len), Some(2));
+        let shares = bench["profile"].as_array().unwrap();
+        let all: f64 = shares.iter().filter_map(|share| share[1].as_f64()).sum();
+        assert!(0.2 < all && all < 1.05, "{bench}");
+    }
     assert!(ok(dir, &["completions", "bash"]).stdout.contains("russet"));
 
     for (code, arguments) in [
@@ -250,6 +274,11 @@ fn verbs_keep_their_objects_and_exit_codes() {
         ["--set", "inputs.checkpoint=b"],
         ["--set", "palettize.target_bpw=3"],
         ["--set", "palettize.bits=3"],
+        ["--set", "palettize.target_bytes=3"],
+        ["--target-bytes", "12"],
+        ["--pin", "*.v_proj=3"],
+        ["--pin", "*.w_proj=4"],
+        ["--pin", "v_proj"],
     ] {
         exits(dir, 2, &[&palettize[..], &model, &wrong].concat());
     }

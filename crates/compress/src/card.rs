@@ -37,5 +37,66 @@ pub(crate) fn model_card(settings: &Settings, report: &Report) -> String {
     for (name, value) in rows {
         card += &format!("| {name} | {value} |\n");
     }
-    card + "\nSettings, inputs and hashes stand in `manifest.json`, the bits of each projection in `palettize.json`.\n"
+    card + "\nSettings, inputs and hashes stand in `manifest.json`, the bits of each projection and what other sizes would have\n\
+         cost in `palettize.json`:\n\n![bits a weight against the predicted rise of the loss](trade-off.svg)\n"
+}
+
+/// Sizes against what they cost, the package's own marked.
+pub(crate) fn curve(report: &Report) -> String {
+    let (width, height, left, right, top, bottom) = (640.0, 360.0, 70.0, 20.0, 40.0, 50.0);
+    let points = &report.curve;
+    let ends = |values: &dyn Fn(&crate::TradeOff) -> f64| {
+        let all = points.iter().map(values);
+        all.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+            (low.min(value), high.max(value))
+        })
+    };
+    let ((thin, thick), (low, high)) = (ends(&|point| point.bpw), ends(&|point| point.rise));
+    let share = |value: f64, low: f64, high: f64| match high > low {
+        true => (value - low) / (high - low),
+        false => 0.5,
+    };
+    let x = |bpw| left + (width - left - right) * share(bpw, thin, thick);
+    let y = |rise| height - bottom - (height - top - bottom) * share(rise, low, high);
+    let line: Vec<String> = points
+        .iter()
+        .map(|point| format!("{:.1},{:.1}", x(point.bpw), y(point.rise)))
+        .collect();
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
+         <rect width=\"{width}\" height=\"{height}\" fill=\"#fff\"/>\n\
+         <text x=\"{left}\" y=\"22\">predicted rise of the loss (nats a token) by bits a weight</text>\n\
+         <polyline points=\"{}\" fill=\"none\" stroke=\"#b7410e\" stroke-width=\"2\"/>\n",
+        line.join(" ")
+    );
+    for tick in 0..=4u32 {
+        let part = f64::from(tick) / 4.0;
+        let (bpw, rise) = (thin + part * (thick - thin), low + part * (high - low));
+        svg += &format!(
+            "<line x1=\"{left}\" x2=\"{:.1}\" y1=\"{1:.1}\" y2=\"{1:.1}\" stroke=\"#ddd\"/>\n\
+             <text x=\"{2}\" y=\"{3:.1}\" text-anchor=\"end\">{rise:.3}</text>\n\
+             <text x=\"{4:.1}\" y=\"{5}\" text-anchor=\"middle\">{bpw:.2}</text>\n",
+            width - right,
+            y(rise),
+            left - 8.0,
+            y(rise) + 4.0,
+            x(bpw),
+            height - bottom + 20.0,
+        );
+    }
+    // The nearest point of the curve: the package lies on it, up to a step.
+    let nearest = points.iter().min_by(|a, b| {
+        (a.bpw - report.bpw)
+            .abs()
+            .total_cmp(&(b.bpw - report.bpw).abs())
+    });
+    if let Some(point) = nearest {
+        svg += &format!(
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"#b7410e\"><title>{:.3} bits a weight</title></circle>\n",
+            x(point.bpw),
+            y(point.rise),
+            report.bpw
+        );
+    }
+    svg + "</svg>\n"
 }

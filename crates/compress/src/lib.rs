@@ -11,6 +11,7 @@
 //! adapters, vector palettes and 3 bits are not here.
 
 mod allocate;
+mod budget;
 mod calibration;
 mod card;
 mod error;
@@ -32,6 +33,7 @@ mod strip;
 mod tap;
 mod watch;
 
+pub use budget::TradeOff;
 pub use error::CompressError;
 pub use excerpts::Excerpt;
 pub use kept::State;

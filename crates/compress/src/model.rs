@@ -4,13 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use russet_kernels::Pool;
-use russet_kernels::palette::Bits;
 use russet_model::{Decoder, Dense, Layout, ParameterKind};
 use russet_tensor::{Ctx, Gradients, Tensor};
 
 use crate::CompressError;
 use crate::calibration::Calibration;
-use crate::matrix::{self, Matrix};
+use crate::matrix::Matrix;
 use crate::tap::{self, Handle, Listen, Moments};
 use crate::watch::Watch;
 
@@ -43,8 +42,6 @@ pub(crate) struct Projection {
     pub rows: Range<usize>,
     /// Its inputs.
     pub cols: usize,
-    /// Bytes that it takes with two and with four bits.
-    pub bytes: [u64; 2],
 }
 
 impl Model {
@@ -73,20 +70,11 @@ impl Model {
                     &weight.data()[rows.start * cols..rows.end * cols],
                     cols,
                 )?;
-                let bytes = |bits| match matrix::stored_bytes(bits, rows.len(), cols) {
-                    Ok(bytes) => Ok(bytes as u64),
-                    Err(problem) => Err(CompressError::Layout {
-                        name: name.clone(),
-                        problem,
-                    }),
-                };
-                let bytes = [bytes(Bits::Two)?, bytes(Bits::Four)?];
                 projections.push(Projection {
                     name,
                     product: products.len(),
                     rows,
                     cols,
-                    bytes,
                 });
             }
             products.push(Product {

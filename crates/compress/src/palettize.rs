@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use russet_artifact::{Interrupt, Progress};
-use russet_kernels::palette::Bits;
 use russet_kernels::{Pool, int8};
 use russet_model::checkpoint::Blocks;
 use russet_model::package::{self, Package, PaletteTensors};
 use russet_model::{Config, Decoder, ParameterKind, Weights, checkpoint};
 use russet_tensor::Tensor;
 
-use crate::allocate::{Choice, allocate};
+use crate::budget::Budget;
 use crate::calibration::Calibration;
 use crate::importance;
 use crate::kept::State;
@@ -21,7 +20,7 @@ use crate::model::Model;
 use crate::settings::{LayerReport, Report, Sensitivity, Settings, Weighting};
 use crate::stream;
 use crate::watch::Watch;
-use crate::{CompressError, card, matrix, refine, sensitivity};
+use crate::{CompressError, card, refine, sensitivity};
 
 /// Files that go from the checkpoint into the package as they are, where they exist.
 const COPIED: [&str; 12] = [
@@ -42,6 +41,9 @@ const COPIED: [&str; 12] = [
 /// The file of a package that holds the [`Report`], without its seconds.
 pub const REPORT: &str = "palettize.json";
 
+/// The file of a package that shows what other sizes would have cost.
+const CURVE: &str = "trade-off.svg";
+
 /// A palettized decoder in memory, in the form in which a package stores it.
 pub struct Compressed {
     pub(crate) config: Config,
@@ -51,7 +53,7 @@ pub struct Compressed {
 }
 
 /// Palettizes the dense checkpoint in the folder `checkpoint` and writes the package, with the checkpoint's
-/// tokenizer, chat template and generation settings, a model card and [`REPORT`], into the folder `draft`. `documents` are token ids of calibration
+/// tokenizer, chat template and generation settings, a model card, [`REPORT`] and a plot of the trade-off, into the folder `draft`. `documents` are token ids of calibration
 /// text, encoded by the checkpoint's tokenizer. The result is the same on any number of threads.
 ///
 /// With predicted sensitivities one block of the checkpoint is in memory at a time, and what is done lies in `state`, from where the
@@ -78,7 +80,8 @@ pub fn palettize<D: AsRef<[u32]>>(
         Sensitivity::Predicted => {
             refuse_package(checkpoint)?;
             let blocks = Blocks::open(checkpoint)?;
-            settings.check_target(blocks.config())?;
+            // Before anything is read.
+            Budget::new(settings, blocks.config())?;
             let calibration = settings.calibrate(documents, blocks.config())?;
             stream::run(
                 pool,
@@ -119,6 +122,7 @@ pub fn palettize<D: AsRef<[u32]>>(
     for (name, text) in [
         (REPORT, format!("{stored:#}\n")),
         ("README.md", card::model_card(settings, &report)),
+        (CURVE, card::curve(&report)),
     ] {
         let path = draft.join(name);
         std::fs::write(&path, text).map_err(|problem| CompressError::File { path, problem })?;
@@ -156,33 +160,7 @@ impl Settings {
                 ),
             });
         }
-        self.check_target(config)
-    }
-
-    /// Whether the target can be met, and every projection has a size that the format offers.
-    fn check_target(&self, config: &Config) -> Result<(), CompressError> {
-        let attention = config.heads * config.head_dim;
-        let (mut bytes, mut weights) = ([0; 2], 0);
-        for (name, rows, cols) in [
-            ("q_proj", attention, config.width),
-            ("k_proj", config.kv_heads * config.head_dim, config.width),
-            ("v_proj", config.kv_heads * config.head_dim, config.width),
-            ("o_proj", config.width, attention),
-            ("gate_proj", config.ffn, config.width),
-            ("up_proj", config.ffn, config.width),
-            ("down_proj", config.width, config.ffn),
-        ] {
-            for (sum, bits) in bytes.iter_mut().zip([Bits::Two, Bits::Four]) {
-                let stored = matrix::stored_bytes(bits, rows, cols);
-                *sum += stored.map_err(|problem| CompressError::Layout {
-                    name: name.to_owned(),
-                    problem,
-                })? as u64;
-            }
-            weights += (rows * cols) as u64;
-        }
-        // Every block alike: the number of them changes no ratio.
-        bytes_over(bytes, weights, self.target_bpw).map(drop)
+        Budget::new(self, config).map(drop)
     }
 
     fn calibrate<D: AsRef<[u32]>>(
@@ -249,7 +227,7 @@ pub(crate) fn run(
     watch: &mut Watch,
 ) -> Result<(Compressed, Report), CompressError> {
     let mut model = Model::new(decoder)?;
-    let needed = bytes_to_save(&model, settings.target_bpw)?;
+    let budget = Budget::new(settings, model.decoder.config())?;
     let fisher =
         settings.weighting == Weighting::Fisher || settings.sensitivity == Sensitivity::Predicted;
     let loss_before = watch.part(
@@ -262,7 +240,7 @@ pub(crate) fn run(
         pool,
         settings,
         &model,
-        needed,
+        &budget,
         calibration,
         loss_before,
         watch,
@@ -274,7 +252,7 @@ pub(crate) fn from_gathered(
     pool: &Arc<Pool>,
     settings: &Settings,
     model: &Model,
-    needed: u64,
+    budget: &Budget,
     calibration: &Calibration,
     loss_before: f64,
     watch: &mut Watch,
@@ -284,20 +262,7 @@ pub(crate) fn from_gathered(
         Sensitivity::Predicted => sensitivity::predicted(pool, model, &weights, watch)?,
         Sensitivity::Measured => sensitivity::measured(pool, model, &weights, calibration, watch)?,
     };
-    let choices: Vec<Choice> = model
-        .projections
-        .iter()
-        .zip(&rises)
-        .map(|(projection, &rise)| Choice {
-            saved: projection.bytes[1] - projection.bytes[0],
-            rise,
-        })
-        .collect();
-    let taken = allocate(&choices, needed).expect("that much can be saved was checked before");
-    let bits: Vec<Bits> = taken
-        .iter()
-        .map(|&two| if two { Bits::Two } else { Bits::Four })
-        .collect();
+    let (bits, curve) = budget.choose(&rises);
     let fits = refine::matrices(pool, settings, model, &weights, &bits, calibration, watch)?;
 
     let mut modules = BTreeMap::new();
@@ -337,39 +302,9 @@ pub(crate) fn from_gathered(
         loss_before,
         loss_after: f64::NAN,
         layers,
+        curve,
     };
     Ok((compressed, report))
-}
-
-/// Bytes that two bits must save over four bits everywhere.
-pub(crate) fn bytes_to_save(model: &Model, target_bpw: f64) -> Result<u64, CompressError> {
-    let bytes = [0, 1].map(|bits| model.projections.iter().map(|p| p.bytes[bits]).sum());
-    bytes_over(bytes, model.weights(), target_bpw)
-}
-
-/// The same of projections that take so many bytes with two and with four bits everywhere.
-pub(crate) fn bytes_over(
-    [least, most]: [u64; 2],
-    weights: u64,
-    target_bpw: f64,
-) -> Result<u64, CompressError> {
-    let bpw = |bytes: u64| 8.0 * bytes as f64 / weights as f64;
-    // What a person reads off the sentence below, rounded, must be accepted.
-    let budget = target_bpw * weights as f64 / 8.0;
-    if target_bpw < bpw(least) || target_bpw > bpw(most) {
-        let problem = format!(
-            "this model can have {:.3} (two bits everywhere) to {:.3} (four bits everywhere) bits a weight, tables \
-             and scales included; choose a target in between",
-            (bpw(least) * 1000.0).ceil() / 1000.0,
-            (bpw(most) * 1000.0).floor() / 1000.0,
-        );
-        return Err(CompressError::Setting {
-            key: "target_bpw",
-            value: target_bpw.to_string(),
-            problem,
-        });
-    }
-    Ok(most - (budget.floor() as u64).min(most))
 }
 
 type TablesAndNorms = (BTreeMap<String, int8::Quantized>, BTreeMap<String, Tensor>);
@@ -404,7 +339,10 @@ fn tables_and_norms(decoder: &Decoder) -> Result<TablesAndNorms, CompressError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::projections;
+    use crate::matrix::stored_bytes;
     use russet_artifact::NoProgress;
+    use russet_kernels::palette::Bits;
 
     /// The way for a whole decoder in memory is the oracle of the way block by block.
     #[test]
@@ -425,13 +363,11 @@ mod tests {
                 .map(|d| (0..33).map(|i| token(99 * d + i)).collect())
                 .collect();
             let bpw = |bits: Bits| {
-                let model = Model::new(checkpoint::load(&from).unwrap()).unwrap();
-                let bytes: u64 = model
-                    .projections
-                    .iter()
-                    .map(|p| p.bytes[usize::from(bits == Bits::Four)])
-                    .sum();
-                8.0 * bytes as f64 / model.weights() as f64
+                let (config, mut bytes) = (blocks.config(), 0);
+                for (_, rows, cols) in (0..config.layers).flat_map(|l| projections(config, l)) {
+                    bytes += stored_bytes(bits, rows, cols).unwrap();
+                }
+                8.0 * bytes as f64 / config.projection_parameters() as f64
             };
             let settings = Settings {
                 target_bpw: 0.5 * (bpw(Bits::Two) + bpw(Bits::Four)),

@@ -1,8 +1,10 @@
 //! What a person decides about palettization, and what is reported back.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::CompressError;
+use crate::{CompressError, TradeOff};
 
 /// How a checkpoint is palettized; the defaults are what measured best.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -10,6 +12,12 @@ use crate::CompressError;
 pub struct Settings {
     /// Bits a weight of the projections, with everything that is stored for them: indices, tables and scales.
     pub target_bpw: f64,
+    /// Bytes of all tensors of the package, in place of `target_bpw`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_bytes: Option<u64>,
+    /// Bits (2 or 4) of projections whose names are like a pattern, in which `*` stands for any text; the others are chosen.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub pins: BTreeMap<String, u32>,
     /// How much a weight matters in k-means.
     pub weighting: Weighting,
     /// Whether the error of a column is made good in later columns, and indices, tables and scales are chosen by
@@ -49,6 +57,8 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             target_bpw: 3.5,
+            target_bytes: None,
+            pins: BTreeMap::new(),
             weighting: Weighting::Fisher,
             error_feedback: true,
             sensitivity: Sensitivity::Predicted,
@@ -77,6 +87,17 @@ impl Settings {
                 &self.target_bpw,
                 "it must be a number of bits above 0, such as 3.5",
             );
+        }
+        if self.target_bytes.is_some() && self.target_bpw != Settings::default().target_bpw {
+            return refuse(
+                "target_bytes",
+                &self.target_bytes.unwrap_or_default(),
+                "`target_bpw` is set as well: leave one of them out",
+            );
+        }
+        if let Some((pattern, bits)) = self.pins.iter().find(|(_, bits)| ![2, 4].contains(*bits)) {
+            let value = format!("{pattern:?} = {bits}");
+            return refuse("pins", &value, "there are 2 and 4 bits: pin to one of them");
         }
         if self.sequence < 2 {
             return refuse(
@@ -118,6 +139,8 @@ pub struct Report {
     pub loss_after: f64,
     /// The projections in the order of the forward pass.
     pub layers: Vec<LayerReport>,
+    /// What other sizes would have cost with the same pins, from four bits to two.
+    pub curve: Vec<TradeOff>,
 }
 
 /// What was made of one projection.
@@ -145,6 +168,21 @@ mod tests {
     #[test]
     fn settings_that_cannot_be_meant_are_refused() {
         Settings::default().validate().unwrap();
+        refused(
+            Settings {
+                target_bytes: Some(1 << 20),
+                target_bpw: 3.0,
+                ..Settings::default()
+            },
+            "target_bytes",
+        );
+        refused(
+            Settings {
+                pins: [("*.q_proj".to_owned(), 3)].into(),
+                ..Settings::default()
+            },
+            "pins",
+        );
         for target_bpw in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             refused(
                 Settings {

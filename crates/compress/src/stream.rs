@@ -28,12 +28,11 @@ use russet_model::{Config, ModelError};
 use russet_tensor::{Ctx, DType, Gradients, Tensor};
 
 use crate::CompressError;
-use crate::allocate::{Choice, allocate};
+use crate::budget::{Budget, projections};
 use crate::calibration::{Batch, Calibration};
 use crate::importance::Weights;
 use crate::kept::{Folder, Rows, State, Tensors, numbered, take_fit, take_numbers, take_packed};
 use crate::model::{Model, check_tables};
-use crate::palettize::bytes_over;
 use crate::settings::{LayerReport, Report, Settings};
 use crate::tap::{Listen, Moments};
 use crate::watch::Watch;
@@ -62,7 +61,8 @@ pub(crate) fn run(
     };
     let loss_before = work.read(watch)?;
     work.weigh(watch)?;
-    let (bits, rises) = work.choose()?;
+    let rises = work.rises()?;
+    let (bits, curve) = Budget::new(settings, blocks.config())?.choose(&rises);
     let (layers, bytes) = work.refine(&bits, &rises, watch)?;
     let written = work.write(&bits, draft, watch)?;
     let config = blocks.config();
@@ -77,6 +77,7 @@ pub(crate) fn run(
         loss_before,
         loss_after: f64::NAN,
         layers,
+        curve,
     })
 }
 
@@ -235,33 +236,16 @@ impl Work<'_> {
         self.folder.put_tensors(name, &tensors)
     }
 
-    /// Bits and what two of them cost, by projection in the order of the forward pass.
-    fn choose(&self) -> Result<(Vec<Bits>, Vec<f64>), CompressError> {
-        let (mut choices, mut sums) = (Vec::new(), [0, 0]);
+    /// What two bits cost each projection, in the order of the forward pass.
+    fn rises(&self) -> Result<Vec<f64>, CompressError> {
+        let mut rises = Vec::new();
         for layer in 0..self.config().layers {
             let mut fits = self.folder.tensors(&numbered("fits", layer))?;
-            for (name, rows, cols) in projections(self.config(), layer) {
-                let rise = take_numbers::<1>(&mut fits, &format!("{name}.rise"))?[0];
-                let mut bytes = [0; 2];
-                for (bytes, bits) in bytes.iter_mut().zip(BOTH) {
-                    let stored = crate::matrix::stored_bytes(bits, rows, cols);
-                    *bytes = stored.map_err(|problem| CompressError::Layout {
-                        name: name.clone(),
-                        problem,
-                    })? as u64;
-                }
-                sums = [sums[0] + bytes[0], sums[1] + bytes[1]];
-                choices.push(Choice {
-                    saved: bytes[1] - bytes[0],
-                    rise,
-                });
+            for (name, ..) in projections(self.config(), layer) {
+                rises.push(take_numbers::<1>(&mut fits, &format!("{name}.rise"))?[0]);
             }
         }
-        let weights = self.config().projection_parameters() as u64;
-        let needed = bytes_over(sums, weights, self.settings.target_bpw)?;
-        let taken = allocate(&choices, needed).expect("that much can be saved was checked before");
-        let bits = taken.iter().map(|&two| BOTH[usize::from(!two)]).collect();
-        Ok((bits, choices.iter().map(|choice| choice.rise).collect()))
+        Ok(rises)
     }
 
     /// Refines the chosen fit of each projection. What was made of each, and the bytes of all.
@@ -463,27 +447,4 @@ impl Work<'_> {
         let map = map.ok_or_else(|| Folder::damaged(&path))?;
         Ok(Rows { map, width, at: 0 })
     }
-}
-
-/// Name, rows and columns of a layer's projections, in the order of the forward pass.
-fn projections(config: &Config, layer: usize) -> Vec<(String, usize, usize)> {
-    let (q, kv) = (
-        config.heads * config.head_dim,
-        config.kv_heads * config.head_dim,
-    );
-    let (width, ffn) = (config.width, config.ffn);
-    let named = |(name, rows, cols): (&str, usize, usize)| {
-        (format!("model.layers.{layer}.{name}"), rows, cols)
-    };
-    [
-        ("self_attn.q_proj", q, width),
-        ("self_attn.k_proj", kv, width),
-        ("self_attn.v_proj", kv, width),
-        ("self_attn.o_proj", width, q),
-        ("mlp.gate_proj", ffn, width),
-        ("mlp.up_proj", ffn, width),
-        ("mlp.down_proj", width, ffn),
-    ]
-    .map(named)
-    .into()
 }

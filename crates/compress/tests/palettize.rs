@@ -254,6 +254,79 @@ fn each_idea_makes_a_trained_model_lose_less() {
     );
 }
 
+#[test]
+fn a_package_has_the_bytes_that_were_asked_for_and_the_bits_that_were_pinned() {
+    let from = golden("models/qwen3-gqa-tied");
+    let config = Config::open(&from).unwrap();
+    let documents = vec![
+        (0..20)
+            .map(|i| i % config.vocab as u32)
+            .collect::<Vec<u32>>();
+        3
+    ];
+    let all = |bits: u32| Settings {
+        pins: [("*".to_owned(), bits)].into(),
+        target_bytes: Some(u64::from(bits)),
+        ..Settings::default()
+    };
+    // What all twos and all fours take is what the refusals say.
+    let [least, most] = [2, 4].map(|bits| {
+        let said = all(bits).check(&config).unwrap_err().to_string();
+        let number = said
+            .split("can have ")
+            .nth(1)
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap();
+        number.parse::<u64>().unwrap()
+    });
+    let settings = Settings {
+        pins: [
+            ("*.v_proj".to_owned(), 2),
+            ("*.layers.1.mlp.*".to_owned(), 4),
+        ]
+        .into(),
+        target_bytes: Some((least + 2 * most) / 3),
+        ..Settings::default()
+    };
+    let to = tempfile::tempdir().unwrap();
+    let report = run(2, &settings, &from, &documents, to.path()).unwrap();
+    let stored = std::fs::metadata(to.path().join("model.safetensors"))
+        .unwrap()
+        .len();
+    assert!(report.bytes <= (least + 2 * most) / 3 && report.bytes < stored);
+    for layer in &report.layers {
+        if layer.name.ends_with("v_proj") {
+            assert_eq!(layer.bits, 2, "{}", layer.name);
+        } else if layer.name.contains("layers.1.mlp") {
+            assert_eq!(layer.bits, 4, "{}", layer.name);
+        }
+    }
+    // The curve passes by the package, and says of it what its layers say.
+    let twos = report.layers.iter().filter(|layer| layer.bits == 2);
+    let rise: f64 = twos.map(|layer| layer.sensitivity).sum();
+    let lighter = report
+        .curve
+        .iter()
+        .find(|point| point.bytes <= report.bytes)
+        .unwrap();
+    let heavier = report
+        .curve
+        .iter()
+        .rfind(|point| point.bytes >= report.bytes)
+        .unwrap();
+    assert!(
+        heavier.rise <= rise + 1e-12 && rise <= lighter.rise + 1e-12,
+        "{rise} {:?}",
+        report.curve
+    );
+    let plot = std::fs::read_to_string(to.path().join("trade-off.svg")).unwrap();
+    assert!(
+        plot.starts_with("<svg") && plot.trim_end().ends_with("</svg>") && !plot.contains("NaN")
+    );
+}
+
 /// A decoder of ragged sizes whose weights are drawn from tables of two bits in q and gate, four elsewhere.
 fn exact(family: &str, seed: u64) -> (Decoder, russet_compress::Compressed) {
     let json = serde_json::json!({

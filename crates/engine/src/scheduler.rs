@@ -90,11 +90,13 @@ impl Engine {
             self.stats.steps += 1;
             let sequences = parts.len();
             let generating = |part: &Part| part.rows == 1 + part.proposed.len();
-            let timed = (parts.iter().all(generating)).then(Instant::now);
+            let generates = parts.iter().all(generating);
+            let timed = Instant::now();
             let draws = self.compute(parts);
+            let seconds = timed.elapsed().as_secs_f64(); // whoever listens may take his time
             self.hand_out(draws, on_event);
-            if let (Some(timed), Some(proposer)) = (timed, &mut self.proposer) {
-                proposer.stepped(sequences, rows, timed.elapsed().as_secs_f64());
+            if let (true, Some(proposer)) = (generates, &mut self.proposer) {
+                proposer.stepped(sequences, rows, seconds);
             }
             self.traced("step", rows, begun);
         }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use russet_eval::Error;
-use russet_eval::ifeval::{Instruction, KINDS, Prompts, Responses, check, judge, score};
+use russet_eval::ifeval::{Instruction, KINDS, Prompts, check, judge, score};
+use russet_eval::{Answers, Error, read_answers};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -98,7 +98,8 @@ fn published_verdicts_are_ours() {
     assert_eq!(rows.len(), 48);
     let mut drawn = 0;
     for row in rows {
-        let prompt = &prompts.all()[prompts.place(&row.prompt).unwrap()];
+        let mut all = prompts.all().iter();
+        let prompt = all.find(|prompt| prompt.prompt == row.prompt).unwrap();
         let ids: Vec<&str> = prompt.instructions.iter().map(Instruction::id).collect();
         assert_eq!(ids, row.ids);
         let verdict = judge(prompt, &row.response).unwrap();
@@ -235,6 +236,12 @@ const PROMPTS: &str = r#"{"key": 3, "prompt": "a", "instruction_id_list": ["punc
 {"key": 8, "prompt": "c", "instruction_id_list": ["detectable_format:title"], "kwargs": [{}]}
 "#;
 
+/// The responses of a file to the prompts.
+fn answers(path: &Path, prompts: &Prompts) -> Result<Answers, Error> {
+    let names: Vec<String> = prompts.all().iter().map(|p| p.prompt.clone()).collect();
+    read_answers(path, &names, &["prompt"], &["response"], false)
+}
+
 #[test]
 fn scores_are_shares_of_what_was_answered() {
     let dir = tempfile::tempdir().unwrap();
@@ -242,10 +249,9 @@ fn scores_are_shares_of_what_was_answered() {
     // In any order, with keys of somebody's own and empty lines; the third prompt has none.
     let rows = "{\"prompt\": \"b\", \"response\": \"*one*\\ntwo\", \"model\": \"x\"}\n\n{\"response\": \"No quotes\", \"prompt\": \"a\"}\n";
     let path = write(dir.path(), "responses.jsonl", rows);
-    let responses = Responses::read(&path, &prompts).unwrap();
-    assert_eq!(responses.missing(&prompts), [8]);
-    assert!(responses.empty_lines().is_empty());
-    let (scores, verdicts) = score(&prompts, &responses).unwrap();
+    let responses = answers(&path, &prompts).unwrap();
+    assert!(responses.empty.is_empty());
+    let (scores, verdicts) = score(&prompts, responses.firsts()).unwrap();
     let expected = json!({
         "prompt_strict": 0.5, "instruction_strict": 2.0 / 3.0, "prompt_loose": 0.5, "instruction_loose": 2.0 / 3.0, "n": 2
     });
@@ -259,8 +265,8 @@ fn scores_are_shares_of_what_was_answered() {
     // Packed, the same.
     let packed = dir.path().join("responses.jsonl.zst");
     std::fs::write(&packed, zstd::encode_all(rows.as_bytes(), 3).unwrap()).unwrap();
-    let again = Responses::read(&packed, &prompts).unwrap();
-    assert_eq!(score(&prompts, &again).unwrap(), (scores, verdicts));
+    let again = answers(&packed, &prompts).unwrap();
+    assert_eq!(score(&prompts, again.firsts()).unwrap(), (scores, verdicts));
 }
 
 #[test]
@@ -277,16 +283,16 @@ fn rows_are_refused_with_file_and_line() {
     for (rows, words) in [
         (
             format!("{good}{{\"prompt\": \"b\"}}\n"),
-            &["r.jsonl, line 2", "`response`", "one object a line"][..],
+            &["r.jsonl, line 2", "`response`"][..],
         ),
         (format!("{good}\n[]\n"), &["line 3", "JSON object"]),
         (
             format!("{good}{{\"prompt\": \"b\", \"response\": null}}"),
-            &["line 2", "string"],
+            &["line 2", "no answer"],
         ),
         (
             format!("{good}{good}"),
-            &["line 2", "line 1 too", "keep one"],
+            &["line 2", "line 1 already", "keep one"],
         ),
         (
             good.replace("\"a\"", "\"a \""),
@@ -295,18 +301,21 @@ fn rows_are_refused_with_file_and_line() {
         (String::new(), &["r.jsonl", "no responses"]),
     ] {
         says(
-            Responses::read(&write(dir.path(), "r.jsonl", &rows), &prompts).unwrap_err(),
+            answers(&write(dir.path(), "r.jsonl", &rows), &prompts).unwrap_err(),
             words,
         );
     }
     says(
-        Responses::read(&write(dir.path(), "r.csv", good), &prompts).unwrap_err(),
+        answers(&write(dir.path(), "r.csv", good), &prompts).unwrap_err(),
         &["r.csv", ".jsonl"],
     );
     let blank = "{\"prompt\": \"a\", \"response\": \"\\u00a0\\n\"}\n";
-    let blank = Responses::read(&write(dir.path(), "r.jsonl", blank), &prompts).unwrap();
-    assert_eq!(blank.empty_lines(), [1]);
-    assert_eq!(score(&prompts, &blank).unwrap().0.instruction_loose, 0.0);
+    let blank = answers(&write(dir.path(), "r.jsonl", blank), &prompts).unwrap();
+    assert_eq!(blank.empty, [1]);
+    assert_eq!(
+        score(&prompts, blank.firsts()).unwrap().0.instruction_loose,
+        0.0
+    );
 
     let row = PROMPTS.lines().next().unwrap();
     for (rows, words) in [

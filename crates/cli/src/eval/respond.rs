@@ -44,7 +44,7 @@ pub struct Asked {
     #[arg(long, requires = "model")]
     pub adapter: Option<PathBuf>,
     /// How many tokens a response may have
-    #[arg(long, requires = "model", default_value_t = 512)]
+    #[arg(long, requires = "model", default_value_t = 1024)]
     pub max_tokens: usize,
     /// Where the responses go, and where they are gone on with (default: the folder's name and the verb's, in the working directory)
     #[arg(long, requires = "model", value_name = "FILE.jsonl")]

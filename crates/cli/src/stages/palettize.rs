@@ -62,9 +62,12 @@ impl Work for PalettizeRecipe {
         let price = self.palettize.price(&config);
         let mut json = serde_json::to_value(price)?;
         let mut text = format!(
-            "{:.2} M weights to {} bits each, from at most {} tokens of text\nmemory   {:.0} MiB",
+            "{:.2} M weights to {}, from at most {} tokens of text\nmemory   {:.0} MiB",
             price.weights as f64 / 1e6,
-            self.palettize.target_bpw,
+            match self.palettize.target_bytes {
+                Some(bytes) => format!("a package of {bytes} bytes"),
+                None => format!("{} bits each", self.palettize.target_bpw),
+            },
             price.calibration_tokens,
             price.memory_bytes as f64 / (1u64 << 20) as f64,
         );

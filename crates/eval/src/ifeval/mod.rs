@@ -1,8 +1,8 @@
 //! IFEval: whether responses follow instructions that a program can check ("Instruction-Following Evaluation for Large
 //! Language Models", arXiv 2311.07911).
 //!
-//! [`Prompts::embedded`] is the benchmark, 541 prompts; [`Responses::read`] joins a file of responses with it, and [`score`]
-//! gives the four accuracies and a verdict a prompt. [`check`] judges one response by one instruction, for whoever wants a
+//! [`Prompts::embedded`] is the benchmark, 541 prompts; [`crate::read_answers`] joins a file of responses with it, and
+//! [`score`] gives the four accuracies and a verdict a prompt. [`check`] judges one response by one instruction, for whoever wants a
 //! rule as a reward.
 //!
 //! The verdicts are those of the reference (google-research `instruction_following_eval`), letter by letter: Python's text,
@@ -15,13 +15,11 @@ mod instruction;
 mod language;
 mod prompts;
 mod python;
-mod responses;
 mod sentences;
 mod words;
 
 pub use instruction::{Instruction, KINDS, check};
 pub use prompts::{Prompt, Prompts};
-pub use responses::{Response, Responses};
 
 use serde::Serialize;
 
@@ -81,14 +79,17 @@ pub fn judge(prompt: &Prompt, response: &str) -> Result<Verdict> {
     })
 }
 
-/// Judges every prompt that has a response, in the order of the prompts.
+/// Judges every prompt that has a response; `responses` are those to each prompt in order.
 ///
 /// # Errors
 ///
 /// As [`judge`].
-pub fn score(prompts: &Prompts, responses: &Responses) -> Result<(IfevalScores, Vec<Verdict>)> {
-    let answered = prompts.all().iter().zip(&responses.of_prompts);
-    let answered = answered.filter_map(|(prompt, response)| Some((prompt, response.as_ref()?)));
+pub fn score<'a>(
+    prompts: &Prompts,
+    responses: impl Iterator<Item = Option<&'a str>>,
+) -> Result<(IfevalScores, Vec<Verdict>)> {
+    let answered = prompts.all().iter().zip(responses);
+    let answered = answered.filter_map(|(prompt, response)| Some((prompt, response?)));
     let verdicts: Vec<Verdict> = answered
         .map(|(prompt, response)| judge(prompt, response))
         .collect::<Result<_>>()?;

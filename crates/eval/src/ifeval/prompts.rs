@@ -1,6 +1,6 @@
 //! Prompts with their instructions: the benchmark's, or others in its form.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use russet_tokenizer::read_lines;
@@ -25,7 +25,7 @@ pub struct Prompt {
 #[derive(Debug)]
 pub struct Prompts {
     all: Vec<Prompt>,
-    places: HashMap<String, usize>,
+    texts: HashSet<String>, // of prompts, to find one that comes twice
 }
 
 #[derive(Deserialize)]
@@ -72,15 +72,10 @@ impl Prompts {
         &self.all
     }
 
-    /// Where the prompt of this text stands.
-    pub fn place(&self, prompt: &str) -> Option<usize> {
-        self.places.get(prompt).copied()
-    }
-
     fn empty() -> Prompts {
         Prompts {
             all: Vec::new(),
-            places: HashMap::new(),
+            texts: HashSet::new(),
         }
     }
 
@@ -106,7 +101,7 @@ impl Prompts {
                 "its key {key} is that of an earlier row; number the prompts apart"
             ));
         }
-        if self.places.insert(prompt.clone(), self.all.len()).is_some() {
+        if !self.texts.insert(prompt.clone()) {
             return Err("its prompt is that of an earlier row; responses are joined by prompt, so remove one".into());
         }
         let pairs = ids.iter().zip(&kwargs);
