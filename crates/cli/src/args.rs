@@ -346,7 +346,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
     pub random: Option<RandomShape>,
     /// Bits of a random weight, tables and scales among them
-    #[arg(long, requires = "random", default_value_t = 3.5, value_parser = bits_per_weight)]
+    #[arg(long, conflicts_with = "model", default_value_t = 3.5, value_parser = bits_per_weight)]
     pub bpw: f64,
     /// Put a random adapter of this rank onto every projection
     #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u16).range(1..=1024))]

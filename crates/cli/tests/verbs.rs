@@ -230,6 +230,7 @@ fn verbs_keep_their_objects_and_exit_codes() {
     for (code, arguments) in [
         (2, &["generate", "--prompt", "a", "--max-tokens", "0"][..]),
         (2, &["generate", "--prompt", "a", "--temperature", "-1"]),
+        (2, &["bench", "--bpw", "3"]),
         (2, &["bench", "-p", "5000"]),
         (2, &["bench", "-r", "0"]),
         (

@@ -39,10 +39,10 @@ pub struct ChoiceArgs {
     #[arg(long)]
     model: Option<PathBuf>,
     /// An adapter (PEFT folder) to put onto the model
-    #[arg(long, requires = "model")]
+    #[arg(long, conflicts_with = "responses")]
     adapter: Option<PathBuf>,
     /// Where the likelihoods go, and where they are gone on with (default: the folder's name and the task's, in the working directory)
-    #[arg(long, requires = "model", value_name = "FILE.jsonl")]
+    #[arg(long, conflicts_with = "responses", value_name = "FILE.jsonl")]
     keep: Option<PathBuf>,
     #[command(flatten)]
     save: SaveArgs,

@@ -43,9 +43,9 @@ pub struct Asked {
     /// An adapter (PEFT folder) to put onto the model
     #[arg(long, requires = "model")]
     pub adapter: Option<PathBuf>,
-    /// How many tokens a response may have
-    #[arg(long, requires = "model", default_value_t = 1024)]
-    pub max_tokens: usize,
+    /// How many tokens a response may have (default: 1024)
+    #[arg(long, requires = "model")]
+    pub max_tokens: Option<usize>,
     /// Where the responses go, and where they are gone on with (default: the folder's name and the verb's, in the working directory)
     #[arg(long, requires = "model", value_name = "FILE.jsonl")]
     pub keep: Option<PathBuf>,
@@ -56,6 +56,29 @@ pub fn about(folder: &Path, adapter: Option<&Path>) -> Result<Value> {
     crate::found::model(folder)?;
     adapter.map(crate::found::adapter).transpose()?;
     Ok(json!({"model": source(folder)?, "adapter": adapter.map(source).transpose()?}))
+}
+
+impl Asked {
+    fn max_tokens(&self) -> usize {
+        self.max_tokens.unwrap_or(1024)
+    }
+
+    /// Refuses what is meant for a model where there is none. Clap passes over `requires` where what is required conflicts with
+    /// what is there.
+    fn nobody_is(&self) -> Result<()> {
+        let given = [
+            ("--adapter", self.adapter.is_some()),
+            ("--max-tokens", self.max_tokens.is_some()),
+            ("--keep", self.keep.is_some()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((option, _)) => Err(Usage(format!(
+                "{option} is for a model that answers now, and the responses are there; leave it out, or give --model DIR"
+            ))
+            .into()),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Source {
@@ -70,7 +93,7 @@ impl Source {
     /// And with which settings.
     pub fn settings(&self) -> Value {
         let asked = self.asked.model.is_some();
-        json!({"max_tokens": asked.then_some(self.asked.max_tokens)})
+        json!({"max_tokens": asked.then_some(self.asked.max_tokens())})
     }
 }
 
@@ -119,6 +142,7 @@ pub fn answers(
 ) -> Result<(Answers, PathBuf)> {
     let path = match (&source.responses, &source.asked.model) {
         (Some(path), _) => {
+            source.asked.nobody_is()?;
             crate::found::text(path)?;
             path.clone()
         }
@@ -157,14 +181,15 @@ pub fn ask(
     form: &Form,
     questions: &[Question],
 ) -> Result<PathBuf> {
-    if asked.max_tokens == 0 {
+    let max_tokens = asked.max_tokens();
+    if max_tokens == 0 {
         let sentence = "--max-tokens is 0, so there would be no responses; allow at least 1";
         return Err(Usage(sentence.into()).into());
     }
     let keep = keep(asked.keep.as_deref(), form.verb, folder)?;
     app.stop_on_signals()?;
     let mut about = about(folder, asked.adapter.as_deref())?;
-    about["max_tokens"] = asked.max_tokens.into();
+    about["max_tokens"] = max_tokens.into();
     let texts: Vec<&str> = questions
         .iter()
         .map(|question| &question.text[..])
@@ -204,7 +229,7 @@ pub fn ask(
         );
     };
     let Model { decoder, tokenizer } = model;
-    let room = context.min(longest.saturating_add(asked.max_tokens));
+    let room = context.min(longest.saturating_add(max_tokens));
     let config = EngineConfig::new(room, SLOTS.min(questions.len()));
     let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
     app.progress
@@ -225,7 +250,7 @@ pub fn ask(
             .filter(fits)
             .map(|place| Request {
                 prompt: encoded[place].clone(),
-                max_tokens: asked.max_tokens,
+                max_tokens,
                 sampling: Sampling::GREEDY,
                 stop_tokens: stop_tokens.clone(),
                 ..Request::default()
