@@ -37,6 +37,8 @@ pub enum Verb {
     Prune(RecipeArgs),
     /// Palettize a checkpoint to a given number of bits per weight
     Palettize(PalettizeArgs),
+    /// Train an adapter on a package that brings back what palettizing lost, from a recipe
+    Recover(RecoverArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
     /// Talk to a model in the terminal
@@ -98,6 +100,15 @@ pub struct PretrainArgs {
     /// kind=cuda,memory_gib=80,tflops=989,reaches=0.75,per_host=8,link_gb_s=450,network_gb_s=50
     #[arg(long, value_name = "NAME=VALUE,…", requires = "dry_run")]
     pub device: Option<russet_train::Device>,
+}
+
+#[derive(Args)]
+pub struct RecoverArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Begin at the first step, whatever an earlier run has left
+    #[arg(long)]
+    pub restart: bool,
 }
 
 #[derive(Subcommand)]

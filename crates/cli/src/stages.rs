@@ -7,6 +7,7 @@ mod eval;
 mod palettize;
 mod pretrain;
 mod prune;
+mod recover;
 mod sample;
 mod teacher_logits;
 mod tokenizer;
@@ -37,6 +38,7 @@ pub enum StageKind {
     Pretrain,
     Prune,
     Palettize,
+    Recover,
     Eval,
     Sample,
 }
@@ -51,6 +53,7 @@ impl StageKind {
             StageKind::Pretrain => "pretrain",
             StageKind::Prune => "prune",
             StageKind::Palettize => "palettize",
+            StageKind::Recover => "recover",
             StageKind::Eval => "eval",
             StageKind::Sample => "sample",
         }
@@ -65,6 +68,7 @@ impl StageKind {
             StageKind::Pretrain => Box::new(pretrain::read(app, recipe)?),
             StageKind::Prune => Box::new(prune::read(recipe)?),
             StageKind::Palettize => Box::new(palettize::read(recipe)?),
+            StageKind::Recover => Box::new(recover::read(app, recipe)?),
             StageKind::Eval => Box::new(eval::read(recipe)?),
             StageKind::Sample => Box::new(sample::read(recipe)?),
         })
