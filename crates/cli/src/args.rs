@@ -31,6 +31,10 @@ pub enum Verb {
     Tokenizer(TokenizerVerb),
     /// Train a decoder from a recipe
     Pretrain(PretrainArgs),
+    /// Fine-tune a model on conversations, from a recipe
+    Sft(AlignArgs),
+    /// Fine-tune a model on preferences (DPO, IPO), from a recipe
+    Dpo(AlignArgs),
     /// Store a teacher's predictions of token shards, from a recipe
     TeacherLogits(RecipeArgs),
     /// Prune a checkpoint's feed-forward layers, from a recipe
@@ -98,6 +102,15 @@ pub struct PretrainArgs {
     /// kind=cuda,memory_gib=80,tflops=989,reaches=0.75,per_host=8,link_gb_s=450,network_gb_s=50
     #[arg(long, value_name = "NAME=VALUE,…", requires = "dry_run")]
     pub device: Option<russet_train::Device>,
+}
+
+#[derive(Args)]
+pub struct AlignArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Begin at the first step, whatever an earlier run has left
+    #[arg(long)]
+    pub restart: bool,
 }
 
 #[derive(Subcommand)]

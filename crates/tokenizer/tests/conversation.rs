@@ -111,18 +111,13 @@ proptest! {
 /// A case where a cut is needed: the whole text has a token that is half prompt and half answer.
 #[test]
 fn a_merge_across_the_border_is_cut() {
-    let tokenizer = of_template(CHATML);
-    let messages = [
-        Message::new("user", "Hi"),
-        Message::new("assistant", "\n\nWell"),
-    ];
+    let tokenizer = of_template(&PLAIN.replace("Answer:", "Say th"));
+    let messages = [Message::new("user", "Hi"), Message::new("assistant", "e end")];
     check(&tokenizer, &messages);
-    let plain = of_template(PLAIN);
-    let messages = [Message::new("user", "Hi"), Message::new("assistant", "s")];
-    check(&plain, &messages);
-    let whole = plain.encode_chat(&messages, false).unwrap();
-    let cut = turns(&plain, &messages);
-    assert_eq!(plain.decode(&whole, false), plain.decode(&cut.ids, false));
+    let whole = tokenizer.encode_chat(&messages, false).unwrap();
+    let cut = turns(&tokenizer, &messages).ids;
+    assert_eq!(tokenizer.decode(&whole, false), tokenizer.decode(&cut, false));
+    assert!(whole.len() < cut.len(), "` the` is one token of the whole: {whole:?}, {cut:?}");
 }
 
 #[test]
