@@ -221,6 +221,14 @@ impl Inputs {
         Ok(self)
     }
 
+    /// The hash of the input that lies at this path, as it was given.
+    pub fn hash_of(&self, path: &Path) -> Option<Hash> {
+        let mut inputs = self.0.values();
+        inputs
+            .find(|input| input.path == path)
+            .map(|input| input.hash)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Input)> {
         self.0.iter().map(|(name, input)| (name.as_str(), input))
     }

@@ -48,7 +48,7 @@ fn an_adapter_by_name_gives_the_bits_of_one_in_the_decoder() {
             let mut inside = decoder();
             for name in &stack {
                 let folder = if *name == "one" { &one } else { &two };
-                inside = peft::attach(inside, folder.path()).unwrap();
+                inside = peft::attach(inside, folder.path(), None).unwrap();
             }
             let wanted = say(&mut engine(inside, usize::MAX), &through(&[]));
             let got = say(&mut named, &through(&stack));

@@ -89,8 +89,8 @@ pub enum Teacher<'a> {
 pub struct HeadGradients<'a> {
     /// `[N, D]`, written.
     pub hidden: &'a mut [f32],
-    /// `[V, D]`, added to.
-    pub table: &'a mut [f32],
+    /// `[V, D]`, added to; `None` of a frozen table, whose product is then not formed.
+    pub table: Option<&'a mut [f32]>,
 }
 
 /// Losses in nats, `[N]`, 0 where the target is [`IGNORE`]. `hidden` `[N, D]`, `table` `[V, D]`, `targets` `[N]`. Logits and their
@@ -147,7 +147,7 @@ pub fn forward_backward(
 ) {
     let gradients = HeadGradients {
         hidden: d_hidden,
-        table: d_table,
+        table: Some(d_table),
     };
     with_terms(
         pool,
@@ -207,13 +207,13 @@ fn in_chunks(
         "cross_entropy: a weight for each target"
     );
     if let Some(gradients) = &gradients {
+        let table = gradients.table.as_ref().map(|table| table.len());
         assert!(
             gradients.hidden.len() == head.hidden.len()
-                && gradients.table.len() == head.table.len(),
-            "cross_entropy: d_hidden {} for hidden {}, d_table {} for table {}",
+                && table.is_none_or(|table| table == head.table.len()),
+            "cross_entropy: d_hidden {} for hidden {}, d_table {table:?} for table {}",
             gradients.hidden.len(),
             head.hidden.len(),
-            gradients.table.len(),
             head.table.len()
         );
     }
@@ -275,7 +275,7 @@ fn in_chunks(
                     head.table,
                     width,
                     d_hidden,
-                    gradients.table,
+                    gradients.table.as_deref_mut(),
                 );
             }
         }
@@ -479,7 +479,7 @@ fn project(
     );
 }
 
-/// d_hidden = d_logits · table, d_table += d_logitsᵀ · hidden
+/// d_hidden = d_logits · table, and where it is wanted d_table += d_logitsᵀ · hidden
 fn unproject(
     pool: &Pool,
     compute: Compute,
@@ -488,7 +488,7 @@ fn unproject(
     table: &[f32],
     width: usize,
     d_hidden: &mut [f32],
-    d_table: &mut [f32],
+    d_table: Option<&mut [f32]>,
 ) {
     let (rows, vocab) = (hidden.len() / width, table.len() / width);
     let d_logits = Mat::new(d_logits, rows, vocab);
@@ -500,6 +500,7 @@ fn unproject(
         MatMut::new(d_hidden, rows, width),
         false,
     );
+    let Some(d_table) = d_table else { return };
     matmul_in(
         pool,
         compute,

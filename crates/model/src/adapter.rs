@@ -1,16 +1,18 @@
 //! Adapters: PEFT folders of low-rank matrices (`adapter_config.json`, `adapter_model.safetensors`).
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use half::{bf16, f16};
 use russet_kernels::random;
-use russet_tensor::Tensor;
 use russet_tensor::ops::{Adapter, LoraPart};
+use russet_tensor::{DType, Tensor};
 use serde_json::{Value, json};
 
 use crate::config::Fields;
-use crate::stored::{self, Output, Stored};
-use crate::{Decoder, Layout, Linear, Lora, ModelError, ParameterKind};
+use crate::stored::{self, Planned, Stored};
+use crate::{Decoder, Frozen, Layout, Lora, ModelError, Parameter, ParameterKind, Projection};
 
 /// What PEFT puts before a module's name.
 const PREFIX: &str = "base_model.model.";
@@ -18,25 +20,32 @@ const PREFIX: &str = "base_model.model.";
 /// One projection's matrices: its name, A, B and the scale.
 type Matrices = (String, Tensor, Tensor, f32);
 
-/// Puts the adapter in `folder` onto a decoder.
+/// Puts the adapter in `folder` onto a decoder, whose parameters are then the adapter's. Where `base` is given, an adapter that
+/// names another under `russet_base` is refused; many name none.
 ///
 /// # Errors
-/// When a file is missing or damaged, a setting is not understood, or a shape does not fit this decoder.
-pub fn attach(decoder: Decoder, folder: &Path) -> Result<Decoder, ModelError> {
-    let mut adapters = read(&decoder.layouts(), folder, None)?.into_iter();
-    Ok(decoder.map_linears(|linear| {
-        let own = adapters.next().expect("a list for each product");
-        if own.is_empty() {
-            linear
-        } else {
-            Box::new(Lora::new(linear, own))
-        }
+/// When a file is missing or damaged, a setting is not understood, a shape does not fit this decoder, or the base is another.
+pub fn attach(decoder: Decoder, folder: &Path, base: Option<&str>) -> Result<Decoder, ModelError> {
+    let mut adapters = read(&decoder.layouts(), folder, base)?.into_iter();
+    Ok(adapted(decoder, |_| {
+        adapters.next().expect("a list for each product")
     }))
 }
 
+/// The decoder with what `own` says on each product, and all else frozen.
+fn adapted(decoder: Decoder, mut own: impl FnMut(&Layout) -> Vec<Matrices>) -> Decoder {
+    let adapted = decoder.map_linears(|linear| {
+        let own = own(linear.layout());
+        match own.is_empty() {
+            true => Box::new(Frozen(linear)),
+            false => Box::new(Lora::new(linear, own)),
+        }
+    });
+    adapted.freeze()
+}
+
 /// Reads the adapter in `folder` to go beside a decoder of these layouts, on the rows that ask for it
-/// ([`russet_tensor::Segments::push_adapted`]). Where `base` is given, an adapter that names another base under
-/// `russet_base` is refused; many name none.
+/// ([`russet_tensor::Segments::push_adapted`]).
 ///
 /// # Errors
 /// As [`attach`].
@@ -109,7 +118,7 @@ fn read(
 }
 
 /// Puts a fresh adapter of the given rank on every projection whose name `chosen` accepts: A normal with variance
-/// 1 / inputs, B zero, so that nothing changes yet (arXiv 2106.09685).
+/// 1 / inputs, B zero, so that nothing changes yet (arXiv 2106.09685). The decoder's parameters are then the adapter's.
 pub fn attach_new(
     decoder: Decoder,
     rank: usize,
@@ -118,8 +127,7 @@ pub fn attach_new(
     chosen: impl Fn(&str) -> bool,
 ) -> Decoder {
     let mut stream = 1 << 32; // apart from the streams of the weights themselves
-    decoder.map_linears(|linear| {
-        let layout = linear.layout().clone();
+    adapted(decoder, |layout| {
         let mut own = Vec::new();
         for projection in layout.projections.iter().filter(|p| chosen(&p.name)) {
             stream += 1;
@@ -130,12 +138,51 @@ pub fn attach_new(
             let b = Tensor::new(&[projection.rows, rank], vec![0.0; projection.rows * rank]);
             own.push((projection.name.clone(), a, b, alpha / rank as f32));
         }
-        if own.is_empty() {
-            linear
-        } else {
-            Box::new(Lora::new(linear, own))
-        }
+        own
     })
+}
+
+/// Puts given matrices onto a decoder: of each projection by its name A `[R, D]` and B `[rows, R]`, whose product counts `scale`
+/// times. The decoder's parameters are then these.
+///
+/// # Panics
+/// When a shape does not fit.
+pub fn attach_made(
+    decoder: Decoder,
+    mut made: BTreeMap<String, (Tensor, Tensor)>,
+    scale: f32,
+) -> Decoder {
+    adapted(decoder, |layout| {
+        let own = |projection: &Projection| {
+            let (a, b) = made.remove(&projection.name)?;
+            Some((projection.name.clone(), a, b, scale))
+        };
+        layout.projections.iter().filter_map(own).collect()
+    })
+}
+
+/// A matrix of an adapter, to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    /// Its name as a parameter: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    pub name: &'a str,
+    /// `[R, D]` or `[rows, R]`.
+    pub shape: [usize; 2],
+    /// `alpha / rank`.
+    pub scale: f32,
+    /// Its numbers.
+    pub values: &'a [f32],
+}
+
+/// What an adapter says of itself besides its matrices.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// `base_model_name_or_path`: the base for people and for PEFT, which may say nothing.
+    pub name: Option<String>,
+    /// `russet_base`: the base to the byte; see [`attach`].
+    pub base: Option<String>,
+    /// The type of the numbers in the file: f32, f16 or bf16.
+    pub dtype: DType,
 }
 
 /// Writes the adapters of a decoder as a PEFT folder in `f32`.
@@ -144,14 +191,45 @@ pub fn attach_new(
 /// When the decoder has no adapters, or adapters of several ranks or scales; or the disk refuses.
 pub fn save(decoder: &Decoder, base: &str, folder: &Path) -> Result<(), ModelError> {
     let parameters = decoder.parameters();
-    let (mut tensors, mut modules, mut rank_and_scale) = (Vec::new(), Vec::new(), None);
-    for parameter in &parameters {
-        let ParameterKind::Adapter { scale } = parameter.kind else {
-            continue;
-        };
-        let (name, _) = &parameter.parts[0];
-        if let Some(module) = name.strip_suffix(".lora_A.weight") {
-            let own = (parameter.tensor.dims2().0, scale);
+    let matrix = |parameter: &'_ Parameter<'_>| match parameter.kind {
+        ParameterKind::Adapter { scale } => {
+            let (rows, cols) = parameter.tensor.dims2();
+            Some((parameter.parts[0].0.clone(), [rows, cols], scale))
+        }
+        _ => None,
+    };
+    let named: Vec<_> = parameters
+        .iter()
+        .filter_map(|parameter| Some((matrix(parameter)?, parameter.tensor)))
+        .collect();
+    let matrices: Vec<Matrix> = named
+        .iter()
+        .map(|((name, shape, scale), tensor)| Matrix {
+            name,
+            shape: *shape,
+            scale: *scale,
+            values: tensor.data(),
+        })
+        .collect();
+    let about = About {
+        name: Some(base.to_owned()),
+        base: None,
+        dtype: DType::F32,
+    };
+    save_matrices(&matrices, &about, folder)
+}
+
+/// Writes matrices as a PEFT folder.
+///
+/// # Errors
+/// When there are none, or they are of several ranks or scales; a number has no place in the type; or the disk refuses.
+pub fn save_matrices(matrices: &[Matrix], about: &About, folder: &Path) -> Result<(), ModelError> {
+    let (mut modules, mut layers) = (Vec::new(), BTreeSet::new());
+    let mut rank_and_scale = None;
+    let mut planned = Vec::new();
+    for matrix in matrices {
+        if let Some(module) = matrix.name.strip_suffix(".lora_A.weight") {
+            let own = (matrix.shape[0], matrix.scale);
             if *rank_and_scale.get_or_insert(own) != own {
                 return Err(ModelError::file(
                     folder,
@@ -162,14 +240,12 @@ pub fn save(decoder: &Decoder, base: &str, folder: &Path) -> Result<(), ModelErr
             if !modules.contains(&last) {
                 modules.push(last);
             }
+            layers.extend(layer_of(module));
         }
-        let (rows, cols) = parameter.tensor.dims2();
-        let (name, bytes) = (format!("{PREFIX}{name}"), parameter.tensor.bytes());
-        tensors.push(Output {
-            name,
-            dtype: parameter.tensor.dtype(),
-            shape: vec![rows, cols],
-            bytes,
+        planned.push(Planned {
+            name: format!("{PREFIX}{}", matrix.name),
+            dtype: about.dtype,
+            shape: matrix.shape.to_vec(),
         });
     }
     let Some((rank, scale)) = rank_and_scale else {
@@ -178,15 +254,76 @@ pub fn save(decoder: &Decoder, base: &str, folder: &Path) -> Result<(), ModelErr
             "the model has no adapters to write",
         ));
     };
-    let settings = json!({
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
+    let mut settings = json!({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": about.name, "r": rank,
         "lora_alpha": scale * rank as f32, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": false,
-        "target_modules": modules, "inference_mode": true, "use_rslora": false, "use_dora": false,
+        "target_modules": modules, "layers_to_transform": layers, "layers_pattern": "layers", "inference_mode": true,
+        "use_rslora": false, "use_dora": false,
     });
+    if let Some(base) = &about.base {
+        settings["russet_base"] = base.as_str().into();
+    }
     let path = folder.join("adapter_config.json");
     std::fs::write(&path, format!("{settings:#}\n"))
         .map_err(|error| ModelError::file(&path, error))?;
-    stored::write(folder, "adapter_model", &tensors, usize::MAX)
+    stored::write_each(folder, "adapter_model", &planned, usize::MAX, |index| {
+        let Matrix { name, values, .. } = matrices[index];
+        let stored = stored_as(about.dtype, values);
+        stored.ok_or_else(|| {
+            let problem = format!(
+                "holds numbers that {:?} has no place for; write the adapter as bf16 or f32",
+                about.dtype
+            );
+            ModelError::tensor(folder, name, problem)
+        })
+    })
+}
+
+/// The layer that a module's name counts.
+pub fn layer_of(module: &str) -> Option<usize> {
+    let (_, rest) = module.split_once("layers.")?;
+    rest.split('.').next()?.parse().ok()
+}
+
+/// The bytes of numbers in a type of floats, each rounded to the nearest; `None` where a finite one becomes infinite.
+///
+/// # Panics
+/// When the type is one of integers.
+fn stored_as(dtype: DType, values: &[f32]) -> Option<Cow<'_, [u8]>> {
+    let mut rounded = values.to_vec();
+    round(dtype, &mut rounded);
+    let fits = |(x, rounded): (&f32, &f32)| !x.is_finite() || rounded.is_finite();
+    if !values.iter().zip(&rounded).all(fits) {
+        return None;
+    }
+    Some(match dtype {
+        DType::F32 => Cow::Borrowed(bytemuck::cast_slice(values)),
+        DType::F16 => {
+            let halves = values.iter().map(|&x| f16::from_f32(x));
+            Cow::Owned(halves.flat_map(f16::to_le_bytes).collect())
+        }
+        _ => {
+            let halves = values.iter().map(|&x| bf16::from_f32(x));
+            Cow::Owned(halves.flat_map(bf16::to_le_bytes).collect())
+        }
+    })
+}
+
+/// Rounds numbers to what a type of floats has, so that nothing is lost in writing them as it. Twice is nothing.
+///
+/// # Panics
+/// When the type is one of integers.
+pub fn round(dtype: DType, values: &mut [f32]) {
+    match dtype {
+        DType::F32 => {}
+        DType::F16 => values
+            .iter_mut()
+            .for_each(|x| *x = f16::from_f32(*x).to_f32()),
+        DType::BF16 => values
+            .iter_mut()
+            .for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        DType::I8 | DType::U8 => panic!("an adapter of integers"),
+    }
 }
 
 /// What of `adapter_config.json` changes the result.

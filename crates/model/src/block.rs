@@ -286,7 +286,7 @@ impl Block {
 }
 
 /// The layouts of the four products of layer `layer`: query-key-value, output, gate-up, down.
-pub(crate) fn layouts(config: &Config, layer: usize) -> [Layout; 4] {
+pub fn layouts(config: &Config, layer: usize) -> [Layout; 4] {
     let attention = format!("model.layers.{layer}.self_attn");
     let mlp = format!("model.layers.{layer}.mlp");
     let (q, kv) = (

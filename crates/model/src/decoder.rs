@@ -288,6 +288,13 @@ impl Decoder {
         self.blocks.iter().flat_map(|block| block.linears())
     }
 
+    /// Bytes of all weights, as they are stored.
+    pub fn stored_bytes(&self) -> usize {
+        let products: usize = self.linears().map(Linear::stored_bytes).sum();
+        let head = self.head.as_ref().map_or(0, Embedding::stored_bytes);
+        products + self.embedding.stored_bytes() + head
+    }
+
     /// The layouts of these products.
     pub fn layouts(&self) -> Vec<Layout> {
         self.linears()
@@ -311,6 +318,11 @@ impl Decoder {
             frozen: true,
             ..self
         }
+    }
+
+    /// Whether tables and norms are frozen.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
     }
 
     /// Every trainable parameter, in a fixed order.

@@ -56,10 +56,8 @@ impl Embedding {
         }
     }
 
-    /// `Σ weightₙ · lossₙ` of `hidden [N, D]` against `targets [N]`, in nats, with further terms, recorded.
-    ///
-    /// # Panics
-    /// When the table is 8-bit: training through one is not offered yet.
+    /// `Σ weightₙ · lossₙ` of `hidden [N, D]` against `targets [N]`, in nats, with further terms, recorded. An 8-bit table is
+    /// frozen: the gradient passes through to `hidden`.
     pub fn loss(
         &self,
         ctx: &mut Ctx,
@@ -72,7 +70,9 @@ impl Embedding {
             Embedding::Dense(table) => {
                 ops::cross_entropy(ctx, hidden, table, targets, weights, terms)
             }
-            Embedding::Int8(_) => panic!("an 8-bit output table cannot be trained through"),
+            Embedding::Int8(table) => {
+                ops::int8_cross_entropy(ctx, hidden, table, targets, weights, terms)
+            }
         }
     }
 

@@ -26,12 +26,12 @@ pub mod parallel;
 pub mod stored;
 mod weights;
 
-pub use block::Block;
+pub use block::{Block, layouts};
 pub use cache::{KvCache, KvFormat};
 pub use config::{Config, Family};
 pub use cut::Cut;
 pub use decoder::{Decoder, Parameter, ParameterKind};
 pub use embedding::Embedding;
 pub use error::ModelError;
-pub use linear::{Dense, Layout, Linear, Lora, Palettized, Projection};
+pub use linear::{Dense, Frozen, Layout, Linear, Lora, Palettized, Projection};
 pub use weights::Weights;

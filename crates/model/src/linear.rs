@@ -250,6 +250,27 @@ impl<L: Linear> Linear for Lora<L> {
     }
 }
 
+/// A product whose weights are no parameters, whatever they are.
+pub struct Frozen<L>(pub L);
+
+impl<L: Linear> Linear for Frozen<L> {
+    fn forward(&self, ctx: &mut Ctx, x: &Tensor) -> Tensor {
+        self.0.forward(ctx, x)
+    }
+
+    fn layout(&self) -> &Layout {
+        self.0.layout()
+    }
+
+    fn stored_bytes(&self) -> usize {
+        self.0.stored_bytes()
+    }
+
+    fn visit<'a>(&'a self, _: &mut dyn FnMut(Parameter<'a>)) {}
+
+    fn visit_mut(&mut self, _: &mut dyn FnMut(&mut Tensor)) {}
+}
+
 impl Linear for Box<dyn Linear> {
     fn forward(&self, ctx: &mut Ctx, x: &Tensor) -> Tensor {
         (**self).forward(ctx, x)

@@ -115,7 +115,7 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
         Case {
             name: "adapter",
             files: read(&golden("qwen3-gqa-tied/adapter")),
-            open: |folder| adapter::attach(base(), folder),
+            open: |folder| adapter::attach(base(), folder, None),
         },
     ]
 });

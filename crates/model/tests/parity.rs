@@ -104,8 +104,12 @@ fn llama_with_scaled_rotation() {
 #[test]
 fn a_peft_adapter_equals_the_merged_model() {
     let folder = golden("qwen3-gqa-tied");
-    let decoder =
-        adapter::attach(checkpoint::load(&folder).unwrap(), &folder.join("adapter")).unwrap();
+    let decoder = adapter::attach(
+        checkpoint::load(&folder).unwrap(),
+        &folder.join("adapter"),
+        None,
+    )
+    .unwrap();
     check(&decoder, &folder.join("adapter/expected.safetensors"));
 }
 
@@ -126,10 +130,14 @@ fn what_is_saved_reads_back_to_the_bit() {
 #[test]
 fn a_saved_adapter_reads_back_to_the_bit() {
     let folder = golden("qwen3-gqa-tied");
-    let decoder =
-        adapter::attach(checkpoint::load(&folder).unwrap(), &folder.join("adapter")).unwrap();
+    let decoder = adapter::attach(
+        checkpoint::load(&folder).unwrap(),
+        &folder.join("adapter"),
+        None,
+    )
+    .unwrap();
     let out = tempfile::tempdir().unwrap();
     adapter::save(&decoder, "base", out.path()).unwrap();
-    let again = adapter::attach(checkpoint::load(&folder).unwrap(), out.path()).unwrap();
+    let again = adapter::attach(checkpoint::load(&folder).unwrap(), out.path(), None).unwrap();
     check(&again, &folder.join("adapter/expected.safetensors"));
 }

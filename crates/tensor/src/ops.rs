@@ -27,7 +27,7 @@ pub use cross_entropy::{LossTeacher, LossTerms, TokenLoss, cross_entropy, token_
 pub use cross_entropy_part::{TablePart, cross_entropy_part};
 pub use embedding::{embedding, embedding_part};
 pub use gather_parameters::{Pieces, Unit, gather_parameters};
-pub use int8::{int8_embedding, int8_linear};
+pub use int8::{int8_cross_entropy, int8_embedding, int8_linear};
 pub use linear::linear;
 pub use lora::{LoraPart, lora};
 pub use mask::{scale_columns, soft_top_k};

@@ -50,6 +50,13 @@ impl Average {
         });
     }
 
+    /// Hands out each parameter's mean, to be changed in place.
+    pub(crate) fn each(&mut self, change: &mut dyn FnMut(&mut [f32])) {
+        self.values
+            .iter_mut()
+            .for_each(|mean| change(&mut mean.values));
+    }
+
     /// Bytes of the mean.
     pub fn bytes(&self) -> usize {
         self.values

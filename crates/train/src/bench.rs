@@ -236,6 +236,8 @@ pub fn bench(
             objective: &NextToken,
             batches: &mut batches,
             measure: None,
+            measures_start: false,
+            at_end: None,
             saving: None,
             log: None,
             progress: clock,

@@ -47,14 +47,16 @@ impl Settings {
     /// # Errors
     /// When a setting cannot be.
     pub fn resolved(mut self, start: Start) -> Result<Settings> {
-        resolve_train(&mut self.train, &self.schedule)?;
+        self.train.resolve(&self.optimizer, &self.schedule)?;
         resolve_model(&mut self.model, &self.train, start)?;
-        check_train(&self.train)?;
-        check_optimizer(&self.optimizer, &self.train)?;
         resolve_data(&mut self.data, &self.train)?;
         if let Some(distill) = &self.distill {
             distill.check()?;
         }
+        self.adapter = match self.adapter.take() {
+            Some(adapter) => Some(adapter.resolved()?),
+            None => None,
+        };
         match self.compute.threads {
             None | Some(1..=1024) => {}
             Some(_) => {
@@ -82,6 +84,23 @@ impl Settings {
     /// When it cannot be built.
     pub fn decoder(&self, vocab: usize, start: Option<&Config>) -> Result<Config> {
         decoder_config(&self.model, start, &SpecialIds::default(), vocab)
+    }
+}
+
+impl TrainSettings {
+    /// Checks the loop with its rule and its schedule, fills in what was left open, and gives the learning rates.
+    ///
+    /// # Errors
+    /// When a setting cannot be.
+    pub fn resolve(
+        &mut self,
+        optimizer: &OptimizerSettings,
+        schedule: &ScheduleSettings,
+    ) -> Result<Schedule> {
+        resolve_train(self, schedule)?;
+        check_train(self)?;
+        check_optimizer(optimizer, self)?;
+        Ok(self::schedule(self, schedule))
     }
 }
 
@@ -498,14 +517,13 @@ fn decay_steps(steps: u64, share: f64) -> u64 {
 }
 
 /// The learning rates of resolved settings.
-pub(crate) fn schedule(settings: &Settings) -> Schedule {
-    let train = &settings.train;
+pub(crate) fn schedule(train: &TrainSettings, schedule: &ScheduleSettings) -> Schedule {
     let (steps, final_ratio) = (train.steps.expect("resolved"), train.final_lr_ratio);
     Schedule {
         peak: train.peak_lr,
         warmup_steps: train.warmup_steps.expect("resolved"),
         steps,
-        shape: match &settings.schedule {
+        shape: match schedule {
             ScheduleSettings::Cosine {} => Shape::Cosine {
                 final_ratio: final_ratio.expect("resolved"),
             },

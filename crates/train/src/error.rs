@@ -71,6 +71,9 @@ pub enum TrainError {
     /// Processes that were started together and cannot work together.
     #[error("{0}")]
     Launch(String),
+    /// What a task of a crate above says.
+    #[error("{0}")]
+    Task(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Someone asked to stop a job that keeps nothing of what it had.
     #[error("stopped; the same command begins this again")]
     Interrupted,

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! [`train`] is that loop. It does not know what a batch means: [`Batches`] brings the tokens and an [`Objective`] makes a
-//! loss of them, so alignment adds data and losses and never a second loop. [`pretrain`] is the loop on packed token
+//! loss of them, so alignment adds data and losses and never a second loop. [`Training`] is what surrounds it, from settings to
+//! the artifact, whatever the [`Task`] and whether all weights are trained or adapters. [`pretrain`] is the task of packed token
 //! shards with the next-token loss, from a checked [`Plan`].
 //!
 //! The same recipe on the same tokens gives the same weights to the last bit, on any number of threads, in one go or
@@ -18,6 +19,7 @@
 //!
 //! Ranks are threads of this process, or processes of MPI on one machine or many ([`Launch`]).
 
+pub mod adapt;
 pub mod average;
 pub mod bench;
 mod check;
@@ -49,8 +51,10 @@ pub mod settings;
 pub mod spike;
 pub mod state;
 mod straggler;
+pub mod training;
 pub mod validation;
 
+pub use adapt::{AdapterSettings, AdapterType, ProjectionName};
 pub use bench::{BenchReport, bench};
 pub use check::Start;
 pub use device::{Device, DeviceKind, copy_bytes_a_second};
@@ -63,11 +67,13 @@ pub use optimizer::Optimizer;
 pub use parallel::{Expected, MeshPlan, Outlook, RankPlan};
 pub use permutation::Permutation;
 pub use plan::{Plan, Sources};
-pub use pretrain::{Outcome, Resume, TrainReport, pretrain, pretrain_as};
+pub use pretrain::{pretrain, pretrain_as};
 pub use price::{Description, Estimate, Memory, Price};
 pub use probe::{matmul_gflops, matmul_gflops_in};
+pub use publish::card_rows;
 pub use run::{Ended, Loop, Measure, Measured, Record, Saving, train};
 pub use schedule::Schedule;
 pub use settings::Settings;
 pub use state::{State, StateStore, Tally};
+pub use training::{Adapters, First, Make, Outcome, Resume, Task, TrainReport, Trained, Training};
 pub use validation::{GoesOn, Validation, ValidationResult};

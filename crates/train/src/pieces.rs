@@ -42,14 +42,22 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Opens what the ranks of a mesh wrote.
+    /// Opens what the ranks of a mesh wrote of all weights of a decoder.
     ///
     /// # Errors
     /// When a file is missing or damaged.
     pub(crate) fn open(folder: &Path, config: &Config, mesh: MeshShape) -> Result<Pieces> {
+        let cuts = (0..mesh.ranks()).map(|rank| Cut::all(config, mesh, rank));
+        Pieces::of(folder, cuts)
+    }
+
+    /// Opens what ranks wrote that had these parts of their parameters each.
+    ///
+    /// # Errors
+    /// As [`Pieces::open`].
+    pub(crate) fn of(folder: &Path, cuts: impl Iterator<Item = Vec<Cut>>) -> Result<Pieces> {
         let mut ranks = Vec::new();
-        for rank in 0..mesh.ranks() {
-            let cuts = Cut::all(config, mesh, rank);
+        for (rank, cuts) in cuts.enumerate() {
             if cuts.iter().any(|cut| cut.owned && !cut.is_empty()) {
                 ranks.push((cuts, Stored::open(folder, &file(rank))?));
             }

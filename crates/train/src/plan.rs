@@ -4,11 +4,9 @@
 //! the resolved settings say everything the result is a function of.
 
 use std::path::{Path, PathBuf};
-use std::thread::available_parallelism;
 
 use russet_artifact::{Artifact, Inputs, Kind, Recipe, Stage, Tool};
-use russet_kernels::Pool;
-use russet_model::Config;
+use russet_model::{Config, Weights};
 use russet_tensor::MeshShape;
 use russet_tokenizer::{TokenShard, Tokenizer};
 use serde_json::Value;
@@ -21,6 +19,7 @@ use crate::parallel::MeshPlan;
 use crate::price::{Description, Estimate, SourceDescription, memory, training_flops};
 use crate::schedule::Schedule;
 use crate::settings::{MixtureSettings, OptimizerSettings, Settings};
+use crate::training::{Adapters, First, Trained, Training};
 use crate::{Result, TrainError};
 
 /// Settings that never change the weights or what is said of them; a run that differs in these alone is the same run.
@@ -40,8 +39,10 @@ const IDLE_SETTINGS: [(&str, &str); 8] = [
 pub struct Sources {
     /// The tokens artifact.
     pub tokens: PathBuf,
-    /// The checkpoint that the first weights are those of; at random where absent.
+    /// The checkpoint that the first weights are those of, or that adapters are trained on; at random where absent.
     pub checkpoint: Option<PathBuf>,
+    /// The package that adapters are trained on.
+    pub package: Option<PathBuf>,
     /// The tokens artifact of each `[[data.mixture]]`; `tokens` where absent.
     pub mixture: Vec<Option<PathBuf>>,
 }
@@ -55,6 +56,7 @@ where
         Sources {
             tokens: tokens.as_ref().to_owned(),
             checkpoint: None,
+            package: None,
             mixture: Vec::new(),
         }
     }
@@ -68,7 +70,7 @@ pub struct Plan {
     steps: u64,
     inputs: Inputs,
     tokenizer: PathBuf,
-    checkpoint: Option<PathBuf>,
+    base: Option<PathBuf>, // a checkpoint, or the package under adapters
     train: Vec<Source>,
     validation: Option<PathBuf>,
     begin_of_text: u32,
@@ -96,12 +98,10 @@ impl Plan {
     /// checkpoint is none or of another tokenizer.
     pub fn new(settings: Settings, sources: impl Into<Sources>) -> Result<Plan> {
         let sources = sources.into();
-        let start = sources
-            .checkpoint
-            .as_deref()
-            .map(Config::open)
-            .transpose()?;
+        let base = sources.package.as_ref().or(sources.checkpoint.as_ref());
+        let start = base.map(|base| Config::open(base)).transpose()?;
         let settings = settings.resolved(Start::from(start.as_ref()))?;
+        check_base(&settings, &sources, start.as_ref())?;
         let tokens = Artifact::open(&sources.tokens, Kind::Tokens)?;
         let mut inputs = Inputs::new().artifact("tokens", &tokens)?;
         let folder = match tokens.file("tokenizer.json") {
@@ -124,9 +124,12 @@ impl Plan {
         for path in train.iter().map(|source| &source.path).chain(&validation) {
             check_tokenizer(&TokenShard::open(path)?, &tokenizer, &folder)?;
         }
-        if let (Some(path), Some(start)) = (&sources.checkpoint, &start) {
+        if let (Some(path), Some(start)) = (base, &start) {
             check_checkpoint(path, start, &tokenizer, &folder)?;
-            inputs = inputs.artifact_or_path("checkpoint", path, Kind::Checkpoint)?;
+            inputs = match sources.package {
+                Some(_) => inputs.artifact_or_path("package", path, Kind::Package)?,
+                None => inputs.artifact_or_path("checkpoint", path, Kind::Checkpoint)?,
+            };
         }
 
         let special = tokenizer.special();
@@ -142,7 +145,7 @@ impl Plan {
             steps,
             inputs,
             tokenizer: folder,
-            checkpoint: sources.checkpoint,
+            base: base.cloned(),
             train,
             validation,
             begin_of_text,
@@ -215,14 +218,15 @@ impl Plan {
         &self.tokenizer
     }
 
-    /// The folder of the checkpoint that the first weights are those of, if they are not random.
-    pub fn checkpoint(&self) -> Option<&Path> {
-        self.checkpoint.as_deref()
+    /// The folder of the checkpoint that the first weights are those of, if they are not random; that of the package or checkpoint
+    /// under adapters.
+    pub fn base(&self) -> Option<&Path> {
+        self.base.as_deref()
     }
 
     /// The learning rates.
     pub fn schedule(&self) -> Schedule {
-        check::schedule(&self.settings)
+        check::schedule(&self.settings.train, &self.settings.schedule)
     }
 
     /// The rule that updates weights.
@@ -269,19 +273,35 @@ impl Plan {
         Ok(self.validation.as_ref().map(TokenShard::open).transpose()?)
     }
 
-    /// The threads to train on, a rank's: all of this machine over its number of ranks, and at least one.
+    /// The run that it comes to, its task the plan itself. Adapters begin as those that change nothing yet.
     ///
     /// # Errors
-    /// When `RUSSET_ISA` asks for an instruction set that there is not.
-    pub fn pool(&self, ranks_here: usize) -> Result<Pool> {
-        Ok(Pool::new((self.threads() / ranks_here).max(1))?)
-    }
-
-    fn threads(&self) -> usize {
-        self.settings
-            .compute
-            .threads
-            .unwrap_or_else(|| available_parallelism().map_or(1, |cores| cores.get()))
+    /// As [`Plan::stage`].
+    pub fn training(&self, tool: &Tool) -> Result<Training<'_>> {
+        let settings = &self.settings;
+        Ok(Training {
+            stage: self.stage(tool)?,
+            train: &settings.train,
+            optimizer: self.optimizer(),
+            schedule: self.schedule(),
+            compute: &settings.compute,
+            mesh: self.mesh(),
+            memory: Some(self.describe().memory),
+            trained: match (&settings.adapter, &self.base) {
+                (Some(adapter), Some(base)) => Trained::Adapters(Adapters {
+                    base: base.clone(),
+                    settings: adapter.clone(),
+                    first: First::New,
+                }),
+                _ => Trained::Weights {
+                    config: self.config.clone(),
+                    checkpoint: self.base.clone(),
+                    tokenizer: self.tokenizer.clone(),
+                },
+            },
+            task: self,
+            measures_start: settings.adapter.is_some(),
+        })
     }
 
     /// The stage that writes the checkpoint: everything the result is a function of, and nothing else. Threads and how
@@ -310,7 +330,7 @@ impl Plan {
         if let Some(teacher) = &self.teacher {
             inputs = teacher.record(inputs)?;
         }
-        Ok(Stage::new("pretrain", tool, recipe, inputs))
+        Ok(Stage::new(self.settings.stage.word(), tool, recipe, inputs))
     }
 
     /// What it amounts to.
@@ -318,7 +338,7 @@ impl Plan {
         let packing = self.packing();
         let tokens_per_step = (packing.batch_sequences * packing.sequence_length) as u64;
         let tokens = self.steps * tokens_per_step;
-        let flops = training_flops(&self.config, packing, tokens);
+        let flops = training_flops(&self.config, &self.settings, tokens);
         let all: f64 = self.train.iter().map(|source| source.weight).sum();
         let describe = |source: &Source| SourceDescription {
             name: source.label.clone(),
@@ -338,7 +358,7 @@ impl Plan {
             flops,
             memory: memory(&self.config, &self.settings),
             parallel: MeshPlan::new(&self.config, &self.settings),
-            threads: self.threads(),
+            threads: self.settings.compute.threads(),
             validates: self.validation.is_some(),
         }
     }
@@ -367,6 +387,57 @@ fn check_tokenizer(shard: &TokenShard, tokenizer: &Tokenizer, folder: &Path) -> 
         place: shard.path().to_owned(),
         problem,
     })
+}
+
+/// Whether what is trained fits what it is to be trained on.
+fn check_base(settings: &Settings, sources: &Sources, start: Option<&Config>) -> Result<()> {
+    let wrong = |place: &Path, problem: String| {
+        let place = place.to_owned();
+        Err(TrainError::Data { place, problem })
+    };
+    let is_package = |path: &Path| Ok::<_, TrainError>(Weights::open(path)?.are_palettized());
+    match (&sources.package, &sources.checkpoint) {
+        (Some(_), Some(_)) => {
+            let problem = "are both there; keep the one that adapters are trained on";
+            return Err(TrainError::setting(
+                "inputs.package` and `inputs.checkpoint",
+                problem,
+            ));
+        }
+        (Some(path), None) if !is_package(path)? => {
+            let problem = "is no package: its weights are not palettized, so nothing is to be recovered; palettize it first, or \
+                           name the package that was made of it";
+            return wrong(path, problem.to_owned());
+        }
+        (None, Some(path)) if settings.adapter.is_none() && is_package(path)? => {
+            let problem =
+                "is a package, whose weights are frozen; name the checkpoint that it was made of";
+            return wrong(path, problem.to_owned());
+        }
+        _ => {}
+    }
+    let (adapter, start) = match (&settings.adapter, start) {
+        (Some(adapter), Some(start)) => (adapter, start),
+        (None, Some(_)) if sources.package.is_some() => {
+            let problem = "is missing, but a package's weights are frozen; say which adapters are trained on it";
+            return Err(TrainError::setting("adapter", problem));
+        }
+        (Some(_), None) => {
+            let problem = "is there, but nothing to be adapted; name a package in `inputs.package`";
+            return Err(TrainError::setting("adapter", problem));
+        }
+        (None, _) => return Ok(()),
+    };
+    adapter.check_base(start)?;
+    let length = settings.train.sequence_length;
+    if length > start.context {
+        let problem = format!(
+            "is {length}, but the base was made for {} tokens of context, which adapters do not change; write at most that",
+            start.context
+        );
+        return Err(TrainError::setting("train.sequence_length", problem));
+    }
+    Ok(())
 }
 
 /// A checkpoint can go on with tokens of its own tokenizer only.

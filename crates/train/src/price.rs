@@ -7,7 +7,6 @@ use russet_model::Config;
 use serde::Serialize;
 
 use crate::check::{Start, check_mesh, packing};
-use crate::loader::Packing;
 use crate::parallel::MeshPlan;
 use crate::settings::{Recompute, Settings};
 use crate::{Result, TrainError};
@@ -110,7 +109,7 @@ impl Price {
             parameters: config.parameters(),
             steps,
             tokens,
-            flops: training_flops(&config, packing, tokens),
+            flops: training_flops(&config, &settings, tokens),
             memory: memory(&config, &settings),
             parallel: MeshPlan::new(&config, &settings),
         })
@@ -142,9 +141,14 @@ impl Estimate {
     }
 }
 
-/// Forward once and backward at twice its price; a token sees half of its window on average.
-pub(crate) fn training_flops(config: &Config, packing: Packing, tokens: u64) -> f64 {
-    3.0 * tokens as f64 * config.forward_flops(packing.sequence_length / 2)
+/// Forward once and backward at twice its price, at once its price where the weights are frozen; a token sees half of its
+/// window on average.
+pub(crate) fn training_flops(config: &Config, settings: &Settings, tokens: u64) -> f64 {
+    let passes = match settings.adapter {
+        None => 3.0,
+        Some(_) => 2.0,
+    };
+    passes * tokens as f64 * config.forward_flops(settings.train.sequence_length / 2)
 }
 
 /// The bytes that a step takes. What the tape keeps of N tokens in each block: the residual stream before both norms (2 D),
@@ -153,7 +157,8 @@ pub(crate) fn training_flops(config: &Config, packing: Packing, tokens: u64) -> 
 /// with its gradient. The gradients of activations are largest in the feed-forward layer. Where blocks are computed again,
 /// all but one keep their input only.
 ///
-/// Of several ranks it is the sum.
+/// Of several ranks it is the sum. Where adapters are trained, gradients, moments and saves are theirs, and the weights are the
+/// base's: at most its numbers in f32, while a package is mapped and less.
 pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
     if let Some(plan) = MeshPlan::new(config, settings) {
         let all = |bytes: usize| bytes.saturating_mul(plan.ranks);
@@ -197,14 +202,18 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
     // Saturating: what no machine has need not be said to the byte.
     let bytes = |floats: usize| floats.saturating_mul(size_of::<f32>());
     let weights = bytes(config.parameters());
+    let learns = match &settings.adapter {
+        None => weights,
+        Some(adapter) => bytes(adapter.parameters(config)),
+    };
     let means = usize::from(settings.train.ema > 0.0);
     let every = settings.train.checkpoint_every;
     let saves = usize::from(every > 0 && every < settings.train.steps.expect("resolved"));
     Memory {
         weights,
-        gradients: weights,
-        optimizer: weights.saturating_mul(2 + means),
-        saving: weights.saturating_mul(saves * (3 + means)),
+        gradients: learns,
+        optimizer: learns.saturating_mul(2 + means),
+        saving: learns.saturating_mul(saves * (3 + means)),
         activations: bytes(blocks),
     }
 }

@@ -433,6 +433,8 @@ fn learn(
         objective: &NextToken,
         batches: &mut batches,
         measure: None,
+        measures_start: false,
+        at_end: None,
         saving: None,
         log: None,
         progress,

@@ -1,17 +1,20 @@
-//! The checkpoint that a run leaves: everything that a folder of the Hugging Face hub has. No time goes into it, nor a name:
+//! The artifact that a run leaves: everything that a folder of the Hugging Face hub has. No time goes into it, nor a name:
 //! the same run leaves the same bytes.
 
 use std::fmt::Write;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use russet_artifact::Draft;
-use russet_model::{Config, checkpoint};
+use russet_model::adapter::{About, Matrix, save_matrices};
+use russet_model::{Config, Decoder, ParameterKind, checkpoint};
+use russet_tensor::DType;
 
 use crate::named::Named;
-use crate::plan::Plan;
+use crate::run::Measured;
+use crate::settings::{OptimizerSettings, TrainSettings};
 use crate::state::State;
-use crate::validation::ValidationResult;
+use crate::training::{BITS_PER_BYTE, VALIDATION_LOSS};
 use crate::{Result, TrainError};
 
 /// Files of a tokenizer's folder that go with the model.
@@ -21,83 +24,95 @@ pub(crate) const TOKENIZER_FILES: [&str; 3] = [
     "chat_template.jinja",
 ];
 
-/// A checkpoint to be written, whatever becomes of the decoder.
-pub(crate) struct Checkpoint {
-    config: Config,
+/// An artifact to be written, whatever becomes of the decoder.
+pub(crate) struct Publication {
     weights: Vec<Named>,
-    tokenizer: PathBuf,
-    card: String,
+    form: Form,
+    /// What goes beside the weights.
+    pub files: Vec<(String, Vec<u8>)>,
 }
 
-impl Checkpoint {
-    /// The weights that a state's decoder has now, and what there is to say of them. On a mesh all ranks ask, and the first
-    /// gets it.
-    pub(crate) fn of(
-        plan: &Plan,
-        state: &State,
-        measured: Option<ValidationResult>,
-    ) -> Option<Checkpoint> {
-        let weights = Named::merged(&state.decoder)?;
-        Some(Checkpoint {
-            config: state.decoder.config().clone(),
-            weights,
-            tokenizer: plan.tokenizer().to_owned(),
-            card: model_card(plan, state, measured),
+enum Form {
+    Checkpoint { config: Config, tokenizer: PathBuf },
+    Adapter(About),
+}
+
+impl Publication {
+    /// All weights that a decoder has now, and the tokenizer that goes with them. On a mesh all ranks ask, and the first gets it.
+    pub(crate) fn checkpoint(decoder: &Decoder, tokenizer: &Path) -> Option<Publication> {
+        Some(Publication {
+            weights: Named::merged(decoder)?,
+            form: Form::Checkpoint {
+                config: decoder.config().clone(),
+                tokenizer: tokenizer.to_owned(),
+            },
+            files: Vec::new(),
         })
+    }
+
+    /// The adapters that a decoder has now, of the base with that hash.
+    pub(crate) fn adapter(decoder: &Decoder, base: Option<String>, dtype: DType) -> Publication {
+        Publication {
+            weights: Named::weights(decoder),
+            form: Form::Adapter(About {
+                name: None,
+                base,
+                dtype,
+            }),
+            files: Vec::new(),
+        }
     }
 
     /// Fills a draft.
     pub(crate) fn write(&self, draft: &Draft) -> Result<()> {
-        let weights = Named::outputs(&self.weights);
-        checkpoint::save_tensors(&self.config, &weights, draft.path())?;
-        for name in TOKENIZER_FILES {
-            let from = self.tokenizer.join(name);
-            match fs::read(&from) {
-                Ok(bytes) => draft.write(name, &bytes)?,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    let problem = format!("cannot be read, and the checkpoint needs it: {error}");
-                    return Err(TrainError::Data {
-                        place: from,
-                        problem,
-                    });
-                }
+        match &self.form {
+            Form::Checkpoint { config, tokenizer } => {
+                let weights = Named::outputs(&self.weights);
+                checkpoint::save_tensors(config, &weights, draft.path())?;
+                copy_tokenizer(tokenizer, draft)?;
+            }
+            Form::Adapter(about) => {
+                let matrices: Vec<Matrix> = self.weights.iter().map(matrix).collect();
+                save_matrices(&matrices, about, draft.path())?;
             }
         }
-        draft.write("README.md", self.card.as_bytes())?;
+        for (name, bytes) in &self.files {
+            draft.write(name, bytes)?;
+        }
         Ok(())
     }
 }
 
-fn model_card(plan: &Plan, state: &State, measured: Option<ValidationResult>) -> String {
-    let (config, train) = (plan.config(), &plan.settings().train);
-    let optimizer = plan.optimizer();
-    let mut card = String::from(
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [russet]\n---\n\n# Base model\n\n\
-         A decoder trained with Russet to predict the next token. It continues text; it has not been taught to follow \
-         instructions.\n\n| | |\n|---|---|\n",
-    );
+fn copy_tokenizer(folder: &Path, draft: &Draft) -> Result<()> {
+    for name in TOKENIZER_FILES {
+        let from = folder.join(name);
+        match fs::read(&from) {
+            Ok(bytes) => draft.write(name, &bytes)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let problem = format!("cannot be read, and the checkpoint needs it: {error}");
+                return Err(TrainError::Data {
+                    place: from,
+                    problem,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Rows of a card's table that say how something was trained; `terms` is what the loss has besides, ", the teacher's term in it".
+pub fn card_rows(
+    train: &TrainSettings,
+    optimizer: &OptimizerSettings,
+    state: &State,
+    measured: &Measured,
+    terms: &str,
+) -> String {
+    let mut rows = String::new();
     let mut row = |name: &str, value: String| {
-        writeln!(card, "| {name} | {value} |").expect("a string takes what is written");
+        writeln!(rows, "| {name} | {value} |").expect("a string takes what is written");
     };
-    row("parameters", config.parameters().to_string());
-    row(
-        "layers x width",
-        format!("{} x {}", config.layers, config.width),
-    );
-    let heads = format!(
-        "{} query, {} key-value, {} wide",
-        config.heads, config.kv_heads, config.head_dim
-    );
-    row("heads", heads);
-    row("feed-forward width", config.ffn.to_string());
-    row("vocabulary", config.vocab.to_string());
-    row("context", config.context.to_string());
-    let begins = match plan.checkpoint() {
-        Some(_) => "the input `checkpoint` of `manifest.json`",
-        None => "random weights",
-    };
-    row("begins with", begins.to_owned());
     row("steps", state.step.to_string());
     row("tokens seen", state.tally.tokens.to_string());
     row(
@@ -122,29 +137,30 @@ fn model_card(plan: &Plan, state: &State, measured: Option<ValidationResult>) ->
             format!("running mean over steps, decay {}", train.ema),
         );
     }
-    let terms = match (plan.settings().distill.is_some(), train.z_loss > 0.0) {
-        (true, true) => ", the teacher's and the z-loss's terms in it",
-        (true, false) => ", the teacher's term in it",
-        (false, true) => ", the z-loss in it",
-        (false, false) => "",
-    };
     let loss = state.tally.last_loss;
     row(
         "training loss",
         format!("{loss:.4} nats per token, last step{terms}"),
     );
-    if let Some(result) = measured {
-        let ValidationResult {
-            nats_per_token,
-            bits_per_byte,
-            documents,
-            ..
-        } = result;
-        let value = format!(
-            "{nats_per_token:.4} nats per token, {bits_per_byte:.4} bits per byte, {documents} held-out documents"
-        );
-        row("validation loss", value);
+    let find = |name: &str| measured.iter().find(|one| one.0 == name).map(|one| one.1);
+    if let Some(nats) = find(VALIDATION_LOSS) {
+        let bits = find(BITS_PER_BYTE);
+        let bits = bits.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
+        row("validation loss", format!("{nats:.4} nats per token{bits}"));
     }
-    card.push_str("\nSettings, inputs and hashes stand in `manifest.json`.\n");
-    card
+    rows
+}
+
+/// A parameter of an adapter as it is written.
+fn matrix(parameter: &Named) -> Matrix<'_> {
+    let ParameterKind::Adapter { scale } = parameter.cut.kind else {
+        unreachable!("all else is frozen where adapters are trained")
+    };
+    let part = &parameter.cut.parts[0];
+    Matrix {
+        name: &part.name,
+        shape: [part.shape[0], part.shape[1]],
+        scale,
+        values: &parameter.values,
+    }
 }

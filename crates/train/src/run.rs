@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use russet_artifact::{Draft, Interrupt, Progress, RunLog};
-use russet_model::{Config, Decoder};
+use russet_model::Decoder;
 use russet_tensor::mesh::Moved;
 use russet_tensor::{Ctx, Gradients, Segments};
 
@@ -94,6 +94,10 @@ pub struct Loop<'a> {
     pub batches: &'a mut dyn Batches,
     /// How the decoder is measured, every so many steps (0: never but after the last).
     pub measure: Option<(u64, &'a mut Measure<'a>)>,
+    /// Whether it is measured before the first step too, for [`Tally::before`].
+    pub measures_start: bool,
+    /// What becomes of a state after the last step and before it is measured; twice is nothing.
+    pub at_end: Option<&'a dyn Fn(&mut State)>,
     /// Where the state is saved, if it is.
     pub saving: Option<Saving<'a>>,
     /// Where numbers are written, every so many steps.
@@ -179,6 +183,10 @@ impl Stepping<'_, '_> {
             mut flops,
             ..
         } = state.tally;
+        let begins = state.step == 0 && self.run.measures_start && self.run.measure.is_some();
+        if begins && !self.measure(ctx, state)? {
+            return self.stop(ctx, state);
+        }
         while state.step < self.run.steps {
             let begun = Instant::now();
             let (sent, waited) = (self.moved(), self.waited());
@@ -194,9 +202,7 @@ impl Stepping<'_, '_> {
             };
             let Some((loss, batches)) = made else {
                 self.run.batches.restore(&before)?;
-                self.save(ctx, state)?;
-                self.saved(true)?;
-                return Ok(Ended::Interrupted);
+                return self.stop(ctx, state);
             };
             self.ranks
                 .add_gradients(ctx, &state.decoder, &mut gradients);
@@ -261,14 +267,22 @@ impl Stepping<'_, '_> {
             }
             self.saved(false)?;
         }
+        if let Some(at_end) = self.run.at_end {
+            at_end(state);
+        }
         if self.run.measure.is_some() && !self.measure(ctx, state)? {
-            self.save(ctx, state)?;
-            self.saved(true)?;
-            return Ok(Ended::Interrupted);
+            return self.stop(ctx, state);
         }
         self.saved(true)?;
         self.forget_failed_best(state);
         Ok(Ended::Finished)
+    }
+
+    /// Saves the state and ends.
+    fn stop(&mut self, ctx: &Ctx, state: &State) -> Result<Ended> {
+        self.save(ctx, state)?;
+        self.saved(true)?;
+        Ok(Ended::Interrupted)
     }
 
     /// Whether a step in the middle is.
@@ -427,6 +441,10 @@ impl Stepping<'_, '_> {
         let Some(fields) = measure(ctx, &state.decoder, &mut goes_on)? else {
             return Ok(None);
         };
+        if state.step == 0 {
+            let named = |&(name, value): &(&str, f64)| (name.to_owned(), value);
+            state.tally.before = fields.iter().map(named).collect();
+        }
         let loss = fields.iter().find(|(name, _)| *name == VALIDATION_LOSS);
         if let (Some(&(_, loss)), Some(saving)) = (loss, &mut self.run.saving)
             && let Some(keep) = saving.best
@@ -690,27 +708,29 @@ impl Stepping<'_, '_> {
 }
 
 /// The operations that a forward and backward pass over these segments needs: exactly the products of the weights and of
-/// each token with those before it in its segment, and nothing that an implementation may waste.
-fn training_flops(config: &Config, segments: &Segments) -> f64 {
+/// each token with those before it in its segment, and nothing that an implementation may waste. Frozen weights take no
+/// gradient, which is a third of it; what adapters on them need is not counted.
+fn training_flops(decoder: &Decoder, segments: &Segments) -> f64 {
+    let config = decoder.config();
+    let passes = if decoder.is_frozen() { 2.0 } else { 3.0 };
     let alone = config.forward_flops(0);
     let pair = config.forward_flops(1) - alone;
     let pairs: f64 = segments
         .iter()
         .map(|s| s.len as f64 * (s.len as f64 + 1.0) / 2.0)
         .sum();
-    3.0 * (segments.tokens() as f64 * alone + pairs * pair)
+    passes * (segments.tokens() as f64 * alone + pairs * pair)
 }
 
 /// What a rank's batches of a step count.
 fn counts(state: &State, batches: &[Batch]) -> Sums {
-    let config = state.decoder.config();
     let mut sums = Sums {
         tokens_by_source: vec![0; state.tally.tokens_by_source.len()],
         ..Sums::default()
     };
     for batch in batches {
         sums.tokens += batch.tokens.len() as u64;
-        sums.flops += training_flops(config, &batch.segments);
+        sums.flops += training_flops(&state.decoder, &batch.segments);
         for origin in &batch.origins {
             if let Some(count) = sums.tokens_by_source.get_mut(origin.source) {
                 *count += origin.targets.len() as u64;

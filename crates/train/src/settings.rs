@@ -1,4 +1,4 @@
-//! The recipe of pre-training, as it stands in TOML.
+//! The recipe of pre-training and of accuracy recovery, as it stands in TOML.
 //!
 //! Nothing is checked here but names and types; [`crate::Plan`] checks what the values mean and fills in those that depend
 //! on others. Defaults follow AFM (arXiv 2407.21075) where it is published and applies.
@@ -7,10 +7,13 @@ mod mesh;
 mod rule;
 
 use std::path::PathBuf;
+use std::thread::available_parallelism;
 
-use russet_kernels::Compute;
+use russet_kernels::{Compute, Pool};
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
+use crate::adapt::AdapterSettings;
 use crate::distill::DistillSettings;
 
 pub use mesh::{MeshRule, ParallelSettings};
@@ -19,7 +22,7 @@ pub use rule::{
     WsdSettings,
 };
 
-/// Everything that pre-training is told.
+/// Everything that pre-training and recovery are told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -37,6 +40,9 @@ pub struct Settings {
     /// With which rates.
     #[serde(default)]
     pub schedule: ScheduleSettings,
+    /// The low-rank matrices that are trained in the place of the weights; none where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterSettings>,
     /// From whom besides the text; nobody where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distill: Option<DistillSettings>,
@@ -51,13 +57,41 @@ pub struct Settings {
     pub parallel: ParallelSettings,
 }
 
-/// `stage = "pretrain"`; any other word is refused.
+/// `stage = "pretrain"` or `stage = "recover"`; any other word is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StageName {
     /// Pre-training.
     #[default]
     Pretrain,
+    /// The same on a package under adapters, to bring back what palettizing lost.
+    Recover,
+}
+
+impl StageName {
+    /// As recipes and manifests write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            StageName::Pretrain => "pretrain",
+            StageName::Recover => "recover",
+        }
+    }
+}
+
+impl ComputeSettings {
+    /// Threads of all ranks on this machine.
+    pub fn threads(&self) -> usize {
+        let all = || available_parallelism().map_or(1, |cores| cores.get());
+        self.threads.unwrap_or_else(all)
+    }
+
+    /// The threads of one of so many ranks on this machine: at least one.
+    ///
+    /// # Errors
+    /// When `RUSSET_ISA` asks for an instruction set that there is not.
+    pub fn pool(&self, ranks_here: usize) -> Result<Pool> {
+        Ok(Pool::new((self.threads() / ranks_here).max(1))?)
+    }
 }
 
 /// `[model]`: the shape of the decoder. The vocabulary is the tokenizer's. Where the weights come from an earlier

@@ -1,7 +1,8 @@
 //! Where a run stands, and how that survives the process.
 //!
 //! A saved state is a train-state artifact: `config.json`, `state.json`, and for each rank that has something of its own
-//! `rank-00000.safetensors` with weights, moments and the running mean; one rank's has them whole. It is
+//! `rank-00000.safetensors` with weights, moments and the running mean; one rank's has them whole. Of a run that trains
+//! adapters the weights are theirs, and the frozen base is opened anew. It is
 //! written as a draft and renamed into place, so a crash while saving leaves the state before. Its manifest has the key of the run it belongs
 //! to (recipe and inputs, without settings that do not matter): the state of another run is refused, not silently thrown
 //! away.
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use russet_artifact::{Artifact, Draft, Kind, Stage};
 use russet_kernels::Isa;
-use russet_model::{Config, Decoder, checkpoint, cut};
+use russet_model::{Config, Cut, Decoder, checkpoint, cut};
 use russet_tensor::mesh::{Mesh, MeshShape};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -61,6 +62,9 @@ pub struct Tally {
     pub spikes: SpikeWatch,
     /// The step and the loss of the best validation so far.
     pub best: Option<(u64, f64)>,
+    /// What was measured before the first step, where that was asked for.
+    #[serde(default)]
+    pub before: Vec<(String, f64)>,
     /// Floating-point operations that the model needed for them.
     pub flops: f64,
     /// Seconds spent in steps; validation, saving and the time between processes are not counted.
@@ -314,14 +318,16 @@ impl StateStore {
             .map_err(|error| bad(format!("is not what was saved: {error}")))
     }
 
-    /// What this rank has of the newest saved state, if there is one, whatever mesh it was saved on. `fresh` makes what a
-    /// decoder is trained with, whose memory is then filled.
+    /// What this rank has of the newest saved state, if there is one, whatever mesh it was saved on. `frame` makes the decoder
+    /// of which the state has the parameters only, and nothing where it has all weights; `fresh` makes what a decoder is trained
+    /// with, whose memory is then filled.
     ///
     /// # Errors
     /// When what is there is damaged or belongs to another run; the sentence says what differs.
     pub fn load(
         &self,
         mesh: Option<&Arc<Mesh>>,
+        frame: impl FnOnce() -> Result<Option<Decoder>>,
         fresh: impl FnOnce(Decoder) -> State,
         isa: Isa,
     ) -> Result<Option<Loaded>> {
@@ -334,7 +340,8 @@ impl StateStore {
         }
         let artifact = self.stage.current(&dir, Kind::TrainState).map_err(|stale| {
             let problem = format!(
-                "this is no state to go on from: {stale}. Undo that, or start over: russet pretrain RECIPE --restart --out {}",
+                "this is no state to go on from: {stale}. Undo that, or start over: russet {} RECIPE --restart --out {}",
+                self.stage.name,
                 self.dir.with_extension("").display()
             );
             TrainError::State {
@@ -345,8 +352,28 @@ impl StateStore {
         let stored = self.stored(&artifact)?;
         let config = Config::open(artifact.dir())?;
         let saved_on = self.mesh_of(&artifact, &config, &stored)?;
-        let mut saved = Pieces::open(artifact.dir(), &config, saved_on)?;
-        let decoder = Decoder::on_mesh(&config, mesh, |number, cut| saved.read(number, cut, ""))?;
+        let (mut saved, decoder) = match frame()? {
+            None => {
+                let mut saved = Pieces::open(artifact.dir(), &config, saved_on)?;
+                let read = |number, cut: &_| saved.read(number, cut, "");
+                let decoder = Decoder::on_mesh(&config, mesh, read)?;
+                (saved, decoder)
+            }
+            Some(mut decoder) => {
+                let cuts: Vec<Cut> = decoder.parameters().iter().map(named::cut).collect();
+                let mut saved = Pieces::of(artifact.dir(), std::iter::once(cuts.clone()))?;
+                let mut values = Vec::new();
+                for (number, cut) in cuts.iter().enumerate() {
+                    values.push(saved.read(number, cut, "")?);
+                }
+                let mut values = values.into_iter();
+                decoder.visit_mut(&mut |tensor| {
+                    let own = values.next().expect("as many as parameters");
+                    tensor.data_mut().copy_from_slice(&own);
+                });
+                (saved, decoder)
+            }
+        };
         let mut state = fresh(decoder);
         state.optimizer.load(&mut saved)?;
         if let Some(average) = &mut state.average {

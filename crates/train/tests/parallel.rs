@@ -265,6 +265,7 @@ fn a_stage_begins_with_a_checkpoint_on_any_mesh() {
         let sources = Sources {
             tokens: dir.join("tokens"),
             checkpoint: Some(dir.join("03-pretrain")),
+            package: None,
             mixture: vec![],
         };
         let plan = Plan::new(settings, sources).unwrap();

@@ -151,6 +151,7 @@ fn later(dir: &Path) -> Result<Plan, TrainError> {
     let sources = Sources {
         tokens: dir.join("tokens"),
         checkpoint: Some(dir.join("03-pretrain")),
+        package: None,
         mixture: vec![],
     };
     Plan::new(settings, sources)

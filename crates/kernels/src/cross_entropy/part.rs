@@ -115,7 +115,7 @@ pub fn of_part(
             });
             if let Some(gradients) = &mut gradients {
                 let d_hidden = &mut gradients.hidden[start * width..end * width];
-                let d_table = &mut *gradients.table;
+                let d_table = gradients.table.as_deref_mut();
                 unproject(
                     pool, compute, logits, hidden, head.table, width, d_hidden, d_table,
                 );

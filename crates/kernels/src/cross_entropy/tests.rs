@@ -201,7 +201,7 @@ fn check(tokens: usize, vocab: usize, kind: Kind, mix: f32, z_loss: f32, scale: 
             let mut dt = vec![1.0; vocab * width];
             let gradients = HeadGradients {
                 hidden: &mut dh,
-                table: &mut dt,
+                table: Some(&mut dt),
             };
             let student = Head {
                 hidden: &hidden,
@@ -335,7 +335,7 @@ fn a_tail_that_vanishes_stays_finite() {
         let (mut loss, mut d_hidden, mut d_table) = ([0.0], [0.0], [0.0; 3]);
         let gradients = HeadGradients {
             hidden: &mut d_hidden,
-            table: &mut d_table,
+            table: Some(&mut d_table),
         };
         with_terms(
             &pool,

@@ -120,10 +120,14 @@ pub fn cross_entropy(
         };
     }
     let mut per_token = vec![0.0; tokens];
-    let mut made = records.then(|| (ctx.buffer(hidden.len()), ctx.zeros(table.len())));
-    let gradients = made
-        .as_mut()
-        .map(|(hidden, table)| kernel::HeadGradients { hidden, table });
+    let mut made = records.then(|| {
+        let d_table = ctx.records(&[table]).then(|| ctx.zeros(table.len()));
+        (ctx.buffer(hidden.len()), d_table)
+    });
+    let gradients = made.as_mut().map(|(hidden, table)| kernel::HeadGradients {
+        hidden,
+        table: table.as_deref_mut(),
+    });
     kernel::with_terms(
         &ctx.pool,
         ctx.compute,
@@ -136,16 +140,19 @@ pub fn cross_entropy(
     );
     let loss = weighted_sum(&per_token, weights);
     if let Some((d_hidden, d_table)) = made {
-        let d_hidden = Tensor::new(hidden.shape(), d_hidden);
-        let d_table = Tensor::new(table.shape(), d_table);
-        record_gradients(ctx, &loss, [(hidden, d_hidden), (table, d_table)]);
+        let mut gradients = vec![(hidden, Tensor::new(hidden.shape(), d_hidden))];
+        gradients.extend(d_table.map(|d_table| (table, Tensor::new(table.shape(), d_table))));
+        record_gradients(ctx, &loss, gradients);
     }
     TokenLoss { loss, per_token }
 }
 
 /// Records a loss whose gradients were formed with it.
-pub(super) fn record_gradients(ctx: &mut Ctx, loss: &Tensor, inputs: [(&Tensor, Tensor); 2]) {
-    let inputs = inputs.map(|(input, gradient)| (input.handle(), gradient));
+pub(super) fn record_gradients(ctx: &mut Ctx, loss: &Tensor, inputs: Vec<(&Tensor, Tensor)>) {
+    let inputs: Vec<_> = inputs
+        .into_iter()
+        .map(|(input, gradient)| (input.handle(), gradient))
+        .collect();
     ctx.record(loss, move |back, d_loss| {
         let factor = d_loss.data()[0];
         for (input, mut gradient) in inputs {

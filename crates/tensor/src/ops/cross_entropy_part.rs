@@ -49,7 +49,10 @@ pub fn cross_entropy_part(
     });
     let gradients = d_all_and_table
         .as_mut()
-        .map(|(hidden, table)| kernel::HeadGradients { hidden, table });
+        .map(|(hidden, table)| kernel::HeadGradients {
+            hidden,
+            table: Some(table),
+        });
     kernel::of_part(
         &ctx.pool,
         ctx.compute,
@@ -69,7 +72,7 @@ pub fn cross_entropy_part(
         let d_all = Tensor::new(&[rows.rows, rows.width], d_all);
         let d_hidden = scatter(part.group, ctx.workspace(), d_all, rows);
         let d_table = Tensor::new(part.table.shape(), d_table);
-        record_gradients(ctx, &loss, [(hidden, d_hidden), (part.table, d_table)]);
+        record_gradients(ctx, &loss, vec![(hidden, d_hidden), (part.table, d_table)]);
     }
     TokenLoss { loss, per_token }
 }

@@ -2,6 +2,7 @@
 
 use russet_kernels::int8 as kernel;
 
+use super::cross_entropy::{LossTerms, TokenLoss, cross_entropy};
 use super::palette::with_quantized;
 use crate::{Ctx, Int8Weight, Tensor};
 use russet_kernels::{Mat, MatMut, matmul};
@@ -43,9 +44,40 @@ pub fn int8_linear(ctx: &mut Ctx, x: &Tensor, table: &Int8Weight) -> Tensor {
     out
 }
 
+/// [`cross_entropy`] through a frozen 8-bit table: of the logits that [`int8_linear`] gives, but for the order in which their f32 sums
+/// are rounded. `hidden` is rounded as that product rounds it, and the gradient passes straight through the rounding.
+pub fn int8_cross_entropy(
+    ctx: &mut Ctx,
+    hidden: &Tensor,
+    table: &Int8Weight,
+    targets: &[u32],
+    weights: &[f32],
+    terms: &LossTerms,
+) -> TokenLoss {
+    let rounded = rounded(ctx, hidden);
+    let mut weight = ctx.buffer(table.rows() * table.cols());
+    kernel::dequantize(&ctx.pool, table.view(), &mut weight);
+    let weight = Tensor::new(&[table.rows(), table.cols()], weight);
+    cross_entropy(ctx, &rounded, &weight, targets, weights, terms)
+}
+
+/// What `x [N, D]` is after 8-bit products have rounded it.
+fn rounded(ctx: &mut Ctx, x: &Tensor) -> Tensor {
+    let (_, width) = x.dims2();
+    let mut out = ctx.buffer(x.len());
+    with_quantized(&ctx.pool, x.data(), width, |rows| rows.dequantize(&mut out));
+    let out = Tensor::new(x.shape(), out);
+    if ctx.records(&[x]) {
+        let x = x.handle();
+        ctx.record(&out, move |back, d_out| back.accumulate(&x, d_out));
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::LossTeacher;
     use crate::ops::check::{context, gradient, random};
     use crate::{DType, ops};
 
@@ -100,6 +132,70 @@ mod tests {
         let x = random(&[5, 20], 2);
         let got = gradient(&x, |ctx, x| int8_linear(ctx, x, &table));
         let want = gradient(&x, |ctx, x| ops::linear(ctx, x, &weight));
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn the_loss_is_that_of_the_logits_that_are_served() {
+        let (table, _) = table(37, 200);
+        let x = random(&[5, 200], 2);
+        let (targets, weights) = ([3, 36, ops::IGNORE, 0, 7], [0.25; 5]);
+        let mut ctx = context();
+        let logits = int8_linear(&mut ctx, &x, &table);
+        let served: Vec<f32> = logits
+            .data()
+            .chunks_exact(37)
+            .zip(targets)
+            .map(|(row, target)| match target {
+                ops::IGNORE => 0.0,
+                target => {
+                    russet_kernels::cross_entropy::log_sum_exp(ctx.pool.isa(), row)
+                        - row[target as usize]
+                }
+            })
+            .collect();
+        let terms = LossTerms::default();
+        let trained = int8_cross_entropy(&mut ctx, &x, &table, &targets, &weights, &terms);
+        for (trained, served) in trained.per_token.iter().zip(&served) {
+            // Logits of up to 20, whose sums of 200 terms are rounded in another order: some roundings of 2e-6.
+            assert!(
+                (trained - served).abs() < 2e-5,
+                "{trained}, served {served}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_the_loss_is_that_of_the_dequantized_table_at_the_rounded_states() {
+        let (table, _) = table(37, 20);
+        let mut weight = vec![f32::NAN; 37 * 20];
+        kernel::dequantize(&context().pool, table.view(), &mut weight);
+        let weight = Tensor::new(&[37, 20], weight);
+        let (x, taught, teacher) = (
+            random(&[5, 20], 2),
+            random(&[5, 12], 3),
+            random(&[37, 12], 4),
+        );
+        let terms = LossTerms {
+            z_loss: 1e-3,
+            teacher: Some((
+                LossTeacher::Full {
+                    hidden: &taught,
+                    table: &teacher,
+                    temperature: 1.0,
+                },
+                0.7,
+            )),
+        };
+        let (targets, weights) = ([3, 36, ops::IGNORE, 0, 7], [0.25; 5]);
+        let got = gradient(&x, |ctx, x| {
+            int8_cross_entropy(ctx, x, &table, &targets, &weights, &terms).loss
+        });
+        let at = rounded(&mut context(), &x);
+        assert_ne!(at.data(), x.data());
+        let want = gradient(&at, |ctx, x| {
+            ops::cross_entropy(ctx, x, &weight, &targets, &weights, &terms).loss
+        });
         assert_eq!(got, want);
     }
 }

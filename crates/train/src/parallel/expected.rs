@@ -70,7 +70,7 @@ impl Expected {
         };
         let packing = packing(settings);
         let tokens = (packing.batch_sequences * packing.sequence_length) as u64;
-        let needed = training_flops(config, packing, tokens) / mesh.ranks() as f64;
+        let needed = training_flops(config, settings, tokens) / mesh.ranks() as f64;
         let again = match settings.compute.recompute {
             Recompute::None => 0.0,
             Recompute::Block => {

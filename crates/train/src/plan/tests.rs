@@ -165,7 +165,7 @@ fn memory_by_formula_is_memory_used() {
                 "model.layers=4",
             ],
         );
-        let mut ctx = Ctx::new(Arc::new(plan.pool(1).unwrap()));
+        let mut ctx = Ctx::new(Arc::new(plan.settings().compute.pool(1).unwrap()));
         ctx.recompute = recompute == "block";
         let decoder = russet_model::Decoder::random(plan.config(), 1);
         let mut gradients = Gradients::default();

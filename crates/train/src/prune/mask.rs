@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use russet_model::{Decoder, Layout, Linear, Parameter, ParameterKind};
+use russet_model::{Decoder, Frozen, Layout, Linear, Parameter, ParameterKind};
 use russet_tensor::{Ctx, Tensor, ops};
 use serde_json::Value;
 
@@ -37,9 +37,6 @@ struct Masked {
     sharpness: Sharpness,
     trains: bool, // whether the weight below learns too
 }
-
-/// A product whose weight is no parameter.
-struct Frozen(Box<dyn Linear>);
 
 /// The decoder with a mask that keeps `k` hidden dims in front of each `down`, all scores 0. Its parameters are the scores,
 /// and where `joint` is set all weights too.
@@ -110,24 +107,6 @@ impl Linear for Masked {
         }
         visit(&mut self.scores);
     }
-}
-
-impl Linear for Frozen {
-    fn forward(&self, ctx: &mut Ctx, x: &Tensor) -> Tensor {
-        self.0.forward(ctx, x)
-    }
-
-    fn layout(&self) -> &Layout {
-        self.0.layout()
-    }
-
-    fn stored_bytes(&self) -> usize {
-        self.0.stored_bytes()
-    }
-
-    fn visit<'a>(&'a self, _: &mut dyn FnMut(Parameter<'a>)) {}
-
-    fn visit_mut(&mut self, _: &mut dyn FnMut(&mut Tensor)) {}
 }
 
 /// Batches that lower ε as they are given out, by the same factor a step: `ε = from (to / from)^(step / (steps - 1))`.

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use russet_artifact::NoProgress;
 use russet_kernels::{Compute, Isa, Pool, random};
 use russet_model::config::RopeScaling;
-use russet_model::{Decoder, Family};
+use russet_model::{Config, Decoder, Family};
 use russet_tensor::ops::IGNORE;
 use russet_tensor::{MeshShape, threads};
 use serde_json::{Value, json};
@@ -178,6 +178,8 @@ fn plain<'a>(
         objective: &NextToken,
         batches,
         measure: None,
+        measures_start: false,
+        at_end: None,
         saving: None,
         log: None,
         progress,
@@ -814,11 +816,11 @@ fn operations_are_those_of_the_segments_that_are_there() {
     let attention = 4.0 * (config.layers * config.heads * config.head_dim) as f64;
     let expected = 3.0 * (2.0 * weights * tokens + attention * pairs);
     assert_eq!(
-        training_flops(config, &Segments::packed(&[2, 1, 2])),
+        training_flops(&decoder, &Segments::packed(&[2, 1, 2])),
         expected + 3.0 * attention
     );
     assert_eq!(
-        training_flops(config, &Segments::packed(&[1, 1, 1, 1, 1])),
+        training_flops(&decoder, &Segments::packed(&[1, 1, 1, 1, 1])),
         expected - 3.0 * attention
     );
 }

@@ -1,10 +1,14 @@
 //! A toy corpus, its tokenizer and its shards: what the tests of this crate train on.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use russet_artifact::{Draft, Inputs, Kind, Override, Recipe, Stage, Tool};
-use russet_kernels::random;
+use russet_kernels::palette::Bits;
+use russet_kernels::{int8, palette, random};
+use russet_model::package::{self, Package, PaletteTensors};
+use russet_model::{Parameter, ParameterKind, checkpoint};
 use russet_tokenizer::{ShardWriter, TokenShard, Tokenizer, TokenizerError, TrainConfig};
 use serde::de::DeserializeOwned;
 
@@ -91,6 +95,31 @@ pub fn tool() -> Tool {
     Tool::new("0.0.0", "test")
 }
 
+/// As [`settings`], of adapters on a package.
+pub fn adapter_settings<T: DeserializeOwned>(changes: &[&str]) -> T {
+    let text = r#"
+        stage = "recover"
+        [adapter]
+        rank = 4
+        [train]
+        steps = 20
+        batch_sequences = 4
+        sequence_length = 32
+        peak_lr = 1e-2
+        warmup_steps = 2
+        checkpoint_every = 5
+        validation_tokens = 100
+        log_every = 1
+        [optimizer]
+        kind = "adamw"
+        [data]
+        validation = "validation"
+        [compute]
+        threads = 1
+    "#;
+    parse(text, changes)
+}
+
 /// A recipe that trains in a moment, with changes: `train.steps=12`.
 pub fn settings<T: DeserializeOwned>(changes: &[&str]) -> T {
     let text = r#"
@@ -118,6 +147,10 @@ pub fn settings<T: DeserializeOwned>(changes: &[&str]) -> T {
         [compute]
         threads = 1
     "#;
+    parse(text, changes)
+}
+
+fn parse<T: DeserializeOwned>(text: &str, changes: &[&str]) -> T {
     let changes: Vec<Override> = changes
         .iter()
         .map(|change| change.parse().unwrap())
@@ -126,4 +159,82 @@ pub fn settings<T: DeserializeOwned>(changes: &[&str]) -> T {
         .unwrap()
         .parse()
         .unwrap()
+}
+
+/// A package of the checkpoint in `folder`, beside it: two bits a weight in evenly spread tables, as crude as can be.
+pub fn package(folder: &Path) -> PathBuf {
+    let place = folder.with_file_name("package");
+    let decoder = checkpoint::load(folder).unwrap();
+    let (mut tables, mut modules, mut norms) = Default::default();
+    let parameters = decoder.parameters();
+    for parameter in &parameters {
+        add(parameter, &mut tables, &mut modules, &mut norms);
+    }
+    let package = Package {
+        config: decoder.config(),
+        tables,
+        modules,
+        norms,
+    };
+    let draft = Draft::create(&place, Kind::Package).unwrap();
+    package::write(&package, draft.path()).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(folder.join(name), draft.path().join(name)).unwrap();
+    }
+    let inputs = Inputs::new();
+    let inputs = inputs.artifact_or_path("checkpoint", folder, Kind::Checkpoint);
+    let stage = Stage::new("palettize", &tool(), serde_json::json!({}), inputs.unwrap());
+    draft.commit(&stage).unwrap();
+    place
+}
+
+fn add<'a>(
+    parameter: &Parameter<'a>,
+    tables: &mut BTreeMap<String, int8::Quantized>,
+    modules: &mut BTreeMap<String, PaletteTensors>,
+    norms: &mut BTreeMap<String, &'a [f32]>,
+) {
+    let data = parameter.tensor.data();
+    let name = parameter.parts[0].0.clone();
+    let bare = |name: &str| name.strip_suffix(".weight").unwrap().to_owned();
+    match parameter.kind {
+        ParameterKind::Norm => drop(norms.insert(name, data)),
+        ParameterKind::Embedding => {
+            let (rows, cols) = parameter.tensor.dims2();
+            let table = int8::quantize(rows, cols, data).unwrap();
+            tables.insert(bare(&name), table);
+        }
+        _ => {
+            let (_, cols) = parameter.tensor.dims2();
+            let mut start = 0;
+            for (name, rows) in &parameter.parts {
+                let part = &data[start * cols..(start + rows) * cols];
+                start += rows;
+                modules.insert(bare(name), crude(part, *rows, cols));
+            }
+        }
+    }
+}
+
+fn crude(weight: &[f32], rows: usize, cols: usize) -> PaletteTensors {
+    const LEVELS: [i8; 4] = [-96, -32, 32, 96];
+    let bits = Bits::Two;
+    let sizes = palette::sizes(bits, rows, cols).unwrap();
+    let mut scales = vec![half::f16::ZERO; sizes.scales];
+    let mut indices = Vec::new();
+    for (row, scale) in weight.chunks_exact(cols).zip(&mut scales) {
+        let largest = row.iter().fold(1e-6f32, |most, x| most.max(x.abs()));
+        *scale = half::f16::from_f32(largest / 127.0);
+        let off = |x: f32, level: i8| (x - scale.to_f32() * f32::from(level)).abs();
+        for &x in row {
+            let near = |&a: &usize, &b: &usize| off(x, LEVELS[a]).total_cmp(&off(x, LEVELS[b]));
+            indices.push((0..4).min_by(near).unwrap() as u8);
+        }
+    }
+    PaletteTensors {
+        bits,
+        indices: palette::pack(bits, rows, cols, &indices).unwrap(),
+        palette: LEVELS.repeat(sizes.palette / 4),
+        scales,
+    }
 }
