@@ -110,6 +110,13 @@ fn tell(error: &anyhow::Error, json: bool, whose: &str) -> ExitCode {
     }
 }
 
+fn resume(restart: bool) -> Resume {
+    match restart {
+        true => Resume::Restart,
+        false => Resume::Continue,
+    }
+}
+
 fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
     let processes = app.launch.processes();
     if processes > 1 && !matches!(verb, Verb::Pretrain(_)) {
@@ -133,13 +140,11 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
             special,
         }) => text::encode(app, &model, &text, special),
         Verb::Pretrain(args) => {
-            let resume = match args.restart {
-                true => Resume::Restart,
-                false => Resume::Continue,
-            };
             app.device = args.device;
-            run::single(app, &args.recipe, StageKind::Pretrain, resume)
+            run::single(app, &args.recipe, StageKind::Pretrain, resume(args.restart))
         }
+        Verb::Sft(args) => run::single(app, &args.recipe, StageKind::Sft, resume(args.restart)),
+        Verb::Dpo(args) => run::single(app, &args.recipe, StageKind::Dpo, resume(args.restart)),
         Verb::TeacherLogits(args) => {
             run::single(app, &args, StageKind::TeacherLogits, Resume::Continue)
         }

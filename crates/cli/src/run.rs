@@ -389,7 +389,12 @@ fn report(app: &App, done: &[(StageKind, Done)], interrupted: bool) -> Result<()
     if !whole.is_empty() {
         lines.push(format!("\n{whole}\n"));
     }
-    let models = [StageKind::Palettize, StageKind::Pretrain];
+    let models = [
+        StageKind::Palettize,
+        StageKind::Dpo,
+        StageKind::Sft,
+        StageKind::Pretrain,
+    ];
     if let Some((_, model)) = models.iter().find_map(|&kind| last(kind)) {
         let model = model.artifact.display();
         lines.push(format!(

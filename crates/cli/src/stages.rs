@@ -3,6 +3,7 @@
 //! A [`Job`] is a recipe that has been read, filled in and checked, so that a mistake in the last recipe of a run shows
 //! before the first has run for an hour. [`StageKind`] is the one place that knows which words there are.
 
+mod align;
 mod eval;
 mod palettize;
 mod pretrain;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use russet_align::Lesson;
 use russet_artifact::{Draft, Inputs, Kind, Recipe, Stage};
 use russet_model::Config;
 use russet_tokenizer::read_texts;
@@ -36,6 +38,8 @@ pub enum StageKind {
     #[serde(rename = "teacher-logits")]
     TeacherLogits,
     Pretrain,
+    Sft,
+    Dpo,
     Prune,
     Palettize,
     Recover,
@@ -51,6 +55,8 @@ impl StageKind {
             StageKind::Tokens => "tokens",
             StageKind::TeacherLogits => "teacher-logits",
             StageKind::Pretrain => "pretrain",
+            StageKind::Sft => "sft",
+            StageKind::Dpo => "dpo",
             StageKind::Prune => "prune",
             StageKind::Palettize => "palettize",
             StageKind::Recover => "recover",
@@ -66,6 +72,8 @@ impl StageKind {
             StageKind::Tokens => Box::new(tokens::read(recipe)?),
             StageKind::TeacherLogits => Box::new(teacher_logits::read(recipe)?),
             StageKind::Pretrain => Box::new(pretrain::read(app, recipe)?),
+            StageKind::Sft => Box::new(align::read(app, recipe, Lesson::Conversations)?),
+            StageKind::Dpo => Box::new(align::read(app, recipe, Lesson::Preferences)?),
             StageKind::Prune => Box::new(prune::read(recipe)?),
             StageKind::Palettize => Box::new(palettize::read(recipe)?),
             StageKind::Recover => Box::new(recover::read(app, recipe)?),

@@ -1,5 +1,6 @@
 //! Russet's public API, for those who build on it: one module a crate, nothing of its own.
 
+pub use russet_align as align;
 pub use russet_artifact as artifact;
 pub use russet_compress as compress;
 pub use russet_engine as engine;

@@ -17,6 +17,7 @@ mod ring_attention;
 mod rms_norm;
 mod rows;
 mod share_rows;
+mod stand_in;
 mod swiglu;
 
 pub use adapters::{Adapter, adapt, adapt_cost};
@@ -36,6 +37,7 @@ pub use ring_attention::ring_attention;
 pub use rms_norm::rms_norm;
 pub use rows::rows;
 pub use share_rows::{gather_rows, scatter_rows};
+pub use stand_in::stand_in;
 pub use swiglu::swiglu;
 
 pub use russet_kernels::cross_entropy::IGNORE;

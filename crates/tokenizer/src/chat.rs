@@ -12,19 +12,22 @@
 //! encodes the parts between as plain text. A conversation that names no special token takes the direct way:
 //! render, then encode with special tokens parsed.
 //!
-//! Left out: tools, documents and images (`tools` and `documents` are none in every template).
+//! Tools and whatever else a message may have come in a [`Conversation`]; so does what of its tokens the assistant said
+//! (`conversation.rs`). Left out: documents and images (`documents` is none in every template).
 
 use std::collections::BTreeSet;
 use std::io;
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::{OffsetReferential, OffsetType};
 
 use crate::clock::strftime;
+use crate::conversation::Conversation;
 use crate::error::{Result, TokenizerError};
 use crate::tokenizer::{SpecialNames, SpecialTokens, Tokenizer};
 
@@ -64,11 +67,6 @@ impl Message {
             content: content.into(),
         }
     }
-
-    /// Whether either part has `special` in it.
-    fn names(&self, special: &str) -> bool {
-        self.role.contains(special) || self.content.contains(special)
-    }
 }
 
 /// A chat template, checked once and rendered often.
@@ -106,7 +104,9 @@ impl ChatTemplate {
             names: names.clone(),
         };
         let program = template.program();
-        environment(SystemTime::UNIX_EPOCH, 0)
+        let mut environment = environment(SystemTime::UNIX_EPOCH, 0);
+        environment.add_filter(GENERATION, |text: String| text);
+        environment
             .template_from_str(&program)
             .map_err(sentence)?;
         Ok(template)
@@ -129,22 +129,55 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         now: SystemTime,
     ) -> Result<String> {
-        let length: usize = messages
+        self.render_conversation(&Conversation::from(messages), add_generation_prompt, now)
+    }
+
+    /// [`ChatTemplate::render_at`] of a conversation with tools.
+    pub fn render_conversation(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+        now: SystemTime,
+    ) -> Result<String> {
+        let turns: Vec<Value> = conversation
+            .messages
             .iter()
-            .map(|m| m.role.len() + m.content.len())
-            .sum();
-        let environment = environment(now, length);
+            .map(|message| Value::from(Serde(message)))
+            .collect();
+        self.render_turns(
+            &turns,
+            conversation,
+            add_generation_prompt,
+            now,
+            ["", ""].map(str::to_owned),
+        )
+    }
+
+    /// Renders some of a conversation's messages, `turns`. Before and behind what the template marks as the assistant's
+    /// (`{% generation %}`) stand `marks`.
+    pub(crate) fn render_turns(
+        &self,
+        turns: &[Value],
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+        now: SystemTime,
+        marks: [String; 2],
+    ) -> Result<String> {
+        let length = conversation.bytes();
+        let mut environment = environment(now, length);
+        let [begin, end] = marks;
+        environment.add_filter(GENERATION, move |text: String| format!("{begin}{text}{end}"));
         let program = self.program();
         let template = environment.template_from_str(&program).map_err(sentence)?;
         let name = |name: &Option<String>| name.as_deref().map_or(Value::UNDEFINED, Value::from);
-        let turns: Vec<Value> = messages
-            .iter()
-            .map(|m| context! { role => m.role.as_str(), content => m.content.as_str() })
-            .collect();
+        let tools = match conversation.tools[..] {
+            [] => Value::from(()),
+            _ => Value::from(Serde(&conversation.tools)),
+        };
         let context = context! {
             messages => turns,
             add_generation_prompt => add_generation_prompt,
-            tools => Value::from(()),
+            tools => tools,
             documents => Value::from(()),
             bos_token => name(&self.names.bos),
             eos_token => name(&self.names.eos),
@@ -168,7 +201,13 @@ impl ChatTemplate {
             .map_err(|_| TokenizerError::Chat("it printed bytes that are not UTF-8".to_string()))
     }
 
-    /// The source with the marks of assistant text, `{% generation %}`, as blocks that do nothing.
+    /// Whether it marks what the assistant says.
+    pub(crate) fn marks_generation(&self) -> bool {
+        self.program() != self.source
+    }
+
+    /// The source with the marks of assistant text, `{% generation %}`, as blocks of a filter, which have a scope of their
+    /// own as transformers' have.
     fn program(&self) -> String {
         if !self.source.contains("generation") {
             return self.source.clone();
@@ -185,8 +224,11 @@ impl ChatTemplate {
             let (tag, after) = tag.split_at(end + 2);
             let inside = tag[2..tag.len() - 2].trim_matches(['-', '+', ' ', '\n', '\t']);
             match inside {
-                "generation" => program.push_str(&tag.replacen("generation", "if true", 1)),
-                "endgeneration" => program.push_str(&tag.replacen("endgeneration", "endif", 1)),
+                "generation" => {
+                    let filter = format!("filter {GENERATION}");
+                    program.push_str(&tag.replacen("generation", &filter, 1));
+                }
+                "endgeneration" => program.push_str(&tag.replacen("endgeneration", "endfilter", 1)),
                 _ => program.push_str(tag),
             }
             rest = after;
@@ -200,24 +242,16 @@ impl ChatTemplate {
 pub(crate) fn encode(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
-    messages: &[Message],
+    conversation: &Conversation,
     add_generation_prompt: bool,
+    now: SystemTime,
 ) -> Result<Vec<u32>> {
-    let named: Vec<&str> = tokenizer
-        .specials()
-        .map(|(_, name)| name)
-        .filter(|name| !name.is_empty() && messages.iter().any(|m| m.names(name)))
-        .collect();
-    if named.is_empty() {
-        let text = template.render(messages, add_generation_prompt)?;
+    let Some(masks) = Masks::of(tokenizer, template, conversation) else {
+        let text = template.render_conversation(conversation, add_generation_prompt, now)?;
         return tokenizer.encode_with(&text, false, SpecialTokens::Parse);
-    }
-    let masks = Masks::new(&named, messages, template.source());
-    let masked: Vec<Message> = messages
-        .iter()
-        .map(|m| Message::new(masks.hide(&m.role), masks.hide(&m.content)))
-        .collect();
-    let text = template.render(&masked, add_generation_prompt)?;
+    };
+    let masked = conversation.map(&|text| masks.hide(text));
+    let text = template.render_conversation(&masked, add_generation_prompt, now)?;
     let mut ids = Vec::new();
     let split = tokenizer
         .parsing()
@@ -233,30 +267,51 @@ pub(crate) fn encode(
 }
 
 /// One private-use character for each special token that a message or a role names.
-struct Masks<'a> {
+pub(crate) struct Masks<'a> {
     /// Longest name first, so that a name within a name does not break it.
     pairs: Vec<(&'a str, char)>,
 }
 
+/// `N` private-use characters that occur neither in a conversation nor in a template.
+pub(crate) fn free_characters(
+    conversation: &Conversation,
+    template: &ChatTemplate,
+    count: usize,
+) -> Vec<char> {
+    let mut used: BTreeSet<char> = template.source.chars().collect();
+    conversation.each_text(&mut |text| used.extend(text.chars()));
+    // 131,068 private-use characters of planes 15 and 16; a text cannot use them up within its bound.
+    ('\u{f0000}'..='\u{ffffd}')
+        .chain('\u{100000}'..='\u{10fffd}')
+        .filter(|c| !used.contains(c))
+        .take(count)
+        .collect()
+}
+
 impl<'a> Masks<'a> {
-    fn new(named: &[&'a str], messages: &[Message], template: &str) -> Self {
-        let used: BTreeSet<char> = messages
-            .iter()
-            .flat_map(|m| m.content.chars().chain(m.role.chars()))
-            .chain(template.chars())
+    /// Those of a conversation; none where it names no special token.
+    pub(crate) fn of(
+        tokenizer: &'a Tokenizer,
+        template: &ChatTemplate,
+        conversation: &Conversation,
+    ) -> Option<Masks<'a>> {
+        let mut names: Vec<&str> = tokenizer
+            .specials()
+            .map(|(_, name)| name)
+            .filter(|name| !name.is_empty() && conversation.names(name))
             .collect();
-        // 131,068 private-use characters of planes 15 and 16; a text cannot use them up within its bound.
-        let free = ('\u{f0000}'..='\u{ffffd}')
-            .chain('\u{100000}'..='\u{10fffd}')
-            .filter(|c| !used.contains(c));
-        let mut names = named.to_vec();
-        names.sort_by_key(|name| std::cmp::Reverse(name.len()));
-        Self {
-            pairs: names.into_iter().zip(free).collect(),
+        if names.is_empty() {
+            return None;
         }
+        names.sort_by_key(|name| std::cmp::Reverse(name.len()));
+        // The first two are left to whoever marks something in the rendered text.
+        let free = free_characters(conversation, template, names.len() + 2);
+        Some(Masks {
+            pairs: names.into_iter().zip(free.into_iter().skip(2)).collect(),
+        })
     }
 
-    fn hide(&self, text: &str) -> String {
+    pub(crate) fn hide(&self, text: &str) -> String {
         let mut text = text.to_string();
         for (name, mask) in &self.pairs {
             text = text.replace(name, mask.encode_utf8(&mut [0; 4]));
@@ -264,7 +319,7 @@ impl<'a> Masks<'a> {
         text
     }
 
-    fn show(&self, text: &str) -> String {
+    pub(crate) fn show(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len());
         for c in text.chars() {
             match self.pairs.iter().find(|(_, mask)| *mask == c) {
@@ -340,6 +395,9 @@ fn title(text: &str) -> String {
     }
     out
 }
+
+/// The filter that stands for the marks of assistant text.
+const GENERATION: &str = "assistant_says_this";
 
 /// Marks an error that the template itself raised.
 const RAISED: &str = "\u{1}";

@@ -6,13 +6,14 @@
 //! - [`encode_stage`] turns text files ([`read_texts`]) into token shards, which [`TokenShard`] maps for training;
 //! - [`Tokenizer::encode`], [`Tokenizer::decode`] and the streaming [`Detokenizer`] serve generation;
 //! - [`Tokenizer::encode_chat`] renders a conversation by its [`ChatTemplate`] so that no message can forge a
-//!   control token.
+//!   control token, and [`Tokenizer::encode_turns`] says which tokens the assistant said.
 //!
 //! This crate knows nothing of models, manifests, recipes or HTTP. Every file and template is treated as a
 //! stranger's: bounded, checked, and refused with a sentence. Nothing here panics on input.
 
 mod chat;
 mod clock;
+mod conversation;
 mod detokenizer;
 mod direct;
 mod error;
@@ -27,6 +28,7 @@ mod train;
 mod vocabulary;
 
 pub use chat::{CHATML, ChatTemplate, Message};
+pub use conversation::{Conversation, Span, Turns};
 pub use detokenizer::Detokenizer;
 pub use error::{Result, TokenizerError};
 pub use gguf::GgufVocabulary;

@@ -8,11 +8,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::SystemTime;
 
 use rayon::prelude::*;
 use serde_json::json;
 
 use crate::chat::{ChatTemplate, Message};
+use crate::conversation::{Conversation, Turns};
 use crate::detokenizer::Detokenizer;
 use crate::direct::{self, Seen};
 use crate::error::{Result, TokenizerError};
@@ -304,12 +306,26 @@ impl Tokenizer {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>> {
-        crate::chat::encode(
-            self,
-            self.template_or_error()?,
-            messages,
-            add_generation_prompt,
-        )
+        let conversation = Conversation::from(messages);
+        self.encode_conversation(&conversation, add_generation_prompt, SystemTime::now())
+    }
+
+    /// [`Tokenizer::encode_chat`] of a conversation with tools, at a given time.
+    pub fn encode_conversation(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+        now: SystemTime,
+    ) -> Result<Vec<u32>> {
+        let template = self.template_or_error()?;
+        crate::chat::encode(self, template, conversation, add_generation_prompt, now)
+    }
+
+    /// Render and encode a whole conversation, and say which tokens are the assistant's: see [`Turns`].
+    ///
+    /// Errors where the template does not let that be known exactly.
+    pub fn encode_turns(&self, conversation: &Conversation, now: SystemTime) -> Result<Turns> {
+        crate::conversation::encode_turns(self, self.template_or_error()?, conversation, now)
     }
 
     /// BLAKE3 of the `tokenizer.json` bytes, in hex: the identity that token shards and models name.

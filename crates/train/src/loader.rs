@@ -28,8 +28,8 @@ use russet_tensor::ops::IGNORE;
 use russet_tokenizer::TokenShard;
 use serde_json::Value;
 
-pub(crate) use mixture::MOST;
-pub use mixture::{Mixture, Part};
+pub use mixture::{MOST, Mixture, Part, Shares};
+pub use shard::best_fit;
 
 use crate::Result;
 use crate::settings::PackingKind;

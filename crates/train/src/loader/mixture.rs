@@ -26,7 +26,7 @@ const DEAL: u64 = 0x4445_414c_0000_0000;
 /// Sequences of a block. More than the square of [`MOST`], so that the largest source's part is never negative.
 const BLOCK: u64 = 1 << 11;
 /// Sources of a mixture at most.
-pub(crate) const MOST: usize = 32;
+pub const MOST: usize = 32;
 /// Steps made ahead of the loop, beside the one in the making.
 const AHEAD: usize = 2;
 
@@ -49,13 +49,20 @@ pub struct Mixture {
     ahead: Option<Ahead>,
 }
 
+/// Which source each sequence of an endless row comes from, by weight: computed from its number.
+#[derive(Clone, Debug)]
+pub struct Shares {
+    shares: Vec<f64>,
+    largest: usize,
+    seed: u64,
+}
+
 /// What every step follows from.
 #[derive(Debug)]
 struct Deal {
     shards: Vec<PackedShard>,
     labels: Vec<String>,
-    shares: Vec<f64>,
-    largest: usize,
+    shares: Shares,
     begin_of_text: u32,
     packing: Packing,
     share: (usize, usize),
@@ -84,15 +91,8 @@ impl Mixture {
     /// # Panics
     /// When there are no parts or more than 32, or their weights are not positive: plans check that.
     pub fn new(parts: Vec<Part>, begin_of_text: u32, packing: Packing) -> Result<Mixture> {
-        assert!((1..=MOST).contains(&parts.len()), "{} parts", parts.len());
-        let all: f64 = parts.iter().map(|part| part.weight).sum();
-        let shares: Vec<f64> = parts.iter().map(|part| part.weight / all).collect();
-        assert!(
-            shares.iter().all(|&share| share > 0.0),
-            "the shares {shares:?}"
-        );
-        let largest =
-            (0..shares.len()).fold(0, |most, k| if shares[k] > shares[most] { k } else { most });
+        let weights: Vec<f64> = parts.iter().map(|part| part.weight).collect();
+        let shares = Shares::new(&weights, packing.seed);
         let labels = parts.iter().map(|part| part.label.clone()).collect();
         let shards = parts
             .into_iter()
@@ -103,7 +103,6 @@ impl Mixture {
             shards,
             labels,
             shares,
-            largest,
             begin_of_text,
             packing,
             share: (0, 1),
@@ -153,16 +152,37 @@ impl Mixture {
     }
 }
 
-impl Deal {
-    /// Which source a sequence of the run comes from, and which of its sequences it is.
-    fn locate(&self, sequence: u64) -> (usize, u64) {
-        if self.shards.len() == 1 {
+impl Shares {
+    /// Shares in proportion to weights, dealt by a seed.
+    ///
+    /// # Panics
+    /// When there are no weights or more than [`MOST`], or they are not positive: plans check that.
+    pub fn new(weights: &[f64], seed: u64) -> Shares {
+        assert!((1..=MOST).contains(&weights.len()), "{} parts", weights.len());
+        let all: f64 = weights.iter().sum();
+        let shares: Vec<f64> = weights.iter().map(|weight| weight / all).collect();
+        assert!(
+            shares.iter().all(|&share| share > 0.0),
+            "the shares {shares:?}"
+        );
+        let largest =
+            (0..shares.len()).fold(0, |most, k| if shares[k] > shares[most] { k } else { most });
+        Shares {
+            shares,
+            largest,
+            seed,
+        }
+    }
+
+    /// Which source a sequence of the row comes from, and which of its sequences it is, counted without end.
+    pub fn locate(&self, sequence: u64) -> (usize, u64) {
+        if self.shares.len() == 1 {
             return (0, sequence);
         }
         let block = sequence / BLOCK;
-        let order = Permutation::new(BLOCK, self.packing.seed ^ DEAL, block);
+        let order = Permutation::new(BLOCK, self.seed ^ DEAL, block);
         let mut place = order.at(sequence % BLOCK);
-        for source in (0..self.shards.len()).filter(|&source| source != self.largest) {
+        for source in (0..self.shares.len()).filter(|&source| source != self.largest) {
             let before = self.dealt(source, block * BLOCK);
             let here = self.dealt(source, (block + 1) * BLOCK) - before;
             if place < here {
@@ -170,7 +190,7 @@ impl Deal {
             }
             place -= here;
         }
-        let others = (0..self.shards.len()).filter(|&source| source != self.largest);
+        let others = (0..self.shares.len()).filter(|&source| source != self.largest);
         let before: u64 = others.map(|source| self.dealt(source, block * BLOCK)).sum();
         (self.largest, block * BLOCK - before + place)
     }
@@ -179,7 +199,9 @@ impl Deal {
     fn dealt(&self, source: usize, count: u64) -> u64 {
         (count as f64 * self.shares[source]).floor() as u64
     }
+}
 
+impl Deal {
     fn step(&self, step: u64) -> Result<Vec<Batch>> {
         let Packing {
             batch_sequences,
@@ -192,7 +214,7 @@ impl Deal {
         let mut batches = vec![Batch::default(); own.len().div_ceil(micro_batch_sequences)];
         for (number, sequence) in own.enumerate() {
             let batch = &mut batches[number / micro_batch_sequences];
-            let (source, index) = self.locate(first + sequence as u64);
+            let (source, index) = self.shares.locate(first + sequence as u64);
             self.shards[source].append(batch, self.begin_of_text, index)?;
         }
         if places == 1 {
@@ -201,7 +223,7 @@ impl Deal {
             // How many there are in the others' shares is known without their tokens.
             let sequences = first..first + batch_sequences as u64;
             let targets = sequences.map(|sequence| {
-                let (source, index) = self.locate(sequence);
+                let (source, index) = self.shares.locate(sequence);
                 self.shards[source].targets(index)
             });
             weigh(&mut batches, targets.sum());

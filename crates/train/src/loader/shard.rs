@@ -202,8 +202,9 @@ impl PackedShard {
     }
 }
 
-/// Packs pieces, none longer than `room`, into bins of `room` tokens; gives the pieces of each bin by number.
-fn best_fit(pieces: &[Range<usize>], room: usize) -> Vec<Vec<usize>> {
+/// Packs pieces, none longer than `room`, into bins of `room` tokens, the longest first, each into the fullest bin that has
+/// room for it; gives the pieces of each bin by number.
+pub fn best_fit(pieces: &[Range<usize>], room: usize) -> Vec<Vec<usize>> {
     let mut longest_first: Vec<usize> = (0..pieces.len()).collect();
     longest_first.sort_by_key(|&piece| std::cmp::Reverse(pieces[piece].len()));
     let mut bins: Vec<Vec<usize>> = Vec::new();

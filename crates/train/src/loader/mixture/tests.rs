@@ -29,7 +29,7 @@ fn shares_hold_to_a_sequence_and_every_sequence_comes_once() {
         for block in 0..blocks {
             let mut of_block: Vec<Vec<u64>> = vec![Vec::new(); weights.len()];
             for sequence in block * BLOCK..(block + 1) * BLOCK {
-                let (source, index) = mixture.deal.locate(sequence);
+                let (source, index) = mixture.deal.shares.locate(sequence);
                 of_block[source].push(index);
             }
             // The indices of a block follow on those of the block before, in some order.
@@ -61,7 +61,7 @@ fn sources_are_spread_over_a_block() {
     // A quarter of any 256 neighbours, 64, with a standard deviation below 7.
     for first in (0..BLOCK).step_by(256) {
         let count = (first..first + 256)
-            .filter(|&sequence| mixture.deal.locate(sequence).0 == 0)
+            .filter(|&sequence| mixture.deal.shares.locate(sequence).0 == 0)
             .count();
         assert!((36..92).contains(&count), "{count}");
     }
@@ -96,5 +96,5 @@ fn batches_come_from_the_source_that_they_name() {
 fn one_source_is_taken_in_its_own_order() {
     let dir = tempfile::tempdir().unwrap();
     let mixture = mixture(dir.path(), &[2.5]);
-    assert!((0..5000).all(|sequence| mixture.deal.locate(sequence) == (0, sequence)));
+    assert!((0..5000).all(|sequence| mixture.deal.shares.locate(sequence) == (0, sequence)));
 }

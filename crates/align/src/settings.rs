@@ -1,0 +1,241 @@
+//! The recipes of fine-tuning and of preferences, as they stand in TOML.
+//!
+//! Tables that training has anyway (`[train]`, `[optimizer]`, `[schedule]`, `[adapter]`, `[compute]`) are its own. Defaults
+//! follow AFM's device model (arXiv 2407.21075): a constant rate of 2e-5. There is no dropout: AFM has 0.1, and none is
+//! implemented here, so the key is refused.
+
+use std::path::PathBuf;
+
+use russet_train::settings::{ComputeSettings, OptimizerSettings, ScheduleSettings, TrainSettings};
+use russet_train::{AdapterSettings, Result, TrainError};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use crate::data::TooLong;
+use crate::preference::PreferenceLoss;
+
+/// The rate of AFM's device model.
+const PEAK_LR: f64 = 2e-5;
+
+/// Everything that fine-tuning is told, on conversations or preferences.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The loop. `peak_lr` is 2e-5 and `warmup_steps` 0 where absent; `steps` and `tokens` may both be absent, then
+    /// `data.epochs` says how long.
+    #[serde(deserialize_with = "train_table")]
+    pub train: TrainSettings,
+    /// By which rule.
+    #[serde(default)]
+    pub optimizer: OptimizerSettings,
+    /// With which rates; constant where absent.
+    #[serde(default = "constant")]
+    pub schedule: ScheduleSettings,
+    /// The low-rank matrices that are trained in the place of the weights; none where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterSettings>,
+    /// The loss of preferences; of `dpo` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dpo: Option<DpoSettings>,
+    /// On what.
+    pub data: DataSettings,
+    /// With what.
+    #[serde(default)]
+    pub compute: ComputeSettings,
+}
+
+/// `[data]`: files of rows (see [`crate::rows`]).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// Learnt from, all of them alike: each sequence of any counts the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub train: Vec<PathBuf>,
+    /// Files by weight, instead of `train`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mixture: Vec<FileSettings>,
+    /// Held out and measured; nothing where absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub validation: Vec<PathBuf>,
+    /// Times that all sequences are met, rounded up to whole steps; instead of `train.steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// What becomes of examples longer than `train.sequence_length`; conversations are cut and preferences dropped where
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub too_long: Option<TooLong>,
+    /// Whether rows that cannot be read are left out and counted, not refused.
+    #[serde(default)]
+    pub skip_malformed: bool,
+    /// A chat template (Jinja) to learn and to leave in the checkpoint; the model's own where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<PathBuf>,
+}
+
+/// `[[data.mixture]]`: one file of several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileSettings {
+    /// The file.
+    pub file: PathBuf,
+    /// Its share of the sequences is this over the sum of all weights.
+    pub weight: f64,
+}
+
+/// `[dpo]`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DpoSettings {
+    /// Which loss.
+    #[serde(default)]
+    pub loss: PreferenceLoss,
+    /// β: how dear it is to leave the reference. 0.1, DPO's, where absent.
+    #[serde(default = "beta")]
+    pub beta: f64,
+    /// Whether log-probabilities are means over a response's tokens.
+    #[serde(default)]
+    pub length_normalised: bool,
+}
+
+impl Default for DpoSettings {
+    fn default() -> DpoSettings {
+        DpoSettings {
+            loss: PreferenceLoss::Dpo,
+            beta: beta(),
+            length_normalised: false,
+        }
+    }
+}
+
+fn beta() -> f64 {
+    0.1 // arXiv 2305.18290
+}
+
+/// A constant schedule.
+pub fn constant() -> ScheduleSettings {
+    ScheduleSettings::Constant {}
+}
+
+/// `[train]`, with the defaults of fine-tuning.
+///
+/// # Errors
+/// As its fields have it.
+pub fn train_table<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<TrainSettings, D::Error> {
+    let mut table = Map::<String, Value>::deserialize(deserializer)?;
+    for (key, value) in [("peak_lr", Value::from(PEAK_LR)), ("warmup_steps", Value::from(0))] {
+        table.entry(key).or_insert(value);
+    }
+    serde_json::from_value(Value::Object(table)).map_err(D::Error::custom)
+}
+
+fn refuse<T>(key: &'static str, problem: impl Into<String>) -> Result<T> {
+    Err(TrainError::Setting { key, problem: problem.into() })
+}
+
+/// What the files' rows teach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lesson {
+    /// To answer as in conversations: `sft`.
+    Conversations,
+    /// Which of two answers is better: `dpo`.
+    Preferences,
+}
+
+impl Lesson {
+    /// The stage, as recipes and manifests write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Lesson::Conversations => "sft",
+            Lesson::Preferences => "dpo",
+        }
+    }
+}
+
+impl Settings {
+    /// Checked, and with everything filled in that follows without the data.
+    ///
+    /// # Errors
+    /// When a setting cannot be.
+    pub fn resolved(mut self, lesson: Lesson) -> Result<Settings> {
+        let (data, train) = (&mut self.data, &self.train);
+        match (data.train.is_empty(), data.mixture.is_empty()) {
+            (true, true) => return refuse("data.train", "is missing; name files of rows, such as [\"train.jsonl\"]"),
+            (false, false) => return refuse("data.train", "stands beside `data.mixture`; keep one of them"),
+            _ => {}
+        }
+        let files = data.train.len() + data.mixture.len();
+        let most = russet_train::loader::MOST;
+        if files > most {
+            return refuse("data.train", format!("has {files} files; at most {most} can be mixed, so join some"));
+        }
+        for file in &data.mixture {
+            if !(file.weight > 0.0 && file.weight <= 1e9) {
+                let problem = format!(
+                    "of {} is {}; it must be above 0 and at most 1e9, so leave the file out or raise it",
+                    file.file.display(),
+                    file.weight
+                );
+                return refuse("data.mixture.weight", problem);
+            }
+        }
+        if let Some(epochs) = data.epochs {
+            if train.steps.is_some() || train.tokens.is_some() {
+                return refuse("data.epochs", "stands beside `train.steps` or `train.tokens`; keep one of them");
+            }
+            if !(epochs > 0.0 && epochs <= 1e6) {
+                return refuse("data.epochs", format!("is {epochs}; it must be above 0 and at most 1e6"));
+            }
+        } else if train.steps.is_none() && train.tokens.is_none() {
+            return refuse("data.epochs", "is missing, and so is `train.steps`; say how long to train, such as epochs = 2");
+        }
+        let held_out = !data.validation.is_empty();
+        let measured = [
+            ("train.keep_best", train.keep_best),
+            ("train.validate_every", train.validate_every > 0),
+            ("train.validation_tokens", train.validation_tokens.is_some()),
+        ];
+        if let Some((key, _)) = measured.iter().find(|(_, given)| *given && !held_out) {
+            return refuse(key, "is there, but nothing to measure on; name held-out files in `data.validation`");
+        }
+        if train.keep_best && train.validate_every == 0 {
+            return refuse(
+                "train.keep_best",
+                "keeps the best of several measurements, but `train.validate_every` is 0, so there is one, at the end; say \
+                 how often to measure",
+            );
+        }
+        match lesson {
+            Lesson::Conversations => {
+                data.too_long.get_or_insert(TooLong::Cut);
+                if self.dpo.is_some() {
+                    return refuse("dpo", "is a table of the stage `dpo`, and conversations have no preferences; leave it out");
+                }
+            }
+            Lesson::Preferences => {
+                if *data.too_long.get_or_insert(TooLong::Drop) == TooLong::Cut {
+                    return refuse(
+                        "data.too_long",
+                        "is \"cut\", but a response that is cut is not the one that was preferred; write \"drop\"",
+                    );
+                }
+                let dpo = self.dpo.get_or_insert_default();
+                if !(dpo.beta > 0.0 && dpo.beta <= 100.0) {
+                    return refuse("dpo.beta", format!("is {}; it must be above 0 and at most 100", dpo.beta));
+                }
+                if train.z_loss > 0.0 {
+                    return refuse("train.z_loss", "is a term of the next-token loss, which preferences do not have; leave it out");
+                }
+            }
+        }
+        if self.adapter.is_some() && data.chat_template.is_some() {
+            return refuse(
+                "data.chat_template",
+                "stands beside `[adapter]`, but an adapter answers with its base's chat template; put it into the base's \
+                 folder as chat_template.jinja and leave this out",
+            );
+        }
+        self.adapter = self.adapter.map(AdapterSettings::resolved).transpose()?;
+        Ok(self)
+    }
+}
