@@ -13,9 +13,9 @@ mod needle;
 mod outcome;
 mod progress;
 mod run;
+mod serve;
 mod shape;
 mod stages;
-mod stop;
 mod text;
 mod watch;
 
@@ -148,6 +148,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Palettize(args) => run::palettize(app, &args),
         Verb::Generate(args) => text::generate(app, &args),
         Verb::Chat(args) => chat::chat(app, &args),
+        Verb::Serve(args) => serve::serve(app, args),
         Verb::Eval(EvalVerb::Perplexity(args)) => measure::perplexity(app, &args),
         Verb::Eval(EvalVerb::Needle(args)) => needle::run(app, &args),
         Verb::Eval(EvalVerb::Ifeval(args)) => ifeval::run(app, &args),

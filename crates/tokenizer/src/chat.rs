@@ -12,13 +12,17 @@
 //! encodes the parts between as plain text. A conversation that names no special token takes the direct way:
 //! render, then encode with special tokens parsed.
 //!
-//! Left out: tools, documents and images (`tools` and `documents` are none in every template).
+//! A [`Conversation`] has what templates know beyond roles and texts: tools, calls of them and their results, as
+//! Hugging Face passes them. Every string in it is as little to be trusted as a message's.
+//!
+//! Left out: documents and images (`documents` is none in every template).
 
 use std::collections::BTreeSet;
 use std::io;
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 use tokenizers::normalizers::NormalizerWrapper;
@@ -32,6 +36,39 @@ use crate::tokenizer::{SpecialNames, SpecialTokens, Tokenizer};
 pub const CHATML: &str = "\
 {%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+";
+
+/// [`CHATML`] for models that call tools, in the form of Hermes and Qwen: without tools it renders the same. What a model says
+/// between `<tool_call>` and `</tool_call>` is an object with a `name` and `arguments`; a `tool` message is its result.
+pub const CHATML_TOOLS: &str = "\
+{%- if tools %}
+{{- '<|im_start|>system\\n' }}
+{%- if messages and messages[0].role == 'system' %}
+{{- messages[0].content + '\\n\\n' }}
+{%- endif %}
+{{- '# Tools\\n\\nYou may call functions. They are, each as a JSON object:\\n<tools>' }}
+{%- for tool in tools %}
+{{- '\\n' + (tool | tojson) }}
+{%- endfor %}
+{{- '\\n</tools>\\n\\nFor each call write the name and the arguments as JSON:\\n<tool_call>\\n{\"name\": \"NAME\", \"arguments\": {}}\\n</tool_call><|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+{%- if message.role == 'tool' %}
+{{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
+{%- elif not (tools and loop.first and message.role == 'system') %}
+{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
+{%- for call in message.tool_calls or [] %}
+{%- if message.content or not loop.first %}
+{{- '\\n' }}
+{%- endif %}
+{{- '<tool_call>\\n{\"name\": ' + (call.function.name | tojson) + ', \"arguments\": ' + (call.function.arguments | tojson) + '}\\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
 {{- '<|im_start|>assistant\\n' }}
@@ -65,9 +102,84 @@ impl Message {
         }
     }
 
-    /// Whether either part has `special` in it.
+}
+
+/// Turns with whatever further keys a template knows, and the tools that may be called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Conversation {
+    /// Objects with a `role` and a `content` (a text, or null beside `tool_calls`); `tool_calls` holds objects
+    /// `{"type": "function", "id", "function": {"name", "arguments"}}`, the arguments an object, not its text.
+    pub messages: Vec<serde_json::Value>,
+    /// Objects `{"type": "function", "function": {"name", "description", "parameters"}}`; none: nothing can be called.
+    pub tools: Vec<serde_json::Value>,
+}
+
+impl From<&[Message]> for Conversation {
+    fn from(messages: &[Message]) -> Conversation {
+        let turn = |m: &Message| serde_json::json!({"role": m.role, "content": m.content});
+        Conversation {
+            messages: messages.iter().map(turn).collect(),
+            tools: Vec::new(),
+        }
+    }
+}
+
+impl Conversation {
+    /// Shows every text in it, keys among them.
+    fn visit<'a>(&'a self, seen: &mut dyn FnMut(&'a str)) {
+        fn visit<'a>(value: &'a serde_json::Value, seen: &mut dyn FnMut(&'a str)) {
+            match value {
+                serde_json::Value::String(text) => seen(text),
+                serde_json::Value::Array(values) => values.iter().for_each(|v| visit(v, seen)),
+                serde_json::Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+                    seen(key);
+                    visit(value, seen);
+                }),
+                _ => {}
+            }
+        }
+        let all = self.messages.iter().chain(&self.tools);
+        all.for_each(|value| visit(value, seen));
+    }
+
+    /// The same with every text changed.
+    fn map(&self, change: &dyn Fn(&str) -> String) -> Conversation {
+        fn map(
+            value: &serde_json::Value,
+            change: &dyn Fn(&str) -> String,
+        ) -> serde_json::Value {
+            match value {
+                serde_json::Value::String(text) => change(text).into(),
+                serde_json::Value::Array(values) => {
+                    values.iter().map(|value| map(value, change)).collect()
+                }
+                serde_json::Value::Object(fields) => {
+                    let fields = fields.iter();
+                    let changed = fields.map(|(key, value)| (change(key), map(value, change)));
+                    serde_json::Value::Object(changed.collect())
+                }
+                other => other.clone(),
+            }
+        }
+        let all = |values: &[serde_json::Value]| values.iter().map(|v| map(v, change)).collect();
+        Conversation {
+            messages: all(&self.messages),
+            tools: all(&self.tools),
+        }
+    }
+
+    /// Bytes of all its texts.
+    fn length(&self) -> usize {
+        let mut length = 0;
+        self.visit(&mut |text| length += text.len());
+        length
+    }
+
+    /// Whether any text has `special` in it.
     fn names(&self, special: &str) -> bool {
-        self.role.contains(special) || self.content.contains(special)
+        let mut found = false;
+        self.visit(&mut |text| found |= text.contains(special));
+        found
     }
 }
 
@@ -129,22 +241,37 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         now: SystemTime,
     ) -> Result<String> {
-        let length: usize = messages
-            .iter()
-            .map(|m| m.role.len() + m.content.len())
-            .sum();
+        self.render_conversation_at(&messages.into(), add_generation_prompt, now)
+    }
+
+    /// Render a conversation with its tools; see [`ChatTemplate::render`].
+    pub fn render_conversation(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        self.render_conversation_at(conversation, add_generation_prompt, SystemTime::now())
+    }
+
+    fn render_conversation_at(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+        now: SystemTime,
+    ) -> Result<String> {
+        let length = conversation.length();
         let environment = environment(now, length);
         let program = self.program();
         let template = environment.template_from_str(&program).map_err(sentence)?;
         let name = |name: &Option<String>| name.as_deref().map_or(Value::UNDEFINED, Value::from);
-        let turns: Vec<Value> = messages
-            .iter()
-            .map(|m| context! { role => m.role.as_str(), content => m.content.as_str() })
-            .collect();
+        let tools = match conversation.tools.is_empty() {
+            true => Value::from(()),
+            false => Value::from(Serde(&conversation.tools)),
+        };
         let context = context! {
-            messages => turns,
+            messages => Value::from(Serde(&conversation.messages)),
             add_generation_prompt => add_generation_prompt,
-            tools => Value::from(()),
+            tools => tools,
             documents => Value::from(()),
             bos_token => name(&self.names.bos),
             eos_token => name(&self.names.eos),
@@ -200,24 +327,21 @@ impl ChatTemplate {
 pub(crate) fn encode(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
-    messages: &[Message],
+    conversation: &Conversation,
     add_generation_prompt: bool,
 ) -> Result<Vec<u32>> {
     let named: Vec<&str> = tokenizer
         .specials()
         .map(|(_, name)| name)
-        .filter(|name| !name.is_empty() && messages.iter().any(|m| m.names(name)))
+        .filter(|name| !name.is_empty() && conversation.names(name))
         .collect();
     if named.is_empty() {
-        let text = template.render(messages, add_generation_prompt)?;
+        let text = template.render_conversation(conversation, add_generation_prompt)?;
         return tokenizer.encode_with(&text, false, SpecialTokens::Parse);
     }
-    let masks = Masks::new(&named, messages, template.source());
-    let masked: Vec<Message> = messages
-        .iter()
-        .map(|m| Message::new(masks.hide(&m.role), masks.hide(&m.content)))
-        .collect();
-    let text = template.render(&masked, add_generation_prompt)?;
+    let masks = Masks::new(&named, conversation, template.source());
+    let masked = conversation.map(&|text| masks.hide(text));
+    let text = template.render_conversation(&masked, add_generation_prompt)?;
     let mut ids = Vec::new();
     let split = tokenizer
         .parsing()
@@ -239,12 +363,9 @@ struct Masks<'a> {
 }
 
 impl<'a> Masks<'a> {
-    fn new(named: &[&'a str], messages: &[Message], template: &str) -> Self {
-        let used: BTreeSet<char> = messages
-            .iter()
-            .flat_map(|m| m.content.chars().chain(m.role.chars()))
-            .chain(template.chars())
-            .collect();
+    fn new(named: &[&'a str], conversation: &Conversation, template: &str) -> Self {
+        let mut used: BTreeSet<char> = template.chars().collect();
+        conversation.visit(&mut |text| used.extend(text.chars()));
         // 131,068 private-use characters of planes 15 and 16; a text cannot use them up within its bound.
         let free = ('\u{f0000}'..='\u{ffffd}')
             .chain('\u{100000}'..='\u{10fffd}')

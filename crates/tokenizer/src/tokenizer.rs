@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 use serde_json::json;
 
-use crate::chat::{ChatTemplate, Message};
+use crate::chat::{ChatTemplate, Conversation, Message};
 use crate::detokenizer::Detokenizer;
 use crate::direct::{self, Seen};
 use crate::error::{Result, TokenizerError};
@@ -304,10 +304,19 @@ impl Tokenizer {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>> {
+        self.encode_conversation(&messages.into(), add_generation_prompt)
+    }
+
+    /// [`Tokenizer::encode_chat`] of a conversation with tools, calls of them and their results.
+    pub fn encode_conversation(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u32>> {
         crate::chat::encode(
             self,
             self.template_or_error()?,
-            messages,
+            conversation,
             add_generation_prompt,
         )
     }
