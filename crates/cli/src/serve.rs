@@ -165,7 +165,8 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
     Ok(())
 }
 
-/// From now on what the server tells of its work goes to standard error: ids, counts and times.
+/// From now on what the server tells of its work goes to standard error: ids, counts and times. Of a panic its place alone,
+/// since what it says can quote a text.
 fn logs(json: bool) {
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -176,4 +177,8 @@ fn logs(json: bool) {
         true => builder.json().try_init(),
         false => builder.compact().with_ansi(false).try_init(),
     };
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, "a panic, which is a bug");
+    }));
 }

@@ -13,7 +13,7 @@ pub(crate) struct ApiError {
     pub status: StatusCode,
     kind: &'static str,
     message: String,
-    param: Option<String>,
+    pub param: Option<String>,
     code: Option<&'static str>,
     /// Seconds until it makes sense to ask again.
     retry_after: Option<u64>,

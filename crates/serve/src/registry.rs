@@ -173,7 +173,10 @@ impl Registry {
         }
         let mut state = self.lock();
         if state.known.remove(name).is_none() {
-            return Err(ApiError::no_model(name).about("lora_name"));
+            return Err(ApiError {
+                param: Some("lora_name".to_owned()),
+                ..ApiError::no_model(name)
+            });
         }
         if let Some(adapters) = &state.adapters {
             adapters.remove(name);
