@@ -56,6 +56,13 @@ pub const TRANSFORMERS: Packages = Packages {
     probe: "import torch, transformers, safetensors, numpy",
 };
 
+/// OpenAI's own client, which the server is to satisfy.
+pub const OPENAI: Packages = Packages {
+    name: "openai-3.57.0",
+    install: &["openai==3.57.0"],
+    probe: "import openai",
+};
+
 /// A Python that has `packages`: `$RUSSET_PYTHON` as it is, or one in the cache, installed on first use.
 pub fn python(packages: &Packages) -> Done<PathBuf> {
     let works = |python: &Path| capture(Command::new(python).args(["-c", packages.probe]));

@@ -3,7 +3,7 @@
 //! Every step runs even when an earlier one failed, so one run tells everything. A step that this machine cannot do is skipped, with the
 //! reason in the table; nothing here needs a GPU or a downloaded weight, and only the two installs need a network.
 
-use crate::cache::{TENSORBOARD, mpi, python, tool};
+use crate::cache::{OPENAI, TENSORBOARD, mpi, python, tool};
 use crate::edges;
 use crate::shell::{Done, cargo, line, run};
 use std::fmt::Write as _;
@@ -115,6 +115,18 @@ pub fn test() -> Done {
             ),
             "",
         ),
+        Err(problem) => Outcome::Skipped(problem),
+    });
+    step("OpenAI's client", &mut || match python(&OPENAI) {
+        Ok(python) => match passes(&mut cargo("build --package russet-cli"), "") {
+            Outcome::Passed => passes(
+                Command::new(python)
+                    .arg("bench/peers/openai_sdk.py")
+                    .current_dir(crate::shell::root()),
+                "",
+            ),
+            failed => failed,
+        },
         Err(problem) => Outcome::Skipped(problem),
     });
     step("models, scalar", &mut || models_under("scalar"));

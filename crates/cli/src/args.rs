@@ -47,6 +47,8 @@ pub enum Verb {
     Generate(GenerateArgs),
     /// Talk to a model in the terminal
     Chat(ChatArgs),
+    /// Serve a model behind OpenAI's API
+    Serve(crate::serve::ServeArgs),
     /// Measure a model on a text
     #[command(subcommand)]
     Eval(EvalVerb),

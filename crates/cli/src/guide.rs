@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use russet_engine::guide::{Constraint, Grammar, Vocabulary};
-use russet_tokenizer::Tokenizer;
+use russet_engine::guide::{Constraint, Grammar};
 
 use crate::app::Model;
 use crate::args::GuideArgs;
@@ -14,7 +13,7 @@ pub fn grammar(args: &GuideArgs, model: &Model) -> Result<Option<Grammar>> {
     let Some(constraint) = constraint(args)? else {
         return Ok(None);
     };
-    let vocabulary = vocabulary(&model.tokenizer, &model.eos())?;
+    let vocabulary = russet_serve::vocabulary(&model.tokenizer, &model.eos())?;
     Ok(Some(Grammar::compile(&vocabulary, &constraint)?))
 }
 
@@ -35,15 +34,4 @@ fn constraint(args: &GuideArgs) -> Result<Option<Constraint>> {
     } else {
         None
     })
-}
-
-/// The tokens of a tokenizer, as guides need them.
-pub fn vocabulary(tokenizer: &Tokenizer, ends: &[u32]) -> Result<Vocabulary> {
-    let ids = 0..tokenizer.vocab_size() as u32;
-    let bytes = |id| tokenizer.token_bytes(id).to_vec();
-    let tokens = ids.clone().map(bytes).collect();
-    let special: Vec<u32> = ids.filter(|&id| tokenizer.is_special(id)).collect();
-    let known = |&&end: &&u32| (end as usize) < tokenizer.vocab_size();
-    let ends: Vec<u32> = ends.iter().filter(known).copied().collect();
-    Ok(Vocabulary::new(tokens, &special, &ends)?)
 }

@@ -12,9 +12,9 @@ mod needle;
 mod outcome;
 mod progress;
 mod run;
+mod serve;
 mod shape;
 mod stages;
-mod stop;
 mod text;
 mod watch;
 
@@ -159,6 +159,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         }
         Verb::Generate(args) => text::generate(app, &args),
         Verb::Chat(args) => chat::chat(app, &args),
+        Verb::Serve(args) => serve::serve(app, args),
         Verb::Eval(EvalVerb::Perplexity(args)) => measure::perplexity(app, &args),
         Verb::Eval(EvalVerb::Needle(args)) => needle::run(app, &args),
         Verb::Eval(EvalVerb::Ifeval(args)) => eval::ifeval::run(app, &args),

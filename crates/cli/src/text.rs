@@ -11,13 +11,12 @@ use russet_engine::{
     Request, Sampling,
 };
 use russet_tensor::Trace;
-use russet_tokenizer::{SpecialTokens, Tokenizer};
+use russet_tokenizer::{SpecialTokens, StopFilter, Tokenizer};
 use serde_json::json;
 
 use crate::app::{App, Model, Usage, write_stdout};
 use crate::args::{GenerateArgs, SamplingArgs};
 use crate::guide;
-use crate::stop::StopFilter;
 
 /// Prints the token ids of a text.
 pub fn encode(app: &App, model: &Path, text: &str, special: bool) -> Result<()> {

@@ -3,7 +3,7 @@
 use russet_tensor::Stack;
 
 use crate::prefix::Scope;
-use crate::sampler::check_bias;
+use crate::sampler::{check_bias, check_top};
 use crate::sequence::Sequence;
 use crate::{Engine, Error, Event, Finish, Generation, Request, RequestId, Result, Reuse};
 
@@ -34,6 +34,7 @@ impl Engine {
             self.next += 1;
             let mut request = request.clone();
             request.sampling.seed = request.sampling.seed.wrapping_add(n);
+            request.prompt_logprobs = request.prompt_logprobs.filter(|_| n == 0);
             if let Some(proposer) = &mut self.proposer {
                 proposer.begin(id, &request);
             }
@@ -100,6 +101,7 @@ impl Engine {
             }
         }
         check_bias(&request.logit_bias, vocab)?;
+        check_top("prompt_logprobs", request.prompt_logprobs.unwrap_or(0))?;
         request.sampling.check()
     }
 

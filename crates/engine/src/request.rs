@@ -44,6 +44,10 @@ pub struct Request {
     pub sampling: Sampling,
     /// What is added to the logits of these tokens, each from -100 to 100.
     pub logit_bias: Vec<(u32, f32)>,
+    /// `Some(k)`: the answer comes with the log-probability of every token of the prompt but the first, and the k most probable
+    /// ones at its place, at most 256. Such a prompt is computed whole, whatever of it lies in the cache. Of several answers to it
+    /// the first has them.
+    pub prompt_logprobs: Option<usize>,
     /// What the answer must be; `None`: anything.
     pub guide: Option<Grammar>,
     /// Tokens that end the answer. Those that end one by its guide's vocabulary do too.
@@ -66,6 +70,7 @@ impl Default for Request {
             max_tokens: usize::MAX,
             sampling: Sampling::default(),
             logit_bias: Vec::new(),
+            prompt_logprobs: None,
             guide: None,
             stop_tokens: Vec::new(),
             adapters: Vec::new(),
@@ -151,6 +156,10 @@ pub struct Generation {
     pub logprobs: Vec<f32>,
     /// The `top_logprobs` most probable tokens at the place of each; empty where none were asked for.
     pub top: Vec<Vec<Token>>,
+    /// The tokens of the prompt from the second on, with their log-probabilities, where `prompt_logprobs` asked for them.
+    pub prompt_logprobs: Vec<Token>,
+    /// The most probable tokens at the place of each of them.
+    pub prompt_top: Vec<Vec<Token>>,
     /// How guesses fared, where there were any.
     pub speculation: Option<Speculation>,
     /// Why it ended.

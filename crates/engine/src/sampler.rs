@@ -131,14 +131,7 @@ impl Sampling {
                 "from 0.01 to 100 (1 is off)",
             ));
         }
-        if self.top_logprobs > MOST_TOP {
-            return Err(Error::setting(
-                "top_logprobs",
-                self.top_logprobs,
-                format!("from 0 (none) to {MOST_TOP}"),
-            ));
-        }
-        Ok(())
+        check_top("top_logprobs", self.top_logprobs)
     }
 
     /// Whether tokens that came before matter.
@@ -305,13 +298,9 @@ impl Sampler {
             id: id as u32,
             logprob: logits[id] - log_sum,
         };
-        let mut ranked = (self.sampling.top_logprobs > 0).then(|| Ranked::new(logits, 1.0));
-        let top = ranked.iter_mut().flat_map(|ranked| {
-            (0..self.sampling.top_logprobs.min(logits.len())).map(|rank| token(ranked.id(rank)))
-        });
         Ok(Drawn {
             token: token(id),
-            top: top.collect(),
+            top: most_probable(logits, log_sum, self.sampling.top_logprobs),
         })
     }
 
@@ -331,6 +320,47 @@ impl Sampler {
         }
         true
     }
+}
+
+/// A token that was given and not drawn, with its log-probability under the model and the `top` most probable ones at its place.
+///
+/// # Errors
+/// When a logit is not finite.
+pub(crate) fn score(isa: Isa, logits: &[f32], id: u32, top: usize) -> Result<Drawn> {
+    let log_sum = cross_entropy::log_sum_exp(isa, logits);
+    if !log_sum.is_finite() {
+        return Err(Error::NotFinite);
+    }
+    let logprob = logits[id as usize] - log_sum;
+    Ok(Drawn {
+        token: Token { id, logprob },
+        top: most_probable(logits, log_sum, top),
+    })
+}
+
+/// The `count` most probable tokens, the most probable first.
+fn most_probable(logits: &[f32], log_sum: f32, count: usize) -> Vec<Token> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut ranked = Ranked::new(logits, 1.0);
+    let token = |rank| {
+        let id = ranked.id(rank);
+        Token {
+            id: id as u32,
+            logprob: logits[id] - log_sum,
+        }
+    };
+    (0..count.min(logits.len())).map(token).collect()
+}
+
+/// Whether so many alternatives may be reported.
+pub(crate) fn check_top(setting: &'static str, count: usize) -> Result<()> {
+    if count > MOST_TOP {
+        let wanted = format!("from 0 (none) to {MOST_TOP}");
+        return Err(Error::setting(setting, count, wanted));
+    }
+    Ok(())
 }
 
 /// Whether every bias is of a token that the model has and in OpenAI's range.

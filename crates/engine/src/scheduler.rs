@@ -13,13 +13,16 @@
 
 use std::time::Instant;
 
+use russet_model::Decoder;
 use russet_model::cache::BLOCK_TOKENS;
-use russet_tensor::{Op, Segments, ops};
+use russet_tensor::{Op, Segments, Tensor, ops};
 
 use crate::guide::Worker;
 use crate::prefix::Hit;
 use crate::sequence::{Choice, Running, Sequence};
-use crate::{Engine, Event, Finish, Flow, Request, RequestId, Result, Reuse, Speculation};
+use crate::{
+    Drawn, Engine, Event, Finish, Flow, Request, RequestId, Result, Reuse, Speculation, sampler,
+};
 
 /// Guesses the tokens that come next, so that one forward pass checks several. Exact whatever it guesses: a token stays where it
 /// is what would have been chosen anyway, drawn with the same random number.
@@ -55,6 +58,17 @@ struct Part {
     rows: usize,
     proposed: Vec<u32>,
     ends: bool, // with a row that a token is drawn from
+}
+
+/// How many rows of logits of prompts exist together.
+const SCORED_AT_ONCE: usize = 64;
+
+/// A token of a prompt whose log-probability is asked for.
+struct Score {
+    at: usize,  // of the running
+    row: usize, // of the step: the token before it
+    next: u32,
+    scored: Option<Result<Drawn>>,
 }
 
 /// A part whose last rows have logits.
@@ -178,6 +192,9 @@ impl Engine {
     /// Where `sequence` may begin: what is cached of its tokens but the last, which is run in any case since its row gives the
     /// next one's logits; and how many whole blocks of that the prefix cache has.
     fn beginning(&mut self, sequence: &Sequence) -> (Hit, usize) {
+        if sequence.request.prompt_logprobs.is_some() {
+            return (Hit::default(), 0);
+        }
         let tokens = &sequence.tokens[..sequence.tokens.len() - 1];
         let mut hit = match self.config.reuse {
             Reuse::Never => Hit::default(),
@@ -348,12 +365,20 @@ impl Engine {
             adapters(a).cmp(adapters(b))
         });
         let (mut tokens, mut segments) = (Vec::new(), Segments::default());
-        let (mut draws, mut rows) = (Vec::new(), Vec::new());
+        let (mut draws, mut rows, mut scores) = (Vec::new(), Vec::new(), Vec::new());
         for part in parts {
             let Running { sequence, slot, .. } = &self.running[part.at];
             let past = self.cache.len(*slot) - part.rows;
             segments.push_adapted(part.rows, past, *slot, &sequence.stack);
             let known = part.rows - part.proposed.len();
+            for position in sequence.unscored(past, past + known) {
+                scores.push(Score {
+                    at: part.at,
+                    row: tokens.len() + position - past,
+                    next: sequence.tokens[position + 1],
+                    scored: None,
+                });
+            }
             tokens.extend_from_slice(&sequence.tokens[past..past + known]);
             tokens.extend_from_slice(&part.proposed);
             if part.ends {
@@ -371,6 +396,9 @@ impl Engine {
         let decoder = self.decoder().clone();
         let ctx = &mut self.ctx;
         let hidden = decoder.forward(ctx, &tokens, &segments, Some(&mut self.cache)); // [N, D]
+        for scores in scores.chunks_mut(SCORED_AT_ONCE) {
+            self.score(&decoder, &hidden, scores);
+        }
         if rows.is_empty() {
             return draws;
         }
@@ -380,6 +408,7 @@ impl Engine {
                 sequence.take_masks(masks);
             }
         }
+        let ctx = &mut self.ctx;
         let hidden = ops::rows(ctx, &hidden, &rows); // [M, D]
         let logits = decoder.logits(ctx, &hidden); // [M, V]
         let vocab = decoder.config().vocab;
@@ -392,6 +421,25 @@ impl Engine {
         });
         self.traced("sample", rows.len(), begun);
         draws
+    }
+
+    /// Scores tokens of prompts at their rows of `hidden`, `[N, D]`.
+    fn score(&mut self, decoder: &Decoder, hidden: &Tensor, scores: &mut [Score]) {
+        let rows: Vec<usize> = scores.iter().map(|score| score.row).collect();
+        let ctx = &mut self.ctx;
+        let hidden = ops::rows(ctx, hidden, &rows); // [M, D]
+        let logits = decoder.logits(ctx, &hidden); // [M, V]
+        let (isa, running, vocab) = (ctx.pool.isa(), &self.running, decoder.config().vocab);
+        ctx.pool.for_each_chunk(scores, 1, |place, score| {
+            let (score, row) = (&mut score[0], place * vocab..(place + 1) * vocab);
+            let asked = running[score.at].sequence.request.prompt_logprobs;
+            let scored = sampler::score(isa, &logits.data()[row], score.next, asked.unwrap_or(0));
+            score.scored = Some(scored);
+        });
+        for score in scores {
+            let scored = score.scored.take().expect("every chunk was visited");
+            self.running[score.at].sequence.take_score(scored);
+        }
     }
 
     /// Begins the masks of guided sequences, which are made beside the forward pass.

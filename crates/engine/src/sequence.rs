@@ -10,7 +10,9 @@ use russet_tensor::Stack;
 
 use crate::guide::{Grammar, Guide, Masks, Next};
 use crate::prefix::{NodeId, Scope};
-use crate::{Drawn, Event, Finish, Flow, Generation, Request, RequestId, Result, Sampler, Token};
+use crate::{
+    Drawn, Error, Event, Finish, Flow, Generation, Request, RequestId, Result, Sampler, Token,
+};
 
 /// Who goes first: the higher priority, then the earlier arrival.
 pub(crate) type Rank = (Reverse<i32>, RequestId);
@@ -28,6 +30,8 @@ pub(crate) struct Sequence {
     pub tokens: Vec<u32>,
     logprobs: Vec<f32>,      // of the answer
     top: Vec<Vec<Token>>,    // of the answer, where that is asked for
+    scored: Vec<Drawn>,      // tokens of the prompt from the second on, where that is asked for
+    damaged: bool,           // a row of the prompt was not finite
     drawing: Mutex<Drawing>, // its own, whichever thread draws
     /// Tokens of the prompt that need not be computed when it was first admitted.
     pub reused: usize,
@@ -85,6 +89,8 @@ impl Sequence {
             tokens: request.prompt.clone(),
             logprobs: Vec::new(),
             top: Vec::new(),
+            scored: Vec::new(),
+            damaged: false,
             drawing: Mutex::new(Drawing {
                 sampler: sampler.expect("the request was checked"),
                 guide: None,
@@ -118,6 +124,24 @@ impl Sequence {
         self.request.guide.is_some()
     }
 
+    /// Of the rows from position `past` to `end` those whose next token is one of the prompt and still has to be scored.
+    pub fn unscored(&self, past: usize, end: usize) -> std::ops::Range<usize> {
+        let last = self.request.prompt.len() - 1;
+        match self.request.prompt_logprobs {
+            // What was preempted comes by a second time.
+            Some(_) => past.max(self.scored.len())..end.min(last),
+            None => 0..0,
+        }
+    }
+
+    /// Takes the scores of the next tokens of the prompt.
+    pub fn take_score(&mut self, score: Result<Drawn>) {
+        match score {
+            Ok(scored) => self.scored.push(scored),
+            Err(_) => self.damaged = true,
+        }
+    }
+
     /// The answer so far.
     pub fn answer(&self) -> &[u32] {
         &self.tokens[self.request.prompt.len()..]
@@ -141,6 +165,9 @@ impl Sequence {
     /// The tokens that follow, of the logits `[rows, V]` of the last token and of the `proposed` ones after it: one, and one
     /// more for each proposed token that is what would have been chosen anyway.
     pub fn choose(&self, isa: Isa, logits: &[f32], proposed: &[u32]) -> Result<Choice> {
+        if self.damaged {
+            return Err(Error::NotFinite);
+        }
         let mut drawing = self.drawing.lock().unwrap_or_else(|p| p.into_inner());
         let Drawing {
             sampler,
@@ -212,10 +239,17 @@ impl Sequence {
     pub fn generation(mut self, finish: Finish) -> Generation {
         let prompt_tokens = self.request.prompt.len();
         let times = self.admitted.zip(self.first);
+        let scored = self
+            .scored
+            .into_iter()
+            .map(|drawn| (drawn.token, drawn.top));
+        let (prompt_logprobs, prompt_top) = scored.unzip();
         Generation {
             tokens: self.tokens.split_off(prompt_tokens),
             logprobs: self.logprobs,
             top: self.top,
+            prompt_logprobs,
+            prompt_top,
             speculation: None,
             finish,
             prompt_tokens,

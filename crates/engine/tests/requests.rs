@@ -308,6 +308,8 @@ impl Generate for Echo {
             tokens: vec![id],
             logprobs: vec![0.0],
             top: Vec::new(),
+            prompt_logprobs: Vec::new(),
+            prompt_top: Vec::new(),
             speculation: None,
             finish: Finish::Length,
             prompt_tokens: request.prompt.len(),

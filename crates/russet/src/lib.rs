@@ -7,6 +7,7 @@ pub use russet_engine as engine;
 pub use russet_eval as eval;
 pub use russet_kernels as kernels;
 pub use russet_model as model;
+pub use russet_serve as serve;
 pub use russet_tensor as tensor;
 pub use russet_tokenizer as tokenizer;
 pub use russet_train as train;

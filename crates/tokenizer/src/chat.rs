@@ -41,6 +41,39 @@ pub const CHATML: &str = "\
 {%- endif %}
 ";
 
+/// [`CHATML`] for models that call tools, in the form of Hermes and Qwen: without tools it renders the same. What a model says
+/// between `<tool_call>` and `</tool_call>` is an object with a `name` and `arguments`; a `tool` message is its result.
+pub const CHATML_TOOLS: &str = "\
+{%- if tools %}
+{{- '<|im_start|>system\\n' }}
+{%- if messages and messages[0].role == 'system' %}
+{{- messages[0].content + '\\n\\n' }}
+{%- endif %}
+{{- '# Tools\\n\\nYou may call functions. They are, each as a JSON object:\\n<tools>' }}
+{%- for tool in tools %}
+{{- '\\n' + (tool | tojson) }}
+{%- endfor %}
+{{- '\\n</tools>\\n\\nFor each call write the name and the arguments as JSON:\\n<tool_call>\\n{\"name\": \"NAME\", \"arguments\": {}}\\n</tool_call><|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+{%- if message.role == 'tool' %}
+{{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
+{%- elif not (tools and loop.first and message.role == 'system') %}
+{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
+{%- for call in message.tool_calls or [] %}
+{%- if message.content or not loop.first %}
+{{- '\\n' }}
+{%- endif %}
+{{- '<tool_call>\\n{\"name\": ' + (call.function.name | tojson) + ', \"arguments\": ' + (call.function.arguments | tojson) + '}\\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+";
+
 /// The largest published templates have about 20 KiB.
 const LARGEST_TEMPLATE: usize = 256 << 10;
 /// One fuel is one step or 64 bytes made; the heaviest published template needs about 200 per message.
@@ -106,9 +139,7 @@ impl ChatTemplate {
         let program = template.program();
         let mut environment = environment(SystemTime::UNIX_EPOCH, 0);
         environment.add_filter(GENERATION, |text: String| text);
-        environment
-            .template_from_str(&program)
-            .map_err(sentence)?;
+        environment.template_from_str(&program).map_err(sentence)?;
         Ok(template)
     }
 
@@ -166,7 +197,9 @@ impl ChatTemplate {
         let length = conversation.bytes();
         let mut environment = environment(now, length);
         let [begin, end] = marks;
-        environment.add_filter(GENERATION, move |text: String| format!("{begin}{text}{end}"));
+        environment.add_filter(GENERATION, move |text: String| {
+            format!("{begin}{text}{end}")
+        });
         let program = self.program();
         let template = environment.template_from_str(&program).map_err(sentence)?;
         let name = |name: &Option<String>| name.as_deref().map_or(Value::UNDEFINED, Value::from);

@@ -232,7 +232,8 @@ fn leave_one_out_is_unbiased_and_scatters_less() {
             let share = shares[a] * shares[b];
             let product = dot_of(&scores, a, b, &dot);
             let (aa, bb) = (dot_of(&scores, a, a, &dot), dot_of(&scores, b, b, &dot));
-            let norm = |w: &[f64]| w[0] * w[0] * aa + 2.0 * w[0] * w[1] * product + w[1] * w[1] * bb;
+            let norm =
+                |w: &[f64]| w[0] * w[0] * aa + 2.0 * w[0] * w[1] * product + w[1] * w[1] * bb;
             let own = reinforce(&leave_one_out(&[rewards[a], rewards[b]]), &[0.0; 2]).weights;
             let without = reinforce(&[rewards[a], rewards[b]], &[0.0; 2]).weights;
             square += share * norm(&own);

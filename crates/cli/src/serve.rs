@@ -1,0 +1,186 @@
+//! `serve`: a model behind OpenAI's API.
+
+use std::io::IsTerminal;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use russet_engine::{CacheSize, Engine, EngineConfig, PromptLookup, Reuse};
+use russet_serve::{Keys, Limits, Server, Settings, new_key};
+use serde_json::json;
+
+use crate::app::{App, Model, Usage};
+
+#[derive(Args)]
+pub struct ServeArgs {
+    /// A checkpoint or package
+    #[arg(long, required_unless_present = "new_key")]
+    pub model: Option<PathBuf>,
+    /// What requests call it (default: the name of its folder)
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Address to listen on; others than this machine's own want --api-keys
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+    /// File of keys, hashed; without one whoever reaches the address may ask
+    #[arg(long, value_name = "FILE")]
+    pub api_keys: Option<PathBuf>,
+    /// Let others reach a server without keys
+    #[arg(long)]
+    pub insecure: bool,
+    /// Print a new key and its line for the file of keys, and end
+    #[arg(long, value_name = "NAME", exclusive = true)]
+    pub new_key: Option<String>,
+    /// An adapter (PEFT folder) that requests call NAME; may be given several times
+    #[arg(long, value_name = "NAME=FOLDER", value_parser = adapter)]
+    pub adapter: Vec<(String, PathBuf)>,
+    /// Let requests load adapters from below this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter_dir: Option<PathBuf>,
+    /// The most memory of loaded adapters
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    pub adapter_mib: usize,
+    /// Tokens of one conversation, prompt and answer (default: the model's context)
+    #[arg(long)]
+    pub context: Option<usize>,
+    /// Answers made at once
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    pub slots: u16,
+    /// Requests that may wait; beyond them clients are told to come again
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub queue: u32,
+    /// Memory of keys and values (default: a full context for each slot)
+    #[arg(long, value_name = "MIB")]
+    pub cache_mib: Option<usize>,
+    /// Compute every prompt whole, whatever the cache holds of others
+    #[arg(long)]
+    pub no_prefix_cache: bool,
+    /// Guess what followed the same few tokens before; the text is the same
+    #[arg(long)]
+    pub prompt_lookup: bool,
+    /// Seconds that an answer may take, waiting included
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub deadline: u64,
+    /// Seconds that answers may go on after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=604_800))]
+    pub drain: u64,
+    /// The longest body of a request
+    #[arg(long, value_name = "MIB", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub body_mib: u16,
+}
+
+/// `NAME=FOLDER`.
+fn adapter(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
+            Ok((name.to_owned(), folder.into()))
+        }
+        _ => Err("it must be NAME=FOLDER, as in tales=runs/tales".to_owned()),
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
+    if let Some(name) = &args.new_key {
+        let (key, line) = new_key(name, true).map_err(|error| Usage(error.to_string()))?;
+        let text = format!(
+            "{key}\n\nThis is the key; it is shown once. Its line for the file of keys, without `adapters` for one that may not load \
+             adapters:\n\n{line}"
+        );
+        return app.print(&json!({"key": key, "line": line}), &text);
+    }
+    let folder = args.model.context("--model names the model")?;
+    for (_, folder) in &args.adapter {
+        crate::found::adapter(folder)?;
+    }
+    let keys = args.api_keys.as_deref().map(Keys::read).transpose();
+    let keys = keys.map_err(|error| Usage(format!("--api-keys {error}")))?;
+    let model = Model::open_for_chat(&folder, None, &mut *app.progress)?;
+    let name = args.name.unwrap_or_else(|| {
+        let full = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+        let last = full
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        last.unwrap_or_else(|| "model".to_owned())
+    });
+    let served = russet_serve::Model {
+        bos: model.bos()?,
+        eos: model.eos(),
+        tokenizer: model.tokenizer,
+        name: name.clone(),
+    };
+    let most = model.decoder.config().context;
+    let config = EngineConfig {
+        reuse: match args.no_prefix_cache {
+            true => Reuse::Never,
+            false => Reuse::Tenant,
+        },
+        cache: args.cache_mib.map_or(CacheSize::Slots, |mib| {
+            CacheSize::Bytes(mib.saturating_mul(1 << 20))
+        }),
+        queue: args.queue as usize,
+        adapter_bytes: args.adapter_mib.saturating_mul(1 << 20),
+        ..EngineConfig::new(args.context.unwrap_or(most), usize::from(args.slots))
+    };
+    let decoder = std::sync::Arc::new(model.decoder);
+    let (pool, lookup) = (app.pool.clone(), args.prompt_lookup);
+    let make = move || {
+        let mut engine = Engine::new(decoder.clone(), pool.clone(), config)?;
+        if lookup {
+            engine.set_proposer(Some(Box::new(PromptLookup::new())));
+        }
+        Ok(engine)
+    };
+    let settings = Settings {
+        address: SocketAddr::new(args.host, args.port),
+        keys,
+        insecure: args.insecure,
+        adapters: args.adapter,
+        adapter_dir: args.adapter_dir,
+        fingerprint: format!("russet-{}-{}", app.tool.version, app.tool.commit),
+        limits: Limits {
+            body: usize::from(args.body_mib) << 20,
+            answers: (args.queue as usize).min(Limits::default().answers),
+            deadline: Duration::from_secs(args.deadline),
+            drain: Duration::from_secs(args.drain),
+            ..Limits::default()
+        },
+    };
+    let server = Server::bind(settings, served, Box::new(make)).map_err(|error| match error {
+        russet_serve::Error::Setting(said) => Usage(said).into(),
+        other => anyhow::Error::from(other),
+    })?;
+    logs(app.json);
+    app.stop_on_signals()?;
+    let address = server.address()?;
+    let url = format!("http://{address}");
+    app.print(
+        &json!({"url": url, "model": name}),
+        &format!("{name} is served at {url}; the page for people is there too. SIGTERM or Ctrl-C ends it."),
+    )?;
+    server.run(app.interrupt.flag())?;
+    Ok(())
+}
+
+/// From now on what the server tells of its work goes to standard error: ids, counts and times. Of a panic its place alone,
+/// since what it says can quote a text.
+fn logs(json: bool) {
+    let builder = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::INFO)
+        .with_target(false);
+    // Only the first caller of a process decides; there is one.
+    let _ = match json || !std::io::stderr().is_terminal() {
+        true => builder.json().try_init(),
+        false => builder.compact().with_ansi(false).try_init(),
+    };
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, "a panic, which is a bug");
+    }));
+}

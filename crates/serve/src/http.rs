@@ -1,0 +1,398 @@
+//! Routes, and what stands before all of them: who asks, by which address, and what becomes of a panic.
+
+mod chat;
+mod completions;
+mod guard;
+pub(crate) mod listen;
+mod plain;
+mod stream;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::Request;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use russet_engine::guide::{Constraint, Grammar};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use crate::error::{ApiError, ApiResult};
+use crate::keys::{Caller, Keys};
+use crate::metrics::Metrics;
+use crate::model::{Model, Text};
+use crate::registry::{Registry, now};
+use crate::wire::Common;
+use crate::worker::{MakeEngine, Refusal, Ticket, Worker};
+use crate::{Limits, Settings};
+
+/// Templates, tokenizers and grammars that run at once; they take a processor each.
+const AT_WORK: usize = 4;
+
+/// What handlers share.
+pub(crate) struct State {
+    pub text: Arc<Text>,
+    pub worker: Worker,
+    pub registry: Arc<Registry>,
+    pub metrics: Metrics,
+    pub limits: Limits,
+    pub fingerprint: String,
+    pub created: u64,
+    pub draining: AtomicBool,
+    keys: Option<Keys>,
+    /// Whether only this machine reaches the server: then only its names are good in `Host`.
+    local: bool,
+    at_work: Arc<Semaphore>,
+    secret: [u8; 32],
+    next: AtomicU64,
+}
+
+pub(crate) type Shared = Arc<State>;
+
+impl State {
+    pub fn new(settings: Settings, model: Model, make: MakeEngine) -> crate::Result<State> {
+        let Settings {
+            address,
+            keys,
+            adapters,
+            adapter_dir,
+            fingerprint,
+            limits,
+            ..
+        } = settings;
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret)
+            .map_err(|error| crate::Error::Start(format!("no random numbers: {error}")))?;
+        let registry = Arc::new(Registry::new(&model.name, adapter_dir.as_deref())?);
+        let text = Text::new(model)?;
+        let worker = Worker::start(make, registry.clone())?;
+        for (name, folder) in &adapters {
+            registry.load(name, folder)?;
+        }
+        Ok(State {
+            text,
+            worker,
+            registry,
+            metrics: Metrics::default(),
+            limits,
+            fingerprint,
+            created: now(),
+            draining: AtomicBool::new(false),
+            keys,
+            local: address.ip().is_loopback(),
+            at_work: Arc::new(Semaphore::new(AT_WORK)),
+            secret,
+            next: AtomicU64::new(0),
+        })
+    }
+
+    /// Random numbers that nobody can tell in advance.
+    fn random(&self) -> blake3::Hash {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        blake3::keyed_hash(&self.secret, &number.to_le_bytes())
+    }
+
+    /// A name that nothing else has.
+    pub fn id(&self, prefix: &str) -> String {
+        format!("{prefix}{}", &self.random().to_hex()[..24])
+    }
+
+    pub fn seed(&self) -> u64 {
+        let hash = self.random();
+        u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("eight of 32 bytes"))
+    }
+
+    /// Runs what takes a processor for a while where it keeps nobody else waiting.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> ApiResult<T> {
+        let permit = self.at_work.clone().acquire_owned().await;
+        let work = move || {
+            let _permit = permit;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| {
+            self.metrics.panicked();
+            ApiError::bug()
+        })
+    }
+
+    /// A constraint compiled.
+    pub async fn grammar(
+        &self,
+        constraint: Option<(Constraint, &'static str)>,
+    ) -> ApiResult<Option<Grammar>> {
+        let Some((constraint, field)) = constraint else {
+            return Ok(None);
+        };
+        let text = self.text.clone();
+        let compiled = self
+            .blocking(move || Grammar::compile(&text.vocabulary, &constraint))
+            .await?;
+        compiled
+            .map(Some)
+            .map_err(|error| ApiError::field(field, error.to_string()).coded("guide"))
+    }
+
+    /// Hands prompts to the engine. `prompt` is the field that they came in.
+    pub async fn submit(
+        &self,
+        requests: Vec<russet_engine::Request>,
+        answers: usize,
+        model: &str,
+        prompt: &'static str,
+    ) -> ApiResult<Ticket> {
+        let most = self.limits.answers;
+        if requests.len().saturating_mul(answers) > most {
+            let said = format!(
+                "prompts times n are {}, but {most} answers are the most",
+                requests.len().saturating_mul(answers)
+            );
+            return Err(ApiError::field("n", said));
+        }
+        let tokens = requests.iter().map(|request| request.prompt.len()).sum();
+        match self.worker.submit(requests, answers).await {
+            Ok(ticket) => {
+                self.metrics.taken(model, tokens);
+                Ok(ticket)
+            }
+            Err(Refusal::Engine(error)) => Err(ApiError::of_engine(&error, prompt)),
+            // It panicked over this request, and there is another one; or there is none.
+            Err(Refusal::Gone) if self.worker.is_alive() => Err(ApiError::bug()),
+            Err(Refusal::Gone) => Err(ApiError::unavailable("the engine is gone")),
+        }
+    }
+
+    /// A request of the engine's: what is common, for this caller.
+    pub fn request(
+        &self,
+        common: &Common,
+        caller: &Caller,
+        adapters: &[String],
+    ) -> russet_engine::Request {
+        let mut request = common.request();
+        if !common.seeded {
+            request.sampling.seed = self.seed();
+        }
+        if !common.ignore_eos {
+            request.stop_tokens = self.text.eos.clone();
+        }
+        request.adapters = adapters.to_vec();
+        request.tenant = caller.name.clone();
+        request.deadline = Some(Instant::now() + self.limits.deadline);
+        request
+    }
+}
+
+/// The routes.
+pub(crate) fn router(state: Shared) -> Router {
+    Router::new()
+        .route("/", get(plain::page))
+        .route("/health", get(plain::health))
+        .route("/ready", get(plain::ready))
+        .route("/metrics", get(plain::metrics))
+        .route("/tokenize", post(plain::tokenize))
+        .route("/detokenize", post(plain::detokenize))
+        .route("/v1/models", get(plain::models))
+        .route("/v1/models/{*name}", get(plain::one_model))
+        .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/load_lora_adapter", post(plain::load_adapter))
+        .route("/v1/unload_lora_adapter", post(plain::unload_adapter))
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(state.clone(), enter))
+        .with_state(state)
+}
+
+/// A path as it may stand in a metric.
+fn endpoint(path: &str) -> &'static str {
+    const KNOWN: &[&str] = &[
+        "/",
+        "/health",
+        "/ready",
+        "/metrics",
+        "/tokenize",
+        "/detokenize",
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+    ];
+    match KNOWN.iter().find(|known| **known == path) {
+        Some(known) => known,
+        None if path.starts_with("/v1/models/") => "/v1/models/NAME",
+        None => "other",
+    }
+}
+
+/// Before and after every handler.
+async fn enter(
+    axum::extract::State(state): axum::extract::State<Shared>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let (begun, id) = (Instant::now(), state.id("req-"));
+    let endpoint = endpoint(request.uri().path());
+    let mut response = match allowed(&state, &request, endpoint) {
+        Err(error) => error.into_response(),
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            match guard::Guarded::new(next.run(request)).await {
+                Ok(response) => response,
+                Err(guard::Panicked) => {
+                    state.metrics.panicked();
+                    ApiError::bug().into_response()
+                }
+            }
+        }
+    };
+    let status = response.status().as_u16();
+    state.metrics.response(endpoint, status);
+    let milliseconds = begun.elapsed().as_millis() as u64;
+    tracing::info!(request = id, endpoint, status, milliseconds, "answered");
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert("x-request-id", id);
+    }
+    let nosniff = HeaderValue::from_static("nosniff");
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    response
+}
+
+/// Whether this request may go on, and whose it is.
+fn allowed(state: &State, request: &Request, endpoint: &str) -> ApiResult<Caller> {
+    // A page elsewhere can make its own name point at this machine; the browser then says that name.
+    let host = request.headers().get(header::HOST);
+    if state.local && !host.is_none_or(is_local) {
+        return Err(ApiError::refused(
+            StatusCode::FORBIDDEN,
+            "wrong_host",
+            "this server listens for this machine alone and answers to localhost, 127.0.0.1 and [::1]",
+        ));
+    }
+    let open = matches!(endpoint, "/" | "/health" | "/ready");
+    let Some(keys) = state.keys.as_ref().filter(|_| !open) else {
+        return Ok(Caller {
+            name: None,
+            adapters: state.keys.is_none(),
+        });
+    };
+    let shown = request.headers().get(header::AUTHORIZATION);
+    let shown = shown.and_then(|value| value.to_str().ok());
+    let key = shown.and_then(|value| {
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+    });
+    key.and_then(|key| keys.find(key)).ok_or_else(|| {
+        let said = match shown {
+            None => "this server wants a key: Authorization: Bearer KEY",
+            Some(_) => "this server does not know that key",
+        };
+        ApiError::refused(StatusCode::UNAUTHORIZED, "invalid_api_key", said)
+    })
+}
+
+fn is_local(host: &HeaderValue) -> bool {
+    let Ok(host) = host.to_str() else {
+        return false;
+    };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|c| c.is_ascii_digit()) => name,
+        _ => host,
+    };
+    name.eq_ignore_ascii_case("localhost") || name == "127.0.0.1" || name == "[::1]"
+}
+
+async fn nothing_here(request: Request) -> ApiError {
+    let _ = request;
+    ApiError::refused(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        "there is nothing at this path; docs/serve.md lists the endpoints",
+    )
+}
+
+async fn wrong_method(method: Method) -> ApiError {
+    ApiError::refused(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        format!("this path does not take {method}"),
+    )
+}
+
+/// The body of a request, within its bounds. It must say that it is JSON: a page elsewhere can make a browser send plain text
+/// here unasked, but not JSON.
+pub(crate) async fn body(state: &State, request: Request) -> ApiResult<Bytes> {
+    let headers = request.headers();
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
+    let kind = kind.map(|kind| kind.split(';').next().unwrap_or(kind).trim());
+    if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")) {
+        return Err(ApiError::refused(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "the body must be JSON and say so: Content-Type: application/json",
+        ));
+    }
+    let limit = state.limits.body;
+    let too_large = || {
+        ApiError::refused(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            format!("a body has {limit} bytes at most"),
+        )
+    };
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|l| l.to_str().ok());
+    if length.is_some_and(|length| {
+        length
+            .parse()
+            .is_ok_and(|length: u64| length > limit as u64)
+    }) {
+        return Err(too_large());
+    }
+    let read = to_bytes(request.into_body(), limit);
+    match tokio::time::timeout(state.limits.patience, read).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => {
+            let long = std::error::Error::source(&error)
+                .is_some_and(|source| source.to_string().contains("limit"));
+            Err(match long {
+                true => too_large(),
+                false => ApiError::body("the body did not arrive whole"),
+            })
+        }
+        Err(_) => Err(ApiError::refused(
+            StatusCode::REQUEST_TIMEOUT,
+            "body_too_slow",
+            format!(
+                "the body did not arrive within {} seconds",
+                state.limits.patience.as_secs()
+            ),
+        )),
+    }
+}
+
+/// A JSON response.
+pub(crate) fn json(status: StatusCode, value: &Value) -> Response {
+    let mut response = Response::new(Body::from(value.to_string()));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// How long a connection waits for what a client should send or take.
+pub(crate) fn patience(state: &State) -> Duration {
+    state.limits.patience
+}

@@ -1,0 +1,408 @@
+//! Bodies of requests: OpenAI's fields, and what becomes of each. A field is carried out or answered with 400 naming it; none is
+//! ignored, but those few that change no answer (`user`, `metadata`, `store: false` and their like), which are named in
+//! docs/serve.md and go no further than here.
+
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod schema;
+
+use std::collections::BTreeMap;
+
+use russet_engine::guide::Constraint;
+use russet_engine::{Request, Sampling};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{ApiError, ApiResult};
+
+/// The most stop strings, and the most bytes of each.
+const MOST_STOPS: usize = 16;
+const LONGEST_STOP: usize = 1024;
+/// The most tokens that may be biased.
+const MOST_BIASES: usize = 1024;
+/// The most alternatives beside a token, as at OpenAI.
+pub(crate) const MOST_TOP: usize = 20;
+/// The most pairs of `metadata` and the longest texts of the fields that go no further, as at OpenAI.
+const MOST_METADATA: usize = 16;
+const LONGEST_LABEL: usize = 512;
+
+/// Reads a body. Fields that are not known are refused by name.
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let parsed = serde_path_to_error::deserialize(&mut json);
+    let parsed = parsed.map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        let said = inner.to_string();
+        if inner.is_syntax() || inner.is_eof() {
+            return ApiError::body(format!("the body is not JSON: {said}")).coded("invalid_json");
+        }
+        // serde names a field between backticks where it is unknown, missing or there twice.
+        let named = ["unknown field `", "missing field `", "duplicate field `"];
+        let named = named.iter().find_map(|start| said.strip_prefix(start));
+        let named = named.and_then(|rest| rest.split('`').next());
+        let outer = (path != ".").then_some(path.as_str());
+        let param = match (outer, named) {
+            (Some(outer), Some(named))
+                if outer != named && !outer.ends_with(&format!(".{named}")) =>
+            {
+                format!("{outer}.{named}")
+            }
+            (Some(outer), _) => outer.to_owned(),
+            (None, Some(named)) => named.to_owned(),
+            (None, None) => {
+                return ApiError::body(format!("the body is not of the right form: {said}"));
+            }
+        };
+        let (code, said) = match said.starts_with("unknown field") {
+            true => (
+                "unsupported_parameter",
+                format!(
+                    "`{param}` is not supported here; leave it out (docs/serve.md lists the fields)"
+                ),
+            ),
+            false => ("invalid_value", format!("`{param}`: {said}")),
+        };
+        ApiError::field(param, said).coded(code)
+    })?;
+    json.end().map_err(|_| {
+        ApiError::body("something follows the JSON of the body").coded("invalid_json")
+    })?;
+    Ok(parsed)
+}
+
+/// Declares a body: its own fields and those that both ways to ask for text share.
+macro_rules! body {
+    ($(#[$about:meta])* $name:ident { $($(#[$say:meta])* $field:ident: $kind:ty,)* }) => {
+        $(#[$about])*
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(crate) struct $name {
+            $($(#[$say])* pub $field: $kind,)*
+            pub model: String,
+            pub temperature: Option<f32>,
+            pub top_p: Option<f32>,
+            pub top_k: Option<i64>,
+            pub min_p: Option<f32>,
+            pub presence_penalty: Option<f32>,
+            pub frequency_penalty: Option<f32>,
+            pub repetition_penalty: Option<f32>,
+            pub logit_bias: Option<std::collections::BTreeMap<String, f32>>,
+            pub seed: Option<i64>,
+            pub n: Option<usize>,
+            pub stop: Option<serde_json::Value>,
+            pub ignore_eos: Option<bool>,
+            pub stream: Option<bool>,
+            pub stream_options: Option<$crate::wire::StreamOptions>,
+            pub structured_outputs: Option<$crate::wire::Structured>,
+            pub response_format: Option<serde_json::Value>,
+            // What follows changes no answer.
+            user: Option<String>,
+            metadata: Option<std::collections::BTreeMap<String, String>>,
+            store: Option<bool>,
+            service_tier: Option<String>,
+            safety_identifier: Option<String>,
+            prompt_cache_key: Option<String>,
+        }
+
+        impl $name {
+            /// The fields that both bodies have, taken out and checked.
+            pub fn common(&mut self) -> $crate::error::ApiResult<$crate::wire::Common> {
+                $crate::wire::Raw {
+                    model: std::mem::take(&mut self.model),
+                    temperature: self.temperature,
+                    top_p: self.top_p,
+                    top_k: self.top_k,
+                    min_p: self.min_p,
+                    presence_penalty: self.presence_penalty,
+                    frequency_penalty: self.frequency_penalty,
+                    repetition_penalty: self.repetition_penalty,
+                    logit_bias: self.logit_bias.take(),
+                    seed: self.seed,
+                    n: self.n,
+                    stop: self.stop.take(),
+                    ignore_eos: self.ignore_eos,
+                    stream: self.stream,
+                    stream_options: self.stream_options.take(),
+                    structured: self.structured_outputs.take(),
+                    response_format: self.response_format.take(),
+                    labels: [
+                        ("user", self.user.take()),
+                        ("safety_identifier", self.safety_identifier.take()),
+                        ("prompt_cache_key", self.prompt_cache_key.take()),
+                    ],
+                    metadata: self.metadata.take(),
+                    store: self.store,
+                    service_tier: self.service_tier.take(),
+                }
+                .check()
+            }
+        }
+    };
+}
+pub(crate) use body;
+
+/// How a stream tells more than text.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StreamOptions {
+    include_usage: Option<bool>,
+    include_obfuscation: Option<bool>,
+}
+
+/// vLLM's way to ask for a form of the answer.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Structured {
+    json: Option<Value>,
+    regex: Option<String>,
+    choice: Option<Vec<String>>,
+    grammar: Option<String>,
+    json_object: Option<bool>,
+}
+
+/// The shared fields as they came.
+pub(crate) struct Raw {
+    pub model: String,
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<i64>,
+    pub min_p: Option<f32>,
+    pub presence_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub logit_bias: Option<BTreeMap<String, f32>>,
+    pub seed: Option<i64>,
+    pub n: Option<usize>,
+    pub stop: Option<Value>,
+    pub ignore_eos: Option<bool>,
+    pub stream: Option<bool>,
+    pub stream_options: Option<StreamOptions>,
+    pub structured: Option<Structured>,
+    pub response_format: Option<Value>,
+    pub labels: [(&'static str, Option<String>); 3],
+    pub metadata: Option<BTreeMap<String, String>>,
+    pub store: Option<bool>,
+    pub service_tier: Option<String>,
+}
+
+/// The shared fields, checked.
+#[derive(Debug)]
+pub(crate) struct Common {
+    pub model: String,
+    pub sampling: Sampling,
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Whether a seed was given; without one each request has its own.
+    pub seeded: bool,
+    /// Answers to each prompt.
+    pub answers: usize,
+    pub stops: Vec<String>,
+    pub ignore_eos: bool,
+    pub stream: bool,
+    pub include_usage: bool,
+    /// What the answer must be, and the field that says so.
+    pub constraint: Option<(Constraint, &'static str)>,
+}
+
+impl Raw {
+    pub fn check(self) -> ApiResult<Common> {
+        self.labels()?;
+        let (constraint, stops) = (self.constraint()?, stops(self.stop.as_ref())?);
+        let sampling = Sampling {
+            temperature: self.temperature.unwrap_or(1.0),
+            top_k: match self.top_k {
+                // vLLM's word for all of them.
+                None | Some(0 | -1) => None,
+                Some(k) => Some(usize::try_from(k).map_err(|_| {
+                    ApiError::field(
+                        "top_k",
+                        format!("top_k is {k}; it is 1 or more, or 0 for all"),
+                    )
+                })?),
+            },
+            top_p: self.top_p.unwrap_or(1.0),
+            min_p: self.min_p.unwrap_or(0.0),
+            presence_penalty: self.presence_penalty.unwrap_or(0.0),
+            frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
+            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
+            top_logprobs: 0,
+            seed: self.seed.unwrap_or(0).cast_unsigned(),
+        };
+        sampling
+            .check()
+            .map_err(|error| ApiError::of_engine(&error, "temperature"))?;
+        if sampling.temperature > 2.0 {
+            let said = format!("temperature is {}; it is from 0 to 2", sampling.temperature);
+            return Err(ApiError::field("temperature", said));
+        }
+        let stream = self.stream.unwrap_or(false);
+        let options = self.stream_options;
+        if options.is_some() && !stream {
+            let said =
+                "stream_options says how a stream goes; add \"stream\": true or leave it out";
+            return Err(ApiError::field("stream_options", said));
+        }
+        let asked = |option: fn(&StreamOptions) -> Option<bool>| {
+            options.as_ref().and_then(option).unwrap_or(false)
+        };
+        if asked(|options| options.include_obfuscation) {
+            let said =
+                "padding of streams is not supported; leave include_obfuscation out or say false";
+            return Err(ApiError::field("stream_options.include_obfuscation", said));
+        }
+        let answers = self.n.unwrap_or(1);
+        if answers == 0 {
+            return Err(ApiError::field("n", "n is 0, but it must be at least 1"));
+        }
+        Ok(Common {
+            include_usage: asked(|options| options.include_usage),
+            model: self.model,
+            sampling,
+            logit_bias: biases(self.logit_bias)?,
+            seeded: self.seed.is_some(),
+            answers,
+            stops,
+            ignore_eos: self.ignore_eos.unwrap_or(false),
+            stream,
+            constraint,
+        })
+    }
+
+    /// The fields that change no answer: they may be there, and are bounded.
+    fn labels(&self) -> ApiResult<()> {
+        for (name, text) in &self.labels {
+            if text.as_ref().is_some_and(|text| text.len() > LONGEST_LABEL) {
+                let said = format!("`{name}` has more than {LONGEST_LABEL} bytes");
+                return Err(ApiError::field(*name, said));
+            }
+        }
+        if let Some(metadata) = &self.metadata {
+            let mut texts = metadata.iter().flat_map(|(key, value)| [key, value]);
+            if metadata.len() > MOST_METADATA || texts.any(|text| text.len() > LONGEST_LABEL) {
+                let said = format!(
+                    "metadata has at most {MOST_METADATA} pairs of texts of {LONGEST_LABEL} bytes"
+                );
+                return Err(ApiError::field("metadata", said));
+            }
+        }
+        if self.store == Some(true) {
+            let said = "nothing is stored here; leave `store` out or say false";
+            return Err(ApiError::field("store", said));
+        }
+        match self.service_tier.as_deref() {
+            None | Some("auto" | "default") => Ok(()),
+            Some(_) => {
+                let said = "there is one tier here; leave service_tier out or say \"auto\"";
+                Err(ApiError::field("service_tier", said))
+            }
+        }
+    }
+
+    fn constraint(&self) -> ApiResult<Option<(Constraint, &'static str)>> {
+        let format = match &self.response_format {
+            None => None,
+            Some(format) => schema::response_format(format)?.map(|c| (c, "response_format")),
+        };
+        let structured = match &self.structured {
+            None => None,
+            Some(structured) => Some((structured.constraint()?, "structured_outputs")),
+        };
+        match (format, structured) {
+            (Some(_), Some(_)) => Err(ApiError::field(
+                "structured_outputs",
+                "the answer has one form; give response_format or structured_outputs, not both",
+            )),
+            (format, structured) => Ok(format.or(structured)),
+        }
+    }
+}
+
+impl Structured {
+    fn constraint(&self) -> ApiResult<Constraint> {
+        let json = self.json.as_ref().map(schema::constraint).transpose()?;
+        let given = [
+            json,
+            self.regex.clone().map(Constraint::Regex),
+            self.choice.clone().map(Constraint::Choice),
+            self.grammar.clone().map(Constraint::Grammar),
+            (self.json_object == Some(true)).then_some(Constraint::JsonObject),
+        ];
+        let mut given = given.into_iter().flatten();
+        match (given.next(), given.next()) {
+            (Some(constraint), None) => Ok(constraint),
+            _ => Err(ApiError::field(
+                "structured_outputs",
+                "the answer has one form: give exactly one of json, json_object, regex, choice and grammar",
+            )),
+        }
+    }
+}
+
+/// A stop string or a list of them.
+fn stops(value: Option<&Value>) -> ApiResult<Vec<String>> {
+    let wrong = || {
+        ApiError::field(
+            "stop",
+            format!(
+                "stop must be a text or a list of at most {MOST_STOPS} texts, each of 1 to {LONGEST_STOP} bytes"
+            ),
+        )
+    };
+    let stops = match value {
+        None => return Ok(Vec::new()),
+        Some(Value::String(stop)) => vec![stop.clone()],
+        Some(Value::Array(stops)) => {
+            let texts = stops.iter().map(|stop| stop.as_str().map(str::to_owned));
+            texts.collect::<Option<Vec<_>>>().ok_or_else(wrong)?
+        }
+        Some(_) => return Err(wrong()),
+    };
+    let fits = |stop: &String| (1..=LONGEST_STOP).contains(&stop.len());
+    match stops.len() <= MOST_STOPS && stops.iter().all(fits) {
+        true => Ok(stops),
+        false => Err(wrong()),
+    }
+}
+
+/// Token ids, as texts, and what is added to their logits.
+fn biases(map: Option<BTreeMap<String, f32>>) -> ApiResult<Vec<(u32, f32)>> {
+    let map = map.unwrap_or_default();
+    if map.len() > MOST_BIASES {
+        let said = format!(
+            "logit_bias names {} tokens; {MOST_BIASES} are the most",
+            map.len()
+        );
+        return Err(ApiError::field("logit_bias", said));
+    }
+    let bias = |(token, bias): (String, f32)| match token.parse() {
+        Ok(token) => Ok((token, bias)),
+        Err(_) => Err(ApiError::field(
+            "logit_bias",
+            "logit_bias must map ids of tokens, written as texts (\"42\"), to numbers",
+        )),
+    };
+    map.into_iter().map(bias).collect()
+}
+
+impl Common {
+    /// A request of the engine's with these settings, but for its prompt, its length and who asks.
+    pub fn request(&self) -> Request {
+        Request {
+            sampling: self.sampling,
+            logit_bias: self.logit_bias.clone(),
+            ..Request::default()
+        }
+    }
+}
+
+/// A limit on tokens that must be 1 at least.
+pub(crate) fn at_least_one(name: &'static str, tokens: Option<usize>) -> ApiResult<Option<usize>> {
+    match tokens {
+        Some(0) => Err(ApiError::field(
+            name,
+            format!("{name} is 0, but it must be at least 1"),
+        )),
+        tokens => Ok(tokens),
+    }
+}
