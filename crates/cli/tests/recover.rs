@@ -121,7 +121,7 @@ fn what_cannot_be_recovered_is_refused_with_a_sentence() {
     let keep = tempfile::tempdir().unwrap();
     let dir = keep.path();
     recovered(dir);
-    std::fs::rename(dir.join("mini/05-recover.toml"), dir.join("recover.toml")).unwrap();
+    std::fs::rename(dir.join("mini/05-recover.toml"), dir.join("lost.toml")).unwrap();
     ok(dir, &["run", "mini", "--json"]);
     let refused = |code: i32, set: &str, words: &str| {
         let run = [
