@@ -103,10 +103,7 @@ pub fn ppo_clip(advantages: &[f64], log_ratios: &[f64], epsilon: f64) -> Surroga
             false => (clipped * advantage, 0.0),
         }
     };
-    mean(
-        advantages.iter().zip(log_ratios).map(one),
-        advantages.len(),
-    )
+    mean(advantages.iter().zip(log_ratios).map(one), advantages.len())
 }
 
 /// Mirror descent with leave-one-out advantages: `-1/n Σ ρ A - γ (ρ log ρ - ρ + 1)`, `log ρ = log π_θ - log π_k` of the whole

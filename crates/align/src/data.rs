@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use russet_tensor::ops::IGNORE;
-use russet_tokenizer::{TokenizerError, Tokenizer};
+use russet_tokenizer::{Tokenizer, TokenizerError};
 use russet_train::loader::{Shares, best_fit};
 use russet_train::{Batch, Batches, Origin, Permutation, Result, TrainError};
 use serde::{Deserialize, Serialize};
@@ -121,7 +121,12 @@ impl Source {
     ///
     /// # Errors
     /// When a row cannot be read or rendered and `skip_malformed` is not set, or nothing is left.
-    pub fn read(path: &Path, label: String, tokenizer: &Tokenizer, reading: Reading) -> Result<Source> {
+    pub fn read(
+        path: &Path,
+        label: String,
+        tokenizer: &Tokenizer,
+        reading: Reading,
+    ) -> Result<Source> {
         let mut source = Source {
             path: path.to_owned(),
             label,
@@ -133,19 +138,26 @@ impl Source {
         match reading.kind {
             RowKind::Conversations => {
                 let rows = read_conversations(path, skip)?;
-                source.take(rows, reading, |row| {
-                    Ok(vec![encode(tokenizer, row)?])
-                })?;
-                let ranges: Vec<_> = source.examples.iter().map(|one| 0..one.inputs.len()).collect();
+                source.take(rows, reading, |row| Ok(vec![encode(tokenizer, row)?]))?;
+                let ranges: Vec<_> = source
+                    .examples
+                    .iter()
+                    .map(|one| 0..one.inputs.len())
+                    .collect();
                 source.sequences = best_fit(&ranges, reading.sequence_length);
             }
             RowKind::Pairs => {
                 let rows = read_pairs(path, skip)?;
                 source.take(rows, reading, |row| {
-                    Ok(vec![encode(tokenizer, &row.chosen)?, encode(tokenizer, &row.rejected)?])
+                    Ok(vec![
+                        encode(tokenizer, &row.chosen)?,
+                        encode(tokenizer, &row.rejected)?,
+                    ])
                 })?;
                 let pairs = source.examples.len() / 2;
-                source.sequences = (0..pairs).map(|pair| vec![2 * pair, 2 * pair + 1]).collect();
+                source.sequences = (0..pairs)
+                    .map(|pair| vec![2 * pair, 2 * pair + 1])
+                    .collect();
             }
         }
         let counts = &mut source.counts;
@@ -155,13 +167,18 @@ impl Source {
             counts.learnt_tokens += example.learnt() as u64;
         }
         if source.examples.is_empty() {
-            let Counts { malformed, dropped, .. } = source.counts;
+            let Counts {
+                malformed, dropped, ..
+            } = source.counts;
             let problem = format!(
                 "nothing of it is left: {dropped} rows are longer than `train.sequence_length` {} and {malformed} cannot be \
                  read; raise that, or mend the rows",
                 reading.sequence_length
             );
-            return Err(TrainError::Data { place: path.to_owned(), problem });
+            return Err(TrainError::Data {
+                place: path.to_owned(),
+                problem,
+            });
         }
         Ok(source)
     }
@@ -185,7 +202,10 @@ impl Source {
                     let problem = format!(
                         "line {line}: {problem}. Mend the row, or set `data.skip_malformed = true` to leave such rows out"
                     );
-                    return Err(TrainError::Data { place: self.path.clone(), problem });
+                    return Err(TrainError::Data {
+                        place: self.path.clone(),
+                        problem,
+                    });
                 }
             };
             self.counts.rows += 1;
@@ -228,7 +248,11 @@ impl Source {
 
     /// Appends an example to a batch.
     pub fn append_example(&self, batch: &mut Batch, source: usize, example: usize) {
-        let Encoded { inputs, targets, row } = &self.examples[example];
+        let Encoded {
+            inputs,
+            targets,
+            row,
+        } = &self.examples[example];
         batch.tokens.extend_from_slice(inputs);
         batch.targets.extend_from_slice(targets);
         batch.segments.push(inputs.len(), 0, 0);
@@ -244,7 +268,9 @@ impl Source {
 fn encode(tokenizer: &Tokenizer, example: &Example) -> std::result::Result<Encoded, String> {
     let conversation = &example.conversation;
     let calls = |message: &serde_json::Map<String, Value>| message.contains_key("tool_calls");
-    let template = tokenizer.chat_template().map_or("", |template| template.source());
+    let template = tokenizer
+        .chat_template()
+        .map_or("", |template| template.source());
     if !conversation.tools.is_empty() && !template.contains("tools")
         || conversation.messages.iter().any(calls) && !template.contains("tool_calls")
     {
@@ -273,7 +299,11 @@ fn encode(tokenizer: &Tokenizer, example: &Example) -> std::result::Result<Encod
     targets.drain(..1.min(targets.len()));
     let mut inputs = turns.ids;
     inputs.pop();
-    let mut encoded = Encoded { inputs, targets, row: 0 };
+    let mut encoded = Encoded {
+        inputs,
+        targets,
+        row: 0,
+    };
     trim(&mut encoded);
     match encoded.inputs.is_empty() {
         false => Ok(encoded),
@@ -337,16 +367,27 @@ impl<'a> Dealt<'a> {
 
     /// The micro-batches of a step, whatever was taken before.
     pub fn at(&self, step: u64) -> Vec<Batch> {
-        let Dealing { batch_sequences, micro_batch_sequences, seed, mean } = self.dealing;
+        let Dealing {
+            batch_sequences,
+            micro_batch_sequences,
+            seed,
+            mean,
+        } = self.dealing;
         let mut batches = vec![Batch::default(); batch_sequences / micro_batch_sequences];
         for number in 0..batch_sequences {
-            let (source, index) = self.shares.locate(step * batch_sequences as u64 + number as u64);
+            let (source, index) = self
+                .shares
+                .locate(step * batch_sequences as u64 + number as u64);
             let of = &self.sources[source];
             let count = of.sequences.len() as u64;
             let stream = (source as u64) << 40 | index / count;
             let order = Permutation::new(count, seed ^ ORDER, stream);
             let sequence = order.at(index % count) as usize;
-            of.append(&mut batches[number / micro_batch_sequences], source, sequence);
+            of.append(
+                &mut batches[number / micro_batch_sequences],
+                source,
+                sequence,
+            );
         }
         weigh(&mut batches, mean, batch_sequences);
         batches
@@ -386,17 +427,25 @@ impl Batches for Dealt<'_> {
             }
             None => Err(TrainError::Data {
                 place: self.sources[0].path.clone(),
-                problem: format!("{state} is no place in its batches; the saved state belongs to other data"),
+                problem: format!(
+                    "{state} is no place in its batches; the saved state belongs to other data"
+                ),
             }),
         }
     }
 
     fn names(&self) -> Vec<String> {
-        self.sources.iter().map(|source| source.path.display().to_string()).collect()
+        self.sources
+            .iter()
+            .map(|source| source.path.display().to_string())
+            .collect()
     }
 
     fn labels(&self) -> Vec<String> {
-        self.sources.iter().map(|source| source.label.clone()).collect()
+        self.sources
+            .iter()
+            .map(|source| source.label.clone())
+            .collect()
     }
 }
 
@@ -413,13 +462,17 @@ pub fn held_out(sources: &[Source], budget: Option<u64>, pass_tokens: usize) -> 
                 break;
             }
             let sequence = order.at(index) as usize;
-            let lengths = source.sequences[sequence].iter().map(|&one| source.examples[one].inputs.len());
+            let lengths = source.sequences[sequence]
+                .iter()
+                .map(|&one| source.examples[one].inputs.len());
             tokens += lengths.sum::<usize>() as u64;
             chosen.push(sequence);
         }
         chosen.sort_unstable();
         for sequence in chosen {
-            let full = passes.last().is_some_and(|pass| pass.tokens.len() >= pass_tokens);
+            let full = passes
+                .last()
+                .is_some_and(|pass| pass.tokens.len() >= pass_tokens);
             if full {
                 passes.push(Batch::default());
             }

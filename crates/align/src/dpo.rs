@@ -43,7 +43,12 @@ pub(crate) fn starting_decoder(sources: &Sources) -> Result<Decoder> {
 
 impl Reference {
     /// Asks a decoder, one pair a pass: rows have the same bits in a pass of any size.
-    pub fn of(ctx: &mut Ctx, decoder: &Decoder, train: &[Source], validation: &[Source]) -> Reference {
+    pub fn of(
+        ctx: &mut Ctx,
+        decoder: &Decoder,
+        train: &[Source],
+        validation: &[Source],
+    ) -> Reference {
         let mut table = |source: &Source| {
             let pair = |sequence: usize| {
                 let mut batch = Batch::default();
@@ -62,7 +67,11 @@ impl Reference {
 }
 
 /// Hidden states and each token's loss.
-fn token_losses(ctx: &mut Ctx, decoder: &Decoder, batch: &Batch) -> (russet_tensor::Tensor, Vec<f32>) {
+fn token_losses(
+    ctx: &mut Ctx,
+    decoder: &Decoder,
+    batch: &Batch,
+) -> (russet_tensor::Tensor, Vec<f32>) {
     let hidden = decoder.forward(ctx, &batch.tokens, &batch.segments, None); // [N, D]
     let losses = decoder.token_losses(ctx, &hidden, &batch.targets);
     (hidden, losses)
@@ -72,8 +81,14 @@ fn token_losses(ctx: &mut Ctx, decoder: &Decoder, batch: &Batch) -> (russet_tens
 fn scored(batch: &Batch, losses: &[f32]) -> Vec<(f64, usize)> {
     let one = |segment: &russet_tensor::Segment| {
         let rows = segment.start..segment.start + segment.len;
-        let sum: f64 = losses[rows.clone()].iter().map(|&loss| -f64::from(loss)).sum();
-        let tokens = batch.targets[rows].iter().filter(|&&target| target != IGNORE).count();
+        let sum: f64 = losses[rows.clone()]
+            .iter()
+            .map(|&loss| -f64::from(loss))
+            .sum();
+        let tokens = batch.targets[rows]
+            .iter()
+            .filter(|&&target| target != IGNORE)
+            .count();
         (sum, tokens)
     };
     batch.segments.iter().map(one).collect()
@@ -89,12 +104,19 @@ pub struct Preferences {
 impl Preferences {
     /// Of the rows that are trained on.
     pub fn new(settings: DpoSettings, reference: Arc<Reference>) -> Preferences {
-        Preferences { settings, reference, held_out: false }
+        Preferences {
+            settings,
+            reference,
+            held_out: false,
+        }
     }
 
     /// The same of the held-out rows.
     pub fn held_out(self) -> Preferences {
-        Preferences { held_out: true, ..self }
+        Preferences {
+            held_out: true,
+            ..self
+        }
     }
 
     /// The losses of a batch's pairs, in order.
@@ -111,15 +133,29 @@ impl Preferences {
                 reference: known[side],
                 tokens: scored[side].1,
             };
-            let DpoSettings { loss, beta, length_normalised } = self.settings;
+            let DpoSettings {
+                loss,
+                beta,
+                length_normalised,
+            } = self.settings;
             pair_loss(loss, beta, length_normalised, side(0), side(1))
         };
-        scored.chunks_exact(2).zip(batch.origins.chunks_exact(2)).map(pair).collect()
+        scored
+            .chunks_exact(2)
+            .zip(batch.origins.chunks_exact(2))
+            .map(pair)
+            .collect()
     }
 
     /// Mean loss of held-out pairs, as `validation_loss`; the share of pairs whose margin is above 0, of which ties are half;
     /// and the mean margin. None where told to stop.
-    pub fn measure(&self, passes: &[Batch], ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut GoesOn) -> Option<Measured> {
+    pub fn measure(
+        &self,
+        passes: &[Batch],
+        ctx: &mut Ctx,
+        decoder: &Decoder,
+        goes_on: &mut GoesOn,
+    ) -> Option<Measured> {
         let (mut loss, mut right, mut margin, mut count) = (0.0, 0.0, 0.0, 0u64);
         for (number, pass) in passes.iter().enumerate() {
             if !goes_on(number as f64 / passes.len() as f64) {
@@ -152,11 +188,19 @@ impl Objective for Preferences {
         let mut weights = batch.weights.clone(); // 1 / pairs of the step on what is learnt, else 0
         let mut value = 0.0;
         let segments: Vec<_> = batch.segments.iter().collect();
-        for (pair, sides) in self.pairs(batch, &losses).iter().zip(segments.chunks_exact(2)) {
+        for (pair, sides) in self
+            .pairs(batch, &losses)
+            .iter()
+            .zip(segments.chunks_exact(2))
+        {
             for (segment, slope) in sides.iter().zip([pair.chosen, pair.rejected]) {
                 let rows = segment.start..segment.start + segment.len;
-                let share = weights[rows.clone()].iter().fold(0.0f32, |most, &weight| most.max(weight));
-                weights[rows].iter_mut().for_each(|weight| *weight *= slope as f32);
+                let share = weights[rows.clone()]
+                    .iter()
+                    .fold(0.0f32, |most, &weight| most.max(weight));
+                weights[rows]
+                    .iter_mut()
+                    .for_each(|weight| *weight *= slope as f32);
                 value += 0.5 * f64::from(share) * pair.loss; // both sides have it
             }
         }

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use russet_artifact::{Artifact, Inputs, Interrupt, Kind, Progress, Recipe, Stage, Tool};
-use russet_model::Config;
+use russet_model::{Config, Decoder};
 use russet_tensor::{Ctx, MeshShape};
 use russet_tokenizer::{ChatTemplate, IM_END, IM_START, Tokenizer};
 use russet_train::plan::IDLE_SETTINGS;
 use russet_train::{
-    Adapters, Batches, Distill, First, Launch, Measure, Measured, NextToken, Objective, Outcome, Resume, Result, State, Task,
-    TrainError, Trained, Training,
+    Adapters, Batches, Distill, First, GoesOn, Launch, Measure, Measured, NextToken, Objective,
+    Outcome, Result, Resume, State, Task, TrainError, Trained, Training,
 };
 use serde_json::{Value, json};
 
@@ -62,7 +62,10 @@ impl Plan {
         if let Some(adapter) = &sources.adapter {
             if settings.adapter.is_none() {
                 let problem = "is missing, but `inputs.adapter` names an adapter to go on with; write [adapter]".to_owned();
-                return Err(TrainError::Setting { key: "adapter", problem });
+                return Err(TrainError::Setting {
+                    key: "adapter",
+                    problem,
+                });
             }
             inputs = inputs.artifact_or_path("adapter", adapter, Kind::Adapter)?;
         }
@@ -73,7 +76,10 @@ impl Plan {
                 tokenizer.vocab_size(),
                 start.vocab
             );
-            return Err(TrainError::Data { place: sources.checkpoint.clone(), problem });
+            return Err(TrainError::Data {
+                place: sources.checkpoint.clone(),
+                problem,
+            });
         }
         if let Some(path) = &settings.data.chat_template {
             inputs = inputs.path("chat_template", path)?;
@@ -88,12 +94,17 @@ impl Plan {
             skip_malformed: settings.data.skip_malformed,
         };
         let data = &settings.data;
-        let mixed = data.mixture.iter().map(|part| (&part.file, Some(part.weight)));
+        let mixed = data
+            .mixture
+            .iter()
+            .map(|part| (&part.file, Some(part.weight)));
         let files = data.train.iter().map(|file| (file, None)).chain(mixed);
         let (mut train, mut weights) = (Vec::<Source>::new(), Vec::new());
         for (number, (file, weight)) in files.enumerate() {
             inputs = inputs.path(&format!("train-{number}"), file)?;
-            let label = label(file, |label| train.iter().any(|source| source.label == label));
+            let label = label(file, |label| {
+                train.iter().any(|source| source.label == label)
+            });
             let source = Source::read(file, label, &tokenizer, reading)?;
             weights.push(weight.unwrap_or(source.sequences.len() as f64));
             train.push(source);
@@ -101,14 +112,21 @@ impl Plan {
         let mut validation = Vec::new();
         for (number, file) in data.validation.iter().enumerate() {
             inputs = inputs.path(&format!("validation-{number}"), file)?;
-            validation.push(Source::read(file, "validation".to_owned(), &tokenizer, reading)?);
+            validation.push(Source::read(
+                file,
+                "validation".to_owned(),
+                &tokenizer,
+                reading,
+            )?);
         }
         if let Some(epochs) = data.epochs {
             let sequences: usize = train.iter().map(|source| source.sequences.len()).sum();
             let steps = epochs * sequences as f64 / settings.train.batch_sequences.max(1) as f64;
             settings.train.steps = Some(steps.ceil() as u64);
         }
-        settings.train.resolve(&settings.optimizer, &settings.schedule)?;
+        settings
+            .train
+            .resolve(&settings.optimizer, &settings.schedule)?;
         let length = settings.train.sequence_length;
         let config = match settings.adapter {
             // Its base answers for its context.
@@ -117,10 +135,16 @@ impl Plan {
                     "is {length}, but the base was made for {} tokens of context; lower it",
                     start.context
                 );
-                return Err(TrainError::Setting { key: "train.sequence_length", problem });
+                return Err(TrainError::Setting {
+                    key: "train.sequence_length",
+                    problem,
+                });
             }
             Some(_) => start,
-            None => Config { context: start.context.max(length), ..start },
+            None => Config {
+                context: start.context.max(length),
+                ..start
+            },
         };
         Ok(Plan {
             lesson,
@@ -157,18 +181,29 @@ impl Plan {
             "trained_parameters": numbers,
             "steps": self.settings.train.steps,
             "batch_sequences": self.settings.train.batch_sequences,
-            "data": self.data(),
+            "data": self.data(true),
         })
     }
 
-    fn data(&self) -> Value {
+    /// What each file came to, in the recipe's order. Artifacts do not say its name: renaming a file makes no other run.
+    fn data(&self, names: bool) -> Value {
         let all: f64 = self.weights.iter().sum();
-        let file = |source: &Source| json!({"file": name(&source.path), "counts": source.counts});
-        let train = self.train.iter().zip(&self.weights).map(|(source, weight)| {
-            let mut json = file(source);
-            json["share"] = (weight / all).into();
+        let file = |source: &Source| {
+            let mut json = json!({"counts": source.counts});
+            if names {
+                json["file"] = source.path.display().to_string().into();
+            }
             json
-        });
+        };
+        let train = self
+            .train
+            .iter()
+            .zip(&self.weights)
+            .map(|(source, weight)| {
+                let mut json = file(source);
+                json["share"] = (weight / all).into();
+                json
+            });
         let train: Vec<Value> = train.collect();
         let validation: Vec<Value> = self.validation.iter().map(file).collect();
         json!({"train": train, "validation": validation})
@@ -207,11 +242,20 @@ impl Plan {
                 data.remove(key);
             }
             let mixture = data.get_mut("mixture").and_then(Value::as_array_mut);
-            for part in mixture.into_iter().flatten().filter_map(Value::as_object_mut) {
+            for part in mixture
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_object_mut)
+            {
                 part.remove("file");
             }
         }
-        Ok(Stage::new(self.lesson.word(), tool, recipe, self.inputs.clone()))
+        Ok(Stage::new(
+            self.lesson.word(),
+            tool,
+            recipe,
+            self.inputs.clone(),
+        ))
     }
 
     /// Trains, and leaves the checkpoint or the adapter in `out`. Killed at any moment and called again, it leaves the same
@@ -227,7 +271,14 @@ impl Plan {
         progress: &mut dyn Progress,
         interrupt: &Interrupt,
     ) -> Result<Outcome> {
-        let Settings { train, optimizer, schedule, adapter, compute, .. } = &self.settings;
+        let Settings {
+            train,
+            optimizer,
+            schedule,
+            adapter,
+            compute,
+            ..
+        } = &self.settings;
         let trained = match adapter {
             None => Trained::Weights {
                 config: self.config.clone(),
@@ -252,7 +303,7 @@ impl Plan {
             train: &self.settings.train,
             optimizer: *optimizer,
             compute,
-            mesh: MeshShape::default(),
+            mesh: MeshShape { sizes: [1; 4] },
             memory: None,
             trained,
             task: self,
@@ -263,14 +314,22 @@ impl Plan {
 
     /// What the model that training begins with says of every response: computed once a process.
     fn reference(&self) -> Result<Arc<Reference>> {
-        let mut held = self.reference.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut held = self
+            .reference
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(reference) = &*held {
             return Ok(reference.clone());
         }
         let mut ctx = Ctx::new(Arc::new(self.settings.compute.pool(1)?));
         ctx.compute = self.settings.compute.dtype.kernel();
         let decoder = dpo::starting_decoder(&self.sources)?;
-        let made = Arc::new(Reference::of(&mut ctx, &decoder, &self.train, &self.validation));
+        let made = Arc::new(Reference::of(
+            &mut ctx,
+            &decoder,
+            &self.train,
+            &self.validation,
+        ));
         *held = Some(made.clone());
         Ok(made)
     }
@@ -290,7 +349,11 @@ impl Plan {
                 "A decoder fine-tuned with Russet on preferences: of two answers to a prompt it learnt to prefer the better one."
             }
         };
-        let library = if self.settings.adapter.is_some() { "peft" } else { "transformers" };
+        let library = if self.settings.adapter.is_some() {
+            "peft"
+        } else {
+            "transformers"
+        };
         let mut card = format!(
             "---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [russet, {}]\n---\n\n# Tuned model\n\n{what}\n\n\
              | | |\n|---|---|\n",
@@ -301,23 +364,44 @@ impl Plan {
         };
         let (train, counts) = (&self.settings.train, self.counts());
         row("parameters", self.config.parameters().to_string());
-        row("begins with", "the input `checkpoint` of `manifest.json`".to_owned());
+        row(
+            "begins with",
+            "the input `checkpoint` of `manifest.json`".to_owned(),
+        );
         row("steps", state.step.to_string());
         row("rows", counts.rows.to_string());
-        row("tokens of them that are learnt", counts.learnt_tokens.to_string());
-        let batch = format!("{} sequences of at most {} tokens", train.batch_sequences, train.sequence_length);
+        row(
+            "tokens of them that are learnt",
+            counts.learnt_tokens.to_string(),
+        );
+        let batch = format!(
+            "{} sequences of at most {} tokens",
+            train.batch_sequences, train.sequence_length
+        );
         row("batch", batch);
         let optimizer = self.settings.optimizer;
-        row("optimizer", format!("{}, peak learning rate {}", optimizer.name(), train.peak_lr));
+        row(
+            "optimizer",
+            format!("{}, peak learning rate {}", optimizer.name(), train.peak_lr),
+        );
         if let Some(dpo) = &self.settings.dpo {
-            let form = if dpo.length_normalised { ", length-normalised" } else { "" };
+            let form = if dpo.length_normalised {
+                ", length-normalised"
+            } else {
+                ""
+            };
             row("loss", format!("{:?}, β = {}{form}", dpo.loss, dpo.beta));
         }
-        row("training loss", format!("{:.4}, last step", state.tally.last_loss));
+        row(
+            "training loss",
+            format!("{:.4}, last step", state.tally.last_loss),
+        );
         for (name, value) in measured {
             row(&name.replace('_', " "), format!("{value:.4}"));
         }
-        card.push_str("\nSettings, inputs and hashes stand in `manifest.json`, counts in `report.json`.\n");
+        card.push_str(
+            "\nSettings, inputs and hashes stand in `manifest.json`, counts in `report.json`.\n",
+        );
         card
     }
 }
@@ -327,7 +411,10 @@ impl Task for Plan {
         let z_loss = self.settings.train.z_loss as f32;
         Ok(match &self.settings.dpo {
             Some(dpo) => Box::new(dpo::Preferences::new(*dpo, self.reference()?)),
-            None if z_loss > 0.0 => Box::new(Distill { z_loss, teacher: None }),
+            None if z_loss > 0.0 => Box::new(Distill {
+                z_loss,
+                teacher: None,
+            }),
             None => Box::new(NextToken),
         })
     }
@@ -354,34 +441,47 @@ impl Task for Plan {
         let budget = self.settings.train.validation_tokens;
         let passes = held_out(&self.validation, budget, self.pass_tokens());
         Ok(Some(match &self.settings.dpo {
-            None => Box::new(move |ctx: &mut Ctx, decoder, goes_on| {
-                Ok(crate::sft::measure(&passes, ctx, decoder, goes_on))
-            }),
+            None => Box::new(
+                move |ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut GoesOn| {
+                    Ok(crate::sft::measure(&passes, ctx, decoder, goes_on))
+                },
+            ),
             Some(dpo) => {
                 let objective = dpo::Preferences::new(*dpo, self.reference()?).held_out();
-                Box::new(move |ctx: &mut Ctx, decoder, goes_on| {
-                    Ok(objective.measure(&passes, ctx, decoder, goes_on))
-                })
+                Box::new(
+                    move |ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut GoesOn| {
+                        Ok(objective.measure(&passes, ctx, decoder, goes_on))
+                    },
+                )
             }
         }))
     }
 
     fn files(&self, state: &State, measured: &Measured) -> Result<Vec<(String, Vec<u8>)>> {
-        let values = |pairs: &mut dyn Iterator<Item = (String, f64)>| pairs.collect::<BTreeMap<_, _>>();
-        let mut after = measured.iter().map(|(name, value)| ((*name).to_owned(), *value));
+        let values =
+            |pairs: &mut dyn Iterator<Item = (String, f64)>| pairs.collect::<BTreeMap<_, _>>();
+        let mut after = measured
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value));
         let report = json!({
             "stage": self.lesson.word(),
             "steps": state.step,
-            "data": self.data(),
+            "data": self.data(false),
             "before": values(&mut state.tally.before.iter().cloned()),
             "measured": values(&mut after),
         });
         let mut files = vec![
-            ("README.md".to_owned(), self.card(state, measured).into_bytes()),
+            (
+                "README.md".to_owned(),
+                self.card(state, measured).into_bytes(),
+            ),
             (REPORT.to_owned(), format!("{report:#}\n").into_bytes()),
         ];
         if let (Some(template), None) = (&self.template, &self.settings.adapter) {
-            files.push(("chat_template.jinja".to_owned(), template.clone().into_bytes()));
+            files.push((
+                "chat_template.jinja".to_owned(),
+                template.clone().into_bytes(),
+            ));
         }
         Ok(files)
     }
@@ -416,7 +516,11 @@ fn tokenizer(folder: &Path, settings: &Settings) -> Result<(Tokenizer, Option<St
         let source = template.source().to_owned();
         return Ok((tokenizer, Some(source)));
     }
-    let special = |name: &str| tokenizer.token_id(name).is_some_and(|id| tokenizer.is_special(id));
+    let special = |name: &str| {
+        tokenizer
+            .token_id(name)
+            .is_some_and(|id| tokenizer.is_special(id))
+    };
     if !special(IM_START) || !special(IM_END) {
         return Err(TrainError::Data {
             place: folder.to_owned(),
@@ -431,18 +535,25 @@ fn tokenizer(folder: &Path, settings: &Settings) -> Result<(Tokenizer, Option<St
 
 /// What a person should hear of a file.
 fn said(source: &Source) -> Vec<String> {
-    let Counts { malformed, cut, dropped, .. } = source.counts;
+    let Counts {
+        malformed,
+        cut,
+        dropped,
+        ..
+    } = source.counts;
     let said = [
         (malformed, "rows cannot be read and are left out"),
         (cut, "conversations are longer than a sequence and cut"),
         (dropped, "rows are longer than a sequence and left out"),
     ];
     let said = said.into_iter().filter(|(count, _)| *count > 0);
-    said.map(|(count, what)| format!("{}: {count} {what}", source.path.display())).collect()
+    said.map(|(count, what)| format!("{}: {count} {what}", source.path.display()))
+        .collect()
 }
 
 fn name(path: &Path) -> String {
-    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    path.file_name()
+        .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
 /// What the log calls a file: its name up to the first dot, numbered where another has it or the log means something else by it.
@@ -458,4 +569,3 @@ fn label(file: &Path, taken: impl Fn(&str) -> bool) -> String {
         .find(|label| label != "per_second" && !taken(label))
         .expect("there are more numbers than files")
 }
-

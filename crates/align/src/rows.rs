@@ -113,9 +113,7 @@ fn conversation(mut row: Map<String, Value>) -> Parsed<Example> {
         messages(value, "messages")?
     } else if let Some(value) = row.remove("conversations") {
         let mut turns = shared(value)?;
-        let has_system = turns
-            .first()
-            .is_some_and(|turn| turn["role"] == "system");
+        let has_system = turns.first().is_some_and(|turn| turn["role"] == "system");
         if let (Some(system), false) = (optional_text(&mut row, "system")?, has_system) {
             turns.insert(0, turn("system", system));
         }
@@ -223,7 +221,10 @@ fn of_objects(messages: Vec<Map<String, Value>>) -> Example {
 /// OpenAI's messages.
 fn messages(value: Value, key: &str) -> Parsed<Example> {
     let Value::Array(values) = value else {
-        return Err(format!("`{key}` is {}, but it must be a list", kind(&value)));
+        return Err(format!(
+            "`{key}` is {}, but it must be a list",
+            kind(&value)
+        ));
     };
     if values.is_empty() {
         return Err(format!("`{key}` is empty"));
@@ -374,7 +375,10 @@ fn tools(value: Option<Value>) -> Parsed<Vec<Value>> {
             Ok(Value::Array(tools)) => Ok(tools),
             _ => Err("`tools` is a text that is no JSON list".to_owned()),
         },
-        Some(other) => Err(format!("`tools` is {}, but it must be a list", kind(&other))),
+        Some(other) => Err(format!(
+            "`tools` is {}, but it must be a list",
+            kind(&other)
+        )),
     }
 }
 
@@ -388,7 +392,10 @@ fn turn(role: &str, content: String) -> Map<String, Value> {
 fn text(row: &mut Map<String, Value>, key: &str) -> Parsed<String> {
     match row.remove(key) {
         Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(format!("`{key}` is {}, but it must be a text", kind(&other))),
+        Some(other) => Err(format!(
+            "`{key}` is {}, but it must be a text",
+            kind(&other)
+        )),
         None => Err(format!("it has no `{key}`")),
     }
 }
@@ -424,10 +431,7 @@ fn keys(row: &Map<String, Value>) -> String {
 mod tests {
     use super::*;
 
-    fn read_text<T>(
-        text: &str,
-        read: impl Fn(&Path) -> Result<Rows<T>>,
-    ) -> Result<Rows<T>> {
+    fn read_text<T>(text: &str, read: impl Fn(&Path) -> Result<Rows<T>>) -> Result<Rows<T>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rows.jsonl.zst");
         std::fs::write(&path, zstd::encode_all(text.as_bytes(), 3).unwrap()).unwrap();
@@ -465,7 +469,10 @@ mod tests {
             json!({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}),
             &plain,
         );
-        says(json!({"instruction": "Hi", "input": "", "output": "Hello"}), &plain);
+        says(
+            json!({"instruction": "Hi", "input": "", "output": "Hello"}),
+            &plain,
+        );
         says(
             json!({"instruction": "Add.", "input": "1 1", "output": "2", "system": "Be brief."}),
             &[
@@ -518,7 +525,10 @@ mod tests {
         let Pair { chosen, rejected } = &rows.rows[0].1;
         assert_eq!(chosen.learnt, [false, true]);
         assert_eq!(rejected.conversation.messages[1]["content"], "Go away");
-        assert_eq!(chosen.conversation.messages[0], rejected.conversation.messages[0]);
+        assert_eq!(
+            chosen.conversation.messages[0],
+            rejected.conversation.messages[0]
+        );
         let turn = |role: &str, text: &str| json!({"role": role, "content": text});
         // As in HH-RLHF's later forms: both conversations whole.
         let row = json!({"chosen": [turn("user", "Hi"), turn("assistant", "a"), turn("user", "b"), turn("assistant", "c")],
@@ -538,8 +548,14 @@ mod tests {
             ("{\"messages\": \"Hi\"}", "a text"),
             ("{\"messages\": [{\"content\": \"Hi\"}]}", "`role`"),
             ("{\"messages\": [{\"role\": \"user\"}]}", "`content`"),
-            ("{\"messages\": [{\"role\": \"user\", \"content\": 7}]}", "a number"),
-            ("{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}", "nothing"),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": 7}]}",
+                "a number",
+            ),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}",
+                "nothing",
+            ),
             (
                 "{\"messages\": [{\"role\": \"assistant\", \"content\": \"Hi\", \"weight\": 0.5}]}",
                 "`weight`",
@@ -548,10 +564,16 @@ mod tests {
                 "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image_url\"}]}]}",
                 "image_url",
             ),
-            ("{\"conversations\": [{\"from\": \"cat\", \"value\": \"Hi\"}]}", "cat"),
+            (
+                "{\"conversations\": [{\"from\": \"cat\", \"value\": \"Hi\"}]}",
+                "cat",
+            ),
             ("{\"instruction\": \"Hi\"}", "`output`"),
             ("{\"completion\": \"Hi\"}", "`prompt`"),
-            ("{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}", "preference"),
+            (
+                "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}",
+                "preference",
+            ),
         ] {
             let text = format!("{good}\n\n{bad}\n{good}\n");
             let error = read_text(&text, |path| read_conversations(path, false)).unwrap_err();
@@ -570,7 +592,10 @@ mod tests {
         for (bad, word) in [
             (json!({"prompt": "a", "chosen": "b"}), "`rejected`"),
             (json!({"chosen": "b", "rejected": "c"}), "`prompt`"),
-            (json!({"prompt": "a", "chosen": "b", "rejected": "b"}), "the same"),
+            (
+                json!({"prompt": "a", "chosen": "b", "rejected": "b"}),
+                "the same",
+            ),
         ] {
             let error = read_text(&bad.to_string(), |path| read_pairs(path, false)).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");

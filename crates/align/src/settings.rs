@@ -22,7 +22,7 @@ const PEAK_LR: f64 = 2e-5;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The loop. `peak_lr` is 2e-5 and `warmup_steps` 0 where absent; `steps` and `tokens` may both be absent, then
+    /// The loop. `peak_lr` is 2e-5, `warmup_steps` and `skip_norm` are 0 where absent; `steps` and `tokens` may both be absent, then
     /// `data.epochs` says how long.
     #[serde(deserialize_with = "train_table")]
     pub train: TrainSettings,
@@ -121,16 +121,27 @@ pub fn constant() -> ScheduleSettings {
 ///
 /// # Errors
 /// As its fields have it.
-pub fn train_table<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<TrainSettings, D::Error> {
+pub fn train_table<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<TrainSettings, D::Error> {
     let mut table = Map::<String, Value>::deserialize(deserializer)?;
-    for (key, value) in [("peak_lr", Value::from(PEAK_LR)), ("warmup_steps", Value::from(0))] {
+    // No norm is skipped: AFM's 100 is one of pre-training, and the slopes of preferences scale with 1/β and a response's length.
+    let defaults = [
+        ("peak_lr", Value::from(PEAK_LR)),
+        ("warmup_steps", 0.into()),
+        ("skip_norm", 0.0.into()),
+    ];
+    for (key, value) in defaults {
         table.entry(key).or_insert(value);
     }
     serde_json::from_value(Value::Object(table)).map_err(D::Error::custom)
 }
 
 fn refuse<T>(key: &'static str, problem: impl Into<String>) -> Result<T> {
-    Err(TrainError::Setting { key, problem: problem.into() })
+    Err(TrainError::Setting {
+        key,
+        problem: problem.into(),
+    })
 }
 
 /// What the files' rows teach.
@@ -160,14 +171,27 @@ impl Settings {
     pub fn resolved(mut self, lesson: Lesson) -> Result<Settings> {
         let (data, train) = (&mut self.data, &self.train);
         match (data.train.is_empty(), data.mixture.is_empty()) {
-            (true, true) => return refuse("data.train", "is missing; name files of rows, such as [\"train.jsonl\"]"),
-            (false, false) => return refuse("data.train", "stands beside `data.mixture`; keep one of them"),
+            (true, true) => {
+                return refuse(
+                    "data.train",
+                    "is missing; name files of rows, such as [\"train.jsonl\"]",
+                );
+            }
+            (false, false) => {
+                return refuse(
+                    "data.train",
+                    "stands beside `data.mixture`; keep one of them",
+                );
+            }
             _ => {}
         }
         let files = data.train.len() + data.mixture.len();
         let most = russet_train::loader::MOST;
         if files > most {
-            return refuse("data.train", format!("has {files} files; at most {most} can be mixed, so join some"));
+            return refuse(
+                "data.train",
+                format!("has {files} files; at most {most} can be mixed, so join some"),
+            );
         }
         for file in &data.mixture {
             if !(file.weight > 0.0 && file.weight <= 1e9) {
@@ -181,13 +205,22 @@ impl Settings {
         }
         if let Some(epochs) = data.epochs {
             if train.steps.is_some() || train.tokens.is_some() {
-                return refuse("data.epochs", "stands beside `train.steps` or `train.tokens`; keep one of them");
+                return refuse(
+                    "data.epochs",
+                    "stands beside `train.steps` or `train.tokens`; keep one of them",
+                );
             }
             if !(epochs > 0.0 && epochs <= 1e6) {
-                return refuse("data.epochs", format!("is {epochs}; it must be above 0 and at most 1e6"));
+                return refuse(
+                    "data.epochs",
+                    format!("is {epochs}; it must be above 0 and at most 1e6"),
+                );
             }
         } else if train.steps.is_none() && train.tokens.is_none() {
-            return refuse("data.epochs", "is missing, and so is `train.steps`; say how long to train, such as epochs = 2");
+            return refuse(
+                "data.epochs",
+                "is missing, and so is `train.steps`; say how long to train, such as epochs = 2",
+            );
         }
         let held_out = !data.validation.is_empty();
         let measured = [
@@ -196,7 +229,10 @@ impl Settings {
             ("train.validation_tokens", train.validation_tokens.is_some()),
         ];
         if let Some((key, _)) = measured.iter().find(|(_, given)| *given && !held_out) {
-            return refuse(key, "is there, but nothing to measure on; name held-out files in `data.validation`");
+            return refuse(
+                key,
+                "is there, but nothing to measure on; name held-out files in `data.validation`",
+            );
         }
         if train.keep_best && train.validate_every == 0 {
             return refuse(
@@ -209,7 +245,10 @@ impl Settings {
             Lesson::Conversations => {
                 data.too_long.get_or_insert(TooLong::Cut);
                 if self.dpo.is_some() {
-                    return refuse("dpo", "is a table of the stage `dpo`, and conversations have no preferences; leave it out");
+                    return refuse(
+                        "dpo",
+                        "is a table of the stage `dpo`, and conversations have no preferences; leave it out",
+                    );
                 }
             }
             Lesson::Preferences => {
@@ -221,10 +260,16 @@ impl Settings {
                 }
                 let dpo = self.dpo.get_or_insert_default();
                 if !(dpo.beta > 0.0 && dpo.beta <= 100.0) {
-                    return refuse("dpo.beta", format!("is {}; it must be above 0 and at most 100", dpo.beta));
+                    return refuse(
+                        "dpo.beta",
+                        format!("is {}; it must be above 0 and at most 100", dpo.beta),
+                    );
                 }
                 if train.z_loss > 0.0 {
-                    return refuse("train.z_loss", "is a term of the next-token loss, which preferences do not have; leave it out");
+                    return refuse(
+                        "train.z_loss",
+                        "is a term of the next-token loss, which preferences do not have; leave it out",
+                    );
                 }
             }
         }

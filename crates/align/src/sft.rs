@@ -13,7 +13,12 @@ use russet_train::validation::GoesOn;
 use russet_train::{Batch, Measured};
 
 /// Mean loss of the learnt tokens of held-out conversations, as `validation_loss`; none where told to stop.
-pub fn measure(passes: &[Batch], ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut GoesOn) -> Option<Measured> {
+pub fn measure(
+    passes: &[Batch],
+    ctx: &mut Ctx,
+    decoder: &Decoder,
+    goes_on: &mut GoesOn,
+) -> Option<Measured> {
     let (mut sum, mut learnt) = (0.0, 0u64);
     for (number, pass) in passes.iter().enumerate() {
         if !goes_on(number as f64 / passes.len() as f64) {
@@ -22,7 +27,11 @@ pub fn measure(passes: &[Batch], ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut
         let hidden = decoder.forward(ctx, &pass.tokens, &pass.segments, None); // [N, D]
         let losses = decoder.token_losses(ctx, &hidden, &pass.targets); // 0 where ignored
         sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
-        learnt += pass.targets.iter().filter(|&&target| target != IGNORE).count() as u64;
+        learnt += pass
+            .targets
+            .iter()
+            .filter(|&&target| target != IGNORE)
+            .count() as u64;
     }
     Some(vec![("validation_loss", sum / learnt.max(1) as f64)])
 }

@@ -35,7 +35,8 @@ fn begin(dir: &Path) {
         })
         .collect();
     write(dir, "pairs.jsonl", &pairs);
-    let recipe = |name: &str, text: &str| std::fs::write(dir.join("mini").join(name), text).unwrap();
+    let recipe =
+        |name: &str, text: &str| std::fs::write(dir.join("mini").join(name), text).unwrap();
     recipe(
         "04-sft.toml",
         "stage = \"sft\"\n[inputs]\ncheckpoint = \"03-pretrain\"\n[train]\nsteps = 120\nbatch_sequences = 1\n\
@@ -52,13 +53,30 @@ fn begin(dir: &Path) {
 
 /// What a chat answers to lines of input.
 fn chat(dir: &Path, model: &str, lines: &str) -> Vec<String> {
-    let mut child = russet(dir, &["chat", "--model", model, "--temperature", "0", "--max-tokens", "40", "--json"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
+    let mut child = russet(
+        dir,
+        &[
+            "chat",
+            "--model",
+            model,
+            "--temperature",
+            "0",
+            "--max-tokens",
+            "40",
+            "--json",
+        ],
+    )
+    .stdin(Stdio::piped())
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(lines.as_bytes())
         .unwrap();
-    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
     let ran = Ran::from(child.wait_with_output().unwrap());
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let text = |line: &str| {
@@ -77,18 +95,35 @@ fn a_run_learns_to_answer_and_then_to_prefer() {
     let plan = &plan["stages"][0]["plan"];
     assert_eq!(plan["data"]["train"][0]["counts"]["rows"], 3, "{plan}");
     let made = ok(dir, &["sft", "mini/04-sft.toml", "--json"]).json();
-    assert_eq!((&made["steps"], &made["skipped"]), (&json!(120), &json!(false)));
-    assert!(made["measured"]["validation_loss"].as_f64().unwrap() < 0.1, "{made}");
-    let lines: String = CHATS.iter().map(|(asked, _)| format!("/new\n{asked}\n")).collect();
+    assert_eq!(
+        (&made["steps"], &made["skipped"]),
+        (&json!(120), &json!(false))
+    );
+    assert!(
+        made["measured"]["validation_loss"].as_f64().unwrap() < 0.1,
+        "{made}"
+    );
+    let lines: String = CHATS
+        .iter()
+        .map(|(asked, _)| format!("/new\n{asked}\n"))
+        .collect();
     let answers = chat(dir, "runs/mini/04-sft", &lines);
     assert_eq!(answers, CHATS.map(|(_, said)| said));
 
     // The whole folder goes on with what is not there yet.
     let run = ok(dir, &["run", "mini", "--json"]).json();
-    let skipped: Vec<bool> = run["stages"].as_array().unwrap().iter().map(|stage| stage["skipped"] == true).collect();
+    let skipped: Vec<bool> = run["stages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|stage| stage["skipped"] == true)
+        .collect();
     assert_eq!(skipped, [true, true, true, true, false]);
     let again = ok(dir, &["dpo", "mini/05-dpo.toml", "--json"]).json();
-    assert_eq!((&again["skipped"], &again["steps"]), (&json!(true), &json!(20)));
+    assert_eq!(
+        (&again["skipped"], &again["steps"]),
+        (&json!(true), &json!(20))
+    );
     assert_eq!(again["before"]["preference_accuracy"], 0.5);
     assert_eq!(again["measured"]["preference_accuracy"], 1.0, "{again}");
 }
@@ -106,7 +141,11 @@ fn mistakes_are_told_before_anything_runs() {
         ("sft", "data.train=['pairs.jsonl']", 1, "line 1"),
         ("dpo", "data.too_long='cut'", 2, "data.too_long"),
     ] {
-        let recipe = if verb == "sft" { "mini/04-sft.toml" } else { "mini/05-dpo.toml" };
+        let recipe = if verb == "sft" {
+            "mini/04-sft.toml"
+        } else {
+            "mini/05-dpo.toml"
+        };
         let ran = Ran::from(russet(dir, &[verb, recipe, "--set", set]).output().unwrap());
         assert_eq!(ran.code, code, "{set}: {}", ran.stderr);
         assert!(ran.stderr.contains(word), "{set}: {}", ran.stderr);

@@ -106,9 +106,7 @@ impl ChatTemplate {
         let program = template.program();
         let mut environment = environment(SystemTime::UNIX_EPOCH, 0);
         environment.add_filter(GENERATION, |text: String| text);
-        environment
-            .template_from_str(&program)
-            .map_err(sentence)?;
+        environment.template_from_str(&program).map_err(sentence)?;
         Ok(template)
     }
 
@@ -166,7 +164,9 @@ impl ChatTemplate {
         let length = conversation.bytes();
         let mut environment = environment(now, length);
         let [begin, end] = marks;
-        environment.add_filter(GENERATION, move |text: String| format!("{begin}{text}{end}"));
+        environment.add_filter(GENERATION, move |text: String| {
+            format!("{begin}{text}{end}")
+        });
         let program = self.program();
         let template = environment.template_from_str(&program).map_err(sentence)?;
         let name = |name: &Option<String>| name.as_deref().map_or(Value::UNDEFINED, Value::from);

@@ -124,10 +124,7 @@ fn each_text(value: &Value, each: &mut dyn FnMut(&str)) {
     }
 }
 
-fn map_object(
-    object: &Map<String, Value>,
-    change: &dyn Fn(&str) -> String,
-) -> Map<String, Value> {
+fn map_object(object: &Map<String, Value>, change: &dyn Fn(&str) -> String) -> Map<String, Value> {
     object
         .iter()
         .map(|(key, value)| (change(key), map(value, change)))
@@ -216,8 +213,13 @@ fn by_marks(
         ));
     };
     let turns = values(shown);
-    let rendered =
-        template.render_turns(&turns, shown, false, now, marks.map(|mark| mark.to_string()))?;
+    let rendered = template.render_turns(
+        &turns,
+        shown,
+        false,
+        now,
+        marks.map(|mark| mark.to_string()),
+    )?;
     let (mut text, mut said) = (String::new(), Vec::new());
     let mut begun = None;
     for c in rendered.chars() {

@@ -45,7 +45,8 @@ fn of_template(template: &str) -> Tokenizer {
     tokenizer.with_chat_template(template).unwrap()
 }
 
-static TOKENIZERS: LazyLock<[Tokenizer; 3]> = LazyLock::new(|| [CHATML, MARKED, PLAIN].map(of_template));
+static TOKENIZERS: LazyLock<[Tokenizer; 3]> =
+    LazyLock::new(|| [CHATML, MARKED, PLAIN].map(of_template));
 
 fn turns(tokenizer: &Tokenizer, messages: &[Message]) -> Turns {
     tokenizer
@@ -112,12 +113,21 @@ proptest! {
 #[test]
 fn a_merge_across_the_border_is_cut() {
     let tokenizer = of_template(&PLAIN.replace("Answer:", "Say th"));
-    let messages = [Message::new("user", "Hi"), Message::new("assistant", "e end")];
+    let messages = [
+        Message::new("user", "Hi"),
+        Message::new("assistant", "e end"),
+    ];
     check(&tokenizer, &messages);
     let whole = tokenizer.encode_chat(&messages, false).unwrap();
     let cut = turns(&tokenizer, &messages).ids;
-    assert_eq!(tokenizer.decode(&whole, false), tokenizer.decode(&cut, false));
-    assert!(whole.len() < cut.len(), "` the` is one token of the whole: {whole:?}, {cut:?}");
+    assert_eq!(
+        tokenizer.decode(&whole, false),
+        tokenizer.decode(&cut, false)
+    );
+    assert!(
+        whole.len() < cut.len(),
+        "` the` is one token of the whole: {whole:?}, {cut:?}"
+    );
 }
 
 #[test]

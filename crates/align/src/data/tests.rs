@@ -25,14 +25,20 @@ const READING: Reading = Reading {
 fn row(seed: u64, number: u64) -> Value {
     let words = |stream: u64| {
         let count = 1 + random::below(seed, number, stream, 12);
-        let word = |place| ["row", "key", "text", "line"][random::below(seed, number, stream * 100 + place, 4) as usize];
+        let word = |place| {
+            ["row", "key", "text", "line"]
+                [random::below(seed, number, stream * 100 + place, 4) as usize]
+        };
         (0..count).map(word).collect::<Vec<_>>().join(" ")
     };
     let turns = 1 + random::below(seed, number, 0, 3);
     let messages: Vec<Value> = (0..turns)
         .flat_map(|turn| {
             let (asked, said) = (words(2 * turn + 1), words(2 * turn + 2));
-            [json!({"role": "user", "content": asked}), json!({"role": "assistant", "content": said})]
+            [
+                json!({"role": "user", "content": asked}),
+                json!({"role": "assistant", "content": said}),
+            ]
         })
         .collect();
     json!({ "messages": messages })
@@ -66,9 +72,18 @@ fn what_is_learnt_is_the_answers_and_their_ends() {
         {"role": "user", "content": "unanswered"},
     ]})];
     let source = source(dir.path(), "a.jsonl", &rows, READING).unwrap();
-    let Encoded { inputs, targets, .. } = &source.examples[0];
-    let learnt: Vec<u32> = targets.iter().copied().filter(|&target| target != IGNORE).collect();
-    assert_eq!(TOKENIZER.decode(&learnt, false), "row line<|im_end|>key<|im_end|>");
+    let Encoded {
+        inputs, targets, ..
+    } = &source.examples[0];
+    let learnt: Vec<u32> = targets
+        .iter()
+        .copied()
+        .filter(|&target| target != IGNORE)
+        .collect();
+    assert_eq!(
+        TOKENIZER.decode(&learnt, false),
+        "row line<|im_end|>key<|im_end|>"
+    );
     // A target is the input after it, and nothing follows the last one.
     for place in 0..targets.len() - 1 {
         assert!(targets[place] == IGNORE || targets[place] == inputs[place + 1]);
@@ -76,7 +91,10 @@ fn what_is_learnt_is_the_answers_and_their_ends() {
     assert_ne!(targets.last(), Some(&IGNORE));
     let before = targets.iter().position(|&target| target != IGNORE).unwrap();
     let shown = TOKENIZER.decode(&inputs[..=before], false);
-    assert_eq!(shown, "<|im_start|>user\nkey<|im_end|>\n<|im_start|>assistant\n");
+    assert_eq!(
+        shown,
+        "<|im_start|>user\nkey<|im_end|>\n<|im_start|>assistant\n"
+    );
 }
 
 proptest! {
@@ -128,13 +146,21 @@ fn a_batch_is_a_function_of_the_step_and_its_segments_are_examples() {
         assert_eq!(batch.segments.iter().len(), batch.origins.len());
         for (segment, origin) in batch.segments.iter().zip(&batch.origins) {
             let source = &sources[origin.source];
-            let example = source.examples.iter().find(|one| one.row == origin.documents.start).unwrap();
+            let example = source
+                .examples
+                .iter()
+                .find(|one| one.row == origin.documents.start)
+                .unwrap();
             let rows = segment.start..segment.start + segment.len;
             assert_eq!(batch.tokens[rows.clone()], example.inputs);
             assert_eq!(batch.targets[rows], example.targets);
         }
     }
-    let all: f32 = dealt.at(3).iter().flat_map(|batch| batch.weights.clone()).sum();
+    let all: f32 = dealt
+        .at(3)
+        .iter()
+        .flat_map(|batch| batch.weights.clone())
+        .sum();
     assert!((all - 1.0).abs() < 1e-5, "{all}");
 }
 
@@ -159,7 +185,8 @@ fn files_are_mixed_by_weight() {
         }
     }
     // 2,048 sequences, a fourth of them of the second file; each file's examples are met evenly.
-    let epochs = |source: usize, share: f64| 2048.0 * share / sources[source].sequences.len() as f64;
+    let epochs =
+        |source: usize, share: f64| 2048.0 * share / sources[source].sequences.len() as f64;
     let ratio = met[0] as f64 / met[1] as f64;
     let wanted = epochs(0, 0.75) / epochs(1, 0.25);
     assert!((ratio / wanted - 1.0).abs() < 0.02, "{ratio} and {wanted}");
@@ -177,15 +204,29 @@ fn what_is_too_long_is_cut_or_dropped_and_counted() {
         json!({"messages": [turn("user", "key"), turn("assistant", "row"), turn("user", &long), turn("assistant", "row")]}),
     ];
     let cut = source(dir.path(), "a.jsonl", &rows, READING).unwrap();
-    assert_eq!((cut.counts.rows, cut.counts.cut, cut.counts.dropped), (4, 2, 1));
+    assert_eq!(
+        (cut.counts.rows, cut.counts.cut, cut.counts.dropped),
+        (4, 2, 1)
+    );
     // Of the last one the first answer is left, and nothing behind it.
     assert_eq!(cut.examples[2].inputs, cut.examples[0].inputs);
-    assert_eq!(cut.examples.iter().map(|one| one.row).collect::<Vec<_>>(), [0, 1, 3]);
-    let dropping = Reading { too_long: TooLong::Drop, ..READING };
+    assert_eq!(
+        cut.examples.iter().map(|one| one.row).collect::<Vec<_>>(),
+        [0, 1, 3]
+    );
+    let dropping = Reading {
+        too_long: TooLong::Drop,
+        ..READING
+    };
     let dropped = source(dir.path(), "a.jsonl", &rows, dropping).unwrap();
     assert_eq!((dropped.counts.cut, dropped.counts.dropped), (0, 3));
-    let error = source(dir.path(), "a.jsonl", &rows[1..3], dropping).unwrap_err().to_string();
-    assert!(error.contains("nothing of it is left") && error.contains("2 rows"), "{error}");
+    let error = source(dir.path(), "a.jsonl", &rows[1..3], dropping)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("nothing of it is left") && error.contains("2 rows"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -195,12 +236,21 @@ fn pairs_are_neighbours_and_dropped_together() {
         json!({"prompt": "key", "chosen": "row", "rejected": "row key ".repeat(100)}),
         json!({"prompt": "key", "chosen": "row", "rejected": "line"}),
     ];
-    let reading = Reading { kind: RowKind::Pairs, too_long: TooLong::Drop, ..READING };
+    let reading = Reading {
+        kind: RowKind::Pairs,
+        too_long: TooLong::Drop,
+        ..READING
+    };
     let source = source(dir.path(), "a.jsonl", &rows, reading).unwrap();
     assert_eq!((source.counts.dropped, source.examples.len()), (1, 2));
     assert_eq!(source.sequences, [[0, 1]]);
     let learnt = |example: &Encoded| {
-        let ids: Vec<u32> = example.targets.iter().copied().filter(|&id| id != IGNORE).collect();
+        let ids: Vec<u32> = example
+            .targets
+            .iter()
+            .copied()
+            .filter(|&id| id != IGNORE)
+            .collect();
         TOKENIZER.decode(&ids, false)
     };
     assert_eq!(learnt(&source.examples[0]), "row<|im_end|>");
@@ -210,10 +260,17 @@ fn pairs_are_neighbours_and_dropped_together() {
 #[test]
 fn tools_need_a_template_that_shows_them() {
     let dir = tempfile::tempdir().unwrap();
-    let rows = [json!({"tools": [{"name": "add"}], "messages": [{"role": "user", "content": "key"},
-        {"role": "assistant", "content": "row"}]})];
-    let error = source(dir.path(), "a.jsonl", &rows, READING).unwrap_err().to_string();
-    assert!(error.contains("tools") && error.contains("data.chat_template") && error.contains("line 1"), "{error}");
+    let rows = [
+        json!({"tools": [{"name": "add"}], "messages": [{"role": "user", "content": "key"},
+        {"role": "assistant", "content": "row"}]}),
+    ];
+    let error = source(dir.path(), "a.jsonl", &rows, READING)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("tools") && error.contains("data.chat_template") && error.contains("line 1"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -226,5 +283,8 @@ fn held_out_rows_are_always_the_same() {
     assert!(all.len() > 3 && all.iter().all(|pass| pass.tokens.len() < 200 + 96));
     let some = held_out(&sources, Some(300), 200);
     assert!((300..400).contains(&tokens(&some)), "{}", tokens(&some));
-    assert_eq!(format!("{some:?}"), format!("{:?}", held_out(&sources, Some(300), 200)));
+    assert_eq!(
+        format!("{some:?}"),
+        format!("{:?}", held_out(&sources, Some(300), 200))
+    );
 }

@@ -37,24 +37,43 @@ fn source(pairs: u64) -> Source {
             random::below(2, pair, stream * 100 + place as u64, 24) as u32
         };
         let inputs: Vec<u32> = (0..length).map(token).collect();
-        let targets = (0..length).map(|place| if place < 2 { IGNORE } else { token(place + 1) }).collect();
-        Encoded { inputs, targets, row: pair as usize }
+        let targets = (0..length)
+            .map(|place| if place < 2 { IGNORE } else { token(place + 1) })
+            .collect();
+        Encoded {
+            inputs,
+            targets,
+            row: pair as usize,
+        }
     };
     Source {
         path: PathBuf::from("pairs.jsonl"),
         label: "pairs".to_owned(),
-        examples: (0..pairs).flat_map(|pair| [example(pair, 0), example(pair, 1)]).collect(),
-        sequences: (0..pairs as usize).map(|pair| vec![2 * pair, 2 * pair + 1]).collect(),
+        examples: (0..pairs)
+            .flat_map(|pair| [example(pair, 0), example(pair, 1)])
+            .collect(),
+        sequences: (0..pairs as usize)
+            .map(|pair| vec![2 * pair, 2 * pair + 1])
+            .collect(),
         counts: Default::default(),
     }
 }
 
 fn settings(loss: PreferenceLoss, length_normalised: bool) -> DpoSettings {
-    DpoSettings { loss, beta: 0.5, length_normalised }
+    DpoSettings {
+        loss,
+        beta: 0.5,
+        length_normalised,
+    }
 }
 
 fn step(source: &[Source], micro_batch_sequences: usize) -> Vec<Batch> {
-    let dealing = Dealing { batch_sequences: 4, micro_batch_sequences, seed: 1, mean: Mean::Sequences };
+    let dealing = Dealing {
+        batch_sequences: 4,
+        micro_batch_sequences,
+        seed: 1,
+        mean: Mean::Sequences,
+    };
     Dealt::new(source, &[1.0], dealing).at(0)
 }
 
@@ -63,7 +82,12 @@ fn gradients(objective: &Preferences, decoder: &Decoder, batches: &[Batch]) -> (
     let mut ctx = Ctx::new(Arc::new(Pool::new(1).unwrap()));
     let (mut sum, mut gradients) = (0.0, Gradients::default());
     for batch in batches {
-        ctx.start_tape(decoder.parameters().iter().map(|parameter| parameter.tensor.id()));
+        ctx.start_tape(
+            decoder
+                .parameters()
+                .iter()
+                .map(|parameter| parameter.tensor.id()),
+        );
         let loss = objective.loss(decoder, &mut ctx, batch).loss;
         sum += f64::from(loss.data()[0]);
         ctx.backward(&loss, 1.0, &mut gradients);
@@ -82,7 +106,10 @@ fn gradients_equal_finite_differences_of_the_loss() {
     let reference = reference(&sources);
     let batches = step(&sources, 2);
     for (loss, normalised) in [
-        (PreferenceLoss::Dpo, false), (PreferenceLoss::Dpo, true), (PreferenceLoss::Ipo, false), (PreferenceLoss::Ipo, true),
+        (PreferenceLoss::Dpo, false),
+        (PreferenceLoss::Dpo, true),
+        (PreferenceLoss::Ipo, false),
+        (PreferenceLoss::Ipo, true),
     ] {
         let objective = Preferences::new(settings(loss, normalised), reference.clone());
         let policy = decoder(2);
@@ -90,8 +117,16 @@ fn gradients_equal_finite_differences_of_the_loss() {
         let count = policy.parameters().len();
         for number in 0..count {
             // Along the gradient itself: the largest slope of this parameter, far above the rounding of f32.
-            let direction = found.get(policy.parameters()[number].tensor).unwrap().data().to_vec();
-            let norm = direction.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
+            let direction = found
+                .get(policy.parameters()[number].tensor)
+                .unwrap()
+                .data()
+                .to_vec();
+            let norm = direction
+                .iter()
+                .map(|&g| f64::from(g) * f64::from(g))
+                .sum::<f64>()
+                .sqrt();
             let moved = |by: f64| {
                 let (mut moved, mut at) = (decoder(2), 0);
                 moved.visit_mut(&mut |tensor| {
@@ -105,7 +140,10 @@ fn gradients_equal_finite_differences_of_the_loss() {
                 gradients(&objective, &moved, &batches).0
             };
             let slope = (moved(1e-2) - moved(-1e-2)) / 2e-2;
-            assert!((slope - norm).abs() < 0.02 * norm + 1e-4, "{loss:?} {normalised}, parameter {number}: {slope} and {norm}");
+            assert!(
+                (slope - norm).abs() < 0.02 * norm + 1e-4,
+                "{loss:?} {normalised}, parameter {number}: {slope} and {norm}"
+            );
         }
     }
 }
@@ -119,8 +157,15 @@ fn micro_batches_and_neighbours_change_nothing_but_rounding() {
     let (four, parts) = gradients(&objective, &policy, &step(&sources, 1));
     assert!((one - four).abs() < 1e-6, "{one} and {four}");
     for parameter in policy.parameters() {
-        let (a, b) = (whole.get(parameter.tensor).unwrap(), parts.get(parameter.tensor).unwrap());
-        let off = a.data().iter().zip(b.data()).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+        let (a, b) = (
+            whole.get(parameter.tensor).unwrap(),
+            parts.get(parameter.tensor).unwrap(),
+        );
+        let off = a
+            .data()
+            .iter()
+            .zip(b.data())
+            .fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
         assert!(off < 1e-5, "{off}");
     }
 }
@@ -128,12 +173,19 @@ fn micro_batches_and_neighbours_change_nothing_but_rounding() {
 #[test]
 fn a_policy_that_is_its_reference_has_a_loss_of_ln_2_and_no_margin() {
     let sources = [source(6)];
-    let objective = Preferences::new(settings(PreferenceLoss::Dpo, false), reference(&sources)).held_out();
+    let objective =
+        Preferences::new(settings(PreferenceLoss::Dpo, false), reference(&sources)).held_out();
     let mut ctx = Ctx::new(Arc::new(Pool::new(1).unwrap()));
     let passes = step(&sources, 2);
-    let measured = objective.measure(&passes, &mut ctx, &decoder(1), &mut |_| true).unwrap();
+    let measured = objective
+        .measure(&passes, &mut ctx, &decoder(1), &mut |_| true)
+        .unwrap();
     assert_eq!(measured[1], ("preference_accuracy", 0.5));
     assert_eq!(measured[2], ("preference_margin", 0.0));
     assert!((measured[0].1 - 2f64.ln()).abs() < 1e-12);
-    assert!(objective.measure(&passes, &mut ctx, &decoder(1), &mut |_| false).is_none());
+    assert!(
+        objective
+            .measure(&passes, &mut ctx, &decoder(1), &mut |_| false)
+            .is_none()
+    );
 }

@@ -9,7 +9,7 @@ use russet_artifact::{Draft, Inputs, Interrupt, Kind, Override, Progress, Recipe
 use russet_model::config::RopeScaling;
 use russet_model::{Config, Decoder, Family, checkpoint};
 use russet_tokenizer::{Tokenizer, TokenizerError, TrainConfig};
-use russet_train::{Outcome, Resume, Result, TrainReport};
+use russet_train::{Outcome, Result, Resume, TrainReport};
 use serde_json::{Value, json};
 
 pub const QUESTIONS: [(&str, &str); 4] = [
@@ -22,13 +22,17 @@ pub const QUESTIONS: [(&str, &str); 4] = [
 /// Of the questions and answers, trained anew: a few hundredths of a second.
 pub static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
     let config = TrainConfig {
-        vocab_size: 320,
+        vocab_size: 310,
         min_frequency: 2,
         alphabet_min_frequency: 1,
     };
     let texts = QUESTIONS.iter().flat_map(|(asked, said)| [*asked, *said]);
     let texts = texts.chain(["the fox and the hen saw the barn and the sun"]);
-    russet_tokenizer::train(&config, texts.map(|text| Ok::<_, TokenizerError>(text.to_owned()))).unwrap()
+    russet_tokenizer::train(
+        &config,
+        texts.map(|text| Ok::<_, TokenizerError>(text.to_owned())),
+    )
+    .unwrap()
 });
 
 pub fn tool() -> Tool {
@@ -95,8 +99,14 @@ pub fn settings(dir: &Path, file: &str, changes: &[&str]) -> Settings {
          [optimizer]\nkind = \"adamw\"\n[data]\ntrain = [{}]\n[compute]\nthreads = 1\n",
         json!(dir.join(file))
     );
-    let changes: Vec<Override> = changes.iter().map(|change| change.parse().unwrap()).collect();
-    Recipe::from_text("recipe", &text, &changes).unwrap().parse().unwrap()
+    let changes: Vec<Override> = changes
+        .iter()
+        .map(|change| change.parse().unwrap())
+        .collect();
+    Recipe::from_text("recipe", &text, &changes)
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 pub fn plan(dir: &Path, lesson: Lesson, file: &str, changes: &[&str]) -> Result<Plan> {
@@ -107,8 +117,14 @@ pub fn plan(dir: &Path, lesson: Lesson, file: &str, changes: &[&str]) -> Result<
     Plan::new(lesson, settings(dir, file, changes), sources)
 }
 
-pub fn run_to(plan: &Plan, out: &Path, progress: &mut dyn Progress, interrupt: &Interrupt) -> Outcome {
-    plan.run(out, &tool(), Resume::Continue, progress, interrupt).unwrap()
+pub fn run_to(
+    plan: &Plan,
+    out: &Path,
+    progress: &mut dyn Progress,
+    interrupt: &Interrupt,
+) -> Outcome {
+    plan.run(out, &tool(), Resume::Continue, progress, interrupt)
+        .unwrap()
 }
 
 #[track_caller]

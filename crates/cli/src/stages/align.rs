@@ -52,19 +52,42 @@ pub(super) struct Align {
 }
 
 pub(super) fn read(app: &App, recipe: &Recipe, lesson: Lesson) -> Result<Align> {
-    let AlignRecipe { stage, inputs, train, optimizer, schedule, adapter, dpo, data, mut compute } = recipe.parse()?;
+    let AlignRecipe {
+        stage,
+        inputs,
+        train,
+        optimizer,
+        schedule,
+        adapter,
+        dpo,
+        data,
+        mut compute,
+    } = recipe.parse()?;
     // The command line is nearer to the person than the recipe.
     if app.threads_given {
         compute.threads = Some(app.threads);
     }
-    let settings = Settings { train, optimizer, schedule, adapter, dpo, data, compute };
+    let settings = Settings {
+        train,
+        optimizer,
+        schedule,
+        adapter,
+        dpo,
+        data,
+        compute,
+    };
     let mut settings = settings.resolved(lesson)?;
     settings.compute.threads.get_or_insert(app.threads);
     if inputs.adapter.is_some() && settings.adapter.is_none() {
         let sentence = "`inputs.adapter` names an adapter to go on with, but there is no `[adapter]`; write that";
         return Err(Usage(sentence.into()).into());
     }
-    Ok(Align { kind: stage, lesson, inputs, settings })
+    Ok(Align {
+        kind: stage,
+        lesson,
+        inputs,
+        settings,
+    })
 }
 
 impl Align {
@@ -85,7 +108,10 @@ impl Align {
         let data = &self.settings.data;
         [
             ("data.train", data.train.clone()),
-            ("data.mixture", data.mixture.iter().map(|part| part.file.clone()).collect()),
+            (
+                "data.mixture",
+                data.mixture.iter().map(|part| part.file.clone()).collect(),
+            ),
             ("data.validation", data.validation.clone()),
         ]
     }
@@ -110,14 +136,18 @@ impl Work for Align {
             && self.settings.adapter.is_none()
         {
             let context = start.context.max(self.settings.train.sequence_length);
-            outlook.decoders.insert(name.to_owned(), russet_model::Config { context, ..start });
+            outlook
+                .decoders
+                .insert(name.to_owned(), russet_model::Config { context, ..start });
         }
         let sources = self.sources(place);
         // Ahead of a real run the rows are read once, by the run itself.
         let known = match sources.checkpoint.exists() && outlook.gflops.is_some() {
             true => match self.open(place) {
                 Ok(plan) => Some(plan),
-                Err(error @ (TrainError::Setting { .. } | TrainError::Data { .. })) => return Err(error.into()),
+                Err(error @ (TrainError::Setting { .. } | TrainError::Data { .. })) => {
+                    return Err(error.into());
+                }
                 Err(_) => None,
             },
             false => None,
@@ -128,7 +158,10 @@ impl Work for Align {
                 Some(steps) => format!("{steps} steps"),
                 None => "as many steps as the data make".to_owned(),
             };
-            return Ok(Plan { json: json!({ "steps": steps }), text });
+            return Ok(Plan {
+                json: json!({ "steps": steps }),
+                text,
+            });
         };
         let (json, counts) = (plan.describe(), plan.counts());
         let text = format!(
@@ -148,10 +181,17 @@ impl Work for Align {
         let folder = place.input(&self.inputs.checkpoint);
         crate::found::model(&folder)?;
         let plan = self.open(place)?;
-        let outcome = plan.run(&place.out, &app.tool, place.resume, &mut *app.progress, &app.interrupt)?;
+        let outcome = plan.run(
+            &place.out,
+            &app.tool,
+            place.resume,
+            &mut *app.progress,
+            &app.interrupt,
+        )?;
         let report = match outcome {
             Outcome::Interrupted { step } => {
-                let sentence = format!("stopped after step {step}; the same command goes on from there");
+                let sentence =
+                    format!("stopped after step {step}; the same command goes on from there");
                 return Err(Interrupted(sentence).into());
             }
             Outcome::Current => None,
@@ -162,7 +202,10 @@ impl Work for Align {
         if let Some(report) = &report {
             summary += &format!(", loss {:.4} to {:.4}", report.first_loss, report.last_loss);
         }
-        for (name, words) in [("validation_loss", "held out"), ("preference_accuracy", "of held-out preferences right")] {
+        for (name, words) in [
+            ("validation_loss", "held out"),
+            ("preference_accuracy", "of held-out preferences right"),
+        ] {
             if let Some(value) = found["measured"][name].as_f64() {
                 summary += &format!(", {value:.4} {words}");
             }
@@ -173,7 +216,11 @@ impl Work for Align {
                 facts[key] = value;
             }
         }
-        Ok(Made { skipped: facts.get("losses").is_none(), summary, facts })
+        Ok(Made {
+            skipped: facts.get("losses").is_none(),
+            summary,
+            facts,
+        })
     }
 }
 

@@ -11,7 +11,9 @@ pub fn stand_in(ctx: &mut Ctx, surrogate: &Tensor, value: f32) -> Tensor {
     let loss = Tensor::new(&[1], vec![value]);
     if ctx.records(&[surrogate]) {
         let surrogate = surrogate.handle();
-        ctx.record(&loss, move |back, d_loss| back.accumulate(&surrogate, d_loss));
+        ctx.record(&loss, move |back, d_loss| {
+            back.accumulate(&surrogate, d_loss)
+        });
     }
     loss
 }

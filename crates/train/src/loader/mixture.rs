@@ -158,7 +158,11 @@ impl Shares {
     /// # Panics
     /// When there are no weights or more than [`MOST`], or they are not positive: plans check that.
     pub fn new(weights: &[f64], seed: u64) -> Shares {
-        assert!((1..=MOST).contains(&weights.len()), "{} parts", weights.len());
+        assert!(
+            (1..=MOST).contains(&weights.len()),
+            "{} parts",
+            weights.len()
+        );
         let all: f64 = weights.iter().sum();
         let shares: Vec<f64> = weights.iter().map(|weight| weight / all).collect();
         assert!(
