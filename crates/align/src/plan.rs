@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use russet_artifact::{Artifact, Inputs, Interrupt, Kind, Progress, Recipe, Stage, Tool};
-use russet_model::Config;
+use russet_model::{Config, Decoder};
 use russet_tensor::{Ctx, MeshShape};
 use russet_tokenizer::{ChatTemplate, IM_END, IM_START, Tokenizer};
 use russet_train::plan::IDLE_SETTINGS;
 use russet_train::{
-    Adapters, Batches, Distill, First, Launch, Measure, Measured, NextToken, Objective, Outcome,
-    Result, Resume, State, Task, TrainError, Trained, Training,
+    Adapters, Batches, Distill, First, GoesOn, Launch, Measure, Measured, NextToken, Objective,
+    Outcome, Result, Resume, State, Task, TrainError, Trained, Training,
 };
 use serde_json::{Value, json};
 
@@ -181,13 +181,20 @@ impl Plan {
             "trained_parameters": numbers,
             "steps": self.settings.train.steps,
             "batch_sequences": self.settings.train.batch_sequences,
-            "data": self.data(),
+            "data": self.data(true),
         })
     }
 
-    fn data(&self) -> Value {
+    /// What each file came to, in the recipe's order. Artifacts do not say its name: renaming a file makes no other run.
+    fn data(&self, names: bool) -> Value {
         let all: f64 = self.weights.iter().sum();
-        let file = |source: &Source| json!({"file": name(&source.path), "counts": source.counts});
+        let file = |source: &Source| {
+            let mut json = json!({"counts": source.counts});
+            if names {
+                json["file"] = source.path.display().to_string().into();
+            }
+            json
+        };
         let train = self
             .train
             .iter()
@@ -296,7 +303,7 @@ impl Plan {
             train: &self.settings.train,
             optimizer: *optimizer,
             compute,
-            mesh: MeshShape::default(),
+            mesh: MeshShape { sizes: [1; 4] },
             memory: None,
             trained,
             task: self,
@@ -434,14 +441,18 @@ impl Task for Plan {
         let budget = self.settings.train.validation_tokens;
         let passes = held_out(&self.validation, budget, self.pass_tokens());
         Ok(Some(match &self.settings.dpo {
-            None => Box::new(move |ctx: &mut Ctx, decoder, goes_on| {
-                Ok(crate::sft::measure(&passes, ctx, decoder, goes_on))
-            }),
+            None => Box::new(
+                move |ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut GoesOn| {
+                    Ok(crate::sft::measure(&passes, ctx, decoder, goes_on))
+                },
+            ),
             Some(dpo) => {
                 let objective = dpo::Preferences::new(*dpo, self.reference()?).held_out();
-                Box::new(move |ctx: &mut Ctx, decoder, goes_on| {
-                    Ok(objective.measure(&passes, ctx, decoder, goes_on))
-                })
+                Box::new(
+                    move |ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut GoesOn| {
+                        Ok(objective.measure(&passes, ctx, decoder, goes_on))
+                    },
+                )
             }
         }))
     }
@@ -455,7 +466,7 @@ impl Task for Plan {
         let report = json!({
             "stage": self.lesson.word(),
             "steps": state.step,
-            "data": self.data(),
+            "data": self.data(false),
             "before": values(&mut state.tally.before.iter().cloned()),
             "measured": values(&mut after),
         });

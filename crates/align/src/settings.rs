@@ -22,7 +22,7 @@ const PEAK_LR: f64 = 2e-5;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The loop. `peak_lr` is 2e-5 and `warmup_steps` 0 where absent; `steps` and `tokens` may both be absent, then
+    /// The loop. `peak_lr` is 2e-5, `warmup_steps` and `skip_norm` are 0 where absent; `steps` and `tokens` may both be absent, then
     /// `data.epochs` says how long.
     #[serde(deserialize_with = "train_table")]
     pub train: TrainSettings,
@@ -125,10 +125,13 @@ pub fn train_table<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<TrainSettings, D::Error> {
     let mut table = Map::<String, Value>::deserialize(deserializer)?;
-    for (key, value) in [
+    // No norm is skipped: AFM's 100 is one of pre-training, and the slopes of preferences scale with 1/β and a response's length.
+    let defaults = [
         ("peak_lr", Value::from(PEAK_LR)),
-        ("warmup_steps", Value::from(0)),
-    ] {
+        ("warmup_steps", 0.into()),
+        ("skip_norm", 0.0.into()),
+    ];
+    for (key, value) in defaults {
         table.entry(key).or_insert(value);
     }
     serde_json::from_value(Value::Object(table)).map_err(D::Error::custom)

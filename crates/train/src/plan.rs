@@ -23,7 +23,7 @@ use crate::training::{Adapters, First, Trained, Training};
 use crate::{Result, TrainError};
 
 /// Settings that never change the weights or what is said of them; a run that differs in these alone is the same run.
-const IDLE_SETTINGS: [(&str, &str); 8] = [
+pub const IDLE_SETTINGS: [(&str, &str); 8] = [
     ("compute", "threads"),
     ("compute", "recompute"),
     ("train", "log_every"),

@@ -69,7 +69,7 @@ impl Publication {
             Form::Checkpoint { config, tokenizer } => {
                 let weights = Named::outputs(&self.weights);
                 checkpoint::save_tensors(config, &weights, draft.path())?;
-                copy_tokenizer(tokenizer, draft)?;
+                copy_tokenizer(tokenizer, &self.files, draft)?;
             }
             Form::Adapter(about) => {
                 let matrices: Vec<Matrix> = self.weights.iter().map(matrix).collect();
@@ -83,8 +83,10 @@ impl Publication {
     }
 }
 
-fn copy_tokenizer(folder: &Path, draft: &Draft) -> Result<()> {
-    for name in TOKENIZER_FILES {
+/// Copies what belongs to a tokenizer, but for files that the task brings itself.
+fn copy_tokenizer(folder: &Path, own: &[(String, Vec<u8>)], draft: &Draft) -> Result<()> {
+    let copied = |name: &&str| own.iter().all(|(own, _)| own != name);
+    for name in TOKENIZER_FILES.into_iter().filter(copied) {
         let from = folder.join(name);
         match fs::read(&from) {
             Ok(bytes) => draft.write(name, &bytes)?,
