@@ -103,7 +103,9 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
     let model = Model::open_for_chat(&folder, None, &mut *app.progress)?;
     let name = args.name.unwrap_or_else(|| {
         let full = folder.canonicalize().unwrap_or_else(|_| folder.clone());
-        let last = full.file_name().map(|name| name.to_string_lossy().into_owned());
+        let last = full
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
         last.unwrap_or_else(|| "model".to_owned())
     });
     let served = russet_serve::Model {

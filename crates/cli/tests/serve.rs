@@ -13,26 +13,50 @@ use serde_json::Value;
 fn model(dir: &Path) {
     let source = golden("stories260K/stories260K.bin");
     let source = source.to_str().unwrap();
-    ok(dir, &["convert", "--from", "llama2c", "--to", "hf", "--in", source, "--out", "stories"]);
+    ok(
+        dir,
+        &[
+            "convert", "--from", "llama2c", "--to", "hf", "--in", source, "--out", "stories",
+        ],
+    );
 }
 
 /// A server on a free port: the process, and where it listens.
 fn serve(dir: &Path, more: &[&str]) -> (Child, String) {
-    let arguments = [&["--json", "serve", "--model", "stories", "--port", "0"], more].concat();
-    let mut child = russet(dir, &arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let arguments = [
+        &["--json", "serve", "--model", "stories", "--port", "0"],
+        more,
+    ]
+    .concat();
+    let mut child = russet(dir, &arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     let said: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(said["model"], "stories");
-    let address = said["url"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned();
+    let address = said["url"]
+        .as_str()
+        .unwrap()
+        .strip_prefix("http://")
+        .unwrap()
+        .to_owned();
     (child, address)
 }
 
 fn ask(address: &str, head: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let length = body.len();
-    let head = format!("{head}\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
-    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    let head = format!(
+        "{head}\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream
+        .write_all(format!("{head}{body}").as_bytes())
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
@@ -41,11 +65,19 @@ fn ask(address: &str, head: &str, body: &str) -> String {
 /// Asks it to end; its log. It must end well.
 #[cfg(unix)]
 fn end(mut child: Child) -> String {
-    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    let killed = Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status()
+        .unwrap();
     assert!(killed.success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
     let mut log = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut log)
+        .unwrap();
     log
 }
 
@@ -55,13 +87,32 @@ fn a_model_is_served_until_it_is_told_to_stop() {
     let keep = tempfile::tempdir().unwrap();
     model(keep.path());
     let (child, address) = serve(keep.path(), &["--prompt-lookup"]);
-    let body = r#"{"model": "stories", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}"#;
+    let body =
+        r#"{"model": "stories", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}"#;
     let served = ask(&address, "POST /v1/completions HTTP/1.1", body);
-    let plain = ok(keep.path(), &["--json", "generate", "--model", "stories", "--prompt", "Once upon a time", "--max-tokens", "12", "--temperature", "0"]);
+    let plain = ok(
+        keep.path(),
+        &[
+            "--json",
+            "generate",
+            "--model",
+            "stories",
+            "--prompt",
+            "Once upon a time",
+            "--max-tokens",
+            "12",
+            "--temperature",
+            "0",
+        ],
+    );
     let served: Value = serde_json::from_str(served.split_once("\r\n\r\n").unwrap().1).unwrap();
     assert_eq!(served["choices"][0]["text"], plain.json()["text"]);
     let log = end(child);
-    let events: Vec<Value> = log.lines().filter(|line| line.contains("answered")).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<Value> = log
+        .lines()
+        .filter(|line| line.contains("answered"))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(events.len(), 1, "{log}");
     assert_eq!(events[0]["fields"]["endpoint"], "/v1/completions");
     assert!(!log.contains("Once"), "{log}");
@@ -86,8 +137,13 @@ fn a_key_that_was_made_here_opens() {
 fn what_cannot_be_served_is_refused() {
     let keep = tempfile::tempdir().unwrap();
     model(keep.path());
-    let refused = |code: i32, arguments: &[&str]| exits(keep.path(), code, &[&["serve"], arguments].concat()).stderr;
-    let said = refused(2, &["--model", "stories", "--host", "0.0.0.0", "--port", "0"]);
+    let refused = |code: i32, arguments: &[&str]| {
+        exits(keep.path(), code, &[&["serve"], arguments].concat()).stderr
+    };
+    let said = refused(
+        2,
+        &["--model", "stories", "--host", "0.0.0.0", "--port", "0"],
+    );
     assert!(said.contains("--api-keys FILE"), "{said}");
     let said = refused(2, &["--model", "stories", "--api-keys", "none"]);
     assert!(said.contains("none"), "{said}");

@@ -13,8 +13,8 @@
 
 use std::time::Instant;
 
-use russet_model::cache::BLOCK_TOKENS;
 use russet_model::Decoder;
+use russet_model::cache::BLOCK_TOKENS;
 use russet_tensor::{Op, Segments, Tensor, ops};
 
 use crate::guide::Worker;

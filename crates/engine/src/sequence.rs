@@ -10,7 +10,9 @@ use russet_tensor::Stack;
 
 use crate::guide::{Grammar, Guide, Masks, Next};
 use crate::prefix::{NodeId, Scope};
-use crate::{Drawn, Error, Event, Finish, Flow, Generation, Request, RequestId, Result, Sampler, Token};
+use crate::{
+    Drawn, Error, Event, Finish, Flow, Generation, Request, RequestId, Result, Sampler, Token,
+};
 
 /// Who goes first: the higher priority, then the earlier arrival.
 pub(crate) type Rank = (Reverse<i32>, RequestId);
@@ -237,7 +239,10 @@ impl Sequence {
     pub fn generation(mut self, finish: Finish) -> Generation {
         let prompt_tokens = self.request.prompt.len();
         let times = self.admitted.zip(self.first);
-        let scored = self.scored.into_iter().map(|drawn| (drawn.token, drawn.top));
+        let scored = self
+            .scored
+            .into_iter()
+            .map(|drawn| (drawn.token, drawn.top));
         let (prompt_logprobs, prompt_top) = scored.unzip();
         Generation {
             tokens: self.tokens.split_off(prompt_tokens),

@@ -59,7 +59,8 @@ impl ApiError {
 
     /// 404: no model of that name.
     pub fn no_model(name: &str) -> ApiError {
-        let message = format!("the model `{name}` does not exist here; /v1/models lists those that do");
+        let message =
+            format!("the model `{name}` does not exist here; /v1/models lists those that do");
         ApiError {
             param: Some("model".to_owned()),
             ..ApiError::refused(StatusCode::NOT_FOUND, "model_not_found", message)
@@ -129,11 +130,9 @@ impl ApiError {
             Error::UnknownAdapter { name, .. } => ApiError::no_model(name),
             Error::AdapterBudget { .. } => ApiError::unavailable(&said),
             Error::Request { problem, .. } => ApiError::of_engine(problem, prompt),
-            Error::NotFinite => ApiError::refused(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "not_finite",
-                said,
-            ),
+            Error::NotFinite => {
+                ApiError::refused(StatusCode::INTERNAL_SERVER_ERROR, "not_finite", said)
+            }
             // What remains speaks of files and machines, which are no client's business.
             _ => ApiError::bug(),
         }

@@ -150,7 +150,10 @@ impl State {
     ) -> ApiResult<Ticket> {
         let most = self.limits.answers;
         if requests.len().saturating_mul(answers) > most {
-            let said = format!("prompts times n are {}, but {most} answers are the most", requests.len().saturating_mul(answers));
+            let said = format!(
+                "prompts times n are {}, but {most} answers are the most",
+                requests.len().saturating_mul(answers)
+            );
             return Err(ApiError::field("n", said));
         }
         let tokens = requests.iter().map(|request| request.prompt.len()).sum();
@@ -167,7 +170,12 @@ impl State {
     }
 
     /// A request of the engine's: what is common, for this caller.
-    pub fn request(&self, common: &Common, caller: &Caller, adapters: &[String]) -> russet_engine::Request {
+    pub fn request(
+        &self,
+        common: &Common,
+        caller: &Caller,
+        adapters: &[String],
+    ) -> russet_engine::Request {
         let mut request = common.request();
         if !common.seeded {
             request.sampling.seed = self.seed();
@@ -324,7 +332,9 @@ async fn wrong_method(method: Method) -> ApiError {
 /// here unasked, but not JSON.
 pub(crate) async fn body(state: &State, request: Request) -> ApiResult<Bytes> {
     let headers = request.headers();
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
     let kind = kind.map(|kind| kind.split(';').next().unwrap_or(kind).trim());
     if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")) {
         return Err(ApiError::refused(
@@ -341,15 +351,22 @@ pub(crate) async fn body(state: &State, request: Request) -> ApiResult<Bytes> {
             format!("a body has {limit} bytes at most"),
         )
     };
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|l| l.to_str().ok());
-    if length.is_some_and(|length| length.parse().is_ok_and(|length: u64| length > limit as u64)) {
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|l| l.to_str().ok());
+    if length.is_some_and(|length| {
+        length
+            .parse()
+            .is_ok_and(|length: u64| length > limit as u64)
+    }) {
         return Err(too_large());
     }
     let read = to_bytes(request.into_body(), limit);
     match tokio::time::timeout(state.limits.patience, read).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) => {
-            let long = std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("limit"));
+            let long = std::error::Error::source(&error)
+                .is_some_and(|source| source.to_string().contains("limit"));
             Err(match long {
                 true => too_large(),
                 false => ApiError::body("the body did not arrive whole"),
@@ -358,7 +375,10 @@ pub(crate) async fn body(state: &State, request: Request) -> ApiResult<Bytes> {
         Err(_) => Err(ApiError::refused(
             StatusCode::REQUEST_TIMEOUT,
             "body_too_slow",
-            format!("the body did not arrive within {} seconds", state.limits.patience.as_secs()),
+            format!(
+                "the body did not arrive within {} seconds",
+                state.limits.patience.as_secs()
+            ),
         )),
     }
 }

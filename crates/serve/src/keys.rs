@@ -43,7 +43,9 @@ impl Keys {
         let failed = |said: String| Error::Setting(format!("{}: {said}", path.display()));
         let length = std::fs::metadata(path).map(|file| file.len());
         if length.as_ref().is_ok_and(|&bytes| bytes > LARGEST) {
-            return Err(failed(format!("a file of keys has {LARGEST} bytes at most")));
+            return Err(failed(format!(
+                "a file of keys has {LARGEST} bytes at most"
+            )));
         }
         let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
         Keys::parse(&text).map_err(failed)
@@ -148,10 +150,22 @@ mod tests {
         assert!(!file.contains(&alice) && !file.contains(&bob));
         let keys = Keys::parse(&file).unwrap();
         let caller = keys.find(&alice).unwrap();
-        assert_eq!((caller.name.as_deref(), caller.adapters), (Some("alice"), true));
+        assert_eq!(
+            (caller.name.as_deref(), caller.adapters),
+            (Some("alice"), true)
+        );
         let caller = keys.find(&bob).unwrap();
-        assert_eq!((caller.name.as_deref(), caller.adapters), (Some("bob"), false));
-        for other in ["", "rsk-", &alice[..67], &format!("{alice}0"), &"a".repeat(1000)] {
+        assert_eq!(
+            (caller.name.as_deref(), caller.adapters),
+            (Some("bob"), false)
+        );
+        for other in [
+            "",
+            "rsk-",
+            &alice[..67],
+            &format!("{alice}0"),
+            &"a".repeat(1000),
+        ] {
             assert!(keys.find(other).is_none(), "{other}");
         }
     }
@@ -166,7 +180,10 @@ mod tests {
             ("alice 1234\n", "line 1"),
             ("\nalice blake3:12\n", "line 2"),
             (&format!("{line} admin\n"), "line 1"),
-            (&format!("{line}\n{line}\n"), "line 2: there are two keys `alice`"),
+            (
+                &format!("{line}\n{line}\n"),
+                "line 2: there are two keys `alice`",
+            ),
         ] {
             let said = Keys::parse(text).unwrap_err();
             assert!(said.contains(says), "{text:?}: {said}");

@@ -139,7 +139,9 @@ impl Server {
         }
         let listener = TcpListener::bind(address)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .map_err(|error| Error::Start(format!("{address}: {error}; is another server there?")))?;
+            .map_err(|error| {
+                Error::Start(format!("{address}: {error}; is another server there?"))
+            })?;
         let state = http::State::new(settings, model, make)?;
         Ok(Server {
             listener,

@@ -10,8 +10,8 @@ use russet_engine::{AdapterStats, Stats};
 
 /// vLLM's buckets of `time_to_first_token_seconds`.
 const TO_FIRST_TOKEN: &[f64] = &[
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
-    40.0, 80.0, 160.0, 640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 ];
 /// vLLM's buckets of `inter_token_latency_seconds`.
 const BETWEEN_TOKENS: &[f64] = &[
@@ -86,7 +86,10 @@ impl Histogram {
         let mut sum = 0;
         for (place, count) in self.counts.iter().enumerate() {
             sum += count;
-            let bound = self.bounds.get(place).map_or("+Inf".to_owned(), f64::to_string);
+            let bound = self
+                .bounds
+                .get(place)
+                .map_or("+Inf".to_owned(), f64::to_string);
             let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {sum}");
         }
         let _ = writeln!(out, "{name}_sum {}\n{name}_count {sum}", self.sum);
@@ -144,35 +147,103 @@ impl Metrics {
     pub fn text(&self, engine: &Stats, adapters: &AdapterStats, restarts: u64) -> String {
         let counts = self.lock();
         let mut out = String::new();
-        head(&mut out, "russet_http_responses_total", "counter", "Responses by endpoint and status.");
+        head(
+            &mut out,
+            "russet_http_responses_total",
+            "counter",
+            "Responses by endpoint and status.",
+        );
         for ((endpoint, status), count) in &counts.responses {
             let _ = writeln!(
                 out,
                 "russet_http_responses_total{{endpoint=\"{endpoint}\",status=\"{status}\"}} {count}"
             );
         }
-        head(&mut out, "russet_request_finished_total", "counter", "Answers by how they ended.");
+        head(
+            &mut out,
+            "russet_request_finished_total",
+            "counter",
+            "Answers by how they ended.",
+        );
         for (finish, count) in &counts.finished {
-            let _ = writeln!(out, "russet_request_finished_total{{reason=\"{finish}\"}} {count}");
+            let _ = writeln!(
+                out,
+                "russet_request_finished_total{{reason=\"{finish}\"}} {count}"
+            );
         }
-        head(&mut out, "russet_model_requests_total", "counter", "Requests taken in by model or adapter.");
+        head(
+            &mut out,
+            "russet_model_requests_total",
+            "counter",
+            "Requests taken in by model or adapter.",
+        );
         for (model, count) in &counts.models {
-            let model = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = writeln!(out, "russet_model_requests_total{{model=\"{model}\"}} {count}");
+            let model = model
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
+            let _ = writeln!(
+                out,
+                "russet_model_requests_total{{model=\"{model}\"}} {count}"
+            );
         }
         let counters = [
-            ("russet_prompt_tokens_total", "Tokens of prompts.", counts.prompt_tokens),
-            ("russet_prompt_tokens_cached_total", "Tokens of prompts that lay in the cache.", counts.cached_tokens),
-            ("russet_generation_tokens_total", "Tokens of answers.", counts.generated_tokens),
-            ("russet_panics_total", "Handlers that panicked.", counts.panics),
-            ("russet_engine_restarts_total", "Engines made anew after a panic.", restarts),
+            (
+                "russet_prompt_tokens_total",
+                "Tokens of prompts.",
+                counts.prompt_tokens,
+            ),
+            (
+                "russet_prompt_tokens_cached_total",
+                "Tokens of prompts that lay in the cache.",
+                counts.cached_tokens,
+            ),
+            (
+                "russet_generation_tokens_total",
+                "Tokens of answers.",
+                counts.generated_tokens,
+            ),
+            (
+                "russet_panics_total",
+                "Handlers that panicked.",
+                counts.panics,
+            ),
+            (
+                "russet_engine_restarts_total",
+                "Engines made anew after a panic.",
+                restarts,
+            ),
             ("russet_engine_steps_total", "Forward passes.", engine.steps),
-            ("russet_engine_rows_total", "Rows of all forward passes.", engine.rows),
-            ("russet_num_preemptions_total", "Sequences that had to make room.", engine.preemptions),
-            ("russet_spec_decode_draft_tokens_total", "Tokens guessed.", engine.proposed_tokens),
-            ("russet_spec_decode_accepted_tokens_total", "Guesses that were right.", engine.accepted_tokens),
-            ("russet_adapter_loads_total", "Adapters read.", adapters.loads),
-            ("russet_adapter_evictions_total", "Adapters let go for others.", adapters.evictions),
+            (
+                "russet_engine_rows_total",
+                "Rows of all forward passes.",
+                engine.rows,
+            ),
+            (
+                "russet_num_preemptions_total",
+                "Sequences that had to make room.",
+                engine.preemptions,
+            ),
+            (
+                "russet_spec_decode_draft_tokens_total",
+                "Tokens guessed.",
+                engine.proposed_tokens,
+            ),
+            (
+                "russet_spec_decode_accepted_tokens_total",
+                "Guesses that were right.",
+                engine.accepted_tokens,
+            ),
+            (
+                "russet_adapter_loads_total",
+                "Adapters read.",
+                adapters.loads,
+            ),
+            (
+                "russet_adapter_evictions_total",
+                "Adapters let go for others.",
+                adapters.evictions,
+            ),
         ];
         for (name, help, value) in counters {
             head(&mut out, name, "counter", help);
@@ -180,11 +251,31 @@ impl Metrics {
         }
         let used = engine.blocks - engine.free_blocks - engine.idle_blocks;
         let gauges = [
-            ("russet_num_requests_running", "Sequences that run.", engine.running as f64),
-            ("russet_num_requests_waiting", "Requests that wait.", engine.waiting as f64),
-            ("russet_kv_cache_usage_ratio", "The share of the cache that sequences hold.", used as f64 / engine.blocks.max(1) as f64),
-            ("russet_adapters_loaded", "Adapters in memory.", adapters.loaded as f64),
-            ("russet_adapter_bytes", "Bytes of adapters in memory.", adapters.bytes as f64),
+            (
+                "russet_num_requests_running",
+                "Sequences that run.",
+                engine.running as f64,
+            ),
+            (
+                "russet_num_requests_waiting",
+                "Requests that wait.",
+                engine.waiting as f64,
+            ),
+            (
+                "russet_kv_cache_usage_ratio",
+                "The share of the cache that sequences hold.",
+                used as f64 / engine.blocks.max(1) as f64,
+            ),
+            (
+                "russet_adapters_loaded",
+                "Adapters in memory.",
+                adapters.loaded as f64,
+            ),
+            (
+                "russet_adapter_bytes",
+                "Bytes of adapters in memory.",
+                adapters.bytes as f64,
+            ),
         ];
         for (name, help, value) in gauges {
             head(&mut out, name, "gauge", help);

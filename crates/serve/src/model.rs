@@ -52,18 +52,24 @@ impl Text {
             ..
         } = model;
         // The same without tools.
-        if tokenizer.chat_template().is_some_and(|template| template.source() == CHATML) {
+        if tokenizer
+            .chat_template()
+            .is_some_and(|template| template.source() == CHATML)
+        {
             tokenizer = tokenizer
                 .with_chat_template(CHATML_TOOLS)
                 .map_err(|error| crate::Error::Start(error.to_string()))?;
         }
-        let template = tokenizer.chat_template().map_or("", |template| template.source());
-        let tools = (template.contains("tools") && template.contains(OPEN)).then(|| {
-            match tokenizer.token_id(OPEN) {
-                Some(id) if tokenizer.is_special(id) => Open::Token,
-                _ => Open::Text,
-            }
-        });
+        let template = tokenizer
+            .chat_template()
+            .map_or("", |template| template.source());
+        let tools =
+            (template.contains("tools") && template.contains(OPEN)).then(|| {
+                match tokenizer.token_id(OPEN) {
+                    Some(id) if tokenizer.is_special(id) => Open::Token,
+                    _ => Open::Text,
+                }
+            });
         let vocabulary = vocabulary(&tokenizer, &eos).map_err(crate::Error::Engine)?;
         Ok(Arc::new(Text {
             tokenizer,
@@ -77,7 +83,11 @@ impl Text {
     /// A prompt's tokens: as the tokenizer begins a text, or its first token alone where the prompt is empty.
     pub fn encode_prompt(&self, prompt: &str) -> russet_tokenizer::Result<Vec<u32>> {
         let tokens = self.tokenizer.encode(prompt, true)?;
-        Ok(if tokens.is_empty() { vec![self.bos] } else { tokens })
+        Ok(if tokens.is_empty() {
+            vec![self.bos]
+        } else {
+            tokens
+        })
     }
 
     /// A token as a text: what it adds, or a control token's name. Bytes that are no text by themselves are written as

@@ -150,7 +150,9 @@ impl Registry {
             return Err(outside());
         }
         if !replace && self.lock().known.contains_key(name) {
-            let said = format!("the adapter `{name}` is loaded already; say \"load_inplace\": true to replace it");
+            let said = format!(
+                "the adapter `{name}` is loaded already; say \"load_inplace\": true to replace it"
+            );
             return Err(ApiError::field("lora_name", said));
         }
         self.load(name, &folder).map_err(|problem| match problem {
@@ -173,10 +175,9 @@ impl Registry {
         }
         let mut state = self.lock();
         if state.known.remove(name).is_none() {
-            return Err(ApiError {
-                param: Some("lora_name".to_owned()),
-                ..ApiError::no_model(name)
-            });
+            let mut error = ApiError::no_model(name);
+            error.param = Some("lora_name".to_owned());
+            return Err(error);
         }
         if let Some(adapters) = &state.adapters {
             adapters.remove(name);

@@ -62,7 +62,9 @@ impl Tool {
             ))
         })?;
         if tool.kind != "function" {
-            return Err(ApiError::body("only tools of the type `function` can be called here"));
+            return Err(ApiError::body(
+                "only tools of the type `function` can be called here",
+            ));
         }
         let Function {
             name,
@@ -79,7 +81,11 @@ impl Tool {
         let mut schema = match &parameters {
             None => json!({"type": "object", "properties": {}, "additionalProperties": false}),
             Some(Value::Object(fields)) => Value::Object(fields.clone()),
-            Some(_) => return Err(ApiError::body("a tool's parameters are a schema, an object")),
+            Some(_) => {
+                return Err(ApiError::body(
+                    "a tool's parameters are a schema, an object",
+                ));
+            }
         };
         // Templates show arguments with `", "` and `": "` and no further blanks, so that is how they are written.
         schema["x-guidance"] = json!({
@@ -88,7 +94,9 @@ impl Tool {
         if schema.get("type").is_none() {
             schema["type"] = "object".into();
         } else if schema["type"] != "object" {
-            return Err(ApiError::body("the type of a tool's parameters is \"object\""));
+            return Err(ApiError::body(
+                "the type of a tool's parameters is \"object\"",
+            ));
         }
         let schema = schema::checked(&schema)?;
         let mut function = json!({"name": name});
@@ -141,11 +149,19 @@ impl Choice {
                 "none" => return Ok(Choice::None),
                 "auto" => Choice::Auto,
                 "required" => Choice::Required,
-                _ => return wrong("tool_choice is \"none\", \"auto\", \"required\" or a function by name"),
+                _ => {
+                    return wrong(
+                        "tool_choice is \"none\", \"auto\", \"required\" or a function by name",
+                    );
+                }
             },
             Some(value) => match NamedChoice::deserialize(value) {
                 Ok(choice) if choice.kind == "function" => Choice::Named(choice.function.name),
-                _ => return wrong("a tool_choice by name is {\"type\": \"function\", \"function\": {\"name\": …}}"),
+                _ => {
+                    return wrong(
+                        "a tool_choice by name is {\"type\": \"function\", \"function\": {\"name\": …}}",
+                    );
+                }
             },
         };
         if tools.is_empty() {
@@ -161,7 +177,12 @@ impl Choice {
 }
 
 /// What an answer must be, in llguidance's dialect of Lark; `open` is how `<tool_call>` stands in the vocabulary.
-pub(crate) fn constraint(tools: &[Tool], choice: &Choice, parallel: bool, open: Open) -> Constraint {
+pub(crate) fn constraint(
+    tools: &[Tool],
+    choice: &Choice,
+    parallel: bool,
+    open: Open,
+) -> Constraint {
     let meant = |tool: &&Tool| match choice {
         Choice::Named(name) => tool.name == *name,
         _ => true,
@@ -192,7 +213,10 @@ pub(crate) fn constraint(tools: &[Tool], choice: &Choice, parallel: bool, open: 
     lark += &format!("call: {}\n", calls.join(" | "));
     for (number, tool) in tools.iter().enumerate() {
         let begin = json!(format!("{NAME}{}{ARGUMENTS}", tool.name));
-        lark += &format!("call_{number}: {begin} arguments_{number} {}\n", json!(CLOSE));
+        lark += &format!(
+            "call_{number}: {begin} arguments_{number} {}\n",
+            json!(CLOSE)
+        );
         lark += &format!("arguments_{number}: %json {}\n", tool.schema);
     }
     Constraint::Grammar(lark)
@@ -268,6 +292,7 @@ impl Calls {
                     } else if OPEN.starts_with(rest) {
                         return;
                     } else {
+                        self.held = rest.to_owned();
                         self.state = State::Content;
                     }
                 }
@@ -360,8 +385,14 @@ mod tests {
                     Piece::Arguments(text) => called.last_mut().unwrap().1 += &text,
                 }
             }
-            let wanted = calls.iter().map(|(n, a)| ((*n).to_owned(), (*a).to_owned()));
-            assert_eq!((said.as_str(), called), (content, wanted.collect()), "{text:?} by {size}");
+            let wanted = calls
+                .iter()
+                .map(|(n, a)| ((*n).to_owned(), (*a).to_owned()));
+            assert_eq!(
+                (said.as_str(), called),
+                (content, wanted.collect()),
+                "{text:?} by {size}"
+            );
         }
     }
 
@@ -371,9 +402,17 @@ mod tests {
         let one = "<tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": {}}}\n</tool_call>";
         check(one, "", &[("a", "{\"x\": {}}")]);
         check(&format!("Well:\n{one}"), "Well:", &[("a", "{\"x\": {}}")]);
-        check(&format!("{one}\n{one}\n"), "", &[("a", "{\"x\": {}}"), ("a", "{\"x\": {}}")]);
-        check(&format!("{one}\n then <"), "then <", &[("a", "{\"x\": {}}")]);
-        check(&format!("é\n\n{one} é"), "é\n", &[("a", "{\"x\": {}}")]);
+        check(
+            &format!("{one}\n{one}\n"),
+            "",
+            &[("a", "{\"x\": {}}"), ("a", "{\"x\": {}}")],
+        );
+        check(
+            &format!("{one}\n then <"),
+            "then <",
+            &[("a", "{\"x\": {}}")],
+        );
+        check(&format!("é\n\n{one} é"), "é\né", &[("a", "{\"x\": {}}")]);
         // A text in the arguments that looks like the end.
         let text = r#"{"x": "}\n</tool_call>"}"#;
         check(
@@ -388,19 +427,42 @@ mod tests {
         check("<tool_ca", "<tool_ca", &[]);
         check("<tool_call>\n{\"na", "<tool_call>\n{\"na", &[]);
         check("<tool_call>no", "<tool_call>no", &[]);
-        check("<tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": 1", "", &[("a", "{\"x\": 1")]);
-        check("<tool_call>\n{\"name\": \"a\", \"arguments\": {}}\n</tool", "", &[("a", "{}}\n</tool")]);
+        check(
+            "<tool_call>\n{\"name\": \"a\", \"arguments\": {\"x\": 1",
+            "",
+            &[("a", "{\"x\": 1")],
+        );
+        check(
+            "<tool_call>\n{\"name\": \"a\", \"arguments\": {}}\n</tool",
+            "",
+            &[("a", "{}}\n</tool")],
+        );
     }
 
     #[test]
     fn tools_that_cannot_be_called_are_refused() {
         for (tool, says) in [
             (json!({"type": "function"}), "missing field"),
-            (json!({"type": "retrieval", "function": {"name": "a"}}), "type `function`"),
-            (json!({"type": "function", "function": {"name": "a b"}}), "name"),
-            (json!({"type": "function", "function": {"name": "a", "parameters": []}}), "schema"),
-            (json!({"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}), "\"object\""),
-            (json!({"type": "function", "function": {"name": "a", "extra": 1}}), "extra"),
+            (
+                json!({"type": "retrieval", "function": {"name": "a"}}),
+                "type `function`",
+            ),
+            (
+                json!({"type": "function", "function": {"name": "a b"}}),
+                "name",
+            ),
+            (
+                json!({"type": "function", "function": {"name": "a", "parameters": []}}),
+                "schema",
+            ),
+            (
+                json!({"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}),
+                "\"object\"",
+            ),
+            (
+                json!({"type": "function", "function": {"name": "a", "extra": 1}}),
+                "extra",
+            ),
         ] {
             let said = Tool::parse(&tool).unwrap_err().json().to_string();
             assert!(said.contains(&says.replace('"', "\\\"")), "{tool}: {said}");
@@ -412,7 +474,10 @@ mod tests {
         assert!(Choice::parse(Some(&json!("auto")), &[]).is_err());
         assert!(Choice::parse(Some(&json!("any")), &tools).is_err());
         let named = |name: &str| json!({"type": "function", "function": {"name": name}});
-        assert_eq!(Choice::parse(Some(&named("a")), &tools).unwrap(), Choice::Named("a".to_owned()));
+        assert_eq!(
+            Choice::parse(Some(&named("a")), &tools).unwrap(),
+            Choice::Named("a".to_owned())
+        );
         assert!(Choice::parse(Some(&named("b")), &tools).is_err());
     }
 }

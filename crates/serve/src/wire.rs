@@ -44,24 +44,31 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
         let named = named.and_then(|rest| rest.split('`').next());
         let outer = (path != ".").then_some(path.as_str());
         let param = match (outer, named) {
-            (Some(outer), Some(named)) if outer != named && !outer.ends_with(&format!(".{named}")) => {
+            (Some(outer), Some(named))
+                if outer != named && !outer.ends_with(&format!(".{named}")) =>
+            {
                 format!("{outer}.{named}")
             }
             (Some(outer), _) => outer.to_owned(),
             (None, Some(named)) => named.to_owned(),
-            (None, None) => return ApiError::body(format!("the body is not of the right form: {said}")),
+            (None, None) => {
+                return ApiError::body(format!("the body is not of the right form: {said}"));
+            }
         };
         let (code, said) = match said.starts_with("unknown field") {
             true => (
                 "unsupported_parameter",
-                format!("`{param}` is not supported here; leave it out (docs/serve.md lists the fields)"),
+                format!(
+                    "`{param}` is not supported here; leave it out (docs/serve.md lists the fields)"
+                ),
             ),
             false => ("invalid_value", format!("`{param}`: {said}")),
         };
         ApiError::field(param, said).coded(code)
     })?;
-    json.end()
-        .map_err(|_| ApiError::body("something follows the JSON of the body").coded("invalid_json"))?;
+    json.end().map_err(|_| {
+        ApiError::body("something follows the JSON of the body").coded("invalid_json")
+    })?;
     Ok(parsed)
 }
 
@@ -208,7 +215,10 @@ impl Raw {
                 // vLLM's word for all of them.
                 None | Some(0 | -1) => None,
                 Some(k) => Some(usize::try_from(k).map_err(|_| {
-                    ApiError::field("top_k", format!("top_k is {k}; it is 1 or more, or 0 for all"))
+                    ApiError::field(
+                        "top_k",
+                        format!("top_k is {k}; it is 1 or more, or 0 for all"),
+                    )
                 })?),
             },
             top_p: self.top_p.unwrap_or(1.0),
@@ -229,14 +239,16 @@ impl Raw {
         let stream = self.stream.unwrap_or(false);
         let options = self.stream_options;
         if options.is_some() && !stream {
-            let said = "stream_options says how a stream goes; add \"stream\": true or leave it out";
+            let said =
+                "stream_options says how a stream goes; add \"stream\": true or leave it out";
             return Err(ApiError::field("stream_options", said));
         }
         let asked = |option: fn(&StreamOptions) -> Option<bool>| {
             options.as_ref().and_then(option).unwrap_or(false)
         };
         if asked(|options| options.include_obfuscation) {
-            let said = "padding of streams is not supported; leave include_obfuscation out or say false";
+            let said =
+                "padding of streams is not supported; leave include_obfuscation out or say false";
             return Err(ApiError::field("stream_options.include_obfuscation", said));
         }
         let answers = self.n.unwrap_or(1);
@@ -268,7 +280,9 @@ impl Raw {
         if let Some(metadata) = &self.metadata {
             let mut texts = metadata.iter().flat_map(|(key, value)| [key, value]);
             if metadata.len() > MOST_METADATA || texts.any(|text| text.len() > LONGEST_LABEL) {
-                let said = format!("metadata has at most {MOST_METADATA} pairs of texts of {LONGEST_LABEL} bytes");
+                let said = format!(
+                    "metadata has at most {MOST_METADATA} pairs of texts of {LONGEST_LABEL} bytes"
+                );
                 return Err(ApiError::field("metadata", said));
             }
         }
@@ -330,7 +344,9 @@ fn stops(value: Option<&Value>) -> ApiResult<Vec<String>> {
     let wrong = || {
         ApiError::field(
             "stop",
-            format!("stop must be a text or a list of at most {MOST_STOPS} texts, each of 1 to {LONGEST_STOP} bytes"),
+            format!(
+                "stop must be a text or a list of at most {MOST_STOPS} texts, each of 1 to {LONGEST_STOP} bytes"
+            ),
         )
     };
     let stops = match value {
@@ -353,7 +369,10 @@ fn stops(value: Option<&Value>) -> ApiResult<Vec<String>> {
 fn biases(map: Option<BTreeMap<String, f32>>) -> ApiResult<Vec<(u32, f32)>> {
     let map = map.unwrap_or_default();
     if map.len() > MOST_BIASES {
-        let said = format!("logit_bias names {} tokens; {MOST_BIASES} are the most", map.len());
+        let said = format!(
+            "logit_bias names {} tokens; {MOST_BIASES} are the most",
+            map.len()
+        );
         return Err(ApiError::field("logit_bias", said));
     }
     let bias = |(token, bias): (String, f32)| match token.parse() {
@@ -380,7 +399,10 @@ impl Common {
 /// A limit on tokens that must be 1 at least.
 pub(crate) fn at_least_one(name: &'static str, tokens: Option<usize>) -> ApiResult<Option<usize>> {
     match tokens {
-        Some(0) => Err(ApiError::field(name, format!("{name} is 0, but it must be at least 1"))),
+        Some(0) => Err(ApiError::field(
+            name,
+            format!("{name} is 0, but it must be at least 1"),
+        )),
         tokens => Ok(tokens),
     }
 }

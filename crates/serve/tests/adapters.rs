@@ -20,7 +20,12 @@ fn an_adapter_is_a_model_among_models() {
     }
     let server = serve_with(with, make(engine_config(), None));
     let models = server.get("/v1/models").json();
-    let ids: Vec<&Value> = models["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
+    let ids: Vec<&Value> = models["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| &model["id"])
+        .collect();
     assert_eq!(ids, [MODEL, "one", "two/2"]);
     let one = &models["data"][1];
     assert_eq!((&one["parent"], &one["root"]), (&json!(MODEL), &json!("1")));
@@ -32,13 +37,23 @@ fn an_adapter_is_a_model_among_models() {
     // Mixed in one batch each says what it says alone.
     let server = &server;
     std::thread::scope(|scope| {
-        let asked: Vec<_> = (0..12).map(|number| (number % 3, scope.spawn(move || say_through(server, number % 3)))).collect();
+        let asked: Vec<_> = (0..12)
+            .map(|number| {
+                (
+                    number % 3,
+                    scope.spawn(move || say_through(server, number % 3)),
+                )
+            })
+            .collect();
         for (model, said) in asked {
             assert_eq!(said.join().unwrap(), alone[model]);
         }
     });
     let text = server.get("/metrics").body;
-    assert!(text.contains("russet_model_requests_total{model=\"two/2\"} 5\n"), "{text}");
+    assert!(
+        text.contains("russet_model_requests_total{model=\"two/2\"} 5\n"),
+        "{text}"
+    );
     // Requests load none where that was not asked for.
     for path in ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"] {
         let body = match path.contains("unload") {
@@ -75,8 +90,16 @@ fn adapters_come_and_go_while_others_run() {
         }
         server.post("/v1/load_lora_adapter", &body)
     };
-    server.post("/v1/completions", &common::completion(json!("a"), json!({"model": "a"}))).refused(404, Some("model"));
-    assert_eq!(load("a", "sub/1", false).body, "Success: LoRA adapter 'a' added successfully.");
+    server
+        .post(
+            "/v1/completions",
+            &common::completion(json!("a"), json!({"model": "a"})),
+        )
+        .refused(404, Some("model"));
+    assert_eq!(
+        load("a", "sub/1", false).body,
+        "Success: LoRA adapter 'a' added successfully."
+    );
     let say = || text(&server.complete(json!("The fox"), fields("a")), 0).to_owned();
     let first = say();
     load("a", "sub/2", false).refused(400, Some("lora_name"));
@@ -97,20 +120,43 @@ fn adapters_come_and_go_while_others_run() {
         assert_eq!(say(), first);
     });
     for (name, path, param) in [
-        ("b", "../3", "lora_path"), ("b", "/etc", "lora_path"), ("b", "link", "lora_path"), ("b", "none", "lora_path"),
-        ("b", "broken", "lora_path"), ("b", "", "lora_path"), (MODEL, "sub/1", "lora_name"), ("", "sub/1", "lora_name"), ("x\n", "sub/1", "lora_name"),
+        ("b", "../3", "lora_path"),
+        ("b", "/etc", "lora_path"),
+        ("b", "link", "lora_path"),
+        ("b", "none", "lora_path"),
+        ("b", "broken", "lora_path"),
+        ("b", "", "lora_path"),
+        (MODEL, "sub/1", "lora_name"),
+        ("", "sub/1", "lora_name"),
+        ("x\n", "sub/1", "lora_name"),
     ] {
         let message = load(name, path, true).refused(400, Some(param));
         let secret = outside.path().to_string_lossy().into_owned();
-        assert!(!message.contains(&secret) && !message.contains(&*below.path().to_string_lossy()), "{message}");
+        assert!(
+            !message.contains(&secret) && !message.contains(&*below.path().to_string_lossy()),
+            "{message}"
+        );
     }
     let absolute = below.path().join("sub/2").canonicalize().unwrap();
     assert_eq!(load("b", &absolute.to_string_lossy(), false).status, 200);
-    assert_eq!(server.get("/v1/models").json()["data"].as_array().unwrap().len(), 3);
-    server.post("/v1/unload_lora_adapter", &json!({"lora_name": "c"})).refused(404, Some("lora_name"));
+    assert_eq!(
+        server.get("/v1/models").json()["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
+    server
+        .post("/v1/unload_lora_adapter", &json!({"lora_name": "c"}))
+        .refused(404, Some("lora_name"));
     let gone = server.post("/v1/unload_lora_adapter", &json!({"lora_name": "a"}));
     assert_eq!(gone.body, "Success: LoRA adapter 'a' removed successfully.");
-    server.post("/v1/completions", &common::completion(json!("a"), fields("a"))).refused(404, Some("model"));
+    server
+        .post(
+            "/v1/completions",
+            &common::completion(json!("a"), fields("a")),
+        )
+        .refused(404, Some("model"));
     // After a panic the engine is another one, and knows what the last one knew.
     let b = text(&server.complete(json!("The fox"), fields("b")), 0).to_owned();
     let prompt: Vec<usize> = (10..10 + common::PANICS).collect();

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{MODEL, Served, conversation, engine_config, make, model, serve, serve_model, settings};
+use common::{
+    MODEL, Served, conversation, engine_config, make, model, serve, serve_model, settings,
+};
 use serde_json::{Value, json};
 
 fn tools() -> Value {
@@ -17,7 +19,8 @@ fn tools() -> Value {
 
 #[track_caller]
 fn check(name: &str, arguments: &str) {
-    let arguments: Value = serde_json::from_str(arguments).unwrap_or_else(|error| panic!("{error}: {arguments:?}"));
+    let arguments: Value =
+        serde_json::from_str(arguments).unwrap_or_else(|error| panic!("{error}: {arguments:?}"));
     match name {
         "now" => assert_eq!(arguments, json!({})),
         "weather" => {
@@ -30,15 +33,25 @@ fn check(name: &str, arguments: &str) {
 
 /// A stream's content, calls (name, arguments) and end.
 fn gathered(events: &[Value]) -> (String, Vec<(String, String)>, String) {
-    let (mut content, mut calls, mut end) = (String::new(), Vec::<(String, String)>::new(), String::new());
+    let (mut content, mut calls, mut end) =
+        (String::new(), Vec::<(String, String)>::new(), String::new());
     for event in events {
         let choice = &event["choices"][0];
         content += choice["delta"]["content"].as_str().unwrap_or_default();
-        for call in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
+        for call in choice["delta"]["tool_calls"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
             let index = call["index"].as_u64().unwrap() as usize;
             if let Some(id) = call["id"].as_str() {
-                assert!(id.starts_with("call_") && call["type"] == "function" && index == calls.len());
-                calls.push((call["function"]["name"].as_str().unwrap().to_owned(), String::new()));
+                assert!(
+                    id.starts_with("call_") && call["type"] == "function" && index == calls.len()
+                );
+                calls.push((
+                    call["function"]["name"].as_str().unwrap().to_owned(),
+                    String::new(),
+                ));
             }
             calls[index].1 += call["function"]["arguments"].as_str().unwrap();
         }
@@ -52,10 +65,22 @@ fn gathered(events: &[Value]) -> (String, Vec<(String, String)>, String) {
 fn ask(server: &Served, fields: &Value) -> (String, Vec<(String, String)>, String) {
     let answer = server.chat("What is the weather?", fields.clone());
     let choice = &answer["choices"][0];
-    let calls = choice["message"]["tool_calls"].as_array().into_iter().flatten();
+    let calls = choice["message"]["tool_calls"]
+        .as_array()
+        .into_iter()
+        .flatten();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let calls = calls.map(|call| (text(&call["function"]["name"]), text(&call["function"]["arguments"])));
-    let whole = (text(&choice["message"]["content"]), calls.collect(), text(&choice["finish_reason"]));
+    let calls = calls.map(|call| {
+        (
+            text(&call["function"]["name"]),
+            text(&call["function"]["arguments"]),
+        )
+    });
+    let whole = (
+        text(&choice["message"]["content"]),
+        calls.collect(),
+        text(&choice["finish_reason"]),
+    );
     let mut fields = fields.clone();
     fields["stream"] = true.into();
     let body = conversation("What is the weather?", fields);
@@ -69,18 +94,27 @@ fn a_tool_that_must_be_called_is_called() {
     let server = serve();
     for seed in 0..6 {
         let named = json!({"type": "function", "function": {"name": "weather"}});
-        let (content, calls, end) = ask(&server, &json!({"tools": tools(), "tool_choice": named, "seed": seed}));
-        assert_eq!((content.as_str(), calls.len(), end.as_str()), ("", 1, "stop"));
+        let (content, calls, end) = ask(
+            &server,
+            &json!({"tools": tools(), "tool_choice": named, "seed": seed}),
+        );
+        assert_eq!(
+            (content.as_str(), calls.len(), end.as_str()),
+            ("", 1, "stop")
+        );
         assert_eq!(calls[0].0, "weather");
         check(&calls[0].0, &calls[0].1);
         let fields = json!({"tools": tools(), "tool_choice": "required", "parallel_tool_calls": false, "seed": seed});
         let (content, calls, end) = ask(&server, &fields);
-        assert_eq!((content.as_str(), calls.len(), end.as_str()), ("", 1, "tool_calls"));
+        assert_eq!(
+            (content.as_str(), calls.len(), end.as_str()),
+            ("", 1, "tool_calls")
+        );
         check(&calls[0].0, &calls[0].1);
     }
     // Several calls, one after another.
     let newline = common::tokenizer().encode("\n", false).unwrap()[0];
-    let fields = json!({"tools": tools(), "tool_choice": "required", "logit_bias": {(newline.to_string()): 12}, "max_tokens": 150});
+    let fields = json!({"tools": tools(), "tool_choice": "required", "logit_bias": {(newline.to_string()): 100}, "max_tokens": 150});
     let (_, calls, _) = ask(&server, &fields);
     assert!(calls.len() > 1, "{calls:?}");
     check(&calls[0].0, &calls[0].1);
@@ -91,7 +125,10 @@ fn a_tool_that_may_be_called_is_called_whole_or_not_at_all() {
     let server = serve();
     let fields = json!({"tools": tools(), "max_tokens": 40, "ignore_eos": true});
     let (content, calls, end) = ask(&server, &fields);
-    assert!(!content.is_empty() && calls.is_empty() && end == "length", "{content:?}");
+    assert!(
+        !content.is_empty() && calls.is_empty() && end == "length",
+        "{content:?}"
+    );
     // A model that wants to call: the tokens of the mark are likely.
     let tokenizer = common::tokenizer();
     let mut bias = serde_json::Map::new();
@@ -102,7 +139,10 @@ fn a_tool_that_may_be_called_is_called_whole_or_not_at_all() {
     for seed in 0..40 {
         let fields = json!({"tools": tools(), "max_tokens": 120, "logit_bias": bias, "seed": seed, "temperature": 1.5});
         let (_, calls, end) = ask(&server, &fields);
-        for (name, arguments) in calls.iter().take(calls.len().saturating_sub(usize::from(end == "length"))) {
+        for (name, arguments) in calls
+            .iter()
+            .take(calls.len().saturating_sub(usize::from(end == "length")))
+        {
             check(name, arguments);
             called += 1;
         }
@@ -123,23 +163,47 @@ fn calls_and_results_are_part_of_the_conversation() {
         {"role": "assistant", "content": null, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "noon <|im_end|>"},
     ]);
-    let body = json!({"model": MODEL, "messages": messages, "tools": tools(), "max_tokens": 4, "seed": 1});
+    let body =
+        json!({"model": MODEL, "messages": messages, "tools": tools(), "max_tokens": 4, "seed": 1});
     let reply = server.post("/v1/chat/completions", &body);
     assert_eq!(reply.status, 200, "{reply:?}");
-    let tokens = server.post("/tokenize", &json!({"messages": messages})).json();
-    let text = server.post("/detokenize", &json!({"tokens": tokens["tokens"]})).json();
+    let tokens = server
+        .post("/tokenize", &json!({"messages": messages}))
+        .json();
+    let text = server
+        .post("/detokenize", &json!({"tokens": tokens["tokens"]}))
+        .json();
     let text = text["prompt"].as_str().unwrap();
-    assert!(text.contains("<tool_call>\n{\"name\": \"now\", \"arguments\": {\"a\": [1]}}\n</tool_call><|im_end|>"), "{text}");
-    assert!(text.contains("<tool_response>\nnoon <|im_end|>\n</tool_response><|im_end|>"), "{text}");
+    assert!(
+        text.contains(
+            "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"a\": [1]}}\n</tool_call><|im_end|>"
+        ),
+        "{text}"
+    );
+    assert!(
+        text.contains("<tool_response>\nnoon <|im_end|>\n</tool_response><|im_end|>"),
+        "{text}"
+    );
     // With its tools the prompt is longer by what they are.
     let prompt = reply.json()["usage"]["prompt_tokens"].as_u64().unwrap();
     assert!(prompt > tokens["count"].as_u64().unwrap() + 50);
     for (call, param) in [
-        (json!({"id": "1", "function": {"name": "now", "arguments": "no"}}), "messages[0].tool_calls[0].function.arguments"),
-        (json!({"id": "1", "type": "x", "function": {"name": "now", "arguments": "{}"}}), "messages[0].tool_calls[0].type"),
+        (
+            json!({"id": "1", "function": {"name": "now", "arguments": "no"}}),
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            json!({"id": "1", "type": "x", "function": {"name": "now", "arguments": "{}"}}),
+            "messages[0].tool_calls[0].type",
+        ),
     ] {
         let messages = json!([{"role": "assistant", "tool_calls": [call]}]);
-        server.post("/v1/chat/completions", &json!({"model": MODEL, "messages": messages})).refused(400, Some(param));
+        server
+            .post(
+                "/v1/chat/completions",
+                &json!({"model": MODEL, "messages": messages}),
+            )
+            .refused(400, Some(param));
     }
 }
 
@@ -148,20 +212,42 @@ fn what_does_not_go_with_tools_is_refused() {
     let server = serve();
     for (fields, param) in [
         (json!({"tools": [{"type": "code"}]}), "tools[0]"),
-        (json!({"tools": [{"type": "function", "function": {"name": "a b"}}]}), "tools[0]"),
-        (json!({"tools": [{"type": "function", "function": {"name": "a"}}, {"type": "function", "function": {"name": "a"}}]}), "tools[1].function.name"),
-        (json!({"tools": tools(), "tool_choice": "any"}), "tool_choice"),
-        (json!({"tools": tools(), "tool_choice": {"type": "function", "function": {"name": "x"}}}), "tool_choice"),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "a b"}}]}),
+            "tools[0]",
+        ),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "a"}}, {"type": "function", "function": {"name": "a"}}]}),
+            "tools[1].function.name",
+        ),
+        (
+            json!({"tools": tools(), "tool_choice": "any"}),
+            "tool_choice",
+        ),
+        (
+            json!({"tools": tools(), "tool_choice": {"type": "function", "function": {"name": "x"}}}),
+            "tool_choice",
+        ),
         (json!({"tools": tools(), "logprobs": true}), "logprobs"),
-        (json!({"tools": tools(), "response_format": {"type": "json_object"}}), "response_format"),
+        (
+            json!({"tools": tools(), "response_format": {"type": "json_object"}}),
+            "response_format",
+        ),
     ] {
-        server.post("/v1/chat/completions", &conversation("Hi", fields)).refused(400, Some(param));
+        server
+            .post("/v1/chat/completions", &conversation("Hi", fields))
+            .refused(400, Some(param));
     }
     // A template that knows no tools.
     let mut plain = model();
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
     plain.tokenizer = plain.tokenizer.with_chat_template(template).unwrap();
     let server = serve_model(settings(), make(engine_config(), None), plain);
-    server.post("/v1/chat/completions", &conversation("Hi", json!({"tools": tools()}))).refused(400, Some("tools"));
+    server
+        .post(
+            "/v1/chat/completions",
+            &conversation("Hi", json!({"tools": tools()})),
+        )
+        .refused(400, Some("tools"));
     server.chat("Hi", json!({"max_tokens": 2}));
 }

@@ -101,7 +101,6 @@ impl Message {
             content: content.into(),
         }
     }
-
 }
 
 /// Turns with whatever further keys a template knows, and the tools that may be called.
@@ -144,10 +143,7 @@ impl Conversation {
 
     /// The same with every text changed.
     fn map(&self, change: &dyn Fn(&str) -> String) -> Conversation {
-        fn map(
-            value: &serde_json::Value,
-            change: &dyn Fn(&str) -> String,
-        ) -> serde_json::Value {
+        fn map(value: &serde_json::Value, change: &dyn Fn(&str) -> String) -> serde_json::Value {
             match value {
                 serde_json::Value::String(text) => change(text).into(),
                 serde_json::Value::Array(values) => {

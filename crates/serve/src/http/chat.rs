@@ -83,7 +83,9 @@ pub(super) async fn chat(
         .submit(vec![asked], job.answers, &job.model, "messages")
         .await?;
     if common.stream {
-        return Ok(respond(&state, move |state, out| stream(state, out, job, ticket)));
+        return Ok(respond(&state, move |state, out| {
+            stream(state, out, job, ticket)
+        }));
     }
     let whole = job.whole(&state, ticket).await?;
     Ok(reply(StatusCode::OK, &whole))
@@ -96,7 +98,10 @@ pub(super) async fn encode(
     add_generation_prompt: bool,
 ) -> ApiResult<Vec<u32>> {
     let text = state.text.clone();
-    let encode = move || text.tokenizer.encode_conversation(&conversation, add_generation_prompt);
+    let encode = move || {
+        text.tokenizer
+            .encode_conversation(&conversation, add_generation_prompt)
+    };
     let encoded = state.blocking(encode).await?;
     encoded.map_err(|error| ApiError::field("messages", error.to_string()))
 }
@@ -119,7 +124,14 @@ impl Job {
     fn answers<'a>(&self, state: &'a Shared, ticket: Ticket) -> Answers<'a> {
         let begins = vec![true; self.answers];
         let tokenizer = &state.text.tokenizer;
-        Answers::new(ticket, tokenizer, &begins, &self.style, &state.metrics, self.begun)
+        Answers::new(
+            ticket,
+            tokenizer,
+            &begins,
+            &self.style,
+            &state.metrics,
+            self.begun,
+        )
     }
 
     /// How an answer ended, in OpenAI's words.
@@ -166,7 +178,8 @@ impl Job {
         let choices = choices.into_iter().enumerate();
         let choices: Vec<Value> = choices
             .map(|(index, choice)| {
-                let mut message = json!({"role": "assistant", "content": choice.content, "refusal": null});
+                let mut message =
+                    json!({"role": "assistant", "content": choice.content, "refusal": null});
                 if !choice.called.is_empty() {
                     if choice.content.is_empty() {
                         message["content"] = Value::Null;
@@ -230,7 +243,8 @@ impl Job {
     }
 
     fn delta(&self, state: &Shared, index: usize, delta: Value, logprobs: Value) -> Value {
-        let choice = json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null});
+        let choice =
+            json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null});
         self.chunk(state, json!([choice]), None)
     }
 }
@@ -266,7 +280,8 @@ async fn stream(state: Shared, out: Arc<Out>, job: Job, ticket: Ticket) -> Resul
     let mut calls: Vec<Calls> = (0..job.answers).map(|_| Calls::default()).collect();
     for index in 0..job.answers {
         let role = json!({"role": "assistant", "content": "", "refusal": null});
-        out.send(&job.delta(&state, index, role, Value::Null)).await?;
+        out.send(&job.delta(&state, index, role, Value::Null))
+            .await?;
     }
     while let Some(said) = unless_gone(&out, answers.next()).await? {
         let (index, delta, ended) = match said {
@@ -307,18 +322,21 @@ async fn stream(state: Shared, out: Arc<Out>, job: Job, ticket: Ticket) -> Resul
                         json!({"tool_calls": [call]})
                     }
                 };
-                out.send(&job.delta(&state, index, delta, Value::Null)).await?;
+                out.send(&job.delta(&state, index, delta, Value::Null))
+                    .await?;
             }
         }
         if let Some(ended) = ended {
             usage.add(&ended);
             let reason = job.reason(&ended, calls[index].begun);
-            let choice = json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": reason});
+            let choice =
+                json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": reason});
             out.send(&job.chunk(&state, json!([choice]), None)).await?;
         }
     }
     if job.usage {
-        out.send(&job.chunk(&state, json!([]), Some(usage.json()))).await?;
+        out.send(&job.chunk(&state, json!([]), Some(usage.json())))
+            .await?;
     }
     Ok(())
 }

@@ -36,7 +36,9 @@ pub(super) async fn completions(
     let adapters = state.registry.stack(&common.model)?;
     let text = state.text.clone();
     let (echo, prompts) = (own.echo, own.prompts);
-    let encoded = state.blocking(move || encode(&text, prompts, echo)).await??;
+    let encoded = state
+        .blocking(move || encode(&text, prompts, echo))
+        .await??;
     let guide = state.grammar(common.constraint.take()).await?;
     let scores_prompt = own.echo && own.logprobs.is_some();
     let requests = encoded.iter().map(|prompt| {
@@ -65,9 +67,13 @@ pub(super) async fn completions(
         usage: common.include_usage,
         model: common.model,
     };
-    let ticket = state.submit(requests, job.answers, &job.model, "prompt").await?;
+    let ticket = state
+        .submit(requests, job.answers, &job.model, "prompt")
+        .await?;
     if common.stream {
-        return Ok(respond(&state, move |state, out| stream(state, out, job, ticket)));
+        return Ok(respond(&state, move |state, out| {
+            stream(state, out, job, ticket)
+        }));
     }
     let (choices, usage) = job.whole(&state, ticket).await?;
     let choices: Vec<Value> = choices
@@ -75,7 +81,10 @@ pub(super) async fn completions(
         .enumerate()
         .map(|(index, choice)| job.choice(&state.text, index, choice, 0, Some(choice.reason)))
         .collect();
-    Ok(reply(StatusCode::OK, &job.object(&state, choices.into(), Some(usage.json()))))
+    Ok(reply(
+        StatusCode::OK,
+        &job.object(&state, choices.into(), Some(usage.json())),
+    ))
 }
 
 /// A prompt's tokens, and what is echoed of it.
@@ -152,7 +161,14 @@ impl Job {
             .map(|place| self.prompts[place / self.answers].begins)
             .collect();
         let tokenizer = &state.text.tokenizer;
-        Answers::new(ticket, tokenizer, &begins, &self.style, &state.metrics, self.begun)
+        Answers::new(
+            ticket,
+            tokenizer,
+            &begins,
+            &self.style,
+            &state.metrics,
+            self.begun,
+        )
     }
 
     fn prompt_tokens(&self) -> usize {
@@ -172,7 +188,7 @@ impl Job {
             };
             let choice = &mut choices[place];
             if !self.silent {
-                place_tokens(&state.text, delta.scored, choice.text.chars().count(), &mut choice.scored);
+                choice.scored.extend(places(delta.scored, 0));
                 choice.text += &delta.text;
             }
             let Some(mut ended) = ended else {
@@ -186,9 +202,15 @@ impl Job {
             if let Some(generation) = ended.generation
                 && !generation.prompt_logprobs.is_empty()
             {
-                let scored = generation.prompt_logprobs.into_iter().zip(generation.prompt_top);
-                let scored = scored.map(|(token, top)| Scored { token, top }).collect();
-                prompts[place / self.answers] = self.scored_prompt(&state.text, place / self.answers, scored);
+                let scored = generation
+                    .prompt_logprobs
+                    .into_iter()
+                    .zip(generation.prompt_top);
+                let scored = scored
+                    .map(|(token, top)| Scored { token, top, at: 0 })
+                    .collect();
+                prompts[place / self.answers] =
+                    self.scored_prompt(&state.text, place / self.answers, scored);
             }
         }
         if self.echo {
@@ -235,7 +257,14 @@ impl Job {
     }
 
     /// One choice of a response, from the token at `from` on.
-    fn choice(&self, text: &Text, index: usize, choice: &Choice, from: usize, reason: Option<&str>) -> Value {
+    fn choice(
+        &self,
+        text: &Text,
+        index: usize,
+        choice: &Choice,
+        from: usize,
+        reason: Option<&str>,
+    ) -> Value {
         json!({
             "index": index,
             "text": choice.text,
@@ -292,20 +321,14 @@ impl Job {
     }
 }
 
-/// Puts tokens where they begin: each token of a piece of text behind the ones before it.
-fn place_tokens(text: &Text, scored: Vec<Scored>, from: usize, places: &mut Vec<Place>) {
-    let mut offset = from;
-    for Scored { token, top } in scored {
-        places.push(Place {
-            token: token.id,
-            logprob: Some(token.logprob),
-            top,
-            offset,
-        });
-        let bytes = text.tokenizer.token_bytes(token.id);
-        // Bytes that go on with a character begin none.
-        offset += bytes.iter().filter(|&&byte| byte & 0xc0 != 0x80).count();
-    }
+/// Tokens of an answer whose text begins behind `shift` characters.
+fn places(scored: Vec<Scored>, shift: usize) -> impl Iterator<Item = Place> {
+    scored.into_iter().map(move |scored| Place {
+        token: scored.token.id,
+        logprob: Some(scored.token.logprob),
+        top: scored.top,
+        offset: shift + scored.at,
+    })
 }
 
 /// Writes answers as they come.
@@ -321,9 +344,9 @@ async fn stream(state: Shared, out: Arc<Out>, job: Job, ticket: Ticket) -> Resul
     } else {
         let mut answers = job.answers(&state, ticket);
         let mut usage = Usage::new(job.prompt_tokens());
-        let mut lengths = vec![0; job.places()];
+        let mut echoed = vec![0; job.places()]; // characters
         if job.echo {
-            for (index, length) in lengths.iter_mut().enumerate() {
+            for (index, length) in echoed.iter_mut().enumerate() {
                 let echo = &job.prompts[index / job.answers].echo;
                 *length = echo.chars().count();
                 let choice = Choice {
@@ -343,8 +366,7 @@ async fn stream(state: Shared, out: Arc<Out>, job: Job, ticket: Ticket) -> Resul
                 text: delta.text,
                 ..Choice::default()
             };
-            place_tokens(&state.text, delta.scored, lengths[index], &mut choice.scored);
-            lengths[index] += choice.text.chars().count();
+            choice.scored.extend(places(delta.scored, echoed[index]));
             let reason = ended.as_ref().map(|ended| ended.reason);
             let choice = job.choice(&state.text, index, &choice, 0, reason);
             out.send(&job.chunk(&state, json!([choice]), None)).await?;
@@ -355,7 +377,8 @@ async fn stream(state: Shared, out: Arc<Out>, job: Job, ticket: Ticket) -> Resul
         usage
     };
     if job.usage {
-        out.send(&job.chunk(&state, json!([]), Some(usage.json()))).await?;
+        out.send(&job.chunk(&state, json!([]), Some(usage.json())))
+            .await?;
     }
     Ok(())
 }

@@ -23,8 +23,14 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style
 pub(super) async fn page() -> Response {
     let mut response = Html(PAGE).into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(PAGE_POLICY),
+    );
+    headers.insert(
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    );
     response
 }
 
@@ -49,9 +55,15 @@ pub(super) async fn ready(From(state): From<Shared>) -> ApiResult<Response> {
 
 pub(super) async fn metrics(From(state): From<Shared>) -> Response {
     let worker = &state.worker;
-    let text = state.metrics.text(&worker.stats(), &state.registry.stats(), worker.restarts());
+    let text = state
+        .metrics
+        .text(&worker.stats(), &state.registry.stats(), worker.restarts());
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text).into_response()
+    (
+        [(header::CONTENT_TYPE, HeaderValue::from_static(kind))],
+        text,
+    )
+        .into_response()
 }
 
 pub(super) async fn models(From(state): From<Shared>) -> Response {
@@ -68,7 +80,11 @@ pub(super) async fn one_model(
     if name == state.registry.base() {
         return Ok(reply(StatusCode::OK, &base(&state)));
     }
-    let known = state.registry.list().into_iter().find(|(other, _)| *other == name);
+    let known = state
+        .registry
+        .list()
+        .into_iter()
+        .find(|(other, _)| *other == name);
     let (name, known) = known.ok_or_else(|| ApiError::no_model(&name))?;
     Ok(reply(StatusCode::OK, &adapter(&state, &name, &known)))
 }
@@ -120,7 +136,9 @@ pub(super) async fn tokenize(From(state): From<Shared>, request: Request) -> Api
                 return Err(ApiError::field("add_generation_prompt", said));
             }
             let (text, special) = (state.text.clone(), asked.add_special_tokens.unwrap_or(true));
-            let encoded = state.blocking(move || text.tokenizer.encode(&prompt, special)).await?;
+            let encoded = state
+                .blocking(move || text.tokenizer.encode(&prompt, special))
+                .await?;
             encoded.map_err(|error| ApiError::field("prompt", error.to_string()))?
         }
         (None, Some(messages)) => {
@@ -137,7 +155,12 @@ pub(super) async fn tokenize(From(state): From<Shared>, request: Request) -> Api
             let prompt = asked.add_generation_prompt.unwrap_or(true);
             super::chat::encode(&state, conversation, prompt).await?
         }
-        _ => return Err(ApiError::field("prompt", "give a prompt or messages, one of them")),
+        _ => {
+            return Err(ApiError::field(
+                "prompt",
+                "give a prompt or messages, one of them",
+            ));
+        }
     };
     let strings = asked.return_token_strs.unwrap_or(false).then(|| {
         let shown = tokens.iter().map(|&id| state.text.shown(id));
@@ -169,7 +192,9 @@ pub(super) async fn detokenize(From(state): From<Shared>, request: Request) -> A
         return Err(ApiError::field("tokens", said));
     }
     let text = state.text.clone();
-    let prompt = state.blocking(move || text.tokenizer.decode(&asked.tokens, false)).await?;
+    let prompt = state
+        .blocking(move || text.tokenizer.decode(&asked.tokens, false))
+        .await?;
     Ok(reply(StatusCode::OK, &json!({"prompt": prompt})))
 }
 

@@ -93,8 +93,12 @@ where
         };
         let _ = out.send(&error.json()).await;
     });
-    let silence = KeepAlive::new().interval(state.limits.keep_alive).text("keep-alive");
-    let mut response = Sse::new(Events(waiting)).keep_alive(silence).into_response();
+    let silence = KeepAlive::new()
+        .interval(state.limits.keep_alive)
+        .text("keep-alive");
+    let mut response = Sse::new(Events(waiting))
+        .keep_alive(silence)
+        .into_response();
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Proxies that gather what they pass on would undo the stream.

@@ -45,7 +45,10 @@ impl Body {
     pub fn own(&mut self) -> ApiResult<Own> {
         let text_alone = |kinds: &Vec<String>| kinds.len() == 1 && kinds[0] == "text";
         if !self.modalities.as_ref().is_none_or(text_alone) {
-            return Err(ApiError::field("modalities", "answers are text; leave modalities out or say [\"text\"]"));
+            return Err(ApiError::field(
+                "modalities",
+                "answers are text; leave modalities out or say [\"text\"]",
+            ));
         }
         let logprobs = match (self.logprobs.unwrap_or(false), self.top_logprobs) {
             (true, top) => Some(top.unwrap_or(0)),
@@ -82,7 +85,11 @@ impl Body {
         let messages = std::mem::take(&mut self.messages);
         let message = |(place, message): (usize, Message)| message.check(place);
         Ok(Own {
-            messages: messages.into_iter().enumerate().map(message).collect::<ApiResult<_>>()?,
+            messages: messages
+                .into_iter()
+                .enumerate()
+                .map(message)
+                .collect::<ApiResult<_>>()?,
             max_tokens: newer.or(older),
             logprobs,
             tools,
@@ -94,15 +101,22 @@ impl Body {
     fn tools(&mut self) -> ApiResult<Vec<Tool>> {
         let tools = self.tools.take().unwrap_or_default();
         if tools.len() > MOST_TOOLS {
-            let said = format!("there are {} tools, but {MOST_TOOLS} are the most", tools.len());
+            let said = format!(
+                "there are {} tools, but {MOST_TOOLS} are the most",
+                tools.len()
+            );
             return Err(ApiError::field("tools", said));
         }
         let mut checked: Vec<Tool> = Vec::new();
         for (place, tool) in tools.iter().enumerate() {
-            let tool = Tool::parse(tool).map_err(|error| error.about(&format!("tools[{place}]")))?;
+            let tool =
+                Tool::parse(tool).map_err(|error| error.about(&format!("tools[{place}]")))?;
             if checked.iter().any(|other| other.name == tool.name) {
                 let said = format!("there are two tools `{}`", tool.name);
-                return Err(ApiError::field(format!("tools[{place}].function.name"), said));
+                return Err(ApiError::field(
+                    format!("tools[{place}].function.name"),
+                    said,
+                ));
             }
             checked.push(tool);
         }
@@ -156,27 +170,44 @@ impl Message {
             ("function_call", &self.function_call),
         ] {
             if !empty(value) {
-                return wrong(name, &format!("`{name}` of a message is not supported; leave it out"));
+                return wrong(
+                    name,
+                    &format!("`{name}` of a message is not supported; leave it out"),
+                );
             }
         }
         if self.annotations.is_some_and(|list| !list.is_empty()) {
-            return wrong("annotations", "`annotations` of a message are not supported; leave them out");
+            return wrong(
+                "annotations",
+                "`annotations` of a message are not supported; leave them out",
+            );
         }
         if self.name.is_some() {
-            return wrong("name", "names of speakers are not supported: templates do not tell them to the model; leave `name` out");
+            return wrong(
+                "name",
+                "names of speakers are not supported: templates do not tell them to the model; leave `name` out",
+            );
         }
         // What OpenAI calls developer is what models know as system.
         let role = match self.role.as_str() {
             "developer" => "system",
             "system" | "user" | "assistant" | "tool" => self.role.as_str(),
-            _ => return wrong("role", "a role is system, developer, user, assistant or tool"),
+            _ => {
+                return wrong(
+                    "role",
+                    "a role is system, developer, user, assistant or tool",
+                );
+            }
         };
         let calls = self.tool_calls.unwrap_or_default();
         if role != "assistant" && !calls.is_empty() {
             return wrong("tool_calls", "only the assistant calls tools");
         }
         if (role == "tool") != self.tool_call_id.is_some() {
-            return wrong("tool_call_id", "the result of a tool, and nothing else, names the call that it is of");
+            return wrong(
+                "tool_call_id",
+                "the result of a tool, and nothing else, names the call that it is of",
+            );
         }
         let content = match self.content.as_ref() {
             None | Some(Value::Null) if role == "assistant" && !calls.is_empty() => Value::Null,
@@ -184,7 +215,10 @@ impl Message {
             Some(content) => match text(content) {
                 Some(text) => Value::String(text),
                 None => {
-                    return wrong("content", "a content is a text or a list of {\"type\": \"text\", \"text\": …}; other kinds are not supported");
+                    return wrong(
+                        "content",
+                        "a content is a text or a list of {\"type\": \"text\", \"text\": …}; other kinds are not supported",
+                    );
                 }
             },
         };
@@ -195,11 +229,19 @@ impl Message {
             let calls = calls.into_iter().enumerate().map(|(number, call)| {
                 let field = |field: &str| at(&format!("tool_calls[{number}].{field}"));
                 if call.kind.as_deref().is_some_and(|kind| kind != "function") {
-                    return Err(ApiError::field(field("type"), "only functions can be called"));
+                    return Err(ApiError::field(
+                        field("type"),
+                        "only functions can be called",
+                    ));
                 }
                 // Templates write the arguments as JSON themselves.
                 let arguments: Map<String, Value> = serde_json::from_str(&call.function.arguments)
-                    .map_err(|_| ApiError::field(field("function.arguments"), "arguments are the text of a JSON object"))?;
+                    .map_err(|_| {
+                        ApiError::field(
+                            field("function.arguments"),
+                            "arguments are the text of a JSON object",
+                        )
+                    })?;
                 let function = json!({"name": call.function.name, "arguments": arguments});
                 Ok(json!({"type": "function", "id": call.id, "function": function}))
             });

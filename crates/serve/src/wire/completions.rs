@@ -32,8 +32,15 @@ pub(crate) enum Prompt {
 impl Body {
     /// What the fields say that `/v1/completions` has alone.
     pub fn own(&mut self) -> ApiResult<Own> {
-        if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
-            return Err(ApiError::field("suffix", "text cannot be put in between here; leave `suffix` out"));
+        if self
+            .suffix
+            .as_ref()
+            .is_some_and(|suffix| !suffix.is_empty())
+        {
+            return Err(ApiError::field(
+                "suffix",
+                "text cannot be put in between here; leave `suffix` out",
+            ));
         }
         if self.best_of.is_some_and(|best| best != self.n.unwrap_or(1)) {
             let said = "best_of is not supported beyond n; leave it out and ask for several answers with n";
@@ -118,12 +125,24 @@ mod tests {
             (json!("a"), vec![text("a")]),
             (json!(["a", "b"]), vec![text("a"), text("b")]),
             (json!([1, 2]), vec![Prompt::Tokens(vec![1, 2])]),
-            (json!([[1], [2, 3]]), vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]),
+            (
+                json!([[1], [2, 3]]),
+                vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])],
+            ),
         ] {
             assert_eq!(prompts(Some(given)).unwrap(), wanted);
         }
         assert_eq!(prompts(None).unwrap(), vec![text("")]);
-        for wrong in [json!([]), json!(1), json!([1, "a"]), json!([[]]), json!([-1]), json!([1.5]), json!({}), json!([null])] {
+        for wrong in [
+            json!([]),
+            json!(1),
+            json!([1, "a"]),
+            json!([[]]),
+            json!([-1]),
+            json!([1.5]),
+            json!({}),
+            json!([null]),
+        ] {
             assert!(prompts(Some(wrong.clone())).is_err(), "{wrong}");
         }
     }
