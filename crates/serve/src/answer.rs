@@ -17,6 +17,8 @@ use crate::worker::{Ticket, Told};
 pub(crate) struct Scored {
     pub token: Token,
     pub top: Vec<Token>,
+    /// Where its text begins, in characters of the answer.
+    pub at: usize,
 }
 
 /// Text that is certain, and the tokens that it came from, where their log-probabilities are wanted.
@@ -172,12 +174,14 @@ impl<'a> Answers<'a> {
 
 /// Tokens of one answer becoming text.
 struct Writer<'a> {
+    tokenizer: &'a Tokenizer,
     pieces: Option<Detokenizer<'a>>, // until the end
     filter: Option<StopFilter>,      // until the end
     scored: bool,
     pending: VecDeque<(usize, Scored)>, // with the byte of the text that each begins at
     length: usize,                      // bytes of text so far
     shown: usize,                       // of those the ones let through
+    characters: usize,                  // of text so far
     tokens: usize,
     last: Option<Instant>,
     over: bool,
@@ -187,6 +191,7 @@ impl<'a> Writer<'a> {
     fn new(tokenizer: &'a Tokenizer, begins: bool, style: &Style) -> Writer<'a> {
         let skip = !style.specials;
         Writer {
+            tokenizer,
             pieces: Some(match begins {
                 true => tokenizer.detokenizer(skip),
                 false => tokenizer.detokenizer_continuing(skip),
@@ -196,6 +201,7 @@ impl<'a> Writer<'a> {
             pending: VecDeque::new(),
             length: 0,
             shown: 0,
+            characters: 0,
             tokens: 0,
             last: None,
             over: false,
@@ -208,10 +214,16 @@ impl<'a> Writer<'a> {
         let (Some(pieces), Some(filter)) = (&mut self.pieces, &mut self.filter) else {
             return (Delta::default(), false);
         };
-        if self.scored {
-            self.pending.push_back((self.length, Scored { token, top }));
-        }
+        let (start, before) = (self.length, self.characters);
         let piece = pieces.push(token.id);
+        self.characters += piece.chars().count();
+        if self.scored {
+            // What was broken before it turns out to be so with it, and is none of its text.
+            let own = std::str::from_utf8(self.tokenizer.token_bytes(token.id));
+            let own = own.map_or(usize::MAX, |text| text.chars().count());
+            let at = before.max(self.characters.saturating_sub(own));
+            self.pending.push_back((start, Scored { token, top, at }));
+        }
         self.length += piece.len();
         let (text, stopped) = filter.push(&piece);
         self.shown += text.len();

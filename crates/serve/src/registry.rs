@@ -175,10 +175,9 @@ impl Registry {
         }
         let mut state = self.lock();
         if state.known.remove(name).is_none() {
-            return Err(ApiError {
-                param: Some("lora_name".to_owned()),
-                ..ApiError::no_model(name)
-            });
+            let mut error = ApiError::no_model(name);
+            error.param = Some("lora_name".to_owned());
+            return Err(error);
         }
         if let Some(adapters) = &state.adapters {
             adapters.remove(name);

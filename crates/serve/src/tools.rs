@@ -292,6 +292,7 @@ impl Calls {
                     } else if OPEN.starts_with(rest) {
                         return;
                     } else {
+                        self.held = rest.to_owned();
                         self.state = State::Content;
                     }
                 }
@@ -411,7 +412,7 @@ mod tests {
             "then <",
             &[("a", "{\"x\": {}}")],
         );
-        check(&format!("é\n\n{one} é"), "é\n", &[("a", "{\"x\": {}}")]);
+        check(&format!("é\n\n{one} é"), "é\né", &[("a", "{\"x\": {}}")]);
         // A text in the arguments that looks like the end.
         let text = r#"{"x": "}\n</tool_call>"}"#;
         check(

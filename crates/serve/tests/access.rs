@@ -87,9 +87,9 @@ fn a_key_opens_and_nothing_else_does() {
             .as_u64()
             .unwrap()
     };
-    assert_eq!(cached(&alice), 0);
+    assert!(cached(&alice) < 2);
     assert!(cached(&alice) > 64);
-    assert_eq!(cached(&bob), 0);
+    assert!(cached(&bob) < 2, "no more than what all texts begin with");
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn neither_logs_nor_metrics_hold_what_was_said() {
     closed.keys = Some(keys(&[&line]));
     let server = serve_with(
         closed,
-        common::make(engine_config(), Some(std::time::Duration::from_millis(1))),
+        make(engine_config(), Some(std::time::Duration::from_millis(1))),
     );
     let bearer = format!("Bearer {key}");
     let canary = "zanzibar-7731";

@@ -505,7 +505,7 @@ fn a_field_that_cannot_be_carried_out_is_named() {
     assert_eq!(other.json()["error"]["code"], "model_not_found");
     let long = server.post(
         "/v1/completions",
-        &completion(json!("fox ".repeat(600)), json!({})),
+        &completion(json!("fox ".repeat(1200)), json!({})),
     );
     long.refused(400, Some("prompt"));
     assert_eq!(long.json()["error"]["code"], "context_length_exceeded");

@@ -211,7 +211,7 @@ fn who_leaves_is_not_answered_any_more() {
         drop(stream);
         let begun = Instant::now();
         server.wait_for("russet_num_requests_running", 0.0);
-        // A whole context would have taken 512 steps of 5 ms.
+        // A whole context would have taken 1,024 steps of 5 ms.
         assert!(
             begun.elapsed() < Duration::from_secs(2),
             "{:?}",

@@ -114,7 +114,7 @@ fn a_tool_that_must_be_called_is_called() {
     }
     // Several calls, one after another.
     let newline = common::tokenizer().encode("\n", false).unwrap()[0];
-    let fields = json!({"tools": tools(), "tool_choice": "required", "logit_bias": {(newline.to_string()): 12}, "max_tokens": 150});
+    let fields = json!({"tools": tools(), "tool_choice": "required", "logit_bias": {(newline.to_string()): 100}, "max_tokens": 150});
     let (_, calls, _) = ask(&server, &fields);
     assert!(calls.len() > 1, "{calls:?}");
     check(&calls[0].0, &calls[0].1);

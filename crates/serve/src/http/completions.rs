@@ -188,12 +188,7 @@ impl Job {
             };
             let choice = &mut choices[place];
             if !self.silent {
-                place_tokens(
-                    &state.text,
-                    delta.scored,
-                    choice.text.chars().count(),
-                    &mut choice.scored,
-                );
+                choice.scored.extend(places(delta.scored, 0));
                 choice.text += &delta.text;
             }
             let Some(mut ended) = ended else {
@@ -211,7 +206,9 @@ impl Job {
                     .prompt_logprobs
                     .into_iter()
                     .zip(generation.prompt_top);
-                let scored = scored.map(|(token, top)| Scored { token, top }).collect();
+                let scored = scored
+                    .map(|(token, top)| Scored { token, top, at: 0 })
+                    .collect();
                 prompts[place / self.answers] =
                     self.scored_prompt(&state.text, place / self.answers, scored);
             }
@@ -324,20 +321,14 @@ impl Job {
     }
 }
 
-/// Puts tokens where they begin: each token of a piece of text behind the ones before it.
-fn place_tokens(text: &Text, scored: Vec<Scored>, from: usize, places: &mut Vec<Place>) {
-    let mut offset = from;
-    for Scored { token, top } in scored {
-        places.push(Place {
-            token: token.id,
-            logprob: Some(token.logprob),
-            top,
-            offset,
-        });
-        let bytes = text.tokenizer.token_bytes(token.id);
-        // Bytes that go on with a character begin none.
-        offset += bytes.iter().filter(|&&byte| byte & 0xc0 != 0x80).count();
-    }
+/// Tokens of an answer whose text begins behind `shift` characters.
+fn places(scored: Vec<Scored>, shift: usize) -> impl Iterator<Item = Place> {
+    scored.into_iter().map(move |scored| Place {
+        token: scored.token.id,
+        logprob: Some(scored.token.logprob),
+        top: scored.top,
+        offset: shift + scored.at,
+    })
 }
 
 /// Writes answers as they come.
@@ -353,9 +344,9 @@ async fn stream(state: Shared, out: Arc<Out>, job: Job, ticket: Ticket) -> Resul
     } else {
         let mut answers = job.answers(&state, ticket);
         let mut usage = Usage::new(job.prompt_tokens());
-        let mut lengths = vec![0; job.places()];
+        let mut echoed = vec![0; job.places()]; // characters
         if job.echo {
-            for (index, length) in lengths.iter_mut().enumerate() {
+            for (index, length) in echoed.iter_mut().enumerate() {
                 let echo = &job.prompts[index / job.answers].echo;
                 *length = echo.chars().count();
                 let choice = Choice {
@@ -375,13 +366,7 @@ async fn stream(state: Shared, out: Arc<Out>, job: Job, ticket: Ticket) -> Resul
                 text: delta.text,
                 ..Choice::default()
             };
-            place_tokens(
-                &state.text,
-                delta.scored,
-                lengths[index],
-                &mut choice.scored,
-            );
-            lengths[index] += choice.text.chars().count();
+            choice.scored.extend(places(delta.scored, echoed[index]));
             let reason = ended.as_ref().map(|ended| ended.reason);
             let choice = job.choice(&state.text, index, &choice, 0, reason);
             out.send(&job.chunk(&state, json!([choice]), None)).await?;
