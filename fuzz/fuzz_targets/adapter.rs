@@ -14,7 +14,7 @@ fuzz_target!(
         let (config, weights) = halves(data);
         put("adapter_config.json", config);
         put("adapter_model.safetensors", weights);
-        if let Ok(decoder) = adapter::attach(tiny::decoder(), &scratch()) {
+        if let Ok(decoder) = adapter::attach(tiny::decoder(), &scratch(), None) {
             use_decoder(&decoder);
         }
     }

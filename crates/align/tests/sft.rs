@@ -4,9 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{
-    QUESTIONS, StopAt, base, bytes, files, finished, plan, run_to, settings, write,
-};
+use common::{QUESTIONS, StopAt, base, bytes, files, finished, plan, run_to, settings, write};
 use russet_align::{Lesson, Plan, Sources};
 use russet_artifact::{Artifact, Interrupt, Kind, NoProgress};
 use russet_engine::{Engine, EngineConfig, Flow, Generate, Request};
@@ -89,12 +87,21 @@ fn adapters_learn_to_answer_too() {
         })
         .collect();
     write(&dir.join("others.jsonl"), &rows);
-    let all = ["train.steps=150", "train.batch_sequences=1", "train.checkpoint_every=0"];
+    let all = [
+        "train.steps=150",
+        "train.batch_sequences=1",
+        "train.checkpoint_every=0",
+    ];
     let first = plan(dir, Lesson::Conversations, "others.jsonl", &all).unwrap();
     let tuned = dir.join("tuned");
     finished(run_to(&first, &tuned, &mut NoProgress, &Interrupt::new()));
 
-    let changes = ["train.steps=200", "train.batch_sequences=4", "train.checkpoint_every=0", "adapter.rank=8"];
+    let changes = [
+        "train.steps=200",
+        "train.batch_sequences=4",
+        "train.checkpoint_every=0",
+        "adapter.rank=8",
+    ];
     let sources = Sources {
         checkpoint: tuned.clone(),
         adapter: None,

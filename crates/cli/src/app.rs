@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use russet_artifact::{Interrupt, NoProgress, Progress, Tool};
+use russet_artifact::{Artifact, Interrupt, NoProgress, Progress, Tool};
 use russet_kernels::Pool;
 use russet_model::{Decoder, adapter, checkpoint};
 use russet_tokenizer::{ChatTemplate, Tokenizer};
@@ -132,7 +132,10 @@ impl Model {
         }
         let mut decoder = checkpoint::open(folder)?;
         if let Some(adapter) = adapter {
-            decoder = adapter::attach(decoder, adapter)?;
+            // A folder from elsewhere has no identity but all its bytes; its adapters are taken at their word.
+            let base = Artifact::open_any(folder).ok();
+            let base = base.map(|artifact| artifact.manifest_hash().to_string());
+            decoder = adapter::attach(decoder, adapter, base.as_deref())?;
         }
         let tokenizer = Tokenizer::open(folder)?;
         let (ids, vocab) = (tokenizer.vocab_size(), decoder.config().vocab);

@@ -32,15 +32,17 @@ pub enum Verb {
     /// Train a decoder from a recipe
     Pretrain(PretrainArgs),
     /// Fine-tune a model on conversations, from a recipe
-    Sft(AlignArgs),
+    Sft(TrainArgs),
     /// Fine-tune a model on preferences (DPO, IPO), from a recipe
-    Dpo(AlignArgs),
+    Dpo(TrainArgs),
     /// Store a teacher's predictions of token shards, from a recipe
     TeacherLogits(RecipeArgs),
     /// Prune a checkpoint's feed-forward layers, from a recipe
     Prune(RecipeArgs),
     /// Palettize a checkpoint to a given number of bits per weight
     Palettize(PalettizeArgs),
+    /// Train an adapter on a package that brings back what palettizing lost, from a recipe
+    Recover(TrainArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
     /// Talk to a model in the terminal
@@ -105,7 +107,7 @@ pub struct PretrainArgs {
 }
 
 #[derive(Args)]
-pub struct AlignArgs {
+pub struct TrainArgs {
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// Begin at the first step, whatever an earlier run has left

@@ -151,6 +151,9 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         }
         Verb::Prune(args) => run::single(app, &args, StageKind::Prune, Resume::Continue),
         Verb::Palettize(args) => run::palettize(app, &args),
+        Verb::Recover(args) => {
+            run::single(app, &args.recipe, StageKind::Recover, resume(args.restart))
+        }
         Verb::Generate(args) => text::generate(app, &args),
         Verb::Chat(args) => chat::chat(app, &args),
         Verb::Eval(EvalVerb::Perplexity(args)) => measure::perplexity(app, &args),

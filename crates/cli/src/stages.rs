@@ -8,6 +8,7 @@ mod eval;
 mod palettize;
 mod pretrain;
 mod prune;
+mod recover;
 mod sample;
 mod teacher_logits;
 mod tokenizer;
@@ -41,6 +42,7 @@ pub enum StageKind {
     Dpo,
     Prune,
     Palettize,
+    Recover,
     Eval,
     Sample,
 }
@@ -57,6 +59,7 @@ impl StageKind {
             StageKind::Dpo => "dpo",
             StageKind::Prune => "prune",
             StageKind::Palettize => "palettize",
+            StageKind::Recover => "recover",
             StageKind::Eval => "eval",
             StageKind::Sample => "sample",
         }
@@ -73,6 +76,7 @@ impl StageKind {
             StageKind::Dpo => Box::new(align::read(app, recipe, Lesson::Preferences)?),
             StageKind::Prune => Box::new(prune::read(recipe)?),
             StageKind::Palettize => Box::new(palettize::read(recipe)?),
+            StageKind::Recover => Box::new(recover::read(app, recipe)?),
             StageKind::Eval => Box::new(eval::read(recipe)?),
             StageKind::Sample => Box::new(sample::read(recipe)?),
         })

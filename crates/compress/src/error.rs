@@ -55,6 +55,9 @@ pub enum CompressError {
         /// What is wrong with its size.
         problem: LayoutError,
     },
+    /// The data that a recovery is trained on.
+    #[error(transparent)]
+    Train(Box<russet_train::TrainError>),
     /// Somebody asked to stop.
     #[error("interrupted; the same call goes on from what is done")]
     Interrupted,

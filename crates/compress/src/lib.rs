@@ -6,9 +6,9 @@
 //! measured harm that meets the target, an exact knapsack. The embedding goes to 8 bits a row.
 //!
 //! One block of the checkpoint is in memory at a time, and work that was cut off goes on where it was. The result is the same on any number of
-//! threads. This crate knows no tokenizer: it says which [`Excerpt`]s of a
-//! text to measure on, and takes them as tokens. Recovery
-//! adapters, vector palettes and 3 bits are not here.
+//! threads. To palettize no tokenizer is needed: the crate says which
+//! [`Excerpt`]s of a text to measure on, and takes them as tokens. What is lost is brought back by [`recover()`]: adapters that are
+//! trained on the package. Vector palettes and 3 bits are not here.
 
 mod allocate;
 mod calibration;
@@ -20,10 +20,12 @@ mod importance;
 mod kept;
 mod kmeans;
 pub mod lossless;
+mod low_rank;
 mod matrix;
 mod model;
 mod palettize;
 mod price;
+mod recover;
 mod refine;
 mod sensitivity;
 mod settings;
@@ -37,4 +39,5 @@ pub use excerpts::Excerpt;
 pub use kept::State;
 pub use palettize::{Compressed, REPORT, palettize};
 pub use price::Price;
+pub use recover::{RECOVER_REPORT, RecoverReport, RecoverSettings, RecoverStart, recover};
 pub use settings::{LayerReport, Report, Sensitivity, Settings, Weighting};

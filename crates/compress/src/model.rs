@@ -209,7 +209,7 @@ pub(crate) fn check_tables(decoder: &Decoder) -> Result<(), CompressError> {
     Ok(())
 }
 
-fn check_finite(name: &str, weight: &[f32], cols: usize) -> Result<(), CompressError> {
+pub(crate) fn check_finite(name: &str, weight: &[f32], cols: usize) -> Result<(), CompressError> {
     match weight.iter().position(|w| !w.is_finite()) {
         None => Ok(()),
         Some(at) => {

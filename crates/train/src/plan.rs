@@ -100,8 +100,9 @@ impl Plan {
         let sources = sources.into();
         let base = sources.package.as_ref().or(sources.checkpoint.as_ref());
         let start = base.map(|base| Config::open(base)).transpose()?;
+        check_base(&settings, &sources)?;
         let settings = settings.resolved(Start::from(start.as_ref()))?;
-        check_base(&settings, &sources, start.as_ref())?;
+        check_adapter(&settings, start.as_ref())?;
         let tokens = Artifact::open(&sources.tokens, Kind::Tokens)?;
         let mut inputs = Inputs::new().artifact("tokens", &tokens)?;
         let folder = match tokens.file("tokenizer.json") {
@@ -390,7 +391,7 @@ fn check_tokenizer(shard: &TokenShard, tokenizer: &Tokenizer, folder: &Path) -> 
 }
 
 /// Whether what is trained fits what it is to be trained on.
-fn check_base(settings: &Settings, sources: &Sources, start: Option<&Config>) -> Result<()> {
+fn check_base(settings: &Settings, sources: &Sources) -> Result<()> {
     let wrong = |place: &Path, problem: String| {
         let place = place.to_owned();
         Err(TrainError::Data { place, problem })
@@ -416,24 +417,30 @@ fn check_base(settings: &Settings, sources: &Sources, start: Option<&Config>) ->
         }
         _ => {}
     }
-    let (adapter, start) = match (&settings.adapter, start) {
-        (Some(adapter), Some(start)) => (adapter, start),
-        (None, Some(_)) if sources.package.is_some() => {
-            let problem = "is missing, but a package's weights are frozen; say which adapters are trained on it";
-            return Err(TrainError::setting("adapter", problem));
+    let nothing = sources.package.is_none() && sources.checkpoint.is_none();
+    let problem = match &settings.adapter {
+        None if sources.package.is_some() => {
+            "is missing, but a package's weights are frozen; say which adapters are trained on it"
         }
-        (Some(_), None) => {
-            let problem = "is there, but nothing to be adapted; name a package in `inputs.package`";
-            return Err(TrainError::setting("adapter", problem));
+        Some(_) if nothing => {
+            "is there, but nothing to be adapted; name a package in `inputs.package`"
         }
-        (None, _) => return Ok(()),
+        _ => return Ok(()),
     };
-    adapter.check_base(start)?;
+    Err(TrainError::setting("adapter", problem))
+}
+
+/// Whether adapters fit a base of this shape.
+fn check_adapter(settings: &Settings, base: Option<&Config>) -> Result<()> {
+    let (Some(adapter), Some(base)) = (&settings.adapter, base) else {
+        return Ok(());
+    };
+    adapter.check_base(base)?;
     let length = settings.train.sequence_length;
-    if length > start.context {
+    if length > base.context {
         let problem = format!(
             "is {length}, but the base was made for {} tokens of context, which adapters do not change; write at most that",
-            start.context
+            base.context
         );
         return Err(TrainError::setting("train.sequence_length", problem));
     }

@@ -164,6 +164,10 @@ pub enum Resume {
 }
 
 /// How a run ended.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one, at the end of a run"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// The artifact is written.

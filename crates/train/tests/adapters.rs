@@ -257,8 +257,9 @@ fn the_type_of_the_file_is_what_was_asked_for() {
         sizes.push(fs::metadata(file).unwrap().len());
         fs::remove_dir_all(dir.join("adapter")).unwrap();
     }
+    // The names of types in the header are of unlike length.
     assert!(
-        sizes[0] > sizes[1] * 3 / 2 && sizes[1] == sizes[2],
+        sizes[0] > sizes[1] * 3 / 2 && sizes[1].abs_diff(sizes[2]) < 100,
         "{sizes:?}"
     );
 }

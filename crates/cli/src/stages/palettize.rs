@@ -46,7 +46,7 @@ impl Work for PalettizeRecipe {
         Ok(Recipe::resolved_json(self)?)
     }
 
-    fn plan(&self, _: &str, place: &Place, outlook: &mut Outlook) -> Result<Plan> {
+    fn plan(&self, name: &str, place: &Place, outlook: &mut Outlook) -> Result<Plan> {
         look_at_texts("data.calibration", &self.data.calibration)?;
         let Some(config) = outlook.decoder(&self.inputs.checkpoint, place) else {
             let reason = format!(
@@ -60,6 +60,7 @@ impl Work for PalettizeRecipe {
         };
         self.palettize.check(&config)?;
         let price = self.palettize.price(&config);
+        outlook.decoders.insert(name.to_owned(), config);
         let mut json = serde_json::to_value(price)?;
         let mut text = format!(
             "{:.2} M weights to {} bits each, from at most {} tokens of text\nmemory   {:.0} MiB",

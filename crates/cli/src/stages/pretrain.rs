@@ -95,6 +95,7 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
         train,
         optimizer,
         schedule,
+        adapter: None,
         distill,
         data,
         compute,
@@ -144,6 +145,25 @@ impl PretrainInputs {
     }
 }
 
+/// Whether the run's tokens recipes make the splits that are named here.
+pub(super) fn check_splits(outlook: &Outlook, data: &DataSettings, tokens: &Path) -> Result<()> {
+    let train = data.train.as_deref().or(match data.mixture.is_empty() {
+        true => Some("train"),
+        false => None,
+    });
+    if let Some(split) = train {
+        outlook.check_split(tokens, "data.train", split)?;
+    }
+    for part in &data.mixture {
+        let tokens = part.tokens.as_deref().unwrap_or(tokens);
+        outlook.check_split(tokens, "data.mixture", &part.split)?;
+    }
+    match &data.validation {
+        Some(split) => outlook.check_split(tokens, "data.validation", split),
+        None => Ok(()),
+    }
+}
+
 impl Pretrain {
     fn sources(&self, place: &Place) -> Sources {
         let input = |name: &PathBuf| place.input(name);
@@ -151,29 +171,10 @@ impl Pretrain {
         Sources {
             tokens: input(&self.inputs.tokens),
             checkpoint: self.inputs.checkpoint.as_ref().map(input),
+            package: None,
             mixture: mixture
                 .map(|part| part.tokens.as_ref().map(input))
                 .collect(),
-        }
-    }
-
-    /// Whether the run's tokens recipes make the splits that are named here.
-    fn check_splits(&self, outlook: &Outlook) -> Result<()> {
-        let (data, tokens) = (&self.settings.data, &self.inputs.tokens);
-        let train = data.train.as_deref().or(match data.mixture.is_empty() {
-            true => Some("train"),
-            false => None,
-        });
-        if let Some(split) = train {
-            outlook.check_split(tokens, "data.train", split)?;
-        }
-        for part in &data.mixture {
-            let tokens = part.tokens.as_ref().unwrap_or(tokens);
-            outlook.check_split(tokens, "data.mixture", &part.split)?;
-        }
-        match &data.validation {
-            Some(split) => outlook.check_split(tokens, "data.validation", split),
-            None => Ok(()),
         }
     }
 
@@ -211,7 +212,7 @@ impl Work for Pretrain {
 
     /// Of the tokens where they lie there already; else of the vocabulary that the run's tokenizer recipe asks for.
     fn plan(&self, name: &str, place: &Place, outlook: &mut Outlook) -> Result<Plan> {
-        self.check_splits(outlook)?;
+        check_splits(outlook, &self.settings.data, &self.inputs.tokens)?;
         let sources = self.sources(place);
         let start = self.start(place, outlook);
         if let (Some(checkpoint), None) = (&sources.checkpoint, &start) {

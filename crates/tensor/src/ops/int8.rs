@@ -194,7 +194,7 @@ mod tests {
         let at = rounded(&mut context(), &x);
         assert_ne!(at.data(), x.data());
         let want = gradient(&at, |ctx, x| {
-            ops::cross_entropy(ctx, x, &weight, &targets, &weights, &terms).loss
+            cross_entropy(ctx, x, &weight, &targets, &weights, &terms).loss
         });
         assert_eq!(got, want);
     }

@@ -1,0 +1,145 @@
+//! An adapter that brings back what palettizing lost, from a recipe to its use.
+
+mod common;
+
+use std::path::Path;
+
+use common::{exits, fields, mini, ok};
+use serde_json::Value;
+
+/// `mini` up to a package of few bits, and its recovery.
+fn recovered(dir: &Path) {
+    mini(dir);
+    for name in ["05-eval", "06-sample"] {
+        std::fs::remove_file(dir.join(format!("mini/{name}.toml"))).unwrap();
+    }
+    let recipe = "stage = \"recover\"\n[inputs]\ntokens = \"02-tokens\"\npackage = \"04-palettize\"\nteacher = \"03-pretrain\"\n\
+                  [adapter]\nrank = 4\n[recover]\nfit_tokens = 2000\n[train]\nsteps = 20\nbatch_sequences = 4\n\
+                  sequence_length = 64\npeak_lr = 2e-3\n[data]\nvalidation = \"heldout\"\n";
+    std::fs::write(dir.join("mini/05-recover.toml"), recipe).unwrap();
+}
+
+const FEW_BITS: &str = "04-palettize.palettize.target_bpw=3.2";
+
+#[test]
+fn a_recovery_adapter_is_made_and_serves_on_its_package_alone() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    recovered(dir);
+    let plan = ok(
+        dir,
+        &["run", "mini", "--json", "--dry-run", "--set", FEW_BITS],
+    )
+    .json();
+    let price = &plan["stages"][4]["plan"];
+    // Of each of two layers: q and o 64 rows and columns, k and v 48, gate, up and down 96.
+    let numbers = 2 * 4 * (2 * 64 + 2 * 48 + 3 * 96);
+    assert_eq!(price["adapter_parameters"], numbers);
+    assert_eq!(price["adapter_bytes"], 2 * numbers);
+    let settings = &plan["stages"][4]["settings"];
+    assert_eq!(settings["recover"]["start"], "fit");
+    assert_eq!(settings["distill"]["kind"], "kl");
+
+    let run = || -> Vec<bool> {
+        let json = ok(dir, &["run", "mini", "--json", "--set", FEW_BITS]).json();
+        let stages = json["stages"].as_array().unwrap().clone();
+        let skipped = |stage: &Value| stage["skipped"].as_bool().unwrap();
+        stages.iter().map(skipped).collect()
+    };
+    assert_eq!(run(), [false; 5]);
+    assert_eq!(run(), [true; 5]);
+
+    let place = "runs/mini/05-recover";
+    let report = std::fs::read(dir.join(place).join("recover.json")).unwrap();
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let names = [
+        "rank",
+        "start",
+        "steps",
+        "tokens",
+        "parameters",
+        "adapter_bytes",
+        "loss_before",
+        "loss_start",
+        "loss_after",
+        "bits_per_byte_before",
+        "bits_per_byte_start",
+        "bits_per_byte_after",
+    ];
+    fields(&report, &names);
+    let number = |name: &str| report[name].as_f64().unwrap();
+    assert!(number("loss_after") < number("loss_before"), "{report}");
+    assert_eq!(number("tokens"), 20.0 * 4.0 * 64.0);
+    // The verb has the same facts, also where there is nothing to do.
+    let recipe = ["recover", "mini/05-recover.toml", "--out", place, "--json"];
+    let again = ok(dir, &recipe).json();
+    assert_eq!(
+        (&again["skipped"], &again["loss_after"]),
+        (&true.into(), &report["loss_after"])
+    );
+
+    let (package, dense) = ("runs/mini/04-palettize", "runs/mini/03-pretrain");
+    let perplexity = |more: &[&str]| {
+        let all = [
+            &[
+                "eval",
+                "perplexity",
+                "--model",
+                package,
+                "--text",
+                "heldout.jsonl",
+                "--json",
+            ],
+            more,
+        ];
+        ok(dir, &all.concat()).json()["bits_per_byte"]
+            .as_f64()
+            .unwrap()
+    };
+    let (bare, with) = (perplexity(&[]), perplexity(&["--adapter", place]));
+    assert!(with < bare, "{bare} to {with}");
+    let generate = |model, code| {
+        let asked = [
+            "generate",
+            "--model",
+            model,
+            "--adapter",
+            place,
+            "--prompt",
+            "the fox",
+        ];
+        let more = ["--max-tokens", "4", "--json"];
+        exits(dir, code, &[&asked[..], &more].concat())
+    };
+    generate(package, 0);
+    let refused = generate(dense, 1).stderr;
+    assert!(refused.contains("was trained on the base"), "{refused}");
+}
+
+#[test]
+fn what_cannot_be_recovered_is_refused_with_a_sentence() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    recovered(dir);
+    std::fs::rename(dir.join("mini/05-recover.toml"), dir.join("lost.toml")).unwrap();
+    ok(dir, &["run", "mini", "--json"]);
+    let refused = |code: i32, set: &str, words: &str| {
+        let run = [
+            "recover",
+            "recover.toml",
+            "--out",
+            "runs/mini/x",
+            "--set",
+            set,
+        ];
+        let said = exits(dir, code, &run).stderr;
+        assert!(said.contains(words), "{said}");
+    };
+    refused(1, "inputs.package=03-pretrain", "is no package");
+    refused(2, "adapter.rank=17", "`adapter.rank` is 17, but");
+    refused(2, "adapter.dropout=0.1", "dropout");
+    refused(2, "parallel.data=2", "adapters are trained on one");
+    refused(2, "recover.fit_tokens=0", "`recover.fit_tokens` is 0");
+    refused(2, "distill.kind=top_k", "reads stored probabilities");
+    refused(1, "inputs.teacher=04-palettize", "the teacher is a package");
+}

@@ -1,0 +1,237 @@
+//! Recovery on a toy: a model of two layers, a crude package of it, and the text that it learnt.
+
+#[path = "../../train/tests/common/mod.rs"]
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use russet_artifact::{Artifact, Interrupt, Kind, NoProgress, Progress};
+use russet_compress::{
+    CompressError, RECOVER_REPORT, RecoverReport, RecoverSettings, RecoverStart, recover,
+};
+use russet_train::{Outcome, Plan, Resume, Settings, Sources, TeacherInput, TrainError, pretrain};
+
+/// A folder with tokens, a checkpoint and a package of it.
+fn packaged() -> (tempfile::TempDir, PathBuf) {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path().to_owned();
+    common::tokens(&dir);
+    let settings: Settings = common::settings(&["train.steps=120"]);
+    let plan = Plan::new(settings, &dir.join("tokens")).unwrap();
+    let (out, tool) = (dir.join("checkpoint"), common::tool());
+    let interrupt = Interrupt::new();
+    let trained = pretrain(
+        &plan,
+        &out,
+        &tool,
+        Resume::Continue,
+        &mut NoProgress,
+        &interrupt,
+    );
+    assert!(matches!(trained, Ok(Outcome::Finished(_))));
+    common::package(&out);
+    (keep, dir)
+}
+
+fn plan(dir: &Path, changes: &[&str]) -> Plan {
+    let changes = [&["distill.kind=kl"], changes].concat();
+    let sources = Sources {
+        package: Some(dir.join("package")),
+        ..Sources::from(&dir.join("tokens"))
+    };
+    let plan = Plan::new(common::adapter_settings::<Settings>(&changes), sources).unwrap();
+    let teacher = TeacherInput::Checkpoint(dir.join("checkpoint"));
+    plan.taught_by(teacher).unwrap()
+}
+
+fn start(start: RecoverStart) -> RecoverSettings {
+    RecoverSettings {
+        start: Some(start),
+        fit_tokens: 1000,
+    }
+}
+
+fn run(
+    dir: &Path,
+    changes: &[&str],
+    settings: &RecoverSettings,
+    progress: &mut dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<Outcome, TrainError> {
+    recover(
+        &plan(dir, changes),
+        settings,
+        Some(&dir.join("checkpoint")),
+        &dir.join("adapter"),
+        &common::tool(),
+        Resume::Continue,
+        progress,
+        interrupt,
+    )
+}
+
+/// Runs it to its end and takes its artifact away; its report and its identity.
+fn whole(dir: &Path, changes: &[&str], settings: &RecoverSettings) -> (RecoverReport, String) {
+    let outcome = run(dir, changes, settings, &mut NoProgress, &Interrupt::new());
+    assert!(matches!(outcome, Ok(Outcome::Finished(_))), "{outcome:?}");
+    let out = dir.join("adapter");
+    let artifact = Artifact::open(&out, Kind::Adapter).unwrap();
+    artifact.verify().unwrap();
+    let report = fs::read(out.join(RECOVER_REPORT)).unwrap();
+    fs::remove_dir_all(&out).unwrap();
+    (
+        serde_json::from_slice(&report).unwrap(),
+        artifact.manifest_hash().to_string(),
+    )
+}
+
+#[test]
+fn a_fit_is_a_beginning_that_training_goes_on_from() {
+    let (_keep, dir) = packaged();
+    let changes = ["train.peak_lr=2e-3", "train.validation_tokens=1000"];
+    let (fit, _) = whole(&dir, &changes, &start(RecoverStart::Fit));
+    let (zero, _) = whole(&dir, &changes, &start(RecoverStart::Zero));
+    let loss = |loss: Option<f64>| loss.unwrap();
+    let (before, fitted) = (loss(fit.loss_before), loss(fit.loss_start));
+    assert_eq!(
+        (fit.loss_before, zero.loss_start),
+        (zero.loss_before, zero.loss_before)
+    );
+    assert!(
+        fitted < before - 0.02,
+        "{before} to {fitted} by the fit alone"
+    );
+    assert!(loss(fit.loss_after) < fitted, "{fit:?}");
+    let trained = loss(zero.loss_after);
+    assert!(
+        loss(fit.loss_after) < trained && trained < before,
+        "{fit:?}\n{zero:?}"
+    );
+    assert!(loss(fit.bits_per_byte_after) < loss(fit.bits_per_byte_before));
+    assert_eq!((fit.rank, fit.steps, fit.tokens), (4, 20, 20 * 128));
+    // Of each of two layers: q and o 64 rows and columns, k and v 48, gate, up and down 96.
+    let numbers = 2 * 4 * (2 * 64 + 2 * 48 + 3 * 96);
+    assert_eq!((fit.parameters, fit.adapter_bytes), (numbers, 2 * numbers));
+}
+
+#[test]
+fn the_higher_the_rank_the_more_the_fit_brings_back() {
+    let (_keep, dir) = packaged();
+    let losses = [1, 4, 16].map(|rank| {
+        let changes = [
+            &*format!("adapter.rank={rank}"),
+            "train.steps=1",
+            "train.warmup_steps=0",
+        ];
+        let (report, _) = whole(&dir, &changes, &start(RecoverStart::Fit));
+        report.loss_start.unwrap()
+    });
+    assert!(losses[0] > losses[1] && losses[1] > losses[2], "{losses:?}");
+}
+
+/// Raises the wish to stop when it has heard of a step, and remembers what was begun.
+struct StopAt(u64, Interrupt, Vec<String>);
+
+impl Progress for StopAt {
+    fn begin(&mut self, what: &str, _: Option<u64>, _: &str) {
+        self.2.push(what.to_owned());
+    }
+    fn update(&mut self, done: u64, _: &[(&str, f64)]) {
+        if done == self.0 && self.2.last().is_some_and(|what| what == "recover") {
+            self.1.raise();
+        }
+    }
+    fn message(&mut self, _: &str) {}
+    fn end(&mut self) {}
+}
+
+#[test]
+fn stopped_it_goes_on_to_the_same_bytes_and_threads_do_not_change_them() {
+    let (_keep, dir) = packaged();
+    let settings = start(RecoverStart::Fit);
+    let (_, straight) = whole(&dir, &[], &settings);
+    let (_, threads) = whole(&dir, &["compute.threads=2"], &settings);
+    assert_eq!(threads, straight);
+    for (number, step) in [3, 4, 11].into_iter().enumerate() {
+        let interrupt = Interrupt::new();
+        let mut progress = StopAt(step, interrupt.clone(), Vec::new());
+        let outcome = run(&dir, &[], &settings, &mut progress, &interrupt).unwrap();
+        assert_eq!(outcome, Outcome::Interrupted { step });
+        let fits = progress.2.iter().any(|what| what == "fitting adapters");
+        assert_eq!(fits, number == 0, "it is fitted once");
+    }
+    let (_, resumed) = whole(&dir, &[], &settings);
+    assert_eq!(resumed, straight);
+}
+
+#[test]
+fn a_fit_that_is_stopped_says_so() {
+    let (_keep, dir) = packaged();
+    let interrupt = Interrupt::new();
+    interrupt.raise();
+    let outcome = run(
+        &dir,
+        &[],
+        &start(RecoverStart::Fit),
+        &mut NoProgress,
+        &interrupt,
+    );
+    let Err(TrainError::Task(problem)) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(matches!(
+        problem.downcast_ref(),
+        Some(CompressError::Interrupted)
+    ));
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_a_sentence() {
+    let (_keep, dir) = packaged();
+    let settings = start(RecoverStart::Fit);
+    let problem = settings.clone().resolved(false).unwrap_err().to_string();
+    assert!(
+        problem.contains("nothing says what the weights were"),
+        "{problem}"
+    );
+    let none = RecoverSettings {
+        fit_tokens: 0,
+        ..RecoverSettings::default()
+    };
+    assert!(none.resolved(true).is_err());
+    let chosen = |taught| RecoverSettings::default().resolved(taught).unwrap().start;
+    assert_eq!(chosen(true), Some(RecoverStart::Fit));
+    assert_eq!(chosen(false), Some(RecoverStart::Zero));
+
+    let refused = |checkpoint: &Path, words: &str| {
+        let outcome = recover(
+            &plan(&dir, &[]),
+            &settings,
+            Some(checkpoint),
+            &dir.join("adapter"),
+            &common::tool(),
+            Resume::Continue,
+            &mut NoProgress,
+            &Interrupt::new(),
+        );
+        let problem = outcome.unwrap_err().to_string();
+        assert!(problem.contains(words), "{problem}");
+        assert!(!dir.join("adapter").exists());
+    };
+    refused(&dir.join("package"), "is palettized itself");
+    let other: Settings = common::settings(&["train.steps=3", "model.ffn=48"]);
+    let other = Plan::new(other, &dir.join("tokens")).unwrap();
+    let (out, tool) = (dir.join("other"), common::tool());
+    let interrupt = Interrupt::new();
+    pretrain(
+        &other,
+        &out,
+        &tool,
+        Resume::Continue,
+        &mut NoProgress,
+        &interrupt,
+    )
+    .unwrap();
+    refused(&out, "has another shape than the package");
+}
