@@ -380,7 +380,7 @@ impl<'a> Dealt<'a> {
                 .locate(step * batch_sequences as u64 + number as u64);
             let of = &self.sources[source];
             let count = of.sequences.len() as u64;
-            let stream = (source as u64) << 40 | index / count;
+            let stream = ((source as u64) << 40) | (index / count);
             let order = Permutation::new(count, seed ^ ORDER, stream);
             let sequence = order.at(index % count) as usize;
             of.append(

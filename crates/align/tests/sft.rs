@@ -4,8 +4,8 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{QUESTIONS, StopAt, base, bytes, files, finished, plan, run_to, write};
-use russet_align::Lesson;
+use common::{QUESTIONS, StopAt, base, bytes, files, finished, plan, run_to, settings, write};
+use russet_align::{Lesson, Plan, Sources};
 use russet_artifact::{Artifact, Interrupt, Kind, NoProgress};
 use russet_engine::{Engine, EngineConfig, Flow, Generate, Request};
 use russet_kernels::Pool;
@@ -73,36 +73,55 @@ fn a_tiny_model_overfits_and_answers() {
     assert_eq!(again, Outcome::Current);
 }
 
+/// On a base that has learnt other answers to the same questions.
 #[test]
 fn adapters_learn_to_answer_too() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     base(dir);
     files(dir);
-    let changes = [
-        "train.steps=300",
-        "train.batch_sequences=4",
-        "train.peak_lr=1e-2",
+    let rows: Vec<Value> = (0..QUESTIONS.len())
+        .map(|at| {
+            let other = QUESTIONS[(at + 1) % QUESTIONS.len()].1;
+            json!({"prompt": QUESTIONS[at].0, "completion": other})
+        })
+        .collect();
+    write(&dir.join("others.jsonl"), &rows);
+    let all = [
+        "train.steps=150",
+        "train.batch_sequences=1",
         "train.checkpoint_every=0",
-        "adapter.rank=32",
     ];
-    let plan = plan(dir, Lesson::Conversations, "train.jsonl", &changes).unwrap();
+    let first = plan(dir, Lesson::Conversations, "others.jsonl", &all).unwrap();
+    let tuned = dir.join("tuned");
+    finished(run_to(&first, &tuned, &mut NoProgress, &Interrupt::new()));
+
+    let changes = [
+        "train.steps=200",
+        "train.batch_sequences=4",
+        "train.checkpoint_every=0",
+        "adapter.rank=8",
+    ];
+    let sources = Sources {
+        checkpoint: tuned.clone(),
+        adapter: None,
+    };
+    let settings = settings(dir, "train.jsonl", &changes);
+    let plan = Plan::new(Lesson::Conversations, settings, sources).unwrap();
     let out = dir.join("adapter");
     let report = finished(run_to(&plan, &out, &mut NoProgress, &Interrupt::new()));
-    // The table is frozen, and random: its rows are too short for probabilities near 1.
     assert!(
-        report.last_loss < 0.5,
+        report.last_loss < 0.1,
         "{} to {}",
         report.first_loss,
         report.last_loss
     );
-    let tokenizer = Tokenizer::open(dir.join("base")).unwrap();
-    let adapted = || {
-        let decoder = checkpoint::open(&dir.join("base")).unwrap();
-        adapter::attach(decoder, &out, None).unwrap()
-    };
-    for (asked, said) in QUESTIONS {
+    let tokenizer = Tokenizer::open(&tuned).unwrap();
+    let adapted = || adapter::attach(checkpoint::open(&tuned).unwrap(), &out, None).unwrap();
+    for (at, (asked, said)) in QUESTIONS.into_iter().enumerate() {
         assert_eq!(answer(adapted(), &tokenizer, asked), said);
+        let before = answer(checkpoint::open(&tuned).unwrap(), &tokenizer, asked);
+        assert_eq!(before, QUESTIONS[(at + 1) % QUESTIONS.len()].1);
     }
 }
 

@@ -32,9 +32,9 @@ pub enum Verb {
     /// Train a decoder from a recipe
     Pretrain(PretrainArgs),
     /// Fine-tune a model on conversations, from a recipe
-    Sft(TrainingArgs),
+    Sft(TrainArgs),
     /// Fine-tune a model on preferences (DPO, IPO), from a recipe
-    Dpo(TrainingArgs),
+    Dpo(TrainArgs),
     /// Store a teacher's predictions of token shards, from a recipe
     TeacherLogits(RecipeArgs),
     /// Prune a checkpoint's feed-forward layers, from a recipe
@@ -42,7 +42,7 @@ pub enum Verb {
     /// Palettize a checkpoint to a given number of bits per weight
     Palettize(PalettizeArgs),
     /// Train an adapter on a package that brings back what palettizing lost, from a recipe
-    Recover(TrainingArgs),
+    Recover(TrainArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
     /// Talk to a model in the terminal
@@ -109,7 +109,7 @@ pub struct PretrainArgs {
 }
 
 #[derive(Args)]
-pub struct TrainingArgs {
+pub struct TrainArgs {
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// Begin at the first step, whatever an earlier run has left

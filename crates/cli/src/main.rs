@@ -151,11 +151,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Prune(args) => run::single(app, &args, StageKind::Prune, Resume::Continue),
         Verb::Palettize(args) => run::palettize(app, &args),
         Verb::Recover(args) => {
-            let resume = match args.restart {
-                true => Resume::Restart,
-                false => Resume::Continue,
-            };
-            run::single(app, &args.recipe, StageKind::Recover, resume)
+            run::single(app, &args.recipe, StageKind::Recover, resume(args.restart))
         }
         Verb::Generate(args) => text::generate(app, &args),
         Verb::Chat(args) => chat::chat(app, &args),

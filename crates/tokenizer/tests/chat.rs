@@ -227,14 +227,16 @@ fn with_tools(name: &str, said: &str) -> Conversation {
     let function =
         json!({"name": name, "description": "The <weather> in é", "parameters": parameters});
     let call = |id: &str, arguments: Value| json!({"type": "function", "id": id, "function": {"name": name, "arguments": arguments}});
+    let messages = [
+        json!({"role": "system", "content": "Be kind."}),
+        json!({"role": "user", "content": "Rain?"}),
+        json!({"role": "assistant", "content": null, "tool_calls": [call("1", json!({"city": said, "days": [1, 2.5]})), call("2", json!({}))]}),
+        json!({"role": "tool", "tool_call_id": "1", "content": said}),
+        json!({"role": "assistant", "content": "Well,", "tool_calls": [call("3", json!({(said): "x"}))]}),
+    ];
+    let object = |message: &Value| message.as_object().unwrap().clone();
     Conversation {
-        messages: vec![
-            json!({"role": "system", "content": "Be kind."}),
-            json!({"role": "user", "content": "Rain?"}),
-            json!({"role": "assistant", "content": null, "tool_calls": [call("1", json!({"city": said, "days": [1, 2.5]})), call("2", json!({}))]}),
-            json!({"role": "tool", "tool_call_id": "1", "content": said}),
-            json!({"role": "assistant", "content": "Well,", "tool_calls": [call("3", json!({(said): "x"}))]}),
-        ],
+        messages: messages.iter().map(object).collect(),
         tools: vec![json!({"type": "function", "function": function})],
     }
 }
@@ -255,7 +257,7 @@ fn tools_calls_and_results_are_rendered_as_jinja_does() {
         "<|im_start|>assistant\nWell,\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"rain\": \"x\"}}\n</tool_call><|im_end|>\n",
         "<|im_start|>assistant\n",
     );
-    let rendered = template.render_conversation(&with_tools("weather", "rain"), true);
+    let rendered = template.render_conversation(&with_tools("weather", "rain"), true, UNIX_EPOCH);
     assert_eq!(rendered.unwrap(), wanted);
 }
 
@@ -286,7 +288,9 @@ fn neither_a_tool_nor_a_call_nor_a_result_can_forge_a_control_token() {
     let tokenizer = Tokenizer::open(saved().path()).unwrap();
     let tokenizer = tokenizer.with_chat_template(CHATML_TOOLS).unwrap();
     let control = |conversation: &Conversation| {
-        let ids = tokenizer.encode_conversation(conversation, true).unwrap();
+        let ids = tokenizer
+            .encode_conversation(conversation, true, UNIX_EPOCH)
+            .unwrap();
         let control = ids.iter().filter(|&&id| tokenizer.is_special(id)).count();
         (control, tokenizer.decode(&ids, false))
     };
@@ -302,7 +306,9 @@ fn neither_a_tool_nor_a_call_nor_a_result_can_forge_a_control_token() {
         let template = tokenizer.chat_template().unwrap();
         assert_eq!(
             text,
-            template.render_conversation(&conversation, true).unwrap()
+            template
+                .render_conversation(&conversation, true, UNIX_EPOCH)
+                .unwrap()
         );
     }
 }
