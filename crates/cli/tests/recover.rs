@@ -124,14 +124,7 @@ fn what_cannot_be_recovered_is_refused_with_a_sentence() {
     std::fs::rename(dir.join("mini/05-recover.toml"), dir.join("lost.toml")).unwrap();
     ok(dir, &["run", "mini", "--json"]);
     let refused = |code: i32, set: &str, words: &str| {
-        let run = [
-            "recover",
-            "recover.toml",
-            "--out",
-            "runs/mini/x",
-            "--set",
-            set,
-        ];
+        let run = ["recover", "lost.toml", "--out", "runs/mini/x", "--set", set];
         let said = exits(dir, code, &run).stderr;
         assert!(said.contains(words), "{said}");
     };
@@ -141,5 +134,9 @@ fn what_cannot_be_recovered_is_refused_with_a_sentence() {
     refused(2, "parallel.data=2", "adapters are trained on one");
     refused(2, "recover.fit_tokens=0", "`recover.fit_tokens` is 0");
     refused(2, "distill.kind=top_k", "reads stored probabilities");
-    refused(1, "inputs.teacher=04-palettize", "the teacher is a package");
+    refused(
+        1,
+        "inputs.teacher=04-palettize",
+        "a checkpoint is wanted here",
+    );
 }
