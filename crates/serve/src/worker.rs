@@ -223,6 +223,7 @@ impl Loop {
                 Ok(false) => return,
                 Err(_) => {
                     tracing::error!(requests = self.routes.len(), "the engine panicked");
+                    self.shared.restarts.fetch_add(1, Ordering::Relaxed);
                     for (_, route) in std::mem::take(&mut self.routes) {
                         let _ = route.told.send(Told::End(route.place, None));
                     }
@@ -237,7 +238,6 @@ impl Loop {
     }
 
     fn begin_anew(&mut self) -> bool {
-        self.shared.restarts.fetch_add(1, Ordering::Relaxed);
         let make = &mut self.make;
         let Ok(Ok(engine)) = catch_unwind(AssertUnwindSafe(make)) else {
             return false;

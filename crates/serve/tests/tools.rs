@@ -3,8 +3,12 @@
 mod common;
 
 use common::{
-    MODEL, Served, conversation, engine_config, make, model, serve, serve_model, settings,
+    MODEL, Served, VOCAB, conversation, engine_config, make, make_of, model, serve, serve_model,
+    settings,
 };
+use russet_model::{Config, Decoder};
+use russet_serve::Model;
+use russet_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 fn tools() -> Value {
@@ -129,28 +133,69 @@ fn a_tool_that_may_be_called_is_called_whole_or_not_at_all() {
         !content.is_empty() && calls.is_empty() && end == "length",
         "{content:?}"
     );
-    // A model that wants to call: the tokens of the mark are likely.
-    let tokenizer = common::tokenizer();
-    let mut bias = serde_json::Map::new();
-    for id in tokenizer.encode("<tool_call>", false).unwrap() {
-        bias.insert(id.to_string(), 18.into());
-    }
-    let mut called = 0;
-    for seed in 0..40 {
-        let fields = json!({"tools": tools(), "max_tokens": 120, "logit_bias": bias, "seed": seed, "temperature": 1.5});
-        let (_, calls, end) = ask(&server, &fields);
-        for (name, arguments) in calls
-            .iter()
-            .take(calls.len().saturating_sub(usize::from(end == "length")))
-        {
-            check(name, arguments);
-            called += 1;
-        }
-    }
-    println!("{called} calls");
     let none = json!({"tools": tools(), "tool_choice": "none", "max_tokens": 10});
     let plain = server.chat("What is the weather?", json!({"max_tokens": 10}));
     assert_eq!(ask(&server, &none).0, common::content(&plain, 0));
+}
+
+/// A server whose tokenizer has `<tool_call>` as one token, the last one.
+fn serve_with_mark(special: bool) -> Served {
+    let folder = tempfile::tempdir().unwrap();
+    common::tokenizer().save(folder.path()).unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let mark = json!({"id": VOCAB, "content": "<tool_call>", "single_word": false, "lstrip": false, "rstrip": false,
+                      "normalized": false, "special": special});
+    file["added_tokens"].as_array_mut().unwrap().push(mark);
+    std::fs::write(&path, file.to_string()).unwrap();
+    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    assert_eq!(tokenizer.is_special(VOCAB as u32), special);
+    let config = Config {
+        vocab: VOCAB + 1,
+        ..common::config()
+    };
+    let decoder = Decoder::random(&config, 1);
+    let model = Model {
+        tokenizer,
+        ..model()
+    };
+    serve_model(settings(), make_of(decoder, engine_config(), None), model)
+}
+
+#[test]
+fn what_begins_as_a_call_ends_as_one() {
+    for special in [false, true] {
+        let server = serve_with_mark(special);
+        // The mark is what the model wants to say first of all.
+        let bias = json!({(VOCAB.to_string()): 100});
+        for seed in 0..5 {
+            let fields = json!({"tools": tools(), "parallel_tool_calls": false, "logit_bias": bias, "seed": seed, "max_tokens": 300});
+            let (content, calls, end) = ask(&server, &fields);
+            assert_eq!((content.as_str(), calls.len()), ("", 1), "{special}");
+            check(&calls[0].0, &calls[0].1);
+            // Text may follow where the mark is a token of its own.
+            assert!(end == "tool_calls" || special, "{end}");
+            let fields =
+                json!({"tools": tools(), "logit_bias": bias, "seed": seed, "max_tokens": 200});
+            let (_, calls, _) = ask(&server, &fields);
+            assert!(calls.len() > 1, "{calls:?}");
+            calls[..calls.len() - 1]
+                .iter()
+                .for_each(|(name, arguments)| check(name, arguments));
+        }
+        // Late, after some text.
+        let late = json!({(VOCAB.to_string()): 6});
+        let mut called = 0;
+        for seed in 0..30 {
+            let fields = json!({"tools": tools(), "parallel_tool_calls": false, "logit_bias": late, "seed": seed, "max_tokens": 200});
+            let (content, calls, end) = ask(&server, &fields);
+            if end == "tool_calls" && !content.is_empty() {
+                check(&calls[0].0, &calls[0].1);
+                called += 1;
+            }
+        }
+        assert!(called > 0, "some of thirty answers call behind a text");
+    }
 }
 
 #[test]

@@ -114,7 +114,11 @@ impl Propose for Slow {
 }
 
 pub fn make(config: EngineConfig, slow: Option<Duration>) -> MakeEngine {
-    let decoder = Arc::new(decoder());
+    make_of(decoder(), config, slow)
+}
+
+pub fn make_of(decoder: Decoder, config: EngineConfig, slow: Option<Duration>) -> MakeEngine {
+    let decoder = Arc::new(decoder);
     let pool = Arc::new(Pool::new(1).unwrap());
     Box::new(move || {
         let mut engine = Engine::new(decoder.clone(), pool.clone(), config)?;
