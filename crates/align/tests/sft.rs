@@ -244,7 +244,7 @@ fn settings_that_cannot_be_are_refused_by_their_keys() {
         assert!(error.to_string().contains(word), "{changes:?}: {error}");
     }
     for changes in [["train.dropout=0.1"], ["data.tokens='x'"]] {
-        let refused = std::panic::catch_unwind(|| common::settings(dir, "train.jsonl", &changes));
+        let refused = std::panic::catch_unwind(|| settings(dir, "train.jsonl", &changes));
         assert!(refused.is_err(), "{changes:?}");
     }
 }
@@ -267,11 +267,11 @@ fn epochs_say_how_long() {
         (settings.train.peak_lr, settings.train.warmup_steps),
         (2e-5, Some(0))
     );
-    let sources = russet_align::Sources {
+    let sources = Sources {
         checkpoint: dir.join("base"),
         adapter: None,
     };
-    let plan = russet_align::Plan::new(Lesson::Conversations, settings, sources).unwrap();
+    let plan = Plan::new(Lesson::Conversations, settings, sources).unwrap();
     let sequences = plan.counts().sequences as f64;
     assert_eq!(
         plan.settings().train.steps,
