@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{QUESTIONS, StopAt, base, bytes, files, finished, plan, run_to, settings, write};
-use russet_align::{Lesson, Plan, Sources};
+use russet_align::{Lesson, Plan, Settings, Sources};
 use russet_artifact::{Artifact, Interrupt, Kind, NoProgress};
 use russet_engine::{Engine, EngineConfig, Flow, Generate, Request};
 use russet_kernels::Pool;
@@ -244,7 +244,7 @@ fn settings_that_cannot_be_are_refused_by_their_keys() {
         assert!(error.to_string().contains(word), "{changes:?}: {error}");
     }
     for changes in [["train.dropout=0.1"], ["data.tokens='x'"]] {
-        let refused = std::panic::catch_unwind(|| common::settings(dir, "train.jsonl", &changes));
+        let refused = std::panic::catch_unwind(|| settings(dir, "train.jsonl", &changes));
         assert!(refused.is_err(), "{changes:?}");
     }
 }
@@ -259,7 +259,7 @@ fn epochs_say_how_long() {
         "[train]\nbatch_sequences = 1\nsequence_length = 64\n[data]\ntrain = [{}]\nepochs = 2.5\n",
         json!(dir.join("train.jsonl"))
     );
-    let settings: russet_align::Settings = russet_artifact::Recipe::from_text("recipe", &text, &[])
+    let settings: Settings = russet_artifact::Recipe::from_text("recipe", &text, &[])
         .unwrap()
         .parse()
         .unwrap();
@@ -267,11 +267,11 @@ fn epochs_say_how_long() {
         (settings.train.peak_lr, settings.train.warmup_steps),
         (2e-5, Some(0))
     );
-    let sources = russet_align::Sources {
+    let sources = Sources {
         checkpoint: dir.join("base"),
         adapter: None,
     };
-    let plan = russet_align::Plan::new(Lesson::Conversations, settings, sources).unwrap();
+    let plan = Plan::new(Lesson::Conversations, settings, sources).unwrap();
     let sequences = plan.counts().sequences as f64;
     assert_eq!(
         plan.settings().train.steps,
