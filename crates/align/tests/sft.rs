@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{QUESTIONS, StopAt, base, bytes, files, finished, plan, run_to, settings, write};
-use russet_align::{Lesson, Plan, Sources};
+use russet_align::{Lesson, Plan, Settings, Sources};
 use russet_artifact::{Artifact, Interrupt, Kind, NoProgress};
 use russet_engine::{Engine, EngineConfig, Flow, Generate, Request};
 use russet_kernels::Pool;
@@ -259,7 +259,7 @@ fn epochs_say_how_long() {
         "[train]\nbatch_sequences = 1\nsequence_length = 64\n[data]\ntrain = [{}]\nepochs = 2.5\n",
         json!(dir.join("train.jsonl"))
     );
-    let settings: russet_align::Settings = russet_artifact::Recipe::from_text("recipe", &text, &[])
+    let settings: Settings = russet_artifact::Recipe::from_text("recipe", &text, &[])
         .unwrap()
         .parse()
         .unwrap();
