@@ -44,7 +44,7 @@ pub(crate) struct Ended {
     /// Tokens of the prompt that lay in the cache.
     pub cached: usize,
     /// The engine's account, where the answer went as far as the engine let it.
-    pub generation: Option<Generation>,
+    pub generation: Option<Box<Generation>>,
 }
 
 /// What comes next.
@@ -167,7 +167,7 @@ impl<'a> Answers<'a> {
             reason,
             tokens,
             cached,
-            generation,
+            generation: generation.map(Box::new),
         }
     }
 }

@@ -9,7 +9,7 @@ mod stream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
@@ -311,8 +311,7 @@ fn is_local(host: &HeaderValue) -> bool {
     name.eq_ignore_ascii_case("localhost") || name == "127.0.0.1" || name == "[::1]"
 }
 
-async fn nothing_here(request: Request) -> ApiError {
-    let _ = request;
+async fn nothing_here() -> ApiError {
     ApiError::refused(
         StatusCode::NOT_FOUND,
         "not_found",
@@ -390,9 +389,4 @@ pub(crate) fn json(status: StatusCode, value: &Value) -> Response {
     let kind = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
-}
-
-/// How long a connection waits for what a client should send or take.
-pub(crate) fn patience(state: &State) -> Duration {
-    state.limits.patience
 }

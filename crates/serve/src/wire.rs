@@ -406,3 +406,75 @@ pub(crate) fn at_least_one(name: &'static str, tokens: Option<usize>) -> ApiResu
         tokens => Ok(tokens),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use russet_kernels::random;
+    use serde_json::json;
+
+    fn read(body: &[u8]) -> bool {
+        let chat = parse::<chat::Body>(body).and_then(|mut body| {
+            body.common()?;
+            body.own().map(drop)
+        });
+        let completion = parse::<completions::Body>(body).and_then(|mut body| {
+            body.common()?;
+            body.own().map(drop)
+        });
+        chat.is_ok() || completion.is_ok()
+    }
+
+    #[test]
+    fn damaged_bodies_are_refused_and_never_panic() {
+        let tool = json!({"type": "function", "function": {"name": "a", "parameters": {"type": "object"}}});
+        let call =
+            json!({"id": "1", "type": "function", "function": {"name": "a", "arguments": "{}"}});
+        let chat = json!({
+            "model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "é"}]},
+            {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": "1", "content": "x"}],
+            "tools": [tool], "tool_choice": {"type": "function", "function": {"name": "a"}}, "stop": ["a", "b"], "n": 2, "stream": true,
+            "stream_options": {"include_usage": true}, "logit_bias": {"5": -1.5}, "seed": -3, "temperature": 0.5,
+        });
+        let schema = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}});
+        let completion = json!({
+            "model": "m", "prompt": [[1, 2], [3]], "echo": true, "logprobs": 2, "max_tokens": 0, "response_format": schema,
+            "metadata": {"a": "b"}, "store": false, "top_k": -1,
+        });
+        let mut accepted = 0;
+        for (stream, body) in [chat.to_string(), completion.to_string()]
+            .iter()
+            .enumerate()
+        {
+            assert!(read(body.as_bytes()), "{body}");
+            let mut count = 0;
+            let mut below = |bound: usize| {
+                count += 1;
+                random::below(stream as u64, 1, count, bound as u64) as usize
+            };
+            for _ in 0..20_000 {
+                let mut bytes = body.clone().into_bytes();
+                for _ in 0..1 + below(4) {
+                    if bytes.is_empty() {
+                        break;
+                    }
+                    let at = below(bytes.len());
+                    match below(5) {
+                        0 => bytes[at] = below(256) as u8,
+                        1 => drop(bytes.remove(at)),
+                        2 => bytes.insert(at, b"{}[]\",:0-e\\"[below(11)]),
+                        3 => bytes.truncate(at + 1),
+                        _ => {
+                            let piece = bytes[at..(at + 8).min(bytes.len())].to_vec();
+                            let to = below(bytes.len());
+                            bytes.splice(to..to, piece);
+                        }
+                    }
+                }
+                accepted += usize::from(read(&bytes));
+            }
+        }
+        // A changed letter within a text is still a body.
+        assert!(accepted > 100, "{accepted}");
+    }
+}

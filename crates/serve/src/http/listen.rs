@@ -12,7 +12,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use super::{Shared, patience, router};
+use super::{Shared, router};
 
 /// How often the wish to stop is looked at.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -41,7 +41,7 @@ pub(crate) async fn serve(
             tokio::time::sleep(GLANCE).await;
             continue;
         };
-        let (router, gone, patience) = (router.clone(), gone.clone(), patience(&state));
+        let (router, gone, patience) = (router.clone(), gone.clone(), state.limits.patience);
         tokio::spawn(async move {
             let _permit = permit;
             connection(stream, router, gone, patience).await;
