@@ -53,7 +53,7 @@ pub(crate) enum Said {
     /// The answer at this place goes on.
     More(usize, Delta),
     /// It has ended, with what was held back.
-    End(usize, Delta, Box<Ended>),
+    End(usize, Delta, Ended),
 }
 
 /// How answers are to be written.
@@ -113,7 +113,7 @@ impl<'a> Answers<'a> {
                     if stopped {
                         self.ticket.cancel(place);
                         let ended = self.end(place, "stop", None);
-                        return Ok(Some(Said::End(place, delta, Box::new(ended))));
+                        return Ok(Some(Said::End(place, delta, ended)));
                     }
                     if !delta.is_empty() {
                         return Ok(Some(Said::More(place, delta)));
@@ -136,7 +136,7 @@ impl<'a> Answers<'a> {
                         }
                     };
                     let ended = self.end(place, reason, Some(generation));
-                    return Ok(Some(Said::End(place, delta, Box::new(ended))));
+                    return Ok(Some(Said::End(place, delta, ended)));
                 }
             }
         }
