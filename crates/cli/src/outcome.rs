@@ -45,6 +45,11 @@ pub fn outcome(error: &anyhow::Error) -> Outcome {
             || matches!(cause.downcast_ref(), Some(TokenizerError::Train(_)))
             || matches!(cause.downcast_ref(), Some(CompressError::Setting { .. }))
             || cause.downcast_ref().is_some_and(is_request)
+            || cause.downcast_ref().is_some_and(|error| match error {
+                russet_serve::Error::Setting(_) => true,
+                russet_serve::Error::Engine(error) => is_request(error),
+                russet_serve::Error::Start(_) => false,
+            })
             || matches!(
                 cause.downcast_ref(),
                 Some(russet_eval::Error::Setting { .. })

@@ -151,10 +151,7 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
             ..Limits::default()
         },
     };
-    let server = Server::bind(settings, served, Box::new(make)).map_err(|error| match error {
-        russet_serve::Error::Setting(said) => Usage(said).into(),
-        other => anyhow::Error::from(other),
-    })?;
+    let server = Server::bind(settings, served, Box::new(make))?;
     logs(app.json);
     app.stop_on_signals()?;
     let address = server.address()?;
