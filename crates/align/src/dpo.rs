@@ -15,7 +15,7 @@ use russet_model::{Decoder, adapter, checkpoint};
 use russet_tensor::Ctx;
 use russet_tensor::ops::{IGNORE, TokenLoss, stand_in};
 use russet_train::validation::GoesOn;
-use russet_train::{Batch, Measured, Objective, Result};
+use russet_train::{Batch, Measured, Objective, Result, VALIDATION_LOSS};
 
 use crate::data::Source;
 use crate::plan::Sources;
@@ -147,7 +147,7 @@ impl Preferences {
             .collect()
     }
 
-    /// Mean loss of held-out pairs, as `validation_loss`; the share of pairs whose margin is above 0, of which ties are half;
+    /// Mean loss of held-out pairs, as [`VALIDATION_LOSS`]; the share of pairs whose margin is above 0, of which ties are half;
     /// and the mean margin. None where told to stop.
     pub fn measure(
         &self,
@@ -175,7 +175,7 @@ impl Preferences {
         }
         let mean = |sum: f64| sum / count.max(1) as f64;
         Some(vec![
-            ("validation_loss", mean(loss)),
+            (VALIDATION_LOSS, mean(loss)),
             ("preference_accuracy", mean(right)),
             ("preference_margin", mean(margin)),
         ])

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use russet_artifact::{Artifact, Inputs, Interrupt, Kind, Progress, Recipe, Stage, Tool};
 use russet_model::{Config, Decoder};
 use russet_tensor::{Ctx, MeshShape};
-use russet_tokenizer::{ChatTemplate, IM_END, IM_START, Tokenizer};
-use russet_train::plan::IDLE_SETTINGS;
+use russet_tokenizer::{CHATML_TOOLS, IM_END, IM_START, Tokenizer};
+use russet_train::plan::{IDLE_SETTINGS, label};
 use russet_train::{
     Adapters, Batches, Distill, First, GoesOn, Launch, Measure, Measured, NextToken, Objective,
     Outcome, Result, Resume, State, Task, TrainError, Trained, Training,
@@ -102,7 +102,7 @@ impl Plan {
         let (mut train, mut weights) = (Vec::<Source>::new(), Vec::new());
         for (number, (file, weight)) in files.enumerate() {
             inputs = inputs.path(&format!("train-{number}"), file)?;
-            let label = label(file, |label| {
+            let label = label(&stem(file), |label| {
                 train.iter().any(|source| source.label == label)
             });
             let source = Source::read(file, label, &tokenizer, reading)?;
@@ -529,8 +529,8 @@ fn tokenizer(folder: &Path, settings: &Settings) -> Result<(Tokenizer, Option<St
                 .to_owned(),
         });
     }
-    let source = ChatTemplate::chatml().source().to_owned();
-    Ok((tokenizer.with_chat_template(source.clone())?, Some(source)))
+    let tokenizer = tokenizer.with_chat_template(CHATML_TOOLS)?;
+    Ok((tokenizer, Some(CHATML_TOOLS.to_owned())))
 }
 
 /// What a person should hear of a file.
@@ -551,21 +551,11 @@ fn said(source: &Source) -> Vec<String> {
         .collect()
 }
 
-fn name(path: &Path) -> String {
-    path.file_name()
-        .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-}
-
-/// What the log calls a file: its name up to the first dot, numbered where another has it or the log means something else by it.
-fn label(file: &Path, taken: impl Fn(&str) -> bool) -> String {
-    let name = name(file);
-    let stem = match name.split('.').next() {
-        Some(stem) if !stem.is_empty() => stem.to_owned(),
-        _ => "train".to_owned(),
-    };
-    let numbered = (2..).map(|number| format!("{stem}-{number}"));
-    std::iter::once(stem.clone())
-        .chain(numbered)
-        .find(|label| label != "per_second" && !taken(label))
-        .expect("there are more numbers than files")
+/// A file's name up to the first dot.
+fn stem(file: &Path) -> String {
+    let name = file.file_name().map(|name| name.to_string_lossy());
+    let stem = name.as_deref().and_then(|name| name.split('.').next());
+    stem.filter(|stem| !stem.is_empty())
+        .unwrap_or("train")
+        .to_owned()
 }

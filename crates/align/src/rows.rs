@@ -350,13 +350,14 @@ fn shared(value: Value) -> Parsed<Vec<Map<String, Value>>> {
             return Err(format!("{place} has no text `from` and `value`"));
         };
         let role = match from {
+            "function_call" | "tool_call" => return called(said, &place),
             "human" | "user" => "user",
             "gpt" | "assistant" | "chatgpt" | "bing" | "bard" => "assistant",
             "system" => "system",
             "tool" | "observation" | "function_response" => "tool",
             other => {
                 return Err(format!(
-                    "{place} is from {other:?}, who is none of human, gpt, system and tool"
+                    "{place} is from {other:?}, who is none of human, gpt, function_call, observation and system"
                 ));
             }
         };
@@ -365,14 +366,36 @@ fn shared(value: Value) -> Parsed<Vec<Map<String, Value>>> {
     values.into_iter().enumerate().map(one).collect()
 }
 
-/// Descriptions of tools; some sets have them as text.
+/// A turn of ShareGPT's that calls a tool: the text of an object with `name` and `arguments`.
+fn called(said: &str, place: &str) -> Parsed<Map<String, Value>> {
+    let function = serde_json::from_str(said);
+    let Ok(function @ Value::Object(_)) = function else {
+        return Err(format!(
+            "{place} calls a tool, but it is no JSON object with `name` and `arguments`"
+        ));
+    };
+    let mut turn = turn("assistant", String::new());
+    let call = json!({"type": "function", "function": function});
+    turn.insert("tool_calls".to_owned(), json!([call]));
+    tool_calls(&mut turn, place)?;
+    Ok(turn)
+}
+
+/// Descriptions of tools; some sets have them as text, and some without saying that they are functions.
 fn tools(value: Option<Value>) -> Parsed<Vec<Value>> {
+    let described = |tools: Vec<Value>| {
+        let one = |tool: Value| match tool.get("name").is_some() && tool.get("function").is_none() {
+            true => json!({"type": "function", "function": tool}),
+            false => tool,
+        };
+        tools.into_iter().map(one).collect()
+    };
     match value {
         None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(tools)) => Ok(tools),
+        Some(Value::Array(tools)) => Ok(described(tools)),
         Some(Value::String(text)) if text.trim().is_empty() => Ok(Vec::new()),
         Some(Value::String(text)) => match serde_json::from_str(&text) {
-            Ok(Value::Array(tools)) => Ok(tools),
+            Ok(Value::Array(tools)) => Ok(described(tools)),
             _ => Err("`tools` is a text that is no JSON list".to_owned()),
         },
         Some(other) => Err(format!(
@@ -516,6 +539,35 @@ mod tests {
         assert_eq!(conversation.tools.len(), 1);
         let called = &conversation.messages[1]["tool_calls"][0]["function"];
         assert_eq!(called["arguments"], json!({"a": 1}));
+    }
+
+    /// The form of LLaMA-Factory's examples, Glaive's conversations among them.
+    #[test]
+    fn calls_of_sharegpt_are_calls() {
+        let row = json!({
+            "tools": "[{\"name\": \"add\", \"description\": \"Adds\", \"parameters\": {\"type\": \"object\"}}]",
+            "conversations": [
+                {"from": "human", "value": "1 + 1?"},
+                {"from": "function_call", "value": "{\"name\": \"add\", \"arguments\": {\"a\": 1}}"},
+                {"from": "observation", "value": "2"},
+                {"from": "gpt", "value": "Two."},
+            ],
+        });
+        let rows = read_text(&row.to_string(), |path| read_conversations(path, false)).unwrap();
+        let conversation = &rows.rows[0].1.conversation;
+        assert_eq!(conversation.tools[0]["function"]["name"], "add");
+        let messages = &conversation.messages;
+        assert_eq!(
+            messages[1]["tool_calls"],
+            json!([{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}])
+        );
+        let roles: Vec<_> = messages.iter().map(|message| &message["role"]).collect();
+        assert_eq!(roles, ["user", "assistant", "tool", "assistant"]);
+        let broken = row
+            .to_string()
+            .replace("{\\\"name\\\": \\\"add\\\", \\\"arg", "{\\\"arg");
+        let error = read_text(&broken, |path| read_conversations(path, false)).unwrap_err();
+        assert!(error.to_string().contains("without a `name`"), "{error}");
     }
 
     #[test]

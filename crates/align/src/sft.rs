@@ -10,9 +10,9 @@ use russet_model::Decoder;
 use russet_tensor::Ctx;
 use russet_tensor::ops::IGNORE;
 use russet_train::validation::GoesOn;
-use russet_train::{Batch, Measured};
+use russet_train::{Batch, Measured, VALIDATION_LOSS};
 
-/// Mean loss of the learnt tokens of held-out conversations, as `validation_loss`; none where told to stop.
+/// Mean loss of the learnt tokens of held-out conversations, as [`VALIDATION_LOSS`]; none where told to stop.
 pub fn measure(
     passes: &[Batch],
     ctx: &mut Ctx,
@@ -33,5 +33,5 @@ pub fn measure(
             .filter(|&&target| target != IGNORE)
             .count() as u64;
     }
-    Some(vec![("validation_loss", sum / learnt.max(1) as f64)])
+    Some(vec![(VALIDATION_LOSS, sum / learnt.max(1) as f64)])
 }

@@ -2,7 +2,7 @@
 
 use russet_kernels::int8;
 use russet_kernels::palette::Bits;
-use russet_model::Config;
+use russet_model::{Config, projections};
 use serde::{Deserialize, Serialize};
 
 use crate::allocate::{Choice, allocate};
@@ -248,29 +248,6 @@ fn rest(config: &Config) -> Result<u64, CompressError> {
     let norms =
         config.parameters() - config.projection_parameters() - config.embedding_parameters();
     Ok((tables * (table.data + 2 * table.scales) + 4 * norms) as u64)
-}
-
-/// The projections of a block: name, rows and columns, in the order of the forward pass.
-pub(crate) fn projections(config: &Config, layer: usize) -> Vec<(String, usize, usize)> {
-    let (q, kv) = (
-        config.heads * config.head_dim,
-        config.kv_heads * config.head_dim,
-    );
-    let (width, ffn) = (config.width, config.ffn);
-    let named = |(name, rows, cols): (&str, usize, usize)| {
-        (format!("model.layers.{layer}.{name}"), rows, cols)
-    };
-    [
-        ("self_attn.q_proj", q, width),
-        ("self_attn.k_proj", kv, width),
-        ("self_attn.v_proj", kv, width),
-        ("self_attn.o_proj", width, q),
-        ("mlp.gate_proj", ffn, width),
-        ("mlp.up_proj", ffn, width),
-        ("mlp.down_proj", width, ffn),
-    ]
-    .map(named)
-    .into()
 }
 
 #[cfg(test)]

@@ -339,10 +339,10 @@ fn tables_and_norms(decoder: &Decoder) -> Result<TablesAndNorms, CompressError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::budget::projections;
     use crate::matrix::stored_bytes;
     use russet_artifact::NoProgress;
     use russet_kernels::palette::Bits;
+    use russet_model::projections;
 
     /// The way for a whole decoder in memory is the oracle of the way block by block.
     #[test]

@@ -18,8 +18,8 @@ use russet_kernels::Pool;
 use russet_model::{Weights, package};
 use russet_tensor::{Ctx, Tensor};
 use russet_train::{
-    Batches, First, Launch, Measure, Measured, Objective, Outcome, Plan, Resume, State, Task,
-    TrainError, Trained,
+    BITS_PER_BYTE, Batches, First, Launch, Measure, Measured, Objective, Outcome, Plan, Resume,
+    State, Task, TrainError, Trained, VALIDATION_LOSS,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -207,7 +207,7 @@ impl Task for Recovery<'_> {
             let found = state.tally.before.iter().find(|(one, _)| one == name);
             found.map(|(_, value)| *value)
         };
-        let (nats, bits) = ("validation_loss", "validation_bits_per_byte");
+        let (nats, bits) = (VALIDATION_LOSS, BITS_PER_BYTE);
         let report = RecoverReport {
             rank: adapter.rank,
             start: self.settings.start.expect("resolved"),

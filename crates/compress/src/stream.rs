@@ -24,11 +24,11 @@ use russet_kernels::palette::Bits;
 use russet_kernels::{Mmap, Pool, int8};
 use russet_model::checkpoint::Blocks;
 use russet_model::package;
-use russet_model::{Config, ModelError};
+use russet_model::{Config, ModelError, projections};
 use russet_tensor::{Ctx, DType, Gradients, Tensor};
 
 use crate::CompressError;
-use crate::budget::{Budget, projections};
+use crate::budget::Budget;
 use crate::calibration::{Batch, Calibration};
 use crate::importance::Weights;
 use crate::kept::{Folder, Rows, State, Tensors, numbered, take_fit, take_numbers, take_packed};

@@ -285,8 +285,18 @@ impl Block {
     }
 }
 
+/// The projections of layer `layer` in the order of the forward pass: name, rows and inputs of each.
+pub fn projections(config: &Config, layer: usize) -> Vec<(String, usize, usize)> {
+    let of = |layout: Layout| {
+        let inputs = layout.inputs;
+        let named = layout.projections.into_iter();
+        named.map(move |projection| (projection.name, projection.rows, inputs))
+    };
+    layouts(config, layer).into_iter().flat_map(of).collect()
+}
+
 /// The layouts of the four products of layer `layer`: query-key-value, output, gate-up, down.
-pub fn layouts(config: &Config, layer: usize) -> [Layout; 4] {
+pub(crate) fn layouts(config: &Config, layer: usize) -> [Layout; 4] {
     let attention = format!("model.layers.{layer}.self_attn");
     let mlp = format!("model.layers.{layer}.mlp");
     let (q, kv) = (

@@ -26,7 +26,7 @@ pub mod parallel;
 pub mod stored;
 mod weights;
 
-pub use block::{Block, layouts};
+pub use block::{Block, projections};
 pub use cache::{KvCache, KvFormat};
 pub use config::{Config, Family};
 pub use cut::Cut;

@@ -7,7 +7,7 @@
 //! and the 16-bit file are AFM's (arXiv 2407.21075, sections 5 and 6). Left out: dropout, biases, other ranks for other layers.
 
 use russet_model::adapter::{attach_new, layer_of};
-use russet_model::{Config, Decoder, layouts};
+use russet_model::{Config, Decoder, projections};
 use russet_tensor::DType;
 use serde::{Deserialize, Serialize};
 
@@ -197,15 +197,8 @@ impl AdapterSettings {
         &'a self,
         base: &'a Config,
     ) -> impl Iterator<Item = (String, usize, usize)> + 'a {
-        let layouts = (0..base.layers).flat_map(|layer| layouts(base, layer));
-        layouts.flat_map(move |layout| {
-            let inputs = layout.inputs;
-            let named = layout.projections.into_iter();
-            named
-                .filter(|projection| self.chooses(&projection.name))
-                .map(move |projection| (projection.name, projection.rows, inputs))
-                .collect::<Vec<_>>()
-        })
+        let all = (0..base.layers).flat_map(|layer| projections(base, layer));
+        all.filter(|(name, ..)| self.chooses(name))
     }
 
     /// Numbers of all matrices on a base of this shape.

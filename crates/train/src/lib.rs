@@ -71,7 +71,9 @@ pub use pretrain::{pretrain, pretrain_as};
 pub use price::{Description, Estimate, Memory, Price};
 pub use probe::{matmul_gflops, matmul_gflops_in};
 pub use publish::card_rows;
-pub use run::{Ended, Loop, Measure, Measured, Record, Saving, train};
+pub use run::{
+    BITS_PER_BYTE, Ended, Loop, Measure, Measured, Record, Saving, VALIDATION_LOSS, train,
+};
 pub use schedule::Schedule;
 pub use settings::Settings;
 pub use state::{State, StateStore, Tally};

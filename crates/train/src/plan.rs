@@ -495,14 +495,14 @@ fn open_sources(settings: &Settings, sources: &Sources, tokens: &Artifact) -> Re
     Ok(opened)
 }
 
-/// What the log calls a split: its name, numbered where another has it (splits of several artifacts may share one) or the log
-/// means something else by it: it counts a source as `tokens_NAME`.
-fn label(split: &str, taken: impl Fn(&str) -> bool) -> String {
-    let numbered = (2..).map(|number| format!("{split}-{number}"));
-    std::iter::once(split.to_owned())
+/// What the log calls a source: its name, numbered where another has it (splits of several artifacts, or files of several folders,
+/// may share one) or the log means something else by it: it counts a source as `tokens_NAME`.
+pub fn label(name: &str, taken: impl Fn(&str) -> bool) -> String {
+    let numbered = (2..).map(|number| format!("{name}-{number}"));
+    std::iter::once(name.to_owned())
         .chain(numbered)
         .find(|label| label != "per_second" && !taken(label))
-        .expect("there are more numbers than splits")
+        .expect("there are more numbers than sources")
 }
 
 #[cfg(test)]

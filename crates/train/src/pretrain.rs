@@ -12,9 +12,9 @@ use crate::loader::Batches;
 use crate::objective::Objective;
 use crate::plan::Plan;
 use crate::publish::card_rows;
-use crate::run::{Measure, Measured};
+use crate::run::{BITS_PER_BYTE, Measure, Measured, VALIDATION_LOSS};
 use crate::state::State;
-use crate::training::{BITS_PER_BYTE, Outcome, Resume, Task, VALIDATION_LOSS};
+use crate::training::{Outcome, Resume, Task};
 use crate::validation::{GoesOn, Validation};
 
 /// Trains a decoder by `plan` and leaves its checkpoint, or where adapters are trained these, in `out`. Killed at any moment and called again, it leaves the

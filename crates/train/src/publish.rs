@@ -11,10 +11,9 @@ use russet_model::{Config, Decoder, ParameterKind, checkpoint};
 use russet_tensor::DType;
 
 use crate::named::Named;
-use crate::run::Measured;
+use crate::run::{BITS_PER_BYTE, Measured, VALIDATION_LOSS};
 use crate::settings::{OptimizerSettings, TrainSettings};
 use crate::state::State;
-use crate::training::{BITS_PER_BYTE, VALIDATION_LOSS};
 use crate::{Result, TrainError};
 
 /// Files of a tokenizer's folder that go with the model.

@@ -46,8 +46,11 @@ pub type Measured = Vec<(&'static str, f64)>;
 /// Steps in a row whose gradients may be no numbers: from more of them nothing comes back.
 const NOT_FINITE_IN_A_ROW: u64 = 10;
 
-/// The measure whose lowest value is the best.
-const VALIDATION_LOSS: &str = "validation_loss";
+/// The measure whose lowest value is the best, in nats per token where the loss is.
+pub const VALIDATION_LOSS: &str = "validation_loss";
+
+/// The same of text, in bits per byte, where a task knows them.
+pub const BITS_PER_BYTE: &str = "validation_bits_per_byte";
 
 /// Where and how a run is saved.
 pub struct Saving<'a> {

@@ -17,7 +17,7 @@
 //! let training = Training {
 //!     stage: Stage::new("sft", tool, recipe, inputs),   // what the result is a function of; `inputs` has the base
 //!     train: &settings.train, optimizer, schedule, compute: &settings.compute, mesh,
-//!     trained: Trained::Weights { config, checkpoint: Some(base) }, or Trained::Adapters(Adapters { base, settings, first }),
+//!     trained: Trained::Weights { config, checkpoint: Some(base), tokenizer }, or Trained::Adapters(Adapters { base, settings, first }),
 //!     memory: None,
 //!     task: &task,                                      // an implementation of Task
 //!     measures_start: true,
@@ -49,17 +49,15 @@ use crate::price::Memory;
 use crate::probe::matmul_gflops_in;
 use crate::publish::Publication;
 use crate::ranks::place_in_data;
-use crate::run::{Ended, Keep, Loop, Measure, Measured, Record, Saving, train};
+use crate::run::{
+    BITS_PER_BYTE, Ended, Keep, Loop, Measure, Measured, Record, Saving, VALIDATION_LOSS, train,
+};
 use crate::save::{Job, Writer};
 use crate::schedule::Schedule;
 use crate::settings::{ComputeSettings, OptimizerSettings, Recompute, TrainSettings};
 use crate::state::{State, StateStore, speaks};
 use crate::validation::GoesOn;
 use crate::{Result, TrainError};
-
-/// The measures that stand in a report, where a task has them.
-pub(crate) const VALIDATION_LOSS: &str = "validation_loss";
-pub(crate) const BITS_PER_BYTE: &str = "validation_bits_per_byte";
 
 /// What is learnt, and from what. Each rank of a mesh asks for its own.
 pub trait Task: Sync {
@@ -75,8 +73,8 @@ pub trait Task: Sync {
     /// When they cannot be read.
     fn batches(&self, place: usize, places: usize) -> Result<Box<dyn Batches + '_>>;
 
-    /// How good the decoder is; nothing where there is nothing to measure on. The measure `validation_loss` decides which is the
-    /// best, and with `validation_bits_per_byte` stands in the report.
+    /// How good the decoder is; nothing where there is nothing to measure on. [`VALIDATION_LOSS`] decides which is the best, and
+    /// with [`BITS_PER_BYTE`] stands in the report.
     ///
     /// # Errors
     /// When what it measures on cannot be read.
