@@ -106,17 +106,18 @@ fn main() {
 
 /// GFLOP/s of independent chains of multiply-adds in registers; 0 where the instruction does not exist.
 fn peak(pool: &Pool, compute: Compute) -> f64 {
-    const TURNS: usize = 4_000_000;
+    const TURNS: usize = 1_000_000;
     let mut best = 0.0f64;
     for _ in 0..5 {
         let begun = Instant::now();
         let tasks = pool.threads();
         pool.run(tasks, |_| chains(pool.isa(), compute, TURNS));
         let width = match compute {
-            Compute::F32 => 2.0 * 16.0,
-            Compute::Bf16 => 4.0 * 16.0,
+            Compute::F32 => 2.0 * 16.0 * 12.0,
+            Compute::Bf16 if pool.isa() == Isa::Amx => 4.0 * 2.0 * 16.0 * 16.0 * 32.0,
+            Compute::Bf16 => 4.0 * 16.0 * 12.0,
         };
-        let flops = width * 12.0 * (TURNS * tasks) as f64;
+        let flops = width * (TURNS * tasks) as f64;
         best = best.max(flops / begun.elapsed().as_secs_f64() / 1e9);
     }
     if supported(pool.isa(), compute) {
@@ -128,11 +129,11 @@ fn peak(pool: &Pool, compute: Compute) -> f64 {
 
 fn supported(isa: Isa, compute: Compute) -> bool {
     cfg!(target_arch = "x86_64")
-        && isa == Isa::Avx512
+        && isa >= Isa::Avx512
         && (compute == Compute::F32 || Isa::has_bf16())
 }
 
-/// Twelve chains: more than the latency of any such instruction.
+/// Twelve chains: more than the latency of any such instruction. Of tiles four, as there are registers for.
 fn chains(isa: Isa, compute: Compute, turns: usize) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -160,11 +161,38 @@ fn chains(isa: Isa, compute: Compute, turns: usize) {
             }
             black_box(sums);
         }
+        /// `isa` being AMX, which `Pool` has asked the system for.
+        fn tile_chains(turns: usize) {
+            #[repr(align(64))]
+            struct Config([u8; 64]);
+            let mut config = Config([0; 64]);
+            config.0[0] = 1;
+            for tile in 0..8 {
+                (config.0[16 + 2 * tile], config.0[48 + tile]) = (64, 16);
+            }
+            // SAFETY: tile registers are nobody else's here.
+            unsafe {
+                std::arch::asm!(
+                    "ldtilecfg [{config}]",
+                    "2:",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "dec {turns}",
+                    "jnz 2b",
+                    "tilerelease",
+                    config = in(reg) config.0.as_ptr(),
+                    turns = inout(reg) turns => _,
+                );
+            }
+        }
         if supported(isa, compute) {
             // SAFETY: `supported` has asked the CPU.
             unsafe {
                 match compute {
                     Compute::F32 => f32_chains(turns),
+                    Compute::Bf16 if isa == Isa::Amx => tile_chains(turns),
                     Compute::Bf16 => bf16_chains(turns),
                 }
             }

@@ -9,14 +9,16 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL, VBMI and VNNI.
     Avx512,
+    /// The same with BF16, and AMX tiles of bf16, which only dense products in bf16 use.
+    Amx,
 }
 
 /// Why `RUSSET_ISA` cannot be honoured.
 #[derive(Debug, thiserror::Error)]
 pub enum IsaError {
-    /// The value is none of the three names.
+    /// The value is none of the names.
     #[error(
-        "RUSSET_ISA is `{0}`; use one of scalar, avx2, avx512, or unset it to let Russet choose"
+        "RUSSET_ISA is `{0}`; use one of scalar, avx2, avx512, amx, or unset it to let Russet choose"
     )]
     Unknown(String),
     /// The CPU lacks the instructions asked for.
@@ -41,7 +43,8 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vbmi")
                 && is_x86_feature_detected!("avx512vnni");
             if avx512 {
-                return Isa::Avx512;
+                let amx = is_x86_feature_detected!("avx512bf16") && may_use_tiles();
+                return if amx { Isa::Amx } else { Isa::Avx512 };
             }
             if avx2 {
                 return Isa::Avx2;
@@ -54,7 +57,7 @@ impl Isa {
     pub fn has_bf16() -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            Isa::best() == Isa::Avx512 && is_x86_feature_detected!("avx512bf16")
+            Isa::best() >= Isa::Avx512 && is_x86_feature_detected!("avx512bf16")
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
@@ -75,6 +78,7 @@ impl Isa {
                 "scalar" => Isa::Scalar,
                 "avx2" => Isa::Avx2,
                 "avx512" => Isa::Avx512,
+                "amx" => Isa::Amx,
                 _ => return Err(IsaError::Unknown(name)),
             },
         };
@@ -86,13 +90,43 @@ impl Isa {
     }
 }
 
+/// Whether the CPU multiplies tiles of bf16 and the system lets this process do so: tiles are 8 KiB that a switch of threads has
+/// to save, so Linux wants to be asked, once a process.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn may_use_tiles() -> bool {
+    static MAY: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        const AMX_BF16: u32 = 1 << 22;
+        const AMX_TILE: u32 = 1 << 24;
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_long = 18;
+        let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
+        if features & (AMX_BF16 | AMX_TILE) != AMX_BF16 | AMX_TILE {
+            return false;
+        }
+        // SAFETY: asks for permission and changes nothing else; a system that does not know the call refuses.
+        unsafe {
+            libc::syscall(
+                libc::SYS_arch_prctl,
+                ARCH_REQ_XCOMP_PERM,
+                XFEATURE_XTILEDATA,
+            ) == 0
+        }
+    });
+    *MAY
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn may_use_tiles() -> bool {
+    false
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
 
     /// Every instruction set that this CPU has.
     pub(crate) fn every_isa() -> impl Iterator<Item = Isa> {
-        [Isa::Scalar, Isa::Avx2, Isa::Avx512]
+        [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx]
             .into_iter()
             .filter(|&isa| isa <= Isa::best())
     }
@@ -101,7 +135,7 @@ pub(crate) mod tests {
     fn errors_say_what_to_do() {
         let unknown = IsaError::Unknown("sse9".into()).to_string();
         assert!(
-            unknown.contains("`sse9`") && unknown.contains("scalar, avx2, avx512"),
+            unknown.contains("`sse9`") && unknown.contains("scalar, avx2, avx512, amx"),
             "{unknown}"
         );
         let unsupported = IsaError::Unsupported(Isa::Avx512, Isa::Avx2).to_string();

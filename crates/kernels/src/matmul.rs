@@ -12,7 +12,8 @@
 //! Operands stay f32 in memory; bf16 exists in panels only, where numbers are rounded and go in pairs along the depth, as
 //! AVX-512 BF16 multiplies them: twice the rate of f32. CPUs without it multiply the rounded numbers in f32, in the same
 //! order. A product of two bf16 numbers is exact in f32, so each step rounds once, at its sum, on every instruction set,
-//! and the bits are the same on all, except that AVX-512 BF16 takes sums below 2⁻¹²⁶ for 0. Blocks are of 512 here.
+//! and the bits are the same on all, except that AVX-512 BF16 takes sums below 2⁻¹²⁶ for 0. Blocks are of 512 here. AMX tiles,
+//! at eight times the rate again, sum in an order of their own (see `amx`).
 //!
 //! The `gemm` crate stood here first. Beside it on two threads of a Zen 4 machine (`bench/peers/gemm`, GFLOP/s):
 //! x Wᵀ at [2048, 512] x [2816, 512] 205 against 207, at [512, 512] x [512, 512] 200 against 93, at 128 rows
@@ -23,6 +24,8 @@ use std::ops::Range;
 use crate::pool::Pool;
 use crate::profile::{Kernel, span};
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub(crate) mod bf16;
 mod micro;
 mod tile;
@@ -357,6 +360,8 @@ pub fn matmul_in(pool: &Pool, compute: Compute, a: Mat, b: Mat, c: MatMut, accum
     c.check_apart();
     let product = match compute {
         Compute::F32 => tile::product::<false>,
+        #[cfg(target_arch = "x86_64")]
+        Compute::Bf16 if pool.isa() == crate::Isa::Amx && a.cols > 0 => amx::product,
         Compute::Bf16 => tile::product::<true>,
     };
     if c.col_stride == 1 || c.cols == 1 {
@@ -466,7 +471,11 @@ mod tests {
                 untouched[place] = c[place];
             }
             assert_eq!(untouched, c, "{isa:?} wrote beside the matrix");
-            if isa >= Isa::Avx2 || compute == Compute::Bf16 {
+            let apart = match compute {
+                Compute::F32 => isa == Isa::Scalar,
+                Compute::Bf16 => isa == Isa::Amx,
+            };
+            if !apart {
                 // The same chains of fused, or exact, products: the same bits.
                 assert_eq!(
                     fused.get_or_insert_with(|| c.clone()),

@@ -37,7 +37,7 @@ pub fn stream(pool: &Pool, data: &[u8]) {
         black_box(match pool.isa() {
             // SAFETY: the pool vouches for its instruction set.
             #[cfg(target_arch = "x86_64")]
-            crate::Isa::Avx512 => unsafe { fold_avx512(data) },
+            crate::Isa::Avx512 | crate::Isa::Amx => unsafe { fold_avx512(data) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             crate::Isa::Avx2 => unsafe { fold_avx2(data) },
@@ -99,7 +99,7 @@ pub fn int8_gop_s(pool: &Pool) -> f64 {
             let operations = match pool.isa() {
                 // SAFETY: the pool vouches for its instruction set.
                 #[cfg(target_arch = "x86_64")]
-                crate::Isa::Avx512 => unsafe { multiply_avx512(ROUNDS) },
+                crate::Isa::Avx512 | crate::Isa::Amx => unsafe { multiply_avx512(ROUNDS) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 crate::Isa::Avx2 => unsafe { multiply_avx2(ROUNDS) },

@@ -98,7 +98,7 @@ impl QuantizedRows {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => quantize_block_avx2 as unsafe fn(&[f32], &mut [i8; BLOCK]) -> (f32, i32),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => quantize_block_avx512,
+            Isa::Avx512 | Isa::Amx => quantize_block_avx512,
             _ => quantize_block,
         };
         // About 32k values a task: some microseconds, and a few tokens stay on this thread.

@@ -205,7 +205,7 @@ pub(crate) fn dispatch<B: Body>(isa: Isa, body: B) -> B::Out {
     match isa {
         Isa::Scalar => body.run(Scalar),
         Isa::Avx2 => x86::run_avx2(body),
-        Isa::Avx512 => x86::run_avx512(body),
+        Isa::Avx512 | Isa::Amx => x86::run_avx512(body),
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -214,7 +214,8 @@ pub(crate) fn dispatch<B: Body>(isa: Isa, body: B) -> B::Out {
     }
 }
 
-/// As [`dispatch`], for `BF16` on vectors with [`Simd::PAIRS`] where the CPU multiplies them.
+/// As [`dispatch`], for `BF16` on vectors with [`Simd::PAIRS`] where the CPU multiplies them; not beside AMX, as the CPUs that have it
+/// multiply pairs at half the rate at which they multiply f32.
 #[inline]
 pub(crate) fn dispatch_in<const BF16: bool, B: Body>(isa: Isa, body: B) -> B::Out {
     #[cfg(target_arch = "x86_64")]
@@ -222,6 +223,16 @@ pub(crate) fn dispatch_in<const BF16: bool, B: Body>(isa: Isa, body: B) -> B::Ou
         return x86::run_avx512_bf16(body);
     }
     dispatch(isa, body)
+}
+
+/// Runs `body` on vectors with [`Simd::PAIRS`].
+///
+/// # Panics
+/// When the CPU has none.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn dispatch_pairs<B: Body>(body: B) -> B::Out {
+    x86::run_avx512_bf16(body)
 }
 
 /// Runs a closure compiled for `isa`, for loops that the compiler vectorises by itself.
@@ -445,7 +456,7 @@ mod tests {
             let lanes = match isa {
                 Isa::Scalar => 1,
                 Isa::Avx2 => 8,
-                Isa::Avx512 => 16,
+                Isa::Avx512 | Isa::Amx => 16,
             };
             for lane in 0..lanes {
                 let mut x = [-1.0; 16];

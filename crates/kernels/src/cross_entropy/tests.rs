@@ -98,7 +98,7 @@ fn numbers(len: usize, seed: u64, stream: u64, scale: f32) -> Vec<f32> {
 }
 
 fn isas() -> impl Iterator<Item = Isa> {
-    [Isa::Scalar, Isa::Avx2, Isa::Avx512]
+    [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx]
         .into_iter()
         .filter(|&isa| isa <= Isa::best())
 }

@@ -80,7 +80,7 @@ fn segment(isa: Isa) -> Segment {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => segment_avx2,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => segment_avx512,
+        Isa::Avx512 | Isa::Amx => segment_avx512,
         _ => segment_scalar,
     }
 }

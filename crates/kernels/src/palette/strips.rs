@@ -330,7 +330,7 @@ fn tile(isa: Isa) -> Tile {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::tile,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::tile,
+        Isa::Avx512 | Isa::Amx => avx512::tile,
         _ => scalar::tile,
     }
 }
