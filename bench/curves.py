@@ -8,6 +8,7 @@ The horizontal axis is tokens in millions, the vertical one the field; a line a 
 library is needed.
 """
 import argparse
+import html
 import json
 import sys
 
@@ -23,7 +24,9 @@ def points(path, field, tokens_per_step):
         counts = [value for name, value in row.items() if name.startswith("tokens_") and name != "tokens_per_second"]
         if counts:
             tokens_by_step[row["step"]] = sum(counts)
-        if field in row:
+        if isinstance(row.get(field), str):
+            print(f"{path}: `{field}` of step {row['step']} is {row[field]}; left out", file=sys.stderr)
+        elif field in row:
             found.append((row["step"], row[field]))
     if not found:
         sys.exit(f"{path} has no `{field}`")
@@ -62,7 +65,7 @@ low_y, high_y = min(ys) - margin, max(ys) + margin
 to_x = lambda x: LEFT + (x - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
 to_y = lambda y: HEIGHT - BOTTOM - (y - low_y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
 text = lambda x, y, what, anchor="start", colour="#444", more="": (
-    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"{more}>{what}</text>')
+    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"{more}>{html.escape(what)}</text>')
 
 svg = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>']

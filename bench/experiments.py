@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The experiments on pre-training that BENCHMARKS.md and docs/training.md report: trains, resumes, prints the tables.
+"""Experiments on pre-training, side by side at equal tokens: trains, resumes, prints tables for BENCHMARKS.md.
 
     cargo build --release && bench/experiments.py --texts books.jsonl.zst --heldout books-heldout.jsonl.zst [--out runs/experiments] [GROUP ...]
 
@@ -62,14 +62,14 @@ def run(name, *stages):
 
 
 def pretrain(lr, model=None, optimizer=None, millions=args.tokens, sequence=512, inputs=None, seed=1, **more):
-    steps = round(millions * 1e6 / (8 * sequence))
+    steps = max(4, round(millions * 1e6 / (8 * sequence * 4)) * 4)  # so that quarters are whole
     tables = dict(
         stage="pretrain",
         inputs=dict(tokens=SHARD, **(inputs or {})),
         compute=dict(dtype="bf16"),
         train=dict(steps=steps, batch_sequences=8, micro_batch_sequences=4, sequence_length=sequence, peak_lr=lr,
                    warmup_steps=max(1, steps // 10), final_lr_ratio=0.02, z_loss=1e-6, seed=seed,
-                   validate_every=max(1, steps // 4), validation_tokens=100_000, checkpoint_every=100),
+                   validate_every=steps // 4, validation_tokens=100_000, checkpoint_every=100),
         optimizer=dict(kind="adamw", weight_decay=0.1) if optimizer is None else optimizer,
         data=dict(train="train", validation="heldout", packing="best-fit"),
         **more,

@@ -14,16 +14,20 @@ mod teacher_logits;
 mod tokenizer;
 mod tokens;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use russet_align::Lesson;
 use russet_artifact::{Draft, Inputs, Kind, Recipe, Stage};
+use russet_kernels::Pool;
 use russet_model::Config;
 use russet_tokenizer::read_texts;
 use russet_train::Resume;
+use russet_train::settings::ComputeType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -124,9 +128,12 @@ impl Place {
 
 /// What is known ahead of a run about what its stages will find.
 pub struct Outlook {
-    /// The rate of this machine's products, measured; `None` ahead of a real run, which refuses what cannot be afforded
+    /// The rate of this machine's products of f32, measured; `None` ahead of a real run, which refuses what cannot be afforded
     /// where a dry run tells its price.
     gflops: Option<f64>,
+    /// What the rate of products of bf16 is measured on, once it is asked for.
+    pool: Option<Arc<Pool>>,
+    gflops_bf16: OnceCell<f64>,
     /// Entries of the vocabulary.
     vocab: Option<usize>,
     /// The decoders of the checkpoints that the run will make, by the name of the stage.
@@ -136,13 +143,26 @@ pub struct Outlook {
 }
 
 impl Outlook {
-    /// Of nothing but the machine.
-    pub fn new(gflops: Option<f64>) -> Outlook {
+    /// Of nothing but the machine, whose threads are given for a dry run.
+    pub fn new(pool: Option<Arc<Pool>>) -> Outlook {
         Outlook {
-            gflops,
+            gflops: pool.as_deref().map(russet_train::matmul_gflops),
+            pool,
+            gflops_bf16: OnceCell::new(),
             vocab: None,
             decoders: BTreeMap::new(),
             splits: BTreeMap::new(),
+        }
+    }
+
+    /// The rate of products of a type, in GFLOP/s, in a dry run.
+    fn rate(&self, dtype: ComputeType) -> Option<f64> {
+        match dtype {
+            ComputeType::F32 => self.gflops,
+            ComputeType::Bf16 => self.pool.as_ref().map(|pool| {
+                let measure = || russet_train::matmul_gflops_in(pool, dtype.kernel());
+                *self.gflops_bf16.get_or_init(measure)
+            }),
         }
     }
 

@@ -294,16 +294,23 @@ impl Curves {
 
     fn draw(&self, frame: &mut Frame, name: &str, pace: Pace) {
         let said = &self.messages[self.messages.len().saturating_sub(MESSAGES)..];
+        // The messages have at most half of the screen; the log has them whole.
+        let most = usize::from(frame.area().height) / 2 / said.len().max(1);
+        let width = usize::from(frame.area().width);
+        let lines: Vec<String> = said
+            .iter()
+            .flat_map(|text| wrapped(text, width, most.max(1)))
+            .collect();
         let [head, body, messages, foot] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Fill(1),
-            Constraint::Length(said.len() as u16),
+            Constraint::Length(lines.len() as u16),
             Constraint::Length(1),
         ])
         .areas(frame.area());
-        let said: Vec<Line> = said
-            .iter()
-            .map(|text| text.as_str().fg(Color::Yellow).into())
+        let said: Vec<Line> = lines
+            .into_iter()
+            .map(|text| text.fg(Color::Yellow).into())
             .collect();
         frame.render_widget(Paragraph::new(said), messages);
         let [left, right] =
@@ -414,6 +421,30 @@ fn short(value: f64) -> String {
     }
 }
 
+/// A text in lines of at most `width` characters, cut between words where it can be; at most `most` lines, then `…`.
+fn wrapped(text: &str, width: usize, most: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is one");
+        let long = line.chars().count() + 1 + word.chars().count() > width;
+        match (line.is_empty(), long) {
+            (true, _) => line.push_str(word),
+            (false, false) => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            (false, true) => lines.push(word.to_owned()),
+        }
+    }
+    if lines.len() > most {
+        lines.truncate(most);
+        let last = lines.last_mut().expect("most is at least 1");
+        *last = last.chars().take(width.saturating_sub(2)).collect();
+        last.push_str(" …");
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -502,6 +533,31 @@ mod tests {
             .chars()
             .filter(|c| ('\u{2801}'..='\u{28ff}').contains(c));
         assert!(drawn.count() > 50, "curves are drawn");
+    }
+
+    #[test]
+    fn a_spike_names_its_documents_on_a_narrow_screen() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = RunLog::create(folder.path()).unwrap();
+        log.scalars(5120, &[("loss", 9.1)]).unwrap();
+        let many: Vec<String> = (100..400).map(|number| number.to_string()).collect();
+        let message = format!(
+            "step 5120: the loss is 9.1000, 17.3 standard deviations (0.2500) above its running mean (4.7000); the step saw \
+             documents {} (counted from 0) of books",
+            many.join(", ")
+        );
+        log.text(5120, "spike", &message).unwrap();
+        let curves = Curves::new(&read_log(folder.path()).unwrap());
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        terminal
+            .draw(|frame| curves.draw(frame, "run", Pace::Running))
+            .unwrap();
+        let buffer = terminal.backend().buffer();
+        let text: String = buffer.content().iter().map(|cell| cell.symbol()).collect();
+        assert!(text.contains("documents 100, 101, 102"), "{text}");
+        assert!(text.contains(" …") && text.contains("loss, nats a token"));
+        assert_eq!(wrapped("aa bb cc", 5, 9), ["aa bb", "cc"]);
+        assert_eq!(wrapped("aaaaaaa b", 5, 1), ["aaa …"]);
     }
 
     #[test]

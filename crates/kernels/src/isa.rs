@@ -29,6 +29,14 @@ pub enum IsaError {
 }
 
 impl Isa {
+    /// Those of this CPU, in rising order.
+    pub fn available() -> impl Iterator<Item = Isa> {
+        let best = Isa::best();
+        [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx]
+            .into_iter()
+            .filter(move |&isa| isa <= best)
+    }
+
     /// The widest instruction set of this CPU.
     pub fn best() -> Isa {
         #[cfg(target_arch = "x86_64")]
@@ -103,7 +111,9 @@ fn may_use_tiles() -> bool {
         if features & (AMX_BF16 | AMX_TILE) != AMX_BF16 | AMX_TILE {
             return false;
         }
-        // SAFETY: asks for permission and changes nothing else; a system that does not know the call refuses.
+        // With it the least stack for signals grows, and children inherit it; where a stack is smaller the system refuses, as does
+        // one that does not know the call.
+        // SAFETY: the call reads and writes no memory of the process.
         unsafe {
             libc::syscall(
                 libc::SYS_arch_prctl,
@@ -121,15 +131,8 @@ fn may_use_tiles() -> bool {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// Every instruction set that this CPU has.
-    pub(crate) fn every_isa() -> impl Iterator<Item = Isa> {
-        [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx]
-            .into_iter()
-            .filter(|&isa| isa <= Isa::best())
-    }
 
     #[test]
     fn errors_say_what_to_do() {

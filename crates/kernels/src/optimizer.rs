@@ -112,7 +112,7 @@ pub fn adamw_step(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::tests::every_isa;
+    use crate::Isa;
     use crate::random;
 
     /// The formula in f64, one weight.
@@ -136,7 +136,7 @@ mod tests {
                 .collect()
         };
         let mut first: Option<Vec<f32>> = None;
-        for isa in every_isa() {
+        for isa in Isa::available() {
             for threads in [1, 2, 3] {
                 let pool = Pool::with_isa(threads, isa);
                 let (mut w, mut m, mut v) = (draw(0), vec![0.0; len], vec![0.0; len]);

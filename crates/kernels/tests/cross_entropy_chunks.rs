@@ -77,10 +77,7 @@ fn check(rows: usize, vocab: usize, width: usize) {
         .iter_mut()
         .zip(&before)
         .for_each(|(d, &b)| *d += f64::from(b));
-    for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512]
-        .into_iter()
-        .filter(|&isa| isa <= Isa::best())
-    {
+    for isa in Isa::available() {
         let mut results = Vec::new();
         for threads in [1, 3] {
             let pool = Pool::with_isa(threads, isa);

@@ -63,10 +63,7 @@ impl Goldens {
 }
 
 fn pools() -> impl Iterator<Item = Pool> {
-    [Isa::Scalar, Isa::Avx2, Isa::Avx512]
-        .into_iter()
-        .filter(|&isa| isa <= Isa::best())
-        .map(|isa| Pool::with_isa(2, isa))
+    Isa::available().map(|isa| Pool::with_isa(2, isa))
 }
 
 /// Room for results, which nothing but the results fills with numbers.

@@ -364,7 +364,7 @@ impl Plan {
         }
     }
 
-    /// How long it takes on a machine of the given rate, which [`crate::matmul_gflops`] measures.
+    /// How long it takes on a machine of the given rate in the recipe's type, which [`crate::matmul_gflops_in`] measures.
     pub fn estimate(&self, gflops: f64) -> Estimate {
         Estimate::new(self.describe().flops, gflops)
     }

@@ -206,6 +206,31 @@ impl PruneSettings {
             let problem = "is there, but only `method = \"learned\"` trains anything; leave it out";
             return Err(TrainError::setting(key, problem));
         }
+        let unread = "is there, but nothing reads it with this `prune.method`; leave it out";
+        if self.method == PruneMethod::Magnitude && self.seed != 0 {
+            return Err(TrainError::setting("prune.seed", unread));
+        }
+        let passes = [
+            (
+                "prune.batch_sequences",
+                self.batch_sequences != batch_sequences(),
+            ),
+            (
+                "prune.micro_batch_sequences",
+                self.micro_batch_sequences.is_some(),
+            ),
+            (
+                "prune.sequence_length",
+                self.sequence_length != sequence_length(),
+            ),
+        ];
+        if let (true, Some((key, _))) = (
+            self.method != PruneMethod::Learned && self.validation.is_none(),
+            passes.iter().find(|(_, given)| *given),
+        ) {
+            let problem = "is there, but without `prune.validation` nothing reads it with this `prune.method`; leave it out";
+            return Err(TrainError::setting(key, problem));
+        }
         if self.validation.is_none() && self.validation_tokens.is_some() {
             let problem = "is there, but nothing to measure on; set `prune.validation` to a split, or leave it out";
             return Err(TrainError::setting("prune.validation_tokens", problem));

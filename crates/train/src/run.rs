@@ -32,7 +32,7 @@ use crate::ranks::{Ranks, Saved, Sums};
 use crate::save::{Job, Writer, Written};
 use crate::schedule::Schedule;
 use crate::spike::Spike;
-use crate::state::{Snapshot, State, StateStore, Tally};
+use crate::state::{Snapshot, State, StateStore, Tally, rounding};
 use crate::straggler::{Busy, WINDOW, straggler};
 use crate::validation::GoesOn;
 use crate::{Result, TrainError};
@@ -392,14 +392,13 @@ impl Stepping<'_, '_> {
             state.tally.skipped += 1;
             let step = state.step + 1;
             let origins = self.ranks.origins(batches);
-            let documents = document_list(&origins, &self.run.batches.names());
-            let message = format!(
+            let head = format!(
                 "step {step}: the gradient's norm is {norm:.4}, from {} on steps are skipped (`train.skip_norm`); skipped so \
-                 far {}; the step saw {documents}",
+                 far {}; the step saw",
                 self.run.skip_norm.expect("just compared"),
                 state.tally.skipped
             );
-            self.say(step, "skipped", &message);
+            self.say_of(&origins, step, "skipped", &head, "");
             return Ok((norm, rate));
         }
         let update = state.step + 1 - state.tally.skipped;
@@ -451,6 +450,7 @@ impl Stepping<'_, '_> {
         let loss = fields.iter().find(|(name, _)| *name == VALIDATION_LOSS);
         if let (Some(&(_, loss)), Some(saving)) = (loss, &mut self.run.saving)
             && let Some(keep) = saving.best
+            && loss.is_finite()
             && state.tally.best.is_none_or(|(_, least)| loss < least)
         {
             let before = state.tally.best.replace((state.step, loss));
@@ -496,7 +496,7 @@ impl Stepping<'_, '_> {
         let Some(saving) = &mut self.run.saving else {
             return Ok(());
         };
-        let snapshot = |run: &Loop| Snapshot::of(state, run.batches.state(), ctx.pool.isa());
+        let snapshot = |run: &Loop| Snapshot::of(state, run.batches.state(), rounding(ctx));
         let what = format!("the state of step {}", state.step);
         if self.ranks.mesh().is_none() {
             let store = saving.store.clone();
@@ -645,19 +645,27 @@ impl Stepping<'_, '_> {
         };
         let step = state.step;
         let origins = self.ranks.origins(batches);
-        let documents = document_list(&origins, &self.run.batches.names());
-        let message = format!(
+        let head = format!(
             "step {step}: the loss is {loss:.4}, {:.1} standard deviations ({deviation:.4}) above its running mean \
-             ({mean:.4}); the step saw {documents}. Look at those documents if this comes again",
+             ({mean:.4}); the step saw",
             (loss - mean) / deviation
         );
-        self.say(step, "spike", &message);
+        let tail = ". Look at those documents if this comes again";
+        self.say_of(&origins, step, "spike", &head, tail);
     }
 
     /// Tells a person, now and in the log.
     fn say(&mut self, step: u64, name: &str, message: &str) {
         self.run.progress.message(message);
         self.log_text(step, name, message);
+    }
+
+    /// The same of documents, named between `head` and `tail`: now a few, in the log all.
+    fn say_of(&mut self, origins: &[Origin], step: u64, name: &str, head: &str, tail: &str) {
+        let names = self.run.batches.names();
+        let sentence = |most| format!("{head} {}{tail}", document_list(origins, &names, most));
+        self.run.progress.message(&sentence(SHOWN));
+        self.log_text(step, name, &sentence(usize::MAX));
     }
 
     fn log_text(&mut self, step: u64, name: &str, text: &str) {
@@ -692,21 +700,21 @@ impl Stepping<'_, '_> {
         batches: &[Batch],
     ) -> TrainError {
         let origins = self.ranks.origins(batches);
-        let documents = document_list(&origins, &self.run.batches.names());
+        let names = self.run.batches.names();
         let step = state.step + 1;
-        let error = TrainError::NotFinite {
+        let error = |most| TrainError::NotFinite {
             step,
             what,
             value,
-            documents,
+            documents: document_list(&origins, &names, most),
         };
         let name = match what {
             "loss" => "loss",
             _ => "gradient_norm",
         };
         self.log(step, &[(name, value)]);
-        self.log_text(step, "not_finite", &error.to_string());
-        error
+        self.log_text(step, "not_finite", &error(usize::MAX).to_string());
+        error(SHOWN)
     }
 }
 
@@ -769,12 +777,14 @@ fn swap_average(state: &mut State) {
     }
 }
 
-/// "documents 3-7, 12 (counted from 0) of NAME and 4 of ANOTHER", at most a few of them.
-fn document_list(origins: &[Origin], names: &[String]) -> String {
-    const SHOWN: usize = 16;
+/// Runs of documents that a sentence for a person names; the log names all.
+const SHOWN: usize = 16;
+
+/// "documents 3-7, 12 (counted from 0) of NAME and 4 of ANOTHER", at most so many of them.
+fn document_list(origins: &[Origin], names: &[String], most: usize) -> String {
     let mut lists: Vec<String> = Vec::new();
     for (source, name) in names.iter().enumerate() {
-        let shown = origins.iter().take(SHOWN);
+        let shown = origins.iter().take(most);
         let list: Vec<String> = shown
             .filter(|origin| origin.source == source)
             .map(|Origin { documents, .. }| match documents.len() {
@@ -791,7 +801,7 @@ fn document_list(origins: &[Origin], names: &[String]) -> String {
             lists.push(format!("{}{counted} of {name}", list.join(", ")));
         }
     }
-    let more = match origins.len().saturating_sub(SHOWN) {
+    let more = match origins.len().saturating_sub(most) {
         0 => String::new(),
         more => format!(", and {more} more runs of documents"),
     };

@@ -261,7 +261,7 @@ pub enum ComputeType {
     /// IEEE single precision.
     #[default]
     F32,
-    /// The upper half of it: twice as fast on CPUs that have AVX-512 BF16, the same result on all others.
+    /// The upper half of it, with sums in f32: faster where the CPU multiplies pairs of them (AVX-512 BF16 of AMD) or tiles (AMX).
     Bf16,
 }
 

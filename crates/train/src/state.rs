@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use russet_artifact::{Artifact, Draft, Kind, Stage};
-use russet_kernels::Isa;
+use russet_kernels::{Compute, Isa};
 use russet_model::{Config, Cut, Decoder, checkpoint, cut};
+use russet_tensor::Ctx;
 use russet_tensor::mesh::{Mesh, MeshShape};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -100,8 +101,16 @@ struct Copied {
     average: Option<Average>,
 }
 
+/// The instruction set whose bits steps have: AMX rounds as AVX-512 does but where products are of bf16.
+pub(crate) fn rounding(ctx: &Ctx) -> Isa {
+    match (ctx.pool.isa(), ctx.compute) {
+        (Isa::Amx, Compute::F32) => Isa::Avx512,
+        (isa, _) => isa,
+    }
+}
+
 impl Snapshot {
-    /// The state as it is, with the place in the data and the instruction set of the steps so far.
+    /// The state as it is, with the place in the data and how the steps so far rounded ([`rounding`]).
     pub fn of(state: &State, batches: Value, isa: Isa) -> Snapshot {
         let mesh = state.decoder.mesh();
         let copy = speaks(&state.decoder).then(|| Copied {

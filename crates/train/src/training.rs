@@ -55,7 +55,7 @@ use crate::run::{
 use crate::save::{Job, Writer};
 use crate::schedule::Schedule;
 use crate::settings::{ComputeSettings, OptimizerSettings, Recompute, TrainSettings};
-use crate::state::{State, StateStore, speaks};
+use crate::state::{State, StateStore, rounding, speaks};
 use crate::validation::GoesOn;
 use crate::{Result, TrainError};
 
@@ -454,7 +454,7 @@ impl Run<'_> {
             Trained::Adapters(adapters) => training.base(&adapters.base),
         };
         let frame = || trained.frame(base.as_deref());
-        let mut state = match store.load(mesh.as_ref(), frame, fresh, ctx.pool.isa())? {
+        let mut state = match store.load(mesh.as_ref(), frame, fresh, rounding(ctx))? {
             Some(loaded) => {
                 batches.restore(&loaded.batches)?;
                 progress.message(&format!(
@@ -466,7 +466,7 @@ impl Run<'_> {
                     progress.message(&format!(
                     "the steps before ran on {isa} and these run on {:?}, which round differently: the weights will not be \
                      to the last bit those of a run in one go (set RUSSET_ISA to go on as it began)",
-                    ctx.pool.isa()
+                    rounding(ctx)
                 ));
                 }
                 if let Some(mesh) = loaded.other_mesh {

@@ -286,7 +286,7 @@ impl Work for Pretrain {
                 });
             }
         };
-        match outlook.gflops {
+        match outlook.rate(settings.compute.dtype) {
             Some(gflops) => {
                 let ranks = settings.parallel.mesh().ranks();
                 let device = self.device.unwrap_or_else(|| self.here(gflops, ranks));

@@ -197,7 +197,7 @@ impl Work for Recover {
             self.adapter().rank,
             bytes as f64 / (1u64 << 20) as f64
         );
-        match outlook.gflops {
+        match outlook.rate(self.settings.compute.dtype) {
             Some(gflops) => {
                 // The teacher's forward pass beside the two that adapters need.
                 let taught = if self.inputs.teacher.is_some() {

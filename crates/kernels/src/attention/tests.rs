@@ -8,10 +8,7 @@ use crate::matmul::bf16;
 use crate::random::normal;
 
 pub(super) fn isas() -> Vec<Isa> {
-    [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx]
-        .into_iter()
-        .filter(|&isa| isa <= Isa::best())
-        .collect()
+    Isa::available().collect()
 }
 
 pub(super) fn numbers(len: usize, seed: u64) -> Vec<f32> {

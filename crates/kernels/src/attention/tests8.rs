@@ -1,10 +1,10 @@
 //! Attention over 8-bit pages against the formula, and that a row has its bits wherever it is computed.
 
+use crate::Isa;
 use proptest::prelude::*;
 
 use super::tests::numbers;
 use super::*;
-use crate::isa::tests::every_isa;
 use crate::random::below;
 
 /// Keys and values of one sequence in pages of their own order.
@@ -64,7 +64,7 @@ fn check(shape: HeadShape, lengths: &[usize], seed: u64) {
     let width = shape.qkv_width();
     let qkv = numbers(tokens * width, seed);
     let mut vectors: Option<Vec<f32>> = None;
-    for isa in every_isa() {
+    for isa in Isa::available() {
         let mut bits = Vec::new();
         for threads in [1, 3] {
             let pool = Pool::with_isa(threads, isa);
@@ -100,7 +100,7 @@ fn check(shape: HeadShape, lengths: &[usize], seed: u64) {
             bits.push([got, got_lse].concat());
         }
         assert!(bits[0] == bits[1], "threads change bits on {isa:?}");
-        if isa > crate::Isa::Scalar {
+        if isa > Isa::Scalar {
             let want = vectors.get_or_insert_with(|| bits[0].clone());
             assert!(*want == bits[0], "{isa:?} differs from AVX2");
         }
@@ -141,7 +141,7 @@ fn a_row_has_its_bits_in_any_chunk_batch_and_number_of_threads() {
     };
     let (width, q_width, tokens) = (shape.qkv_width(), shape.q_width(), 4_500);
     let qkv = numbers(tokens * width, 1);
-    for isa in every_isa() {
+    for isa in Isa::available() {
         let alone = Pool::with_isa(1, isa);
         let mut cache = Cache::new(shape, tokens);
         cache.append(&alone, shape, &qkv, 0);
@@ -211,7 +211,7 @@ fn tokens_are_off_by_half_a_step_and_keep_off_their_neighbours() {
     let shape = HeadShape { heads: 2, ..shape };
     let (width, tokens) = (shape.qkv_width(), 70);
     let qkv = numbers(tokens * width, 4);
-    for isa in every_isa() {
+    for isa in Isa::available() {
         let pool = Pool::with_isa(2, isa);
         let mut cache = Cache::new(shape, 130);
         cache.append(&pool, shape, &qkv, 3);
@@ -253,7 +253,7 @@ fn a_fault_shows_in_the_rows_that_see_it_and_in_no_other() {
         // A number of a key, and one of a value.
         let mut qkv = numbers(tokens * width, 2);
         qkv[70 * width + place] = f32::INFINITY;
-        for isa in every_isa() {
+        for isa in Isa::available() {
             let pool = Pool::with_isa(2, isa);
             let mut cache = Cache::new(shape, tokens);
             cache.append(&pool, shape, &qkv, 0);
@@ -284,6 +284,6 @@ fn a_page_twice_in_a_table_is_a_bug() {
     };
     let mut cache = Cache::new(shape, 128);
     cache.table = vec![1, 1];
-    let pool = Pool::with_isa(1, crate::Isa::Scalar);
+    let pool = Pool::with_isa(1, Isa::Scalar);
     cache.append(&pool, shape, &numbers(100 * 6, 1), 0);
 }

@@ -1,5 +1,6 @@
 //! Against the formulas in f64, a token at a time, on every instruction set and any number of rows a chunk.
 
+use crate::Isa;
 use proptest::prelude::*;
 
 use super::*;
@@ -98,9 +99,7 @@ fn numbers(len: usize, seed: u64, stream: u64, scale: f32) -> Vec<f32> {
 }
 
 fn isas() -> impl Iterator<Item = Isa> {
-    [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx]
-        .into_iter()
-        .filter(|&isa| isa <= Isa::best())
+    Isa::available()
 }
 
 #[derive(Clone, Copy, Debug)]

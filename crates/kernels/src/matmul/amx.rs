@@ -12,6 +12,7 @@
 use std::ops::Range;
 
 use super::{Mat, MatMut};
+use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 use crate::scratch::with_scratch;
 use crate::simd::{Body, Simd, dispatch_pairs};
@@ -30,19 +31,25 @@ const BLOCK: usize = 512;
 const TASK_ROWS: usize = 128;
 /// Words of the next panel of B that each step asks for: all of it in four panels of A.
 const AHEAD: usize = 128;
-/// Words of B that are packed at a time: 4 MiB.
+/// Words of B that are packed at a time: 4 MiB, or 512 columns where they are more.
 const SLICE: usize = 1 << 20;
 
 /// C (+)= A B into contiguous rows.
 ///
 /// # Panics
-/// When the pool's instruction set is not [`crate::Isa::Amx`], or the depth is 0.
+/// When the pool's instruction set is not [`Isa::Amx`], or the depth is 0.
 pub(super) fn product(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool) {
-    assert!(pool.isa() == crate::Isa::Amx && a.cols > 0);
+    in_slices(pool, a, b, c, accumulate, SLICE);
+}
+
+fn in_slices(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool, slice_words: usize) {
+    assert!(pool.isa() == Isa::Amx && a.cols > 0);
     let (rows, cols, stride) = (c.rows, c.cols, c.row_stride);
     let steps = a.cols.div_ceil(STEP);
     let strip = 2 * steps * TILE;
-    let slice_cols = (SLICE / (steps * SIDE)).next_multiple_of(512);
+    let slice_cols = (slice_words / (steps * SIDE))
+        .next_multiple_of(512)
+        .max(512);
     // Each piece packs its rows of A again, so pieces are narrow only where tasks would be too few.
     let down = rows.div_ceil(TASK_ROWS);
     let task_cols = if down >= 4 * pool.threads() {
@@ -71,18 +78,22 @@ pub(super) fn product(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool) 
                 let rows = i * TASK_ROWS..rows.min((i + 1) * TASK_ROWS);
                 let first = slice.start + j * task_cols;
                 let cols = first..slice.end.min(first + task_cols);
-                let b =
-                    &packed[j * task_cols / PANEL * strip..][..cols.len().div_ceil(PANEL) * strip];
-                let tile = Tile {
-                    a,
-                    b,
-                    c: &c,
-                    stride,
-                    rows,
-                    cols,
-                    accumulate,
-                };
-                dispatch_pairs(tile);
+                let b = &packed[j * task_cols / PANEL * strip..];
+                let block = rows.len().div_ceil(PANEL) * steps.min(BLOCK / STEP) * 2 * TILE;
+                with_scratch(PANEL * PANEL + block, |scratch| {
+                    let (edge, local) = scratch.split_at_mut(PANEL * PANEL);
+                    dispatch_pairs(Tile {
+                        a,
+                        b: &b[..cols.len().div_ceil(PANEL) * strip],
+                        c: &c,
+                        stride,
+                        rows,
+                        cols,
+                        accumulate,
+                        edge,
+                        local,
+                    });
+                });
             });
         });
     }
@@ -223,6 +234,10 @@ struct Tile<'a> {
     rows: Range<usize>,
     cols: Range<usize>,
     accumulate: bool,
+    /// Room for a tile of C that is not whole.
+    edge: &'a mut [f32],
+    /// Room for a block of the rows of A.
+    local: &'a mut [f32],
 }
 
 impl Body for Tile<'_> {
@@ -237,60 +252,66 @@ impl Body for Tile<'_> {
             rows,
             cols,
             accumulate,
+            edge,
+            local,
         } = self;
         let strip = a.cols.div_ceil(STEP) * 2 * TILE;
-        let panels = rows.len().div_ceil(PANEL);
-        let block_words = BLOCK.min(a.cols).div_ceil(STEP) * 2 * TILE;
-        with_scratch(panels * block_words + PANEL * PANEL, |scratch| {
-            let (edge, packed) = scratch.split_at_mut(PANEL * PANEL);
-            let tiles = Tiles::new();
-            for k in (0..a.cols).step_by(BLOCK) {
-                let depth = k..a.cols.min(k + BLOCK);
-                let steps = depth.len().div_ceil(STEP);
-                let operand = Operand {
-                    whole: a,
-                    lines: rows.clone(),
-                    depth,
-                };
-                pack::<S, false>(simd, &operand, packed);
-                let accumulate = accumulate || k > 0;
-                for (col, b) in cols.clone().step_by(PANEL).zip(b.chunks_exact(strip)) {
-                    let b = &b[k / STEP * 2 * TILE..][..steps * 2 * TILE];
-                    let mut next = b.as_ptr().wrapping_add(strip);
-                    for (row, a) in rows
-                        .clone()
-                        .step_by(PANEL)
-                        .zip(packed.chunks_exact(steps * 2 * TILE))
-                    {
-                        let (down, across) = (PANEL.min(rows.end - row), PANEL.min(cols.end - col));
-                        let c = c.pointer(row * stride + col, 1);
-                        // SAFETY: this task alone touches this tile of C, which lies in bounds by `MatMut`'s construction.
-                        unsafe {
-                            if (down, across) == (PANEL, PANEL) {
-                                tiles.multiply(a, b, c, stride, accumulate, next);
-                                next = next.wrapping_add(steps * AHEAD);
-                                continue;
+        // SAFETY: `in_slices` has the word of its pool that there are tiles.
+        let tiles = unsafe { Tiles::new() };
+        for k in (0..a.cols).step_by(BLOCK) {
+            let depth = k..a.cols.min(k + BLOCK);
+            let steps = depth.len().div_ceil(STEP);
+            let operand = Operand {
+                whole: a,
+                lines: rows.clone(),
+                depth,
+            };
+            pack::<S, false>(simd, &operand, local);
+            let accumulate = accumulate || k > 0;
+            for (col, b) in cols.clone().step_by(PANEL).zip(b.chunks_exact(strip)) {
+                let b = &b[k / STEP * 2 * TILE..][..steps * 2 * TILE];
+                let mut next = b.as_ptr().wrapping_add(strip);
+                let panels = local.chunks_exact(steps * 2 * TILE);
+                for (row, a) in rows.clone().step_by(PANEL).zip(panels) {
+                    let (down, across) = (PANEL.min(rows.end - row), PANEL.min(cols.end - col));
+                    let c = c.pointer(row * stride + col, 1);
+                    // SAFETY: this task alone touches this tile of C, which lies in bounds by `MatMut`'s construction.
+                    unsafe {
+                        if (down, across) == (PANEL, PANEL) {
+                            tiles.multiply(a, b, c, stride, accumulate, next);
+                            next = next.wrapping_add(steps * AHEAD);
+                            continue;
+                        }
+                        for i in 0..down {
+                            for j in (0..across).step_by(S::LANES) {
+                                let v = simd.load_up_to(c.add(i * stride + j), across - j);
+                                simd.store(edge[i * PANEL + j..].as_mut_ptr(), v);
                             }
-                            // The edge goes through a tile of its own.
-                            for i in 0..down {
-                                for j in (0..across).step_by(S::LANES) {
-                                    let v = simd.load_up_to(c.add(i * stride + j), across - j);
-                                    simd.store(edge[i * PANEL + j..].as_mut_ptr(), v);
-                                }
-                            }
-                            tiles.multiply(a, b, edge.as_mut_ptr(), PANEL, accumulate, next);
-                            for i in 0..down {
-                                for j in (0..across).step_by(S::LANES) {
-                                    let v = simd.load(edge[i * PANEL + j..].as_ptr());
-                                    simd.store_up_to(c.add(i * stride + j), across - j, v);
-                                }
+                        }
+                        tiles.multiply(a, b, edge.as_mut_ptr(), PANEL, accumulate, next);
+                        for i in 0..down {
+                            for j in (0..across).step_by(S::LANES) {
+                                let v = simd.load(edge[i * PANEL + j..].as_ptr());
+                                simd.store_up_to(c.add(i * stride + j), across - j, v);
                             }
                         }
                     }
                 }
             }
-        });
+        }
     }
+}
+
+/// `asm!` that may change any tile register, as each of these does.
+macro_rules! tile_asm {
+    ($($part:tt)*) => {
+        std::arch::asm!(
+            $($part)*
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack)
+        )
+    };
 }
 
 /// This thread's tile registers, set to eight of 16 rows of 64 bytes; given back when dropped, as they would else be saved at every
@@ -301,7 +322,9 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn new() -> Tiles {
+    /// # Safety
+    /// There are tiles, and the process may use them: [`Isa::best`] says so.
+    unsafe fn new() -> Tiles {
         #[repr(align(64))]
         struct Config([u8; 64]);
         let mut config = Config([0; 64]);
@@ -310,10 +333,8 @@ impl Tiles {
             config.0[16 + 2 * tile] = 64;
             config.0[48 + tile] = SIDE as u8;
         }
-        // SAFETY: `product` has checked that there are tiles, which `Isa::best` found, and asked the system for.
-        unsafe {
-            std::arch::asm!("ldtilecfg [{}]", in(reg) config.0.as_ptr(), options(nostack, readonly, preserves_flags));
-        }
+        // SAFETY: the caller's promise; the configuration is 64 bytes.
+        unsafe { tile_asm!("ldtilecfg [{}]", in(reg) config.0.as_ptr(),) };
         Tiles {
             _here: std::marker::PhantomData,
         }
@@ -337,28 +358,21 @@ impl Tiles {
     ) {
         let steps = a.len() / (2 * TILE);
         assert!(a.len() == steps * 2 * TILE && b.len() == a.len() && steps > 0);
-        let below = c.wrapping_add(SIDE * stride);
-        // SAFETY: the panels hold `steps` times two tiles; C is the caller's promise.
+        // SAFETY: the panels hold `steps` times two tiles; C is the caller's promise; what is only asked for may be anywhere.
         unsafe {
-            if accumulate {
-                std::arch::asm!(
-                    "tileloadd tmm0, [{c} + {stride}]",
-                    "tileloadd tmm1, [{c} + {stride} + 64]",
-                    "tileloadd tmm2, [{below} + {stride}]",
-                    "tileloadd tmm3, [{below} + {stride} + 64]",
-                    c = in(reg) c, below = in(reg) below, stride = in(reg) stride * 4,
-                    options(nostack, readonly, preserves_flags),
-                );
-            } else {
-                std::arch::asm!(
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    options(nostack, nomem, preserves_flags),
-                );
-            }
-            std::arch::asm!(
+            tile_asm!(
+                "test {accumulate:e}, {accumulate:e}",
+                "jz 3f",
+                "tileloadd tmm0, [{c} + {stride}]",
+                "tileloadd tmm1, [{c} + {stride} + 64]",
+                "tileloadd tmm2, [{below} + {stride}]",
+                "tileloadd tmm3, [{below} + {stride} + 64]",
+                "jmp 2f",
+                "3:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
                 "2:",
                 "tileloadd tmm4, [{a} + {line}]",
                 "tileloadd tmm6, [{b} + {line}]",
@@ -390,6 +404,7 @@ impl Tiles {
                 "tilestored [{c} + {stride} + 64], tmm1",
                 "tilestored [{below} + {stride}], tmm2",
                 "tilestored [{below} + {stride} + 64], tmm3",
+                accumulate = in(reg) u32::from(accumulate),
                 a = inout(reg) a.as_ptr() => _,
                 b = inout(reg) b.as_ptr() => _,
                 steps = inout(reg) steps => _,
@@ -397,9 +412,8 @@ impl Tiles {
                 row = inout(reg) c => _,
                 line = in(reg) 64usize,
                 c = in(reg) c,
-                below = in(reg) below,
+                below = in(reg) c.wrapping_add(SIDE * stride),
                 stride = in(reg) stride * 4,
-                options(nostack),
             );
         }
     }
@@ -408,6 +422,51 @@ impl Tiles {
 impl Drop for Tiles {
     fn drop(&mut self) {
         // SAFETY: the tiles are this thread's own.
-        unsafe { std::arch::asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+        unsafe { tile_asm!("tilerelease",) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Compute, matmul_in, random};
+
+    /// However a product is cut into slices, pieces and tasks, it is the product of its parts, which the tests of `matmul` compare
+    /// with the formula.
+    #[test]
+    fn a_product_is_that_of_its_parts() {
+        if !Isa::available().any(|isa| isa == Isa::Amx) {
+            eprintln!("not tested: this CPU has no AMX, or the system does not allow it");
+            return;
+        }
+        let (m, n, k) = (1100, 1090, 40);
+        let values = |stream: u64, len: usize| -> Vec<f32> {
+            let numbers = 0..len as u64;
+            numbers.map(|i| random::normal(8, stream, i)).collect()
+        };
+        let (a, b) = (values(1, m * k), values(2, k * n));
+        let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, k, n));
+        let mut parts = vec![f32::NAN; m * n];
+        for (row, col) in (0..m)
+            .step_by(100)
+            .flat_map(|row| (0..n).step_by(109).map(move |col| (row, col)))
+        {
+            let c = MatMut::new(&mut parts, m, n).rows(row..row + 100);
+            matmul_in(
+                &Pool::with_isa(1, Isa::Amx),
+                Compute::Bf16,
+                a.rows(row..row + 100),
+                b.cols(col..col + 109),
+                c.cols(col..col + 109),
+                false,
+            );
+        }
+        // Whole slices, 512 and 128 columns a task; one slice and three.
+        for (threads, slice_words) in [(1, SLICE), (2, 1), (3, 1), (8, SLICE)] {
+            let mut c = vec![f32::NAN; m * n];
+            let pool = Pool::with_isa(threads, Isa::Amx);
+            in_slices(&pool, a, b, MatMut::new(&mut c, m, n), false, slice_words);
+            assert!(c == parts, "{threads} threads, slices of {slice_words}");
+        }
     }
 }

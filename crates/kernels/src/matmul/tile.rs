@@ -17,7 +17,7 @@ use crate::simd::{Body, Simd, dispatch_in};
 const FEW_ROWS: usize = 128;
 /// Rows of a task when rows are many: nine panels, 126 KiB a block.
 const TASK_ROWS: usize = 126;
-/// Words of B that are packed at a time when rows are many: 4 MiB.
+/// Words of B that are packed at a time when rows are many: 4 MiB, or 512 columns where they are more.
 const SLICE: usize = 1 << 20;
 
 /// C (+)= A B into contiguous rows, of f32 or of f32 rounded to bf16.
@@ -86,7 +86,7 @@ fn few_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
 
 fn many_rows<const BF16: bool>(pool: &Pool, size: PanelSize, whole: Product) {
     let (rows, cols, depth) = (whole.a.rows, whole.b.cols, whole.a.cols);
-    let slice_cols = (SLICE / size.depth).next_multiple_of(512);
+    let slice_cols = (SLICE / size.depth).next_multiple_of(512).max(512);
     // Each piece packs its rows of A again, so pieces are narrow only where tasks would be too few. How a product is cut
     // changes no result, so here threads may count.
     let (down, threads) = (rows.div_ceil(TASK_ROWS), pool.threads());

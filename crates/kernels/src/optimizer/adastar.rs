@@ -174,7 +174,7 @@ pub fn adastar_apply(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::tests::every_isa;
+    use crate::Isa;
     use crate::random;
 
     const ADASTAR: AdaStar = AdaStar {
@@ -220,7 +220,7 @@ mod tests {
         for len in [1, 7, CHUNK + 37] {
             let draw: Vec<f32> = (0..len as u64).map(|i| random::normal(4, 0, i)).collect();
             let mut first: Option<Vec<f32>> = None;
-            for (isa, threads) in every_isa().flat_map(|isa| [1, 2, 3].map(|t| (isa, t))) {
+            for (isa, threads) in Isa::available().flat_map(|isa| [1, 2, 3].map(|t| (isa, t))) {
                 let pool = Pool::with_isa(threads, isa);
                 let (mut w, mut m, mut v) = (draw.clone(), vec![0.0; len], vec![0.0; len]);
                 let mut wide: Vec<[f64; 3]> =
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_gradient_of_zero_leaves_the_decay_alone() {
-        let pool = Pool::with_isa(1, crate::Isa::Scalar);
+        let pool = Pool::with_isa(1, Isa::Scalar);
         let (mut w, mut m, mut v) = ([2.0f32; 3], [0.0; 3], [0.0; 3]);
         let rms = adastar_step(&pool, &ADASTAR, &mut w, &[0.0; 3], &mut m, &mut v);
         assert_eq!((rms, m), (0.0, [0.0; 3]));

@@ -25,7 +25,7 @@ pub fn average_step(pool: &Pool, average: &mut [f32], weight: &[f32], gain: f32)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::tests::every_isa;
+    use crate::Isa;
     use crate::random;
 
     #[test]
@@ -37,7 +37,7 @@ mod tests {
                 .collect()
         };
         let weight = draw(1);
-        for isa in every_isa() {
+        for isa in Isa::available() {
             let mut average = draw(0);
             let before = average.clone();
             average_step(&Pool::with_isa(2, isa), &mut average, &weight, 0.25);

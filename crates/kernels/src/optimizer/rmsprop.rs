@@ -87,7 +87,7 @@ pub fn rmsprop_step(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::tests::every_isa;
+    use crate::Isa;
     use crate::random;
 
     /// The formula in f64, one weight.
@@ -116,7 +116,7 @@ mod tests {
             grad_scale: 0.5,
         };
         let mut first: Option<Vec<f32>> = None;
-        for (isa, threads) in every_isa().flat_map(|isa| [1, 2, 3].map(|t| (isa, t))) {
+        for (isa, threads) in Isa::available().flat_map(|isa| [1, 2, 3].map(|t| (isa, t))) {
             let pool = Pool::with_isa(threads, isa);
             let (mut w, mut m, mut v) = (draw(0), vec![0.0; len], vec![0.0; len]);
             let mut wide: Vec<[f64; 3]> = w.iter().map(|&w| [f64::from(w), 0.0, 0.0]).collect();

@@ -3,7 +3,6 @@
 
 use super::*;
 use crate::int8::{self, Int8Matrix};
-use crate::isa::tests::every_isa;
 use crate::quantize::BLOCK;
 use crate::{Isa, Pool, random};
 use proptest::prelude::*;
@@ -91,7 +90,7 @@ impl Owned {
 
 /// Every instruction set of this machine, with one thread and with three.
 fn pools() -> Vec<Pool> {
-    every_isa()
+    Isa::available()
         .flat_map(|isa| [Pool::with_isa(1, isa), Pool::with_isa(3, isa)])
         .collect()
 }

@@ -1,9 +1,9 @@
 //! Normalised and rotated heads against the formula in f64, on every instruction set and thread count.
 
+use crate::Isa;
 use proptest::prelude::*;
 
 use super::*;
-use crate::isa::tests::every_isa;
 use crate::random::{below, normal};
 
 fn numbers(seed: u64, stream: u64, len: usize) -> Vec<f32> {
@@ -124,7 +124,7 @@ fn check(shape: HeadShape, rows: usize, norms: [bool; 2], seed: u64) {
             want_inv.push(r);
         }
     }
-    for isa in every_isa() {
+    for isa in Isa::available() {
         let mut results = Vec::new();
         for threads in [1, 3] {
             let pool = Pool::with_isa(threads, isa);
@@ -201,10 +201,7 @@ fn a_position_beyond_the_table_panics() {
         kv_heads: 1,
         head_dim: 2,
     };
-    let (table, pool) = (
-        RopeTable::new(90, 2, 10.0),
-        Pool::with_isa(1, crate::Isa::Scalar),
-    );
+    let (table, pool) = (RopeTable::new(90, 2, 10.0), Pool::with_isa(1, Isa::Scalar));
     qk_norm_rope_forward(
         &pool,
         shape,

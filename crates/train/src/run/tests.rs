@@ -756,15 +756,17 @@ fn documents_are_told_by_source_and_at_most_a_few() {
     let names = ["books".to_owned(), "code".to_owned()];
     let some = [origin(1, 4..5), origin(0, 2..5), origin(1, 9..10)];
     assert_eq!(
-        document_list(&some, &names),
+        document_list(&some, &names, SHOWN),
         "documents 2-4 (counted from 0) of books and 4, 9 of code"
     );
     let many: Vec<Origin> = (0..20).map(|i| origin(0, i..i + 1)).collect();
-    let list = document_list(&many, &names);
+    let list = document_list(&many, &names, SHOWN);
     assert!(
         list.ends_with("15 (counted from 0) of books, and 4 more runs of documents"),
         "{list}"
     );
+    let all = document_list(&many, &names, usize::MAX);
+    assert!(all.ends_with("18, 19 (counted from 0) of books"), "{all}");
 }
 
 #[test]
