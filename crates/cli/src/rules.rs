@@ -62,7 +62,7 @@ impl Reward for Exact {
     }
 
     fn rewards(&self, _: &mut Ctx, answers: &[Answer]) -> Result<Vec<f64>, String> {
-        let one = |answer: &Answer| {
+        let one = |answer: &Answer| -> Result<f64, String> {
             let right = exact(&key(answer.asked)?, answer.text);
             Ok(f64::from(u8::from(right)))
         };
@@ -104,7 +104,7 @@ impl Reward for Instructions {
     }
 
     fn rewards(&self, _: &mut Ctx, answers: &[Answer]) -> Result<Vec<f64>, String> {
-        let one = |answer: &Answer| {
+        let one = |answer: &Answer| -> Result<f64, String> {
             let all = instructions(answer.asked)?;
             // One whose matching backtracks without end is not followed: no answer may stop a run.
             let followed = all
