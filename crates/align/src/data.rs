@@ -20,14 +20,15 @@ use russet_train::{Batch, Batches, Origin, Permutation, Result, TrainError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::rows::{Example, Rows, read_conversations, read_pairs};
+use crate::reward::Strength;
+use crate::rows::{Example, Graded, Rows, read_conversations, read_pairs};
 
 /// Streams of random numbers that belong to a run's seed, apart from those of the weights.
 const ORDER: u64 = 0x414c_4947_4e00_0000;
 
 /// Templates that print a date print this one, 26 July 2024 in UTC (the one that Llama's have where they are given none), so
 /// that the same files make the same tokens on every day.
-const DATE: Duration = Duration::from_secs(1_721_952_000);
+pub(crate) const DATE: Duration = Duration::from_secs(1_721_952_000);
 
 /// What becomes of an example that is longer than a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,8 @@ pub enum RowKind {
     Conversations,
     /// Preferences.
     Pairs,
+    /// Preferences that a reward model reads: a response is an input to its last token, the one that ends it.
+    Judged,
 }
 
 /// How rows become examples.
@@ -80,6 +83,22 @@ impl Encoded {
             .filter(|&&target| target != IGNORE)
             .count()
     }
+
+    /// The same with the last token that is learnt as an input too.
+    pub(crate) fn whole(mut self) -> Encoded {
+        self.inputs.extend(self.targets.last());
+        self.targets.push(IGNORE);
+        self
+    }
+}
+
+/// What was said of a preference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// How sure whoever compared was.
+    pub strength: Option<Strength>,
+    /// Grades of the chosen and the rejected response.
+    pub grades: [Graded; 2],
 }
 
 /// What a file came to.
@@ -112,6 +131,8 @@ pub struct Source {
     pub examples: Vec<Encoded>,
     /// The examples of each sequence.
     pub sequences: Vec<Vec<usize>>,
+    /// Of preferences, what was said of each row.
+    pub judgements: Vec<Judgement>,
     /// What it came to.
     pub counts: Counts,
 }
@@ -132,6 +153,7 @@ impl Source {
             label,
             examples: Vec::new(),
             sequences: Vec::new(),
+            judgements: Vec::new(),
             counts: Counts::default(),
         };
         let skip = reading.skip_malformed;
@@ -146,13 +168,20 @@ impl Source {
                     .collect();
                 source.sequences = best_fit(&ranges, reading.sequence_length);
             }
-            RowKind::Pairs => {
+            RowKind::Pairs | RowKind::Judged => {
                 let rows = read_pairs(path, skip)?;
+                let said = rows.rows.iter().map(|(_, row)| Judgement {
+                    strength: row.strength,
+                    grades: row.grades,
+                });
+                source.judgements = said.collect();
+                let whole = reading.kind == RowKind::Judged;
                 source.take(rows, reading, |row| {
-                    Ok(vec![
-                        encode(tokenizer, &row.chosen)?,
-                        encode(tokenizer, &row.rejected)?,
-                    ])
+                    let side = |example: &Example| -> std::result::Result<Encoded, String> {
+                        let encoded = encode(tokenizer, example)?;
+                        Ok(if whole { encoded.whole() } else { encoded })
+                    };
+                    Ok(vec![side(&row.chosen)?, side(&row.rejected)?])
                 })?;
                 let pairs = source.examples.len() / 2;
                 source.sequences = (0..pairs)
@@ -226,7 +255,7 @@ impl Source {
             }
             let whole = match reading.kind {
                 RowKind::Conversations => 1,
-                RowKind::Pairs => 2,
+                RowKind::Pairs | RowKind::Judged => 2,
             };
             match kept.len() == whole {
                 true => {
@@ -265,7 +294,10 @@ impl Source {
 }
 
 /// A conversation's inputs and targets.
-fn encode(tokenizer: &Tokenizer, example: &Example) -> std::result::Result<Encoded, String> {
+pub(crate) fn encode(
+    tokenizer: &Tokenizer,
+    example: &Example,
+) -> std::result::Result<Encoded, String> {
     let conversation = &example.conversation;
     let calls = |message: &serde_json::Map<String, Value>| message.contains_key("tool_calls");
     let template = tokenizer

@@ -9,6 +9,7 @@
 //! a function of the recipe's inputs, so a run that goes on computes the same ones again and nothing has to be stored.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use russet_model::{Decoder, adapter, checkpoint};
@@ -18,7 +19,6 @@ use russet_train::validation::GoesOn;
 use russet_train::{Batch, Measured, Objective, Result, VALIDATION_LOSS};
 
 use crate::data::Source;
-use crate::plan::Sources;
 use crate::preference::{PairLoss, Scored, pair_loss};
 use crate::settings::DpoSettings;
 
@@ -33,9 +33,9 @@ pub struct Reference {
 }
 
 /// The model that training begins with.
-pub(crate) fn starting_decoder(sources: &Sources) -> Result<Decoder> {
-    let decoder = checkpoint::open(&sources.checkpoint)?;
-    Ok(match &sources.adapter {
+pub(crate) fn starting_decoder(folder: &Path, own: Option<&Path>) -> Result<Decoder> {
+    let decoder = checkpoint::open(folder)?;
+    Ok(match own {
         Some(folder) => adapter::attach(decoder, folder, None)?,
         None => decoder,
     })

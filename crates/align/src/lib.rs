@@ -3,15 +3,17 @@
 //! ```text
 //! rows ─▶ conversations ─▶ tokens, the answers' known ─▶ batches ─┐
 //!                                                                 ├─▶ the loop of russet-train ─▶ checkpoint | adapter
-//! losses: next token on answers · preferences against a reference ┘
+//! losses: next token on answers · preferences · rewards ──────────┤
+//! prompts ─▶ answers of the engine ─▶ rewards ─▶ advantages ──────┘
 //! ```
-//! In the order of the flow: [`rows`] reads data sets as people publish them, [`data`] makes batches of them, [`sft`] and
-//! [`dpo`] are what is learnt, and a [`Plan`] is a checked recipe that runs. [`advantage`], [`preference`] and [`reward`] are the
-//! formulas, as functions of numbers: nothing in them knows of models.
+//! In the order of the flow: [`rows`] reads data sets as people publish them, [`data`] makes batches of them, [`sft`], [`dpo`] and
+//! [`reward_model`] are what is learnt, and a [`Plan`] is a checked recipe that runs. [`rewards`] say what an answer is worth,
+//! and [`rlhf`] learns from that by a plan of its own. [`advantage`], [`preference`] and [`reward`] are the formulas, as functions of
+//! numbers: nothing in them knows of models.
 //!
-//! There is no training loop here, no forward pass and no renderer of chat templates: those are `russet-train`'s,
-//! `russet-model`'s and `russet-tokenizer`'s. Left out so far: the reward model's head, rollouts, and with them reinforcement
-//! learning, of which the formulas alone are here.
+//! There is no training loop here, no forward pass, no renderer of chat templates and no sampling: those are `russet-train`'s,
+//! `russet-model`'s, `russet-tokenizer`'s and `russet-engine`'s. Checkers of answers that evaluation has come in by a trait. Left
+//! out so far: rejection sampling and its committee.
 
 pub mod advantage;
 pub mod data;
@@ -19,6 +21,9 @@ pub mod dpo;
 pub mod plan;
 pub mod preference;
 pub mod reward;
+pub mod reward_model;
+pub mod rewards;
+pub mod rlhf;
 pub mod rows;
 pub mod settings;
 pub mod sft;

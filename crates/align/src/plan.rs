@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::data::{Counts, Dealing, Dealt, Mean, Reading, RowKind, Source, TooLong, held_out};
 use crate::dpo::{self, Reference};
+use crate::reward_model::Rewards;
 use crate::settings::{Lesson, Settings};
 
 /// The file of the artifact that says what the data came to and what was measured.
@@ -58,7 +59,13 @@ impl Plan {
     pub fn new(lesson: Lesson, settings: Settings, sources: Sources) -> Result<Plan> {
         let mut settings = settings.resolved(lesson)?;
         let start = Config::open(&sources.checkpoint)?;
-        let mut inputs = base_input(&sources.checkpoint, settings.adapter.is_some())?;
+        let inputs = Inputs::new();
+        let mut inputs = base_input(
+            inputs,
+            "checkpoint",
+            &sources.checkpoint,
+            settings.adapter.is_some(),
+        )?;
         if let Some(adapter) = &sources.adapter {
             if settings.adapter.is_none() {
                 let problem = "is missing, but `inputs.adapter` names an adapter to go on with; write [adapter]".to_owned();
@@ -69,7 +76,8 @@ impl Plan {
             }
             inputs = inputs.artifact_or_path("adapter", adapter, Kind::Adapter)?;
         }
-        let (tokenizer, template) = tokenizer(&sources.checkpoint, &settings)?;
+        let (tokenizer, template) =
+            tokenizer(&sources.checkpoint, settings.data.chat_template.as_deref())?;
         if tokenizer.vocab_size() > start.vocab {
             let problem = format!(
                 "its tokenizer has {} tokens but its vocabulary {}; they do not belong together",
@@ -88,6 +96,7 @@ impl Plan {
             kind: match lesson {
                 Lesson::Conversations => RowKind::Conversations,
                 Lesson::Preferences => RowKind::Pairs,
+                Lesson::Rewards => RowKind::Judged,
             },
             sequence_length: settings.train.sequence_length,
             too_long: settings.data.too_long.unwrap_or(TooLong::Drop),
@@ -306,6 +315,7 @@ impl Plan {
             mesh: MeshShape { sizes: [1; 4] },
             memory: None,
             trained,
+            reward: self.lesson == Lesson::Rewards,
             task: self,
             measures_start: !self.validation.is_empty(),
         };
@@ -323,7 +333,8 @@ impl Plan {
         }
         let mut ctx = Ctx::new(Arc::new(self.settings.compute.pool(1)?));
         ctx.compute = self.settings.compute.dtype.kernel();
-        let decoder = dpo::starting_decoder(&self.sources)?;
+        let decoder =
+            dpo::starting_decoder(&self.sources.checkpoint, self.sources.adapter.as_deref())?;
         let made = Arc::new(Reference::of(
             &mut ctx,
             &decoder,
@@ -348,14 +359,22 @@ impl Plan {
             Lesson::Preferences => {
                 "A decoder fine-tuned with Russet on preferences: of two answers to a prompt it learnt to prefer the better one."
             }
+            Lesson::Rewards => {
+                "A reward model trained with Russet on preferences: the head at the last token of a conversation, the one that ends \
+                 the answer, says how good the answer is. Differences mean something, levels do not."
+            }
         };
         let library = if self.settings.adapter.is_some() {
             "peft"
         } else {
             "transformers"
         };
+        let pipeline = match self.lesson {
+            Lesson::Rewards => "text-classification",
+            _ => "text-generation",
+        };
         let mut card = format!(
-            "---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [russet, {}]\n---\n\n# Tuned model\n\n{what}\n\n\
+            "---\nlibrary_name: {library}\npipeline_tag: {pipeline}\ntags: [russet, {}]\n---\n\n# Tuned model\n\n{what}\n\n\
              | | |\n|---|---|\n",
             self.lesson.word()
         );
@@ -392,6 +411,16 @@ impl Plan {
             };
             row("loss", format!("{:?}, β = {}{form}", dpo.loss, dpo.beta));
         }
+        if let Some(reward) = &self.settings.reward {
+            row(
+                "loss",
+                format!(
+                    "soft targets by strength, {} where a row names none; grades count {}",
+                    reward.strength.word(),
+                    reward.grade_weight
+                ),
+            );
+        }
         row(
             "training loss",
             format!("{:.4}, last step", state.tally.last_loss),
@@ -409,6 +438,9 @@ impl Plan {
 impl Task for Plan {
     fn objective(&self) -> Result<Box<dyn Objective + '_>> {
         let z_loss = self.settings.train.z_loss as f32;
+        if let Some(reward) = self.settings.reward {
+            return Ok(Box::new(Rewards::new(reward, &self.train)));
+        }
         Ok(match &self.settings.dpo {
             Some(dpo) => Box::new(dpo::Preferences::new(*dpo, self.reference()?)),
             None if z_loss > 0.0 => Box::new(Distill {
@@ -428,7 +460,7 @@ impl Task for Plan {
             seed: train.seed,
             mean: match self.lesson {
                 Lesson::Conversations => Mean::Tokens,
-                Lesson::Preferences => Mean::Sequences,
+                Lesson::Preferences | Lesson::Rewards => Mean::Sequences,
             },
         };
         Ok(Box::new(Dealt::new(&self.train, &self.weights, dealing)))
@@ -440,6 +472,13 @@ impl Task for Plan {
         }
         let budget = self.settings.train.validation_tokens;
         let passes = held_out(&self.validation, budget, self.pass_tokens());
+        if let Some(reward) = self.settings.reward {
+            let objective = Rewards::new(reward, &self.validation);
+            let measure = move |ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut GoesOn| {
+                Ok(objective.measure(&passes, ctx, decoder, goes_on))
+            };
+            return Ok(Some(Box::new(measure)));
+        }
         Ok(Some(match &self.settings.dpo {
             None => Box::new(
                 move |ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut GoesOn| {
@@ -487,25 +526,27 @@ impl Task for Plan {
     }
 }
 
-/// The model as an input: a checkpoint, or for adapters a package too.
-fn base_input(folder: &Path, adapts: bool) -> Result<Inputs> {
-    let inputs = Inputs::new();
+/// A model as an input: a checkpoint, or below adapters a package too.
+pub(crate) fn base_input(inputs: Inputs, key: &str, folder: &Path, adapts: bool) -> Result<Inputs> {
     if !adapts || !folder.join("manifest.json").exists() {
-        return Ok(inputs.artifact_or_path("checkpoint", folder, Kind::Checkpoint)?);
+        return Ok(inputs.artifact_or_path(key, folder, Kind::Checkpoint)?);
     }
     let artifact = Artifact::open_any(folder)?;
     match artifact.kind() {
-        Kind::Checkpoint | Kind::Package => Ok(inputs.artifact("checkpoint", &artifact)?),
-        _ => Ok(inputs.artifact_or_path("checkpoint", folder, Kind::Checkpoint)?),
+        Kind::Checkpoint | Kind::Package => Ok(inputs.artifact(key, &artifact)?),
+        _ => Ok(inputs.artifact_or_path(key, folder, Kind::Checkpoint)?),
     }
 }
 
 /// The model's tokenizer with the template that is learnt; and that template where the checkpoint has another or none.
-fn tokenizer(folder: &Path, settings: &Settings) -> Result<(Tokenizer, Option<String>)> {
+pub(crate) fn tokenizer(
+    folder: &Path,
+    chat_template: Option<&Path>,
+) -> Result<(Tokenizer, Option<String>)> {
     let tokenizer = Tokenizer::open(folder)?;
-    if let Some(path) = &settings.data.chat_template {
+    if let Some(path) = chat_template {
         let refuse = |error: std::io::Error| TrainError::Data {
-            place: path.clone(),
+            place: path.to_owned(),
             problem: format!("cannot be read, and `data.chat_template` names it: {error}"),
         };
         let source = std::fs::read_to_string(path).map_err(refuse)?;
@@ -552,7 +593,7 @@ fn said(source: &Source) -> Vec<String> {
 }
 
 /// A file's name up to the first dot.
-fn stem(file: &Path) -> String {
+pub(crate) fn stem(file: &Path) -> String {
     let name = file.file_name().map(|name| name.to_string_lossy());
     let stem = name.as_deref().and_then(|name| name.split('.').next());
     stem.filter(|stem| !stem.is_empty())

@@ -7,15 +7,13 @@
 //! truthfulness or harmlessness; a head of its own tells it from the same hidden state.
 
 use libm::{exp, log};
+pub use russet_model::reward::LEVELS;
 use serde::{Deserialize, Serialize};
 
 use crate::preference::{sigmoid, softplus};
 
-/// Levels of a grade.
-pub const LEVELS: usize = 3;
-
 /// How strong a preference is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strength {
     /// Significantly better.
@@ -29,6 +27,24 @@ pub enum Strength {
 }
 
 impl Strength {
+    /// The strongest first.
+    pub const ALL: [Strength; 4] = [
+        Strength::Significantly,
+        Strength::Better,
+        Strength::Slightly,
+        Strength::Negligibly,
+    ];
+
+    /// As rows have it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Strength::Significantly => "significantly",
+            Strength::Better => "better",
+            Strength::Slightly => "slightly",
+            Strength::Negligibly => "negligibly",
+        }
+    }
+
     /// p: how sure one is that the chosen response is the better one.
     pub fn target(self) -> f64 {
         match self {

@@ -6,16 +6,20 @@
 //! | `conversations` (and `system`, `tools`) | ShareGPT's: objects with `from` and `value` |
 //! | `instruction`, `output` (and `input`, `system`) | Alpaca's |
 //! | `prompt`, `completion` | either two texts or two lists of messages |
-//! | `prompt`, `chosen`, `rejected` | a preference: texts or lists of messages |
+//! | `prompt`, `chosen`, `rejected` (and `strength`, `chosen_grades`, `rejected_grades`) | a preference: texts or lists of messages |
+//! | `prompt`, `messages` or `question`, and what rules read | something to answer |
 //!
 //! The form is found out for each row. A row that is none of these is an error with file and line, or skipped and counted
 //! where that was asked for.
 
 use std::path::Path;
 
+use russet_model::reward::{GRADES, LEVELS};
 use russet_tokenizer::{Conversation, read_lines};
 use russet_train::{Result, TrainError};
 use serde_json::{Map, Value, json};
+
+use crate::reward::Strength;
 
 /// A conversation, and which of its messages are learnt.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +37,22 @@ pub struct Pair {
     pub chosen: Example,
     /// The same with the other.
     pub rejected: Example,
+    /// How sure whoever compared them was, where that is said.
+    pub strength: Option<Strength>,
+    /// The level of each of [`GRADES`], of the chosen answer and the rejected one, where it was graded.
+    pub grades: [Graded; 2],
+}
+
+/// The levels of an answer, 0 the worst, in the order of [`GRADES`].
+pub type Graded = [Option<usize>; GRADES.len()];
+
+/// Something to answer, and what rules read of its row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// What was said so far; the assistant is next.
+    pub conversation: Conversation,
+    /// All keys of the row.
+    pub row: Map<String, Value>,
 }
 
 /// Rows of a file, each with its line, and how many were skipped.
@@ -58,6 +78,14 @@ pub fn read_conversations(path: &Path, skip_malformed: bool) -> Result<Rows<Exam
 /// As [`read_conversations`].
 pub fn read_pairs(path: &Path, skip_malformed: bool) -> Result<Rows<Pair>> {
     read(path, skip_malformed, pair)
+}
+
+/// What a file asks.
+///
+/// # Errors
+/// As [`read_conversations`].
+pub fn read_prompts(path: &Path, skip_malformed: bool) -> Result<Rows<Asked>> {
+    read(path, skip_malformed, asked)
 }
 
 type Parsed<T> = std::result::Result<T, String>;
@@ -172,7 +200,87 @@ fn pair(mut row: Map<String, Value>) -> Parsed<Pair> {
     if chosen == rejected {
         return Err("`chosen` and `rejected` are the same, so neither is better".to_owned());
     }
-    Ok(Pair { chosen, rejected })
+    let strength = match row.remove("strength") {
+        None | Some(Value::Null) => None,
+        Some(word) => Some(serde_json::from_value(word.clone()).map_err(|_| {
+            format!(
+                "`strength` is {word}, but must be one of \"significantly\", \"better\", \"slightly\" and \"negligibly\""
+            )
+        })?),
+    };
+    let grades = ["chosen_grades", "rejected_grades"].map(|key| graded(row.remove(key), key));
+    let [of_chosen, of_rejected] = grades;
+    Ok(Pair {
+        chosen,
+        rejected,
+        strength,
+        grades: [of_chosen?, of_rejected?],
+    })
+}
+
+/// The levels of an answer, by the names of grades.
+fn graded(value: Option<Value>, key: &str) -> Parsed<Graded> {
+    let mut levels = Graded::default();
+    let object = match value {
+        None | Some(Value::Null) => return Ok(levels),
+        Some(Value::Object(object)) => object,
+        Some(other) => {
+            let names = GRADES.join(", ");
+            return Err(format!(
+                "`{key}` is {}, but it must be an object with levels of {names}",
+                kind(&other)
+            ));
+        }
+    };
+    for (name, level) in object {
+        let Some(place) = GRADES.iter().position(|grade| *grade == name) else {
+            return Err(format!(
+                "`{key}` has {name:?}, which is none of the grades {}",
+                GRADES.join(", ")
+            ));
+        };
+        levels[place] = match level.as_u64() {
+            _ if level.is_null() => None,
+            Some(level) if level < LEVELS as u64 => Some(level as usize),
+            _ => {
+                return Err(format!(
+                    "`{key}` has the level {level} of {name}, but levels are 0, 1 and 2, the best"
+                ));
+            }
+        };
+    }
+    Ok(levels)
+}
+
+/// A row that asks something.
+fn asked(row: Map<String, Value>) -> Parsed<Asked> {
+    let tools = tools(row.get("tools").cloned())?;
+    let found = ["prompt", "messages", "question"]
+        .into_iter()
+        .find_map(|key| Some((key, row.get(key)?.clone())));
+    let mut conversation = match found {
+        Some((_, Value::String(text))) => of_objects(vec![turn("user", text)]),
+        Some((key, value)) => messages(value, key)?,
+        None => {
+            return Err(format!(
+                "it has the keys {}, but none of `prompt`, `messages` and `question`",
+                keys(&row)
+            ));
+        }
+    }
+    .conversation;
+    if conversation
+        .messages
+        .last()
+        .is_some_and(|last| last["role"] == "assistant")
+    {
+        return Err(
+            "its last message is the assistant's, but there the answer should begin; leave it out"
+                .to_owned(),
+        );
+    }
+    conversation.tools = tools;
+    Ok(Asked { conversation, row })
 }
 
 /// A prompt and its answer; the answer is learnt.
@@ -574,7 +682,9 @@ mod tests {
     fn preferences_share_a_prompt() {
         let row = json!({"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"});
         let rows = read_text(&row.to_string(), |path| read_pairs(path, false)).unwrap();
-        let Pair { chosen, rejected } = &rows.rows[0].1;
+        let Pair {
+            chosen, rejected, ..
+        } = &rows.rows[0].1;
         assert_eq!(chosen.learnt, [false, true]);
         assert_eq!(rejected.conversation.messages[1]["content"], "Go away");
         assert_eq!(
@@ -648,9 +758,60 @@ mod tests {
                 json!({"prompt": "a", "chosen": "b", "rejected": "b"}),
                 "the same",
             ),
+            (
+                json!({"prompt": "a", "chosen": "b", "rejected": "c", "strength": "very"}),
+                "`strength`",
+            ),
+            (
+                json!({"prompt": "a", "chosen": "b", "rejected": "c", "chosen_grades": [1]}),
+                "`chosen_grades`",
+            ),
+            (
+                json!({"prompt": "a", "chosen": "b", "rejected": "c", "rejected_grades": {"wit": 1}}),
+                "wit",
+            ),
+            (
+                json!({"prompt": "a", "chosen": "b", "rejected": "c", "rejected_grades": {"verbosity": 3}}),
+                "level 3",
+            ),
         ] {
             let error = read_text(&bad.to_string(), |path| read_pairs(path, false)).unwrap_err();
-            assert!(error.to_string().contains(word), "{error}");
+            let error = error.to_string();
+            assert!(error.contains(word) && error.contains("line 1"), "{error}");
         }
+        let turn = |role: &str| json!({"role": role, "content": "Hi"});
+        for (bad, word) in [
+            (json!({"text": "a"}), "`question`"),
+            (json!({"prompt": 7}), "a number"),
+            (
+                json!({"messages": [turn("user"), turn("assistant")]}),
+                "assistant's",
+            ),
+        ] {
+            let text = format!("{}\n{bad}\n", json!({"prompt": "Hi"}));
+            let error = read_text(&text, |path| read_prompts(path, false)).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains(word) && error.contains("line 2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn strengths_and_grades_are_read() {
+        let row = json!({"prompt": "Hi", "chosen": "Hello", "rejected": "Go away", "strength": "slightly",
+            "chosen_grades": {"verbosity": 2}, "rejected_grades": {"harmlessness": 0, "verbosity": null}});
+        let rows = read_text(&row.to_string(), |path| read_pairs(path, false)).unwrap();
+        let pair = &rows.rows[0].1;
+        assert_eq!(pair.strength, Some(Strength::Slightly));
+        assert_eq!(pair.grades[0], [None, Some(2), None, None]);
+        assert_eq!(pair.grades[1], [None, None, None, Some(0)]);
+    }
+
+    #[test]
+    fn what_is_asked_keeps_its_row_for_rules() {
+        let row = json!({"question": "2 + 2?", "answer": "#### 4"});
+        let rows = read_text(&row.to_string(), |path| read_prompts(path, false)).unwrap();
+        let asked = &rows.rows[0].1;
+        assert_eq!(asked.conversation.messages[0]["content"], "2 + 2?");
+        assert_eq!(asked.row["answer"], "#### 4");
     }
 }

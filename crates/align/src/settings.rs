@@ -1,4 +1,4 @@
-//! The recipes of fine-tuning and of preferences, as they stand in TOML.
+//! The recipes of fine-tuning, of preferences and of reward models, as they stand in TOML.
 //!
 //! Tables that training has anyway (`[train]`, `[optimizer]`, `[schedule]`, `[adapter]`, `[compute]`) are its own. Defaults
 //! follow AFM's device model (arXiv 2407.21075): a constant rate of 2e-5. There is no dropout: AFM has 0.1, and none is
@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::data::TooLong;
 use crate::preference::PreferenceLoss;
+use crate::reward::Strength;
 
 /// The rate of AFM's device model.
 const PEAK_LR: f64 = 2e-5;
@@ -38,6 +39,9 @@ pub struct Settings {
     /// The loss of preferences; of `dpo` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dpo: Option<DpoSettings>,
+    /// The loss of a reward model; of `reward` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward: Option<RewardSettings>,
     /// On what.
     pub data: DataSettings,
     /// With what.
@@ -108,6 +112,36 @@ impl Default for DpoSettings {
     }
 }
 
+/// `[reward]`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewardSettings {
+    /// λ: what the grades of single responses count beside the comparison. AFM's is not published; 0.1 where absent, a share that
+    /// eight grades of a row do not outweigh the comparison with.
+    #[serde(default = "grade_weight")]
+    pub grade_weight: f64,
+    /// The strength of rows that name none; plain "better" where absent.
+    #[serde(default = "plain")]
+    pub strength: Strength,
+}
+
+impl Default for RewardSettings {
+    fn default() -> RewardSettings {
+        RewardSettings {
+            grade_weight: grade_weight(),
+            strength: plain(),
+        }
+    }
+}
+
+fn grade_weight() -> f64 {
+    0.1
+}
+
+fn plain() -> Strength {
+    Strength::Better
+}
+
 fn beta() -> f64 {
     0.1 // arXiv 2305.18290
 }
@@ -151,6 +185,8 @@ pub enum Lesson {
     Conversations,
     /// Which of two answers is better: `dpo`.
     Preferences,
+    /// How good an answer is, from the same rows: `reward`.
+    Rewards,
 }
 
 impl Lesson {
@@ -159,6 +195,7 @@ impl Lesson {
         match self {
             Lesson::Conversations => "sft",
             Lesson::Preferences => "dpo",
+            Lesson::Rewards => "reward",
         }
     }
 }
@@ -241,23 +278,35 @@ impl Settings {
                  how often to measure",
             );
         }
+        let pairs = lesson != Lesson::Conversations;
+        let usual = if pairs { TooLong::Drop } else { TooLong::Cut };
+        if *data.too_long.get_or_insert(usual) == TooLong::Cut && pairs {
+            return refuse(
+                "data.too_long",
+                "is \"cut\", but a response that is cut is not the one that was preferred; write \"drop\"",
+            );
+        }
+        if pairs && train.z_loss > 0.0 {
+            return refuse(
+                "train.z_loss",
+                "is a term of the next-token loss, which preferences do not have; leave it out",
+            );
+        }
+        if self.dpo.is_some() && lesson != Lesson::Preferences {
+            return refuse(
+                "dpo",
+                "is a table of the stage `dpo`, and this stage has none; leave it out",
+            );
+        }
+        if self.reward.is_some() && lesson != Lesson::Rewards {
+            return refuse(
+                "reward",
+                "is a table of the stage `reward`, and this stage has none; leave it out",
+            );
+        }
         match lesson {
-            Lesson::Conversations => {
-                data.too_long.get_or_insert(TooLong::Cut);
-                if self.dpo.is_some() {
-                    return refuse(
-                        "dpo",
-                        "is a table of the stage `dpo`, and conversations have no preferences; leave it out",
-                    );
-                }
-            }
+            Lesson::Conversations => {}
             Lesson::Preferences => {
-                if *data.too_long.get_or_insert(TooLong::Drop) == TooLong::Cut {
-                    return refuse(
-                        "data.too_long",
-                        "is \"cut\", but a response that is cut is not the one that was preferred; write \"drop\"",
-                    );
-                }
                 let dpo = self.dpo.get_or_insert_default();
                 if !(dpo.beta > 0.0 && dpo.beta <= 100.0) {
                     return refuse(
@@ -265,10 +314,13 @@ impl Settings {
                         format!("is {}; it must be above 0 and at most 100", dpo.beta),
                     );
                 }
-                if train.z_loss > 0.0 {
+            }
+            Lesson::Rewards => {
+                let reward = self.reward.get_or_insert_default();
+                if !(0.0..=100.0).contains(&reward.grade_weight) {
                     return refuse(
-                        "train.z_loss",
-                        "is a term of the next-token loss, which preferences do not have; leave it out",
+                        "reward.grade_weight",
+                        format!("is {}; it must be from 0 to 100", reward.grade_weight),
                     );
                 }
             }

@@ -35,6 +35,10 @@ pub enum Verb {
     Sft(TrainArgs),
     /// Fine-tune a model on preferences (DPO, IPO), from a recipe
     Dpo(TrainArgs),
+    /// Train a reward model on preferences, from a recipe
+    Reward(TrainArgs),
+    /// Tune a model by rewards for its answers (MDLOO, RLOO, PPO, GRPO), from a recipe
+    Rlhf(TrainArgs),
     /// Store a teacher's predictions of token shards, from a recipe
     TeacherLogits(RecipeArgs),
     /// Prune a checkpoint's feed-forward layers, from a recipe
@@ -313,6 +317,8 @@ pub enum EvalVerb {
     Slots(crate::eval::slots::SlotsArgs),
     /// Violations on unsafe prompts, refusals of safe ones, safety preference
     Safety(crate::eval::safety::SafetyArgs),
+    /// Accuracy and calibration of a reward model on preferences
+    Reward(crate::eval::reward::RewardArgs),
     /// One page of all that `--save` has put into a folder, or of several side by side
     Report(crate::eval::report::ReportArgs),
     /// Write the logits of given tokens, to compare with other implementations

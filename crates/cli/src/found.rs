@@ -9,8 +9,21 @@ use russet_artifact::Artifact;
 use crate::app::Usage;
 use crate::args::Format;
 
-/// Refuses what is no model's folder, and names models nearby.
+/// Refuses what is no model's folder, and names models nearby; and a reward model, which gives no answers.
 pub fn model(folder: &Path) -> Result<()> {
+    any_model(folder)?;
+    if russet_model::config::is_reward(folder) {
+        bail!(
+            "{}: this is a reward model, which tells how good answers are and gives none; ask it by russet eval reward --model {0}, \
+             or name it as `inputs.reward` of `russet rlhf`",
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+/// Refuses what is no model's folder; a reward model is one too.
+pub fn any_model(folder: &Path) -> Result<()> {
     holds(folder, "config.json")
 }
 

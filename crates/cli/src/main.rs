@@ -11,6 +11,7 @@ mod measure;
 mod needle;
 mod outcome;
 mod progress;
+mod rules;
 mod run;
 mod serve;
 mod shape;
@@ -145,6 +146,10 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         }
         Verb::Sft(args) => run::single(app, &args.recipe, StageKind::Sft, resume(args.restart)),
         Verb::Dpo(args) => run::single(app, &args.recipe, StageKind::Dpo, resume(args.restart)),
+        Verb::Reward(args) => {
+            run::single(app, &args.recipe, StageKind::Reward, resume(args.restart))
+        }
+        Verb::Rlhf(args) => run::single(app, &args.recipe, StageKind::Rlhf, resume(args.restart)),
         Verb::TeacherLogits(args) => {
             run::single(app, &args, StageKind::TeacherLogits, Resume::Continue)
         }
@@ -171,6 +176,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Eval(EvalVerb::Summaries(args)) => eval::summaries::run(app, args),
         Verb::Eval(EvalVerb::Slots(args)) => eval::slots::run(app, &args),
         Verb::Eval(EvalVerb::Safety(args)) => eval::safety::run(app, &args),
+        Verb::Eval(EvalVerb::Reward(args)) => eval::reward::run(app, &args),
         Verb::Eval(EvalVerb::Report(args)) => eval::report::run(app, &args),
         Verb::Eval(EvalVerb::Logits { model, tokens, out }) => {
             measure::logits(app, &model, &tokens, &out)

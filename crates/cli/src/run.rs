@@ -391,6 +391,7 @@ fn report(app: &App, done: &[(StageKind, Done)], interrupted: bool) -> Result<()
     }
     let models = [
         StageKind::Palettize,
+        StageKind::Rlhf,
         StageKind::Dpo,
         StageKind::Sft,
         StageKind::Pretrain,

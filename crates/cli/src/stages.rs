@@ -9,6 +9,7 @@ mod palettize;
 mod pretrain;
 mod prune;
 mod recover;
+mod rlhf;
 mod sample;
 mod teacher_logits;
 mod tokenizer;
@@ -44,6 +45,8 @@ pub enum StageKind {
     Pretrain,
     Sft,
     Dpo,
+    Reward,
+    Rlhf,
     Prune,
     Palettize,
     Recover,
@@ -61,6 +64,8 @@ impl StageKind {
             StageKind::Pretrain => "pretrain",
             StageKind::Sft => "sft",
             StageKind::Dpo => "dpo",
+            StageKind::Reward => "reward",
+            StageKind::Rlhf => "rlhf",
             StageKind::Prune => "prune",
             StageKind::Palettize => "palettize",
             StageKind::Recover => "recover",
@@ -78,6 +83,8 @@ impl StageKind {
             StageKind::Pretrain => Box::new(pretrain::read(app, recipe)?),
             StageKind::Sft => Box::new(align::read(app, recipe, Lesson::Conversations)?),
             StageKind::Dpo => Box::new(align::read(app, recipe, Lesson::Preferences)?),
+            StageKind::Reward => Box::new(align::read(app, recipe, Lesson::Rewards)?),
+            StageKind::Rlhf => Box::new(rlhf::read(app, recipe)?),
             StageKind::Prune => Box::new(prune::read(recipe)?),
             StageKind::Palettize => Box::new(palettize::read(recipe)?),
             StageKind::Recover => Box::new(recover::read(app, recipe)?),

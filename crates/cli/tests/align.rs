@@ -1,4 +1,4 @@
-//! `sft` and `dpo`: a run that learns to answer, and the chat that it then holds.
+//! `sft`, `dpo`, `reward` and `rlhf`: a run that learns to answer, and the chat that it then holds.
 
 mod common;
 
@@ -129,6 +129,61 @@ fn a_run_learns_to_answer_and_then_to_prefer() {
 }
 
 #[test]
+fn a_reward_model_judges_and_a_policy_learns_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    begin(dir);
+    let recipe =
+        |name: &str, text: &str| std::fs::write(dir.join("mini").join(name), text).unwrap();
+    recipe(
+        "06-reward.toml",
+        "stage = \"reward\"\n[inputs]\ncheckpoint = \"03-pretrain\"\n[train]\nbatch_sequences = 3\nsequence_length = 128\n\
+         peak_lr = 3e-3\n[optimizer]\nkind = \"adamw\"\n[data]\ntrain = [\"pairs.jsonl\"]\nvalidation = [\"pairs.jsonl\"]\n\
+         epochs = 30\n",
+    );
+    recipe(
+        "07-rlhf.toml",
+        "stage = \"rlhf\"\n[inputs]\ncheckpoint = \"03-pretrain\"\nreward = \"06-reward\"\n[train]\nsteps = 4\n\
+         batch_sequences = 6\nsequence_length = 128\npeak_lr = 1e-3\n[optimizer]\nkind = \"adamw\"\n[rlhf]\nsamples = 3\n\
+         steps_per_batch = 2\nmax_tokens = 8\n[[rlhf.rewards]]\nkind = \"model\"\n[[rlhf.rewards]]\nkind = \"exact\"\n\
+         [data]\ntrain = [\"asked.jsonl\"]\nvalidation = [\"asked.jsonl\"]\n",
+    );
+    let asked = CHATS.map(|(asked, said)| json!({"prompt": asked, "answer": said}));
+    write(dir, "asked.jsonl", &asked);
+    let made = ok(dir, &["reward", "mini/06-reward.toml", "--json"]).json();
+    assert_eq!(made["measured"]["preference_accuracy"], 1.0, "{made}");
+    let eval = ["eval", "reward", "--data", "pairs.jsonl", "--json", "--model"];
+    let with = |model: &'static str| eval.into_iter().chain([model]).collect::<Vec<_>>();
+    let told = ok(dir, &with("runs/mini/06-reward")).json();
+    assert_eq!((&told["pairs"], &told["accuracy"]), (&json!(3), &json!(1.0)), "{told}");
+    assert!(told["calibration"]["error"].as_f64().unwrap() < 0.5, "{told}");
+    // Who answers does not judge, and who judges does not answer.
+    let ran = exits(dir, 1, &with("runs/mini/03-pretrain"));
+    assert!(ran.stderr.contains("no reward head"), "{}", ran.stderr);
+    let ran = exits(dir, 1, &["generate", "--model", "runs/mini/06-reward", "--prompt", "the"]);
+    assert!(ran.stderr.contains("eval reward"), "{}", ran.stderr);
+
+    let plan = ok(dir, &["rlhf", "mini/07-rlhf.toml", "--dry-run", "--json"]).json();
+    let plan = &plan["stages"][0]["plan"];
+    assert_eq!(plan["data"]["train"]["prompts"], 3, "{plan}");
+    let made = ok(dir, &["rlhf", "mini/07-rlhf.toml", "--json"]).json();
+    assert_eq!((&made["steps"], &made["skipped"]), (&json!(4), &json!(false)));
+    assert!(made["measured"]["validation_reward"].is_number(), "{made}");
+    let again = ok(dir, &["rlhf", "mini/07-rlhf.toml", "--json"]).json();
+    assert_eq!(again["skipped"], true);
+    // Baselines are trained on other rows than they are measured on.
+    let held: Vec<Value> = (0..3)
+        .map(|at| json!({"prompt": CHATS[at].0, "chosen": "home", "rejected": CHATS[at].1}))
+        .collect();
+    write(dir, "held.jsonl", &held);
+    let told = ok(
+        dir,
+        &["eval", "reward", "--model", "runs/mini/06-reward", "--data", "held.jsonl", "--baseline", "pairs.jsonl", "--json"],
+    );
+    assert!(told.json()["baseline"]["accuracy"].is_number());
+}
+
+#[test]
 fn mistakes_are_told_before_anything_runs() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
@@ -140,6 +195,7 @@ fn mistakes_are_told_before_anything_runs() {
         ("sft", "inputs.checkpoint='nowhere'", 1, "nowhere"),
         ("sft", "data.train=['pairs.jsonl']", 1, "line 1"),
         ("dpo", "data.too_long='cut'", 2, "data.too_long"),
+        ("dpo", "reward.grade_weight=1", 2, "`reward`"),
     ] {
         let recipe = if verb == "sft" {
             "mini/04-sft.toml"

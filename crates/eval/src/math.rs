@@ -22,6 +22,16 @@ pub struct Problem {
     pub answer: String,
 }
 
+impl Problem {
+    /// One whose worked answer ends in `#### NUMBER`; none where it does not.
+    pub fn of(question: &str, worked: &str) -> Option<Problem> {
+        Some(Problem {
+            question: question.to_owned(),
+            answer: marked(worked)?,
+        })
+    }
+}
+
 /// Shares from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MathScores {
@@ -49,16 +59,13 @@ pub fn read_problems(path: &Path) -> Result<Vec<Problem>> {
         if let Some(line) = seen.insert(question.to_owned(), row.line) {
             return Err(row.wrong(format!("its question is that of line {line} too; keep one")));
         }
-        let Some(number) = marked(answer) else {
+        let Some(problem) = Problem::of(question, answer) else {
             return Err(row.wrong(format!(
                 "`answer` is {:?}, but must end in `#### ` and a number",
                 beginning(answer)
             )));
         };
-        problems.push(Problem {
-            question: question.to_owned(),
-            answer: number,
-        });
+        problems.push(problem);
     }
     match problems.is_empty() {
         true => Err(Error::NoRows {

@@ -11,6 +11,7 @@ use russet_tensor::{DType, Tensor};
 use serde_json::{Value, json};
 
 use crate::config::Fields;
+use crate::reward::{RewardHead, SCORE};
 use crate::stored::{self, Planned, Stored};
 use crate::{Decoder, Frozen, Layout, Lora, ModelError, Parameter, ParameterKind, Projection};
 
@@ -26,10 +27,20 @@ type Matrices = (String, Tensor, Tensor, f32);
 /// # Errors
 /// When a file is missing or damaged, a setting is not understood, a shape does not fit this decoder, or the base is another.
 pub fn attach(decoder: Decoder, folder: &Path, base: Option<&str>) -> Result<Decoder, ModelError> {
-    let mut adapters = read(&decoder.layouts(), folder, base)?.into_iter();
-    Ok(adapted(decoder, |_| {
+    let (matrices, head) = read(
+        &decoder.layouts(),
+        Some(decoder.config().width),
+        folder,
+        base,
+    )?;
+    let mut adapters = matrices.into_iter();
+    let adapted = adapted(decoder, |_| {
         adapters.next().expect("a list for each product")
-    }))
+    });
+    Ok(match head {
+        Some(head) => adapted.with_reward(head),
+        None => adapted,
+    })
 }
 
 /// The decoder with what `own` says on each product, and all else frozen.
@@ -50,7 +61,7 @@ fn adapted(decoder: Decoder, mut own: impl FnMut(&Layout) -> Vec<Matrices>) -> D
 /// # Errors
 /// As [`attach`].
 pub fn load(layouts: &[Layout], folder: &Path, base: Option<&str>) -> Result<Adapter, ModelError> {
-    let matrices = read(layouts, folder, base)?;
+    let (matrices, _) = read(layouts, None, folder, base)?;
     let places = layouts.iter().zip(matrices).map(|(layout, own)| {
         let part = |(name, a, b, scale): Matrices| {
             let mut ranges = layout.ranges();
@@ -69,12 +80,13 @@ pub fn load(layouts: &[Layout], folder: &Path, base: Option<&str>) -> Result<Ada
     Ok(Adapter::new(places.collect()))
 }
 
-/// The matrices of each of a decoder's products.
+/// The matrices of each of a decoder's products; and the reward head, where the decoder has a `width` to take one.
 fn read(
     layouts: &[Layout],
+    width: Option<usize>,
     folder: &Path,
     base: Option<&str>,
-) -> Result<Vec<Vec<Matrices>>, ModelError> {
+) -> Result<(Vec<Vec<Matrices>>, Option<RewardHead>), ModelError> {
     let path = folder.join("adapter_config.json");
     let settings = crate::config::read_json(&path)?;
     let settings =
@@ -107,6 +119,15 @@ fn read(
         }
         adapters.push(own);
     }
+    let head = match width {
+        Some(width) => RewardHead::take(width, PREFIX, &mut stored)?,
+        None if stored.has(&format!("{PREFIX}{SCORE}")) => {
+            let problem = "is of a reward model, which tells how good answers are and gives none; judge with it by \
+                           `russet eval reward --adapter`";
+            return Err(ModelError::file(&path, problem));
+        }
+        None => None,
+    };
     stored.finish()?;
     if adapters.iter().all(Vec::is_empty) {
         return Err(ModelError::file(
@@ -114,7 +135,7 @@ fn read(
             "the adapter has no matrices, so it would change nothing",
         ));
     }
-    Ok(adapters)
+    Ok((adapters, head))
 }
 
 /// Puts a fresh adapter of the given rank on every projection whose name `chosen` accepts: A normal with variance
@@ -161,14 +182,14 @@ pub fn attach_made(
     })
 }
 
-/// A matrix of an adapter, to be written.
+/// A matrix of an adapter, or of the reward head beside it, to be written.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
-    /// Its name as a parameter: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    /// Its name as a parameter: `model.layers.0.self_attn.q_proj.lora_A.weight`, `score.weight`.
     pub name: &'a str,
     /// `[R, D]` or `[rows, R]`.
     pub shape: [usize; 2],
-    /// `alpha / rank`.
+    /// `alpha / rank`; says nothing of a reward head.
     pub scale: f32,
     /// Its numbers.
     pub values: &'a [f32],
@@ -185,32 +206,36 @@ pub struct About {
     pub dtype: DType,
 }
 
-/// Writes the adapters of a decoder as a PEFT folder in `f32`.
+/// Writes the adapters of a decoder, and its reward head where it has one, as a PEFT folder in `f32`.
 ///
 /// # Errors
 /// When the decoder has no adapters, or adapters of several ranks or scales; or the disk refuses.
 pub fn save(decoder: &Decoder, base: &str, folder: &Path) -> Result<(), ModelError> {
     let parameters = decoder.parameters();
-    let matrix = |parameter: &'_ Parameter<'_>| match parameter.kind {
-        ParameterKind::Adapter { scale } => {
-            let (rows, cols) = parameter.tensor.dims2();
-            Some((parameter.parts[0].0.clone(), [rows, cols], scale))
-        }
-        _ => None,
+    let own = |parameter: &&Parameter| {
+        let mut heads = HEADS.iter();
+        matches!(parameter.kind, ParameterKind::Adapter { .. })
+            || heads.any(|head| parameter.parts[0].0.starts_with(head))
     };
-    let named: Vec<_> = parameters
-        .iter()
-        .filter_map(|parameter| Some((matrix(parameter)?, parameter.tensor)))
-        .collect();
-    let matrices: Vec<Matrix> = named
-        .iter()
-        .map(|((name, shape, scale), tensor)| Matrix {
-            name,
-            shape: *shape,
-            scale: *scale,
-            values: tensor.data(),
-        })
-        .collect();
+    let mut matrices = Vec::new();
+    for parameter in parameters.iter().filter(own) {
+        let scale = match parameter.kind {
+            ParameterKind::Adapter { scale } => scale,
+            _ => 1.0,
+        };
+        let width = parameter.tensor.dims2().1;
+        let mut values = parameter.tensor.data();
+        for (name, rows) in &parameter.parts {
+            let (own, rest) = values.split_at(rows * width);
+            values = rest;
+            matrices.push(Matrix {
+                name,
+                shape: [*rows, width],
+                scale,
+                values: own,
+            });
+        }
+    }
     let about = About {
         name: Some(base.to_owned()),
         base: None,
@@ -260,6 +285,12 @@ pub fn save_matrices(matrices: &[Matrix], about: &About, folder: &Path) -> Resul
         "target_modules": modules, "layers_to_transform": layers, "layers_pattern": "layers", "inference_mode": true,
         "use_rslora": false, "use_dora": false,
     });
+    let of_head = |word: &str| matrices.iter().any(|one| one.name.starts_with(word));
+    let heads: Vec<&str> = HEADS.into_iter().filter(|word| of_head(word)).collect();
+    if !heads.is_empty() {
+        settings["task_type"] = "SEQ_CLS".into();
+        settings["modules_to_save"] = json!(heads);
+    }
     if let Some(base) = &about.base {
         settings["russet_base"] = base.as_str().into();
     }
@@ -407,6 +438,9 @@ const HISTORY: &[&str] = &[
     "task_type",
 ];
 
+/// Modules of a reward head, which are whole in an adapter's file.
+const HEADS: [&str; 2] = ["score", "grades"];
+
 /// Settings that [`Settings::parse`] reads.
 const READ: &[&str] = &[
     "peft_type",
@@ -426,6 +460,14 @@ fn refuse_unknown(key: &str, value: &Value) -> Result<(), String> {
         return Ok(());
     }
     match (key, value) {
+        // What lies beside the matrices is read with them.
+        ("modules_to_save", Value::Array(names))
+            if names
+                .iter()
+                .all(|name| HEADS.iter().any(|head| name == head)) =>
+        {
+            Ok(())
+        }
         ("bias", Value::String(bias)) if bias == "none" => Ok(()),
         ("bias", _) => Err(format!(
             "`bias` is {value}, but Russet's layers have no biases"

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use russet_tensor::{DType, Mesh, Tensor};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::block::{Block, layouts};
+use crate::reward::{RewardHead, SCORE};
 use crate::stored::{self, Output, Stored};
 use crate::{Config, Decoder, Dense, Embedding, Family, Layout, Linear, ModelError};
 
@@ -22,7 +23,8 @@ pub fn open(folder: &Path) -> Result<Decoder, ModelError> {
     }
 }
 
-/// Reads a dense checkpoint: `config.json` and safetensors of f32, f16 or bf16, in one file or sharded.
+/// Reads a dense checkpoint: `config.json` and safetensors of f32, f16 or bf16, in one file or sharded. One of a reward model has
+/// its head.
 ///
 /// # Errors
 /// When a file is missing, damaged, or describes what Russet does not know.
@@ -30,8 +32,12 @@ pub fn load(folder: &Path) -> Result<Decoder, ModelError> {
     let config = Config::open(folder)?;
     let mut stored = Stored::open(folder, "model")?;
     let decoder = assemble(&config, &mut stored, dense_table(&config), dense_product)?;
+    let reward = RewardHead::take(config.width, "", &mut stored)?;
     finish(&config, stored)?;
-    Ok(decoder)
+    Ok(match reward {
+        Some(head) => decoder.with_reward(head),
+        None => decoder,
+    })
 }
 
 /// A rank's part of a dense checkpoint.
@@ -247,7 +253,11 @@ pub fn save(decoder: &Decoder, folder: &Path) -> Result<(), ModelError> {
 /// # Errors
 /// When the disk refuses.
 pub fn save_tensors(config: &Config, tensors: &[Output], folder: &Path) -> Result<(), ModelError> {
-    write_config(config, None, folder)?;
+    let json = match tensors.iter().any(|tensor| tensor.name == SCORE) {
+        true => config.to_reward_json(),
+        false => config.to_json(),
+    };
+    write_json(json, folder)?;
     stored::write(folder, "model", tensors, stored::SHARD_BYTES)
 }
 
@@ -290,11 +300,15 @@ pub(crate) fn write_config(
     folder: &Path,
 ) -> Result<(), ModelError> {
     let mut json = config.to_json();
-    let generation =
-        json!({"bos_token_id": json["bos_token_id"], "eos_token_id": json["eos_token_id"]});
     if let Some(quantization) = quantization {
         json.insert("quantization_config".into(), quantization);
     }
+    write_json(json, folder)
+}
+
+fn write_json(json: Map<String, Value>, folder: &Path) -> Result<(), ModelError> {
+    let generation =
+        json!({"bos_token_id": json["bos_token_id"], "eos_token_id": json["eos_token_id"]});
     for (name, json) in [
         ("config.json", Value::Object(json)),
         ("generation_config.json", generation),

@@ -200,8 +200,9 @@ impl Config {
             .and_then(|names| names.get(0))
             .and_then(Value::as_str)
         {
-            Some("Qwen3ForCausalLM") => Family::Qwen3,
-            Some("LlamaForCausalLM") => Family::Llama,
+            // The second of each are reward models, whose head lies beside the same decoder.
+            Some("Qwen3ForCausalLM" | "Qwen3ForSequenceClassification") => Family::Qwen3,
+            Some("LlamaForCausalLM" | "LlamaForSequenceClassification") => Family::Llama,
             other => {
                 let name = other.unwrap_or("missing");
                 return Err(format!(
@@ -378,6 +379,32 @@ impl Config {
         };
         json
     }
+
+    /// The same of a reward model, as `transformers` has a classifier of one label. It pools at the last token that is not the
+    /// padding, which must therefore have a name; in a batch of one nothing is padded.
+    pub fn to_reward_json(&self) -> Map<String, Value> {
+        let mut json = self.to_json();
+        let architecture = match self.family {
+            Family::Qwen3 => "Qwen3ForSequenceClassification",
+            Family::Llama => "LlamaForSequenceClassification",
+        };
+        json.insert("architectures".into(), json!([architecture]));
+        json.insert("id2label".into(), json!({"0": "reward"}));
+        json.insert("label2id".into(), json!({"reward": 0}));
+        let padding = self.bos.or(self.eos.first().copied());
+        json.insert("pad_token_id".into(), json!(padding));
+        json
+    }
+}
+
+/// Whether a folder's `config.json` is one of a reward model; no where there is none.
+pub fn is_reward(folder: &Path) -> bool {
+    let named = |json: Map<String, Value>| {
+        let name = json.get("architectures")?.get(0)?.as_str()?;
+        Some(name.ends_with("ForSequenceClassification"))
+    };
+    let json = read_json(&folder.join("config.json")).ok();
+    json.and_then(named).unwrap_or(false)
 }
 
 /// Reads a JSON object from a file of bounded size.

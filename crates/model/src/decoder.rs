@@ -9,6 +9,7 @@ use russet_tensor::{Ctx, Op, Segments, Tensor, ring};
 use crate::block::{Block, Pass};
 use crate::cut::{Cut, CutPart};
 use crate::parallel::Sharding;
+use crate::reward::{Judged, RewardHead};
 use crate::{Config, Embedding, KvCache, Layout, Linear};
 
 /// A dense decoder-only transformer: pre-norm, no biases, grouped queries, rotary positions, SwiGLU
@@ -19,6 +20,7 @@ pub struct Decoder {
     pub(crate) blocks: Vec<Arc<Block>>, // shared with a tape that will run them once more
     pub(crate) norm: Tensor,            // [D]
     pub(crate) head: Option<Embedding>, // where output and input do not share one table
+    reward: Option<RewardHead>,         // of a reward model
     frozen: bool,                       // tables and norms are no parameters
     pub(crate) sharding: Option<Sharding>, // where each rank of a mesh has a part
 }
@@ -78,6 +80,7 @@ impl Decoder {
             blocks: blocks.into_iter().map(Arc::new).collect(),
             norm,
             head,
+            reward: None,
             frozen: false,
             sharding: None,
         }
@@ -93,6 +96,66 @@ impl Decoder {
     pub fn with_positions(mut self, rope_theta: f64, context: usize) -> Decoder {
         (self.config.rope_theta, self.config.context) = (rope_theta, context);
         self
+    }
+
+    /// The decoder with a head that tells rewards, whose numbers are parameters even where all else is frozen.
+    ///
+    /// # Panics
+    /// When the decoder lies on a mesh.
+    pub fn with_reward(self, head: RewardHead) -> Decoder {
+        assert!(
+            self.sharding.is_none(),
+            "a reward head needs a whole decoder"
+        );
+        Decoder {
+            reward: Some(head),
+            ..self
+        }
+    }
+
+    /// The decoder alone.
+    pub fn without_reward(self) -> Decoder {
+        Decoder {
+            reward: None,
+            ..self
+        }
+    }
+
+    /// Its reward head, where it has one.
+    pub fn reward_head(&self) -> Option<&RewardHead> {
+        self.reward.as_ref()
+    }
+
+    /// What the reward head says at some rows of hidden states `[N, D]`: at the last token of each response.
+    ///
+    /// # Panics
+    /// When there is no head.
+    pub fn judge(&self, ctx: &mut Ctx, hidden: &Tensor, rows: &[usize]) -> Judged {
+        let head = self.reward.as_ref().expect("a decoder with a reward head");
+        let last = ops::rows(ctx, hidden, rows); // [M, D]
+        head.forward(ctx, &last)
+    }
+
+    /// Another hold on the same weights, for whoever generates from a decoder that somebody else owns. While it lives the
+    /// weights cannot be changed.
+    ///
+    /// # Panics
+    /// When the decoder lies on a mesh.
+    pub fn share(&self) -> Decoder {
+        assert!(
+            self.sharding.is_none(),
+            "a whole decoder can be shared, not a rank's part"
+        );
+        Decoder {
+            config: self.config.clone(),
+            embedding: self.embedding.clone(),
+            blocks: self.blocks.clone(),
+            norm: self.norm.clone(),
+            head: self.head.clone(),
+            reward: self.reward.clone(),
+            frozen: self.frozen,
+            sharding: None,
+        }
     }
 
     /// Its shape.
@@ -292,7 +355,8 @@ impl Decoder {
     pub fn stored_bytes(&self) -> usize {
         let products: usize = self.linears().map(Linear::stored_bytes).sum();
         let head = self.head.as_ref().map_or(0, Embedding::stored_bytes);
-        products + self.embedding.stored_bytes() + head
+        let reward = self.reward.as_ref().map_or(0, RewardHead::stored_bytes);
+        products + self.embedding.stored_bytes() + head + reward
     }
 
     /// The layouts of these products.
@@ -331,6 +395,9 @@ impl Decoder {
         if self.frozen {
             self.linears()
                 .for_each(|linear| linear.visit(&mut |parameter| all.push(parameter)));
+            if let Some(reward) = &self.reward {
+                reward.visit(&mut |parameter| all.push(parameter));
+            }
             return all;
         }
         fn table<'a>(name: &str, embedding: &'a Embedding) -> Option<Parameter<'a>> {
@@ -357,6 +424,9 @@ impl Decoder {
             cut: None,
         });
         all.extend(self.head.as_ref().and_then(|head| table("lm_head", head)));
+        if let Some(reward) = &self.reward {
+            reward.visit(&mut |parameter| all.push(parameter));
+        }
         if let Some(sharding) = &self.sharding {
             for (parameter, cut) in all.iter_mut().zip(&sharding.cuts) {
                 let rows = |part: &CutPart| (part.name.clone(), part.rows.len());
@@ -376,6 +446,9 @@ impl Decoder {
                     linear.visit_mut(visit);
                 }
             }
+            if let Some(reward) = &mut self.reward {
+                reward.visit_mut(visit);
+            }
             return;
         }
         if let Embedding::Dense(table) = &mut self.embedding {
@@ -388,6 +461,9 @@ impl Decoder {
         visit(&mut self.norm);
         if let Some(Embedding::Dense(table)) = &mut self.head {
             visit(table);
+        }
+        if let Some(reward) = &mut self.reward {
+            reward.visit_mut(visit);
         }
     }
 }

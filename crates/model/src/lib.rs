@@ -23,6 +23,7 @@ pub mod linear;
 pub mod llama2c;
 pub mod package;
 pub mod parallel;
+pub mod reward;
 pub mod stored;
 mod weights;
 
@@ -34,4 +35,5 @@ pub use decoder::{Decoder, Parameter, ParameterKind};
 pub use embedding::Embedding;
 pub use error::ModelError;
 pub use linear::{Dense, Frozen, Layout, Linear, Lora, Palettized, Projection};
+pub use reward::{Judged, RewardHead};
 pub use weights::Weights;

@@ -23,8 +23,9 @@ mod shard;
 
 use std::ops::Range;
 
-use russet_tensor::Segments;
+use russet_model::Decoder;
 use russet_tensor::ops::IGNORE;
+use russet_tensor::{Ctx, Segments};
 use russet_tokenizer::TokenShard;
 use serde_json::Value;
 
@@ -63,6 +64,27 @@ pub struct Origin {
 
 /// Where the loop gets its data. Position in the data is its only state.
 pub trait Batches {
+    /// Looks at the model before the step's micro-batches are asked for, where data come of the model that learns: rollouts.
+    /// Others do not look.
+    ///
+    /// # Errors
+    /// When the data cannot be made.
+    fn prepare(&mut self, ctx: &mut Ctx, decoder: &Decoder) -> Result<()> {
+        let _ = (ctx, decoder);
+        Ok(())
+    }
+
+    /// Why the run ends here, though steps are left; asked after [`Batches::prepare`].
+    fn ends(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether a later process could go on from [`Batches::state`] as it is now. Not in the middle of steps that share something
+    /// that only this process has; the run is then saved, and a wish to stop heard, behind the last of them.
+    fn is_whole(&self) -> bool {
+        true
+    }
+
     /// The micro-batches of the next step. The weights of all of them together make the step's loss: for a mean over
     /// tokens each is 1 / (targets counted in the step).
     ///

@@ -11,6 +11,11 @@ pub trait Objective {
     /// The batch's share of the step's loss, recorded on the context's tape: the losses of all micro-batches of a step add
     /// up to the step's loss.
     fn loss(&self, decoder: &Decoder, ctx: &mut Ctx, batch: &Batch) -> TokenLoss;
+
+    /// What else there is to log of the step whose micro-batches have all been through; mostly nothing.
+    fn facts(&self) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
 }
 
 /// `Σₙ weightₙ · (-log p(targetₙ | its document so far))`, in nats: pre-training, and supervised fine-tuning with other

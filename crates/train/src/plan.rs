@@ -300,6 +300,7 @@ impl Plan {
                     tokenizer: self.tokenizer.clone(),
                 },
             },
+            reward: false,
             task: self,
             measures_start: settings.adapter.is_some(),
         })

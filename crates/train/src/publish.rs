@@ -71,7 +71,7 @@ impl Publication {
                 copy_tokenizer(tokenizer, &self.files, draft)?;
             }
             Form::Adapter(about) => {
-                let matrices: Vec<Matrix> = self.weights.iter().map(matrix).collect();
+                let matrices: Vec<Matrix> = self.weights.iter().flat_map(matrices).collect();
                 save_matrices(&matrices, about, draft.path())?;
             }
         }
@@ -152,16 +152,17 @@ pub fn card_rows(
     rows
 }
 
-/// A parameter of an adapter as it is written.
-fn matrix(parameter: &Named) -> Matrix<'_> {
-    let ParameterKind::Adapter { scale } = parameter.cut.kind else {
-        unreachable!("all else is frozen where adapters are trained")
+/// A parameter of an adapter, or of the reward head beside it, as it is written.
+fn matrices(parameter: &Named) -> impl Iterator<Item = Matrix<'_>> {
+    let scale = match parameter.cut.kind {
+        ParameterKind::Adapter { scale } => scale,
+        _ => 1.0, // all else but a head is frozen where adapters are trained
     };
-    let part = &parameter.cut.parts[0];
-    Matrix {
+    let parts = parameter.cut.parts.iter().zip(parameter.cut.blocks());
+    parts.map(move |(part, block)| Matrix {
         name: &part.name,
         shape: [part.shape[0], part.shape[1]],
         scale,
-        values: &parameter.values,
-    }
+        values: &parameter.values[block],
+    })
 }

@@ -6,7 +6,8 @@
 //!     norm → skip, or clip → update → running mean
 //!     log · validate · save, each every so many steps
 //! ```
-//! A request to stop is honoured between micro-batches: the step begun is dropped, the state before it saved. A loss or
+//! A request to stop is honoured between micro-batches: the step begun is dropped, the state before it saved; where steps share
+//! what only this process has ([`Batches::is_whole`]), after the last of them. A loss or
 //! gradient that is not finite ends the run before it touches the weights. Saving is a copy here and the work of another
 //! thread ([`crate::save`]).
 //!
@@ -190,16 +191,27 @@ impl Stepping<'_, '_> {
         if begins && !self.measure(ctx, state)? {
             return self.stop(ctx, state);
         }
+        let mut saves = false;
         while state.step < self.run.steps {
             let begun = Instant::now();
             let (sent, waited) = (self.moved(), self.waited());
             let before = self.run.batches.state();
-            let stop = self.vote()?;
+            let whole = self.run.batches.is_whole();
+            let mut stop = self.vote()?;
+            if !stop {
+                self.run.batches.prepare(ctx, &state.decoder)?;
+                if let Some(why) = self.run.batches.ends() {
+                    self.say(state.step, "ended", &why);
+                    break;
+                }
+                stop = self.stops_alone(whole);
+            }
             let made = match stop {
                 true => None,
                 false => {
                     let batches = self.run.batches.next()?;
-                    let loss = self.forward_backward(ctx, state, &batches, &mut gradients)?;
+                    let loss =
+                        self.forward_backward(ctx, state, &batches, &mut gradients, whole)?;
                     loss.map(|loss| (loss, batches))
                 }
             };
@@ -246,6 +258,7 @@ impl Stepping<'_, '_> {
                 ("tokens_per_second", speed),
                 ("mfu", utilisation),
             ];
+            fields.extend(self.run.objective.facts());
             self.run.progress.update(step, &fields);
             let every = self.run.log.as_ref().map_or(1, |(every, _)| *every);
             if step == 1 || step == self.run.steps || step.is_multiple_of(every) {
@@ -260,12 +273,13 @@ impl Stepping<'_, '_> {
             if step < self.run.steps && self.is_measured(step) {
                 self.measure(ctx, state)?;
             }
-            let saves = self
+            saves |= self
                 .run
                 .saving
                 .as_ref()
                 .is_some_and(|saving| saving.every > 0 && step.is_multiple_of(saving.every));
-            if saves && step < self.run.steps {
+            if saves && step < self.run.steps && self.run.batches.is_whole() {
+                saves = false;
                 self.save(ctx, state)?;
             }
             self.saved(false)?;
@@ -279,6 +293,12 @@ impl Stepping<'_, '_> {
         self.saved(true)?;
         self.forget_failed_best(state);
         Ok(Ended::Finished)
+    }
+
+    /// Whether a rank that is alone stops now: asked to, and where a later process could go on from.
+    fn stops_alone(&self, whole: bool) -> bool {
+        // Ranks decide together: they have voted on a stop.
+        whole && self.ranks.mesh().is_none() && self.run.interrupt.is_raised()
     }
 
     /// Saves the state and ends.
@@ -325,20 +345,21 @@ impl Stepping<'_, '_> {
         self.say(step, "straggler", &message);
     }
 
-    /// Adds the gradients of this rank's micro-batches up and returns their loss; `None` when asked to stop.
+    /// Adds the gradients of this rank's micro-batches up and returns their loss; `None` when asked to stop where it may.
     fn forward_backward(
         &mut self,
         ctx: &mut Ctx,
         state: &State,
         batches: &[Batch],
         gradients: &mut Gradients,
+        whole: bool,
     ) -> Result<Option<f64>> {
         let decoder = &state.decoder;
-        // Ranks decide together: they have voted on a stop, and a loss that is not finite is one of all.
+        // Of ranks a loss that is not finite is one of all.
         let alone = self.ranks.mesh().is_none();
         let mut sum = 0.0;
         for batch in batches {
-            if alone && self.run.interrupt.is_raised() {
+            if self.stops_alone(whole) {
                 gradients.clear();
                 return Ok(None);
             }

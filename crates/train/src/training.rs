@@ -18,6 +18,7 @@
 //!     stage: Stage::new("sft", tool, recipe, inputs),   // what the result is a function of; `inputs` has the base
 //!     train: &settings.train, optimizer, schedule, compute: &settings.compute, mesh,
 //!     trained: Trained::Weights { config, checkpoint: Some(base), tokenizer }, or Trained::Adapters(Adapters { base, settings, first }),
+//!     reward: false,
 //!     memory: None,
 //!     task: &task,                                      // an implementation of Task
 //!     measures_start: true,
@@ -34,7 +35,7 @@ use std::sync::Arc;
 
 use russet_artifact::{Draft, Hold, Interrupt, Kind, NoProgress, Progress, RunLog, Stage};
 use russet_kernels::Pool;
-use russet_model::{Config, Decoder, adapter, checkpoint};
+use russet_model::{Config, Decoder, RewardHead, adapter, checkpoint};
 use russet_tensor::mesh::{AXES, Mesh, MeshShape};
 use russet_tensor::threads::{self, Failure};
 use russet_tensor::{Ctx, Tensor};
@@ -145,6 +146,9 @@ pub struct Training<'a> {
     pub memory: Option<Memory>,
     /// What is trained.
     pub trained: Trained<'a>,
+    /// Whether the decoder has a reward head, which is trained whatever else is: a new one by the run's seed where what the run
+    /// begins with has none.
+    pub reward: bool,
     /// What is learnt.
     pub task: &'a dyn Task,
     /// Whether it is measured before the first step too.
@@ -242,6 +246,11 @@ impl Training<'_> {
         interrupt: &Interrupt,
     ) -> Result<Outcome> {
         let shape = self.mesh;
+        if self.reward && shape.ranks() > 1 {
+            let problem =
+                "makes several ranks, but a reward head is trained on one; leave `[parallel]` out";
+            return Err(TrainError::setting("parallel", problem));
+        }
         if let (Trained::Adapters(_), 2..) = (&self.trained, shape.ranks()) {
             let problem = format!(
                 "makes {} ranks, but adapters are trained on one; leave `[parallel]` out",
@@ -322,16 +331,40 @@ impl Trained<'_> {
         }
     }
 
-    /// What a saved state is laid into: a decoder of which it has the parameters; nothing where it has all weights.
-    fn frame(&self, base: Option<&str>) -> Result<Option<Decoder>> {
-        let Trained::Adapters(adapters) = self else {
-            return Ok(None);
+    /// What a saved state is laid into: a decoder of which it has the parameters; nothing where it has all that a configuration
+    /// tells of.
+    fn frame(&self, base: Option<&str>, reward: bool) -> Result<Option<Decoder>> {
+        let decoder = match self {
+            Trained::Weights {
+                config,
+                checkpoint: Some(folder),
+                ..
+            } if reward => {
+                checkpoint::load(folder)?.with_positions(config.rope_theta, config.context)
+            }
+            Trained::Weights { config, .. } if reward => Decoder::random(config, 0),
+            Trained::Weights { .. } => return Ok(None),
+            Trained::Adapters(adapters) => {
+                let decoder = checkpoint::open(&adapters.base)?;
+                match &adapters.first {
+                    First::Of(folder) => adapter::attach(decoder, folder, base)?,
+                    First::New | First::Made(_) => adapters.settings.attach(decoder, 0),
+                }
+            }
         };
-        let decoder = checkpoint::open(&adapters.base)?;
-        Ok(Some(match &adapters.first {
-            First::Of(folder) => adapter::attach(decoder, folder, base)?,
-            First::New | First::Made(_) => adapters.settings.attach(decoder, 0),
-        }))
+        Ok(Some(with_reward(decoder, reward, 0)))
+    }
+}
+
+/// The decoder with a reward head, a new one where none is there; or without, where none is wanted.
+fn with_reward(decoder: Decoder, wanted: bool, seed: u64) -> Decoder {
+    match (wanted, decoder.reward_head().is_some()) {
+        (true, false) => {
+            let head = RewardHead::random(decoder.config(), seed);
+            decoder.with_reward(head)
+        }
+        (false, true) => decoder.without_reward(),
+        _ => decoder,
     }
 }
 
@@ -453,7 +486,7 @@ impl Run<'_> {
             Trained::Weights { .. } => None,
             Trained::Adapters(adapters) => training.base(&adapters.base),
         };
-        let frame = || trained.frame(base.as_deref());
+        let frame = || trained.frame(base.as_deref(), training.reward);
         let mut state = match store.load(mesh.as_ref(), frame, fresh, rounding(ctx))? {
             Some(loaded) => {
                 batches.restore(&loaded.batches)?;
@@ -480,7 +513,9 @@ impl Run<'_> {
                 loaded.state
             }
             None => {
-                fresh(self.first_decoder(&ctx.pool, mesh.as_ref(), base.as_deref(), progress)?)
+                let decoder =
+                    self.first_decoder(&ctx.pool, mesh.as_ref(), base.as_deref(), progress)?;
+                fresh(with_reward(decoder, training.reward, settings.seed))
             }
         };
         let mut log = match (is_first, state.step) {

@@ -55,6 +55,7 @@ fn source(pairs: u64) -> Source {
         sequences: (0..pairs as usize)
             .map(|pair| vec![2 * pair, 2 * pair + 1])
             .collect(),
+        judgements: Vec::new(),
         counts: Default::default(),
     }
 }

@@ -12,6 +12,7 @@ pub mod positions;
 pub mod prompts;
 pub mod report;
 pub mod respond;
+pub mod reward;
 pub mod safety;
 pub mod save;
 pub mod slots;

@@ -1,10 +1,11 @@
-//! `stage = "sft"` and `stage = "dpo"`: a checkpoint and rows of conversations or preferences to a tuned one.
+//! `stage = "sft"`, `stage = "dpo"` and `stage = "reward"`: a checkpoint and rows of conversations or preferences to a tuned one, or
+//! to a reward model.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use russet_align::plan::REPORT;
-use russet_align::settings::{DataSettings, DpoSettings, constant, train_table};
+use russet_align::settings::{DataSettings, DpoSettings, RewardSettings, constant, train_table};
 use russet_align::{Lesson, Plan as AlignPlan, Settings, Sources};
 use russet_artifact::Recipe;
 use russet_train::settings::{ComputeSettings, OptimizerSettings, ScheduleSettings, TrainSettings};
@@ -29,6 +30,7 @@ struct AlignRecipe {
     schedule: ScheduleSettings,
     adapter: Option<AdapterSettings>,
     dpo: Option<DpoSettings>,
+    reward: Option<RewardSettings>,
     data: DataSettings,
     #[serde(default)]
     compute: ComputeSettings,
@@ -60,6 +62,7 @@ pub(super) fn read(app: &App, recipe: &Recipe, lesson: Lesson) -> Result<Align> 
         schedule,
         adapter,
         dpo,
+        reward,
         data,
         mut compute,
     } = recipe.parse()?;
@@ -73,6 +76,7 @@ pub(super) fn read(app: &App, recipe: &Recipe, lesson: Lesson) -> Result<Align> 
         schedule,
         adapter,
         dpo,
+        reward,
         data,
         compute,
     };
@@ -179,7 +183,10 @@ impl Work for Align {
 
     fn run(&self, app: &mut App, _: &str, place: &Place) -> Result<Made> {
         let folder = place.input(&self.inputs.checkpoint);
-        crate::found::model(&folder)?;
+        match self.lesson {
+            Lesson::Rewards => crate::found::any_model(&folder)?,
+            _ => crate::found::model(&folder)?,
+        }
         let plan = self.open(place)?;
         let outcome = plan.run(
             &place.out,
@@ -224,6 +231,6 @@ impl Work for Align {
     }
 }
 
-fn read_report(folder: &Path) -> Result<Value> {
+pub(super) fn read_report(folder: &Path) -> Result<Value> {
     read_json(&folder.join(REPORT)).context("the artifact's report")
 }

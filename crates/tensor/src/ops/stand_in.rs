@@ -1,5 +1,6 @@
-//! A loss by another's gradient.
+//! A loss by another's gradient, or by one that its caller has formed.
 
+use super::cross_entropy::record_gradients;
 use crate::{Ctx, Tensor};
 
 /// One number, `value`, whose gradient is that of `surrogate [1]`.
@@ -18,11 +19,25 @@ pub fn stand_in(ctx: &mut Ctx, surrogate: &Tensor, value: f32) -> Tensor {
     loss
 }
 
+/// One number, `value`, whose gradient by each of `inputs` is the tensor beside it: a loss of a few numbers that a forward pass
+/// makes, differentiated by hand.
+pub fn given(ctx: &mut Ctx, value: f32, inputs: Vec<(&Tensor, Tensor)>) -> Tensor {
+    for (input, gradient) in &inputs {
+        assert_eq!(input.shape(), gradient.shape(), "a gradient of its input");
+    }
+    let loss = Tensor::new(&[1], vec![value]);
+    let of: Vec<&dyn crate::Node> = inputs.iter().map(|(input, _)| *input as _).collect();
+    if ctx.records(&of) {
+        record_gradients(ctx, &loss, inputs);
+    }
+    loss
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Gradients;
-    use crate::ops::check::{context, random};
+    use crate::ops::check::{check_gradients, context, random};
     use crate::ops::cross_entropy;
 
     #[test]
@@ -43,5 +58,16 @@ mod tests {
         let (own, stands) = (gradient(None), gradient(Some(42.0)));
         assert_eq!(stands.0, 42.0);
         assert_eq!((own.1, own.2), (stands.1, stands.2));
+    }
+
+    #[test]
+    fn a_given_gradient_flows_on() {
+        // L = Σ y², y = x Wᵀ
+        check_gradients(&[random(&[3, 4], 1), random(&[2, 4], 2)], |ctx, x| {
+            let y = crate::ops::linear(ctx, &x[0], &x[1]);
+            let square = y.data().iter().map(|y| y * y).sum();
+            let slope = Tensor::from_fn(y.shape(), |at| 2.0 * y.data()[at]);
+            given(ctx, square, vec![(&y, slope)])
+        });
     }
 }

@@ -1,0 +1,533 @@
+//! A recipe of reinforcement learning that has been checked, with its prompts, and the run that learns from their answers.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use russet_artifact::{Inputs, Interrupt, Kind, Progress, Recipe, Stage, Tool};
+use russet_model::{Config, Decoder, Embedding};
+use russet_tensor::{Ctx, MeshShape};
+use russet_tokenizer::Tokenizer;
+use russet_train::plan::IDLE_SETTINGS;
+use russet_train::{
+    Adapters, Batches, First, GoesOn, Launch, Measure, Measured, Objective, Outcome, Result,
+    Resume, State, Task, TrainError, Trained, Training, VALIDATION_LOSS,
+};
+use serde_json::{Value, json};
+
+use super::prompts::{Counts, Prompt, Prompts, drawn};
+use super::rollout::{Drawer, Rollouts};
+use super::settings::{Divergence, RewardSettings, Settings};
+use super::{PolicyGradient, SharedBoard};
+use crate::dpo;
+use crate::plan::{REPORT, base_input, tokenizer};
+use crate::rewards::{Format, ModelReward, Reward, Rules, Sum};
+
+/// Where the inputs of a recipe lie.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// The policy to begin with, which is the reference too: a checkpoint, or where adapters are trained a package too.
+    pub checkpoint: PathBuf,
+    /// An adapter (PEFT folder) that training goes on with; with `[adapter]` only.
+    pub adapter: Option<PathBuf>,
+    /// The reward model: a checkpoint with a reward head, or the base of `reward_adapter`.
+    pub reward: Option<PathBuf>,
+    /// An adapter with a reward head.
+    pub reward_adapter: Option<PathBuf>,
+}
+
+/// A checked recipe with its prompts.
+pub struct Plan {
+    settings: Settings,
+    sources: Sources,
+    config: Config,
+    tokenizer: Tokenizer,
+    template: Option<String>, // to be written beside the weights
+    inputs: Inputs,
+    train: Prompts,
+    validation: Option<Prompts>,
+    rewards: Sum, // but for the reward model, which a run opens
+}
+
+fn refuse<T>(key: &'static str, problem: impl Into<String>) -> Result<T> {
+    Err(TrainError::Setting {
+        key,
+        problem: problem.into(),
+    })
+}
+
+/// The rewards of a recipe, but for reward models.
+fn rules(settings: &[RewardSettings], known: &dyn Rules) -> Result<Sum> {
+    let mut sum = Vec::new();
+    for RewardSettings {
+        kind,
+        weight,
+        pattern,
+    } in settings
+    {
+        let reward: Box<dyn Reward> = match (kind.as_str(), pattern) {
+            ("model", _) => continue,
+            ("format", Some(pattern)) => match Format::new(pattern) {
+                Ok(format) => Box::new(format),
+                Err(problem) => {
+                    return refuse(
+                        "rlhf.rewards.pattern",
+                        format!("is no regular expression: {problem}"),
+                    );
+                }
+            },
+            (kind, _) => match known.rule(kind) {
+                Some(rule) => rule,
+                None => {
+                    let mut names = vec!["model", "format"];
+                    names.extend(known.kinds());
+                    let problem = format!("is {kind:?}; it must be one of {}", names.join(", "));
+                    return refuse("rlhf.rewards.kind", problem);
+                }
+            },
+        };
+        sum.push((*weight, reward));
+    }
+    Ok(Sum(sum))
+}
+
+impl Plan {
+    /// Checks settings against each other and the models, and reads the prompts.
+    ///
+    /// # Errors
+    /// When a setting cannot be, a model is none, or a row cannot be read or judged.
+    pub fn new(settings: Settings, sources: Sources, known: &dyn Rules) -> Result<Plan> {
+        let mut settings = settings.resolved()?;
+        let adapts = settings.adapter.is_some();
+        let start = Config::open(&sources.checkpoint)?;
+        let mut inputs = base_input(Inputs::new(), "checkpoint", &sources.checkpoint, adapts)?;
+        if let Some(adapter) = &sources.adapter {
+            if !adapts {
+                return refuse(
+                    "adapter",
+                    "is missing, but `inputs.adapter` names an adapter to go on with; write [adapter]",
+                );
+            }
+            inputs = inputs.artifact_or_path("adapter", adapter, Kind::Adapter)?;
+        }
+        match (&sources.reward, settings.asks_model()) {
+            (None, true) => {
+                return refuse(
+                    "inputs.reward",
+                    "is missing, but a reward is of the kind \"model\"; name the reward model",
+                );
+            }
+            (Some(_), false) => {
+                return refuse(
+                    "inputs.reward",
+                    "names a reward model, but no reward is of the kind \"model\"; write [[rlhf.rewards]] with it",
+                );
+            }
+            (Some(folder), true) => {
+                let adapted = sources.reward_adapter.is_some();
+                inputs = base_input(inputs, "reward", folder, adapted)?;
+            }
+            (None, false) => {}
+        }
+        if let Some(adapter) = &sources.reward_adapter {
+            if sources.reward.is_none() {
+                return refuse(
+                    "inputs.reward_adapter",
+                    "stands without `inputs.reward`, which names its base",
+                );
+            }
+            inputs = inputs.artifact_or_path("reward_adapter", adapter, Kind::Adapter)?;
+        }
+        let (tokenizer, template) = tokenizer(&sources.checkpoint, None)?;
+        if tokenizer.vocab_size() > start.vocab {
+            let problem = format!(
+                "its tokenizer has {} tokens but its vocabulary {}; they do not belong together",
+                tokenizer.vocab_size(),
+                start.vocab
+            );
+            return Err(TrainError::Data {
+                place: sources.checkpoint.clone(),
+                problem,
+            });
+        }
+        let rewards = rules(&settings.rlhf.rewards, known)?;
+        let length = settings.train.sequence_length;
+        let data = &settings.data;
+        let read = |files: &[PathBuf]| {
+            let most = length - settings.rlhf.max_tokens;
+            Prompts::read(files, &tokenizer, most, data.skip_malformed, &rewards)
+        };
+        for (key, files) in [("train", &data.train), ("validation", &data.validation)] {
+            for (number, file) in files.iter().enumerate() {
+                inputs = inputs.path(&format!("{key}-{number}"), file)?;
+            }
+        }
+        let train = read(&data.train)?;
+        let validation = match data.validation.is_empty() {
+            true => None,
+            false => Some(read(&data.validation)?),
+        };
+        if let Some(epochs) = data.epochs {
+            let prompts = settings.train.batch_sequences / settings.rlhf.samples;
+            let batches = (epochs * train.all.len() as f64 / prompts as f64).ceil() as u64;
+            let each = settings.rlhf.steps_per_batch.unwrap_or(1);
+            settings.train.steps = Some(batches.saturating_mul(each));
+        }
+        settings
+            .train
+            .resolve(&settings.optimizer, &settings.schedule)?;
+        let config = match adapts {
+            // Its base answers for its context.
+            true if start.context < length => {
+                let problem = format!(
+                    "is {length}, but the base was made for {} tokens of context; lower it",
+                    start.context
+                );
+                return refuse("train.sequence_length", problem);
+            }
+            true => start,
+            false => Config {
+                context: start.context.max(length),
+                ..start
+            },
+        };
+        Ok(Plan {
+            settings,
+            sources,
+            config,
+            tokenizer,
+            template,
+            inputs,
+            train,
+            validation,
+            rewards,
+        })
+    }
+
+    /// The settings with everything that was left open filled in, except threads.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What the files of prompts came to.
+    pub fn counts(&self) -> Counts {
+        self.train.counts
+    }
+
+    /// Files, what they came to, and how long it goes on, for a program.
+    pub fn describe(&self) -> Value {
+        let numbers = match &self.settings.adapter {
+            Some(adapter) => adapter.parameters(&self.config),
+            None => self.config.parameters(),
+        };
+        json!({
+            "parameters": self.config.parameters(),
+            "trained_parameters": numbers,
+            "steps": self.settings.train.steps,
+            "steps_per_batch": self.settings.rlhf.steps_per_batch,
+            "answers": self.settings.train.batch_sequences,
+            "data": self.data(),
+        })
+    }
+
+    fn data(&self) -> Value {
+        let counts = |prompts: &Prompts| json!(prompts.counts);
+        json!({"train": counts(&self.train), "validation": self.validation.as_ref().map(counts)})
+    }
+
+    /// The stage that writes the artifact: everything the result is a function of, and nothing else.
+    ///
+    /// # Errors
+    /// When the settings have no JSON form.
+    pub fn stage(&self, tool: &Tool) -> Result<Stage> {
+        let mut recipe = Recipe::resolved_json(&self.settings)?;
+        let idle = IDLE_SETTINGS.into_iter().chain([
+            // Answers are the same in any batch, and `inputs` has what lies behind the names of files.
+            ("rlhf", "slots"),
+            ("data", "train"),
+            ("data", "validation"),
+            ("data", "epochs"),
+        ]);
+        for (table, key) in idle {
+            if let Some(table) = recipe.get_mut(table).and_then(Value::as_object_mut) {
+                table.remove(key);
+            }
+        }
+        Ok(Stage::new("rlhf", tool, recipe, self.inputs.clone()))
+    }
+
+    /// Trains, and leaves the checkpoint or the adapter in `out`. Killed at any moment and called again, it leaves the same
+    /// bytes.
+    ///
+    /// # Errors
+    /// When `out` or the state beside it holds something else, an answer cannot be judged, the run diverges, or the system refuses.
+    pub fn run(
+        &self,
+        out: &Path,
+        tool: &Tool,
+        resume: Resume,
+        progress: &mut dyn Progress,
+        interrupt: &Interrupt,
+    ) -> Result<Outcome> {
+        let Settings {
+            train,
+            optimizer,
+            schedule,
+            adapter,
+            compute,
+            ..
+        } = &self.settings;
+        let trained = match adapter {
+            None => Trained::Weights {
+                config: self.config.clone(),
+                checkpoint: Some(self.sources.checkpoint.clone()),
+                tokenizer: self.sources.checkpoint.clone(),
+            },
+            Some(settings) => Trained::Adapters(Adapters {
+                base: self.sources.checkpoint.clone(),
+                settings: settings.clone(),
+                first: self.sources.adapter.clone().map_or(First::New, First::Of),
+            }),
+        };
+        for (count, what) in [
+            (self.train.counts.malformed, "cannot be read or judged"),
+            (self.train.counts.dropped, "leave no room for an answer"),
+        ] {
+            if count > 0 {
+                progress.message(&format!("{count} prompts {what} and are left out"));
+            }
+        }
+        let task = Running {
+            plan: self,
+            interrupt,
+            board: SharedBoard::default(),
+            rewards: self.open_rewards()?,
+        };
+        let mut resolved = train.clone();
+        let training = Training {
+            stage: self.stage(tool)?,
+            schedule: resolved.resolve(optimizer, schedule)?,
+            train,
+            optimizer: *optimizer,
+            compute,
+            mesh: MeshShape { sizes: [1; 4] },
+            memory: None,
+            trained,
+            reward: false,
+            task: &task,
+            measures_start: self.validation.is_some(),
+        };
+        training.run(&Launch::Threads, out, resume, progress, interrupt)
+    }
+
+    /// The reward models of the recipe by weight.
+    fn open_rewards(&self) -> Result<Vec<(f64, Arc<ModelReward>)>> {
+        let Some(folder) = &self.sources.reward else {
+            return Ok(Vec::new());
+        };
+        let model = ModelReward::open(folder, self.sources.reward_adapter.as_deref())?;
+        let model = Arc::new(model);
+        let settings = self.settings.rlhf.rewards.iter();
+        let models = settings.filter(|reward| reward.kind == "model");
+        Ok(models.map(|one| (one.weight, model.clone())).collect())
+    }
+
+    fn steps(&self) -> u64 {
+        self.settings
+            .train
+            .steps
+            .expect("resolved settings say how many")
+    }
+
+    fn card(&self, state: &State, measured: &Measured) -> String {
+        let library = match self.settings.adapter {
+            Some(_) => "peft",
+            None => "transformers",
+        };
+        let mut card = format!(
+            "---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [russet, rlhf]\n---\n\n# Tuned model\n\n\
+             A decoder tuned with Russet by reinforcement learning: it answered prompts, its answers were given rewards, and it learnt \
+             to give more of what was worth more.\n\n| | |\n|---|---|\n"
+        );
+        let mut row = |name: &str, value: String| {
+            writeln!(card, "| {name} | {value} |").expect("a string takes what is written");
+        };
+        let (train, rlhf) = (&self.settings.train, &self.settings.rlhf);
+        row("parameters", self.config.parameters().to_string());
+        row(
+            "begins with",
+            "the input `checkpoint` of `manifest.json`".to_owned(),
+        );
+        row("algorithm", rlhf.algorithm.word().to_owned());
+        let kinds: Vec<&str> = rlhf.rewards.iter().map(|one| one.kind.as_str()).collect();
+        row("rewards", kinds.join(", "));
+        row("steps", state.step.to_string());
+        row("prompts", self.train.counts.prompts.to_string());
+        let batch = format!(
+            "{} answers of at most {} tokens, {} to a prompt",
+            train.batch_sequences, rlhf.max_tokens, rlhf.samples
+        );
+        row("batch", batch);
+        row(
+            "optimizer",
+            format!(
+                "{}, peak learning rate {}",
+                self.settings.optimizer.name(),
+                train.peak_lr
+            ),
+        );
+        for (name, value) in measured {
+            row(&name.replace('_', " "), format!("{value:.4}"));
+        }
+        card.push_str(
+            "\nSettings, inputs and hashes stand in `manifest.json`, counts in `report.json`.\n",
+        );
+        card
+    }
+}
+
+/// A plan that runs.
+struct Running<'a> {
+    plan: &'a Plan,
+    interrupt: &'a Interrupt,
+    board: SharedBoard,
+    rewards: Vec<(f64, Arc<ModelReward>)>,
+}
+
+impl Running<'_> {
+    fn drawer(&self) -> Drawer<'_> {
+        let plan = self.plan;
+        let mut ends = plan.config.eos.clone();
+        for id in &plan.tokenizer.special().eos {
+            if !ends.contains(id) {
+                ends.push(*id);
+            }
+        }
+        Drawer {
+            settings: &plan.settings.rlhf,
+            tokenizer: &plan.tokenizer,
+            rules: &plan.rewards,
+            models: &self.rewards,
+            ends,
+            length: plan.settings.train.sequence_length,
+            interrupt: self.interrupt,
+        }
+    }
+}
+
+impl Task for Running<'_> {
+    fn objective(&self) -> Result<Box<dyn Objective + '_>> {
+        let rlhf = self.plan.settings.rlhf.clone();
+        let objective = PolicyGradient::new(rlhf, self.plan.steps(), self.board.clone());
+        Ok(Box::new(objective))
+    }
+
+    fn batches(&self, place: usize, places: usize) -> Result<Box<dyn Batches + '_>> {
+        assert_eq!((place, places), (0, 1), "one rank sees all of the data");
+        let plan = self.plan;
+        let train = &plan.settings.train;
+        let sources = &plan.sources;
+        let start = || dpo::starting_decoder(&sources.checkpoint, sources.adapter.as_deref());
+        let reference = match plan.settings.asks_reference() {
+            true => Some(Arc::new(start()?)),
+            false => None,
+        };
+        if plan.settings.rlhf.divergence == Some(Divergence::Vocabulary) {
+            // Looked at here, where a model is open at the latest: a package's table has 8 bits.
+            let quantized = match &reference {
+                Some(decoder) => matches!(decoder.output_table(), Embedding::Int8(_)),
+                None => matches!(start()?.output_table(), Embedding::Int8(_)),
+            };
+            if quantized {
+                return refuse(
+                    "rlhf.divergence",
+                    "is \"vocabulary\", which needs a table in f32, and the base's has 8 bits; write \"token\"",
+                );
+            }
+        }
+        Ok(Box::new(Rollouts {
+            drawer: self.drawer(),
+            prompts: &plan.train,
+            reference,
+            seed: train.seed,
+            steps: plan.steps(),
+            answers: train.batch_sequences,
+            micro: train.micro_batch_sequences.unwrap_or(train.batch_sequences),
+            board: self.board.clone(),
+            ended: None,
+        }))
+    }
+
+    /// Of an answer to each held-out prompt `validation_reward`, `validation_length`, and as [`VALIDATION_LOSS`] the reward's
+    /// negative.
+    fn measure(&self) -> Result<Option<Box<Measure<'_>>>> {
+        let Some(prompts) = &self.plan.validation else {
+            return Ok(None);
+        };
+        let drawer = self.drawer();
+        let measure = move |ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut GoesOn| {
+            let (mut rewards, mut tokens) = (0.0, 0usize);
+            let all = &prompts.all;
+            let group = drawer.settings.slots.max(1);
+            for (chunk, group) in all.chunks(group).enumerate() {
+                let done = chunk * drawer.settings.slots.max(1);
+                if !goes_on(done as f64 / all.len() as f64) {
+                    return Ok(None);
+                }
+                let asked: Vec<(&Prompt, u64)> = group
+                    .iter()
+                    .enumerate()
+                    .map(|(at, prompt)| (prompt, drawn(0, u64::MAX, (done + at) as u64)))
+                    .collect();
+                let Some(generations) = drawer.draw(ctx, decoder, &asked, 1)? else {
+                    return Ok(None);
+                };
+                let judged = drawer.judge(ctx, prompts, &asked, 1, generations)?;
+                rewards += judged.rewards.iter().sum::<f64>();
+                tokens += judged
+                    .generations
+                    .iter()
+                    .map(|one| one.tokens.len())
+                    .sum::<usize>();
+            }
+            let count = all.len() as f64;
+            Ok(Some(vec![
+                (VALIDATION_LOSS, -rewards / count),
+                ("validation_reward", rewards / count),
+                ("validation_length", tokens as f64 / count),
+            ]))
+        };
+        Ok(Some(Box::new(measure)))
+    }
+
+    fn files(&self, state: &State, measured: &Measured) -> Result<Vec<(String, Vec<u8>)>> {
+        let plan = self.plan;
+        let values =
+            |pairs: &mut dyn Iterator<Item = (String, f64)>| pairs.collect::<BTreeMap<_, _>>();
+        let mut after = measured
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value));
+        let report = json!({
+            "stage": "rlhf",
+            "steps": state.step,
+            "data": plan.data(),
+            "before": values(&mut state.tally.before.iter().cloned()),
+            "measured": values(&mut after),
+        });
+        let mut files = vec![
+            (
+                "README.md".to_owned(),
+                plan.card(state, measured).into_bytes(),
+            ),
+            (REPORT.to_owned(), format!("{report:#}\n").into_bytes()),
+        ];
+        if let (Some(template), None) = (&plan.template, &plan.settings.adapter) {
+            files.push((
+                "chat_template.jinja".to_owned(),
+                template.clone().into_bytes(),
+            ));
+        }
+        Ok(files)
+    }
+}
