@@ -110,6 +110,7 @@ fn target(config: &Config, share: f64) -> f64 {
 
 #[test]
 fn every_family_becomes_a_package_of_at_most_the_bits_asked_for() {
+    let mut threes = 0;
     for name in [
         "qwen3-gqa-tied",
         "qwen3-mha-untied",
@@ -159,7 +160,8 @@ fn every_family_becomes_a_package_of_at_most_the_bits_asked_for() {
             (7 * config.layers, config.projection_parameters() as u64)
         );
         let some = |bits| report.layers.iter().any(|layer| layer.bits == bits);
-        assert!(some(4) && some(if three { 3 } else { 2 }), "{name}");
+        assert!(some(4) && (three || some(2)), "{name}");
+        threes += usize::from(some(3));
         assert!(
             report
                 .layers
@@ -187,6 +189,8 @@ fn every_family_becomes_a_package_of_at_most_the_bits_asked_for() {
         );
         assert!(report.seconds > 0.0);
     }
+    // Where the columns are so few that three bits take as much as four, nobody chooses them.
+    assert!(threes > 0, "no package has three bits");
 }
 
 /// A trained model and text that it has written itself: 24 stories of 200 tokens.
