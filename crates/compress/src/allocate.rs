@@ -271,10 +271,10 @@ mod tests {
     #[test]
     fn a_width_between_is_taken_where_it_is_cheap_and_only_there() {
         let cheap = item(&[(20, 1.0), (10, 0.1), (0, 0.0)]);
-        let dear = item(&[(20, 1.0), (10, 0.9), (0, 0.0)]); // above the line of its neighbours
+        let dear = item(&[(20, 1.0), (10, 0.8), (0, 0.0)]); // above the line of its neighbours
         let items = [cheap.clone(), cheap, dear];
         assert_eq!(allocate(&items, 20).unwrap(), [1, 1, 2]);
-        assert_eq!(allocate(&items, 21).unwrap(), [1, 1, 1]); // 1.1 where a split would be less
+        assert_eq!(allocate(&items, 21).unwrap(), [1, 1, 1]); // 1.0, where a split would be less
         assert_eq!(allocate(&items, 40).unwrap(), [1, 1, 0]);
         // What nobody needs to save is not saved, even for nothing; what lowers the loss is taken.
         assert_eq!(allocate(&[item(&[(5, 0.0), (0, 0.0)])], 0).unwrap(), [1]);
