@@ -186,6 +186,7 @@ fn verbs_keep_their_objects_and_exit_codes() {
         "int8_gop_s",
         "prefill_gop_s",
         "threads",
+        "cache_bytes_per_token",
         "tests",
     ];
     fields(&bench, &names);

@@ -131,7 +131,7 @@ fn a_random_package_has_its_bits_and_finite_logits() {
         (2.2, &plain[..]),
         (3.5, &plain),
         (4.2, &plain),
-        (3.1, &[Bits::Three]),
+        (3.2, &[Bits::Three]),
         (3.0, &Bits::ALL),
     ] {
         let decoder = package::random(&config, asked, bits, 1, &pool(2)).unwrap();

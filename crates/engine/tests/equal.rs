@@ -153,7 +153,7 @@ fn a_package_of_all_widths_says_the_same_on_any_threads_and_instruction_set() {
             .collect::<Vec<_>>()
     };
     let wanted = run(1, Isa::Scalar);
-    assert!(wanted.iter().map(Vec::len).sum::<usize>() > 100);
+    assert!(wanted.iter().map(Vec::len).sum::<usize>() > 50);
     for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512]
         .into_iter()
         .filter(|isa| *isa <= Isa::best())

@@ -89,7 +89,7 @@ fn whoever_guesses_the_answer_is_the_same() {
 
 #[test]
 fn a_draft_that_is_the_model_itself_is_always_right() {
-    let draft = DraftModel::new(dense(), pool(1), 2, CONTEXT, KvFormat::Int8).unwrap();
+    let draft = DraftModel::new(dense(), pool(1), 2, CONTEXT, KvFormat::F32).unwrap();
     let mut engine = engine(Some(Box::new(draft)));
     // Whether it is asked again after the first answer is for the clock to say: it costs what it saves.
     let mut drafted = 0;
