@@ -57,7 +57,7 @@ pub fn checkpoint() -> Files {
     })
 }
 
-/// A palettized package: 4 bits, all indices and entries zero.
+/// A palettized package of every number of bits, all indices and entries zero.
 pub fn package() -> Files {
     let (config, decoder) = (config(), decoder());
     let parameters = decoder.parameters();
@@ -75,10 +75,11 @@ pub fn package() -> Files {
             _ => {}
         }
     }
-    let bits = palette::Bits::Four;
+    let mut widths = palette::Bits::ALL.into_iter().cycle();
     for layout in decoder.linears().map(|linear| linear.layout()) {
         for projection in &layout.projections {
             let (rows, cols) = (projection.rows, layout.inputs);
+            let bits = widths.next().expect("they begin again");
             let sizes = palette::sizes(bits, rows, cols).expect("the sizes are small");
             let indices = palette::pack(bits, rows, cols, &vec![0; rows * cols]).expect("they fit");
             let tensors = PaletteTensors {

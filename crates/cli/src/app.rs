@@ -117,6 +117,13 @@ pub fn write_stdout(bytes: &[u8]) -> std::io::Result<()> {
     out.flush()
 }
 
+/// By which name an adapter knows the model in a folder. One from elsewhere has no identity but all its bytes; its adapters are
+/// taken at their word.
+pub fn base(folder: &Path) -> Option<String> {
+    let artifact = Artifact::open_any(folder).ok()?;
+    Some(artifact.manifest_hash().to_string())
+}
+
 /// A model with its tokenizer.
 pub struct Model {
     pub decoder: Decoder,
@@ -132,10 +139,7 @@ impl Model {
         }
         let mut decoder = checkpoint::open(folder)?;
         if let Some(adapter) = adapter {
-            // A folder from elsewhere has no identity but all its bytes; its adapters are taken at their word.
-            let base = Artifact::open_any(folder).ok();
-            let base = base.map(|artifact| artifact.manifest_hash().to_string());
-            decoder = adapter::attach(decoder, adapter, base.as_deref())?;
+            decoder = adapter::attach(decoder, adapter, base(folder).as_deref())?;
         }
         let tokenizer = Tokenizer::open(folder)?;
         let (ids, vocab) = (tokenizer.vocab_size(), decoder.config().vocab);

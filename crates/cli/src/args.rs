@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use russet_artifact::Override;
+use russet_model::KvFormat;
 use russet_train::bench::Shape;
 
 use crate::shape::RandomShape;
@@ -152,7 +153,10 @@ pub struct PalettizeArgs {
     /// Bytes of the whole package, in place of bits per weight
     #[arg(long, value_name = "BYTES", conflicts_with = "target_bpw")]
     pub target_bytes: Option<u64>,
-    /// Fix the bits (2 or 4) of projections whose names are like a pattern: PATTERN=BITS, as in '*.v_proj=4'; may be given again
+    /// The bits that projections may have: some of 2, 3 and 4, separated by commas
+    #[arg(long, value_delimiter = ',', default_values_t = [2, 4])]
+    pub bits: Vec<u32>,
+    /// Fix the bits (2, 3 or 4) of projections whose names are like a pattern: PATTERN=BITS, as in '*.v_proj=4'; may be given again
     #[arg(long = "pin", value_name = "PATTERN=BITS", value_parser = pin)]
     pub pins: Vec<(String, u32)>,
     /// Text to measure the weights' importance on (.txt or .jsonl, plain, .gz or .zst)
@@ -167,6 +171,41 @@ pub struct PalettizeArgs {
     /// Print what would be done, with operations, memory and time
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// The memory of keys and values.
+#[derive(Args, Clone, Copy)]
+pub struct CacheArgs {
+    /// What keys and values are kept in
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub cache_type: CacheType,
+}
+
+/// What keys and values are kept in.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CacheType {
+    /// As they are computed
+    F32,
+    /// 8 bits, with a scale a token and head: about a quarter of the memory; answers differ a little
+    Q8,
+}
+
+impl CacheType {
+    /// The engine's word for it.
+    pub fn format(self) -> KvFormat {
+        match self {
+            CacheType::F32 => KvFormat::F32,
+            CacheType::Q8 => KvFormat::Int8,
+        }
+    }
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            CacheType::F32 => "f32",
+            CacheType::Q8 => "q8",
+        }
+    }
 }
 
 /// Settings of sampling.
@@ -233,6 +272,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE.json")]
     pub trace: Option<PathBuf>,
     #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
     pub sampling: SamplingArgs,
 }
 
@@ -281,6 +322,8 @@ pub struct ChatArgs {
     /// How many tokens an answer may have
     #[arg(long, default_value_t = 512)]
     pub max_tokens: usize,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }
@@ -353,6 +396,8 @@ pub struct PerplexityArgs {
     #[arg(long)]
     pub window: Option<usize>,
     #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
     pub save: crate::eval::save::SaveArgs,
 }
 
@@ -371,9 +416,17 @@ pub struct BenchArgs {
     /// Bits of a random weight, tables and scales among them
     #[arg(long, conflicts_with = "model", default_value_t = 3.5, value_parser = bits_per_weight)]
     pub bpw: f64,
+    /// The bits that random projections may have: some of 2, 3 and 4, separated by commas
+    #[arg(long, conflicts_with = "model", value_delimiter = ',', default_values_t = [2, 4])]
+    pub bits: Vec<u32>,
+    /// Measure through this adapter (PEFT folder) too, in turns with the model alone
+    #[arg(long, value_name = "DIR", conflicts_with = "adapter_rank")]
+    pub adapter: Option<PathBuf>,
     /// Put a random adapter of this rank onto every projection
     #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub adapter_rank: Option<u16>,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Tokens of the prompt
     #[arg(short = 'p', long, default_value_t = 512)]
     pub prompt_tokens: usize,

@@ -1,20 +1,23 @@
 //! `eval` and `bench`: what a model is worth, and how fast it is.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use russet_engine::BenchConfig;
 use russet_eval::{Document, Settings};
+use russet_kernels::palette::Bits;
 use russet_kernels::probe;
 use russet_model::stored::{self, Output};
 use russet_model::{Decoder, adapter, package};
-use russet_tensor::{Ctx, DType, Segments};
+use russet_tensor::{Ctx, DType, Segments, Stack};
 use russet_tokenizer::{Tokenizer, read_texts};
 use russet_train::settings::ComputeType;
 use serde_json::json;
 
-use crate::app::{App, Model, Usage};
-use crate::args::{BenchArgs, BenchTrainArgs, PerplexityArgs, Type};
+use crate::app::{App, Model, Usage, base};
+use crate::args::{BenchArgs, BenchTrainArgs, CacheType, PerplexityArgs, Type};
 use crate::eval::save::Saved;
 use crate::text::TraceFile;
 
@@ -65,7 +68,10 @@ pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<()> {
     crate::found::text(&args.text)?;
     let model = Model::open(&args.model, args.adapter.as_deref())?;
     let documents = documents(&model.tokenizer, &args.text)?;
-    let settings = settings(&model, args.window)?;
+    let settings = Settings {
+        format: args.cache.cache_type.format(),
+        ..settings(&model, args.window)?
+    };
     let mut ctx = Ctx::new(app.pool.clone());
     let (scores, divergence) = match &args.against {
         None => {
@@ -112,10 +118,14 @@ pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<()> {
     let mut inputs = vec![("text", args.text.as_path()), ("model", &args.model)];
     inputs.extend(args.adapter.as_deref().map(|path| ("adapter", path)));
     inputs.extend(args.against.as_deref().map(|path| ("against", path)));
+    let mut told = json!({"window": settings.window});
+    if args.cache.cache_type != CacheType::F32 {
+        told["cache_type"] = args.cache.cache_type.name().into();
+    }
     let saved = Saved {
         name: "perplexity",
         scores: &json,
-        settings: json!({"window": settings.window}),
+        settings: told,
         inputs,
         rows: Vec::new(),
     };
@@ -183,7 +193,12 @@ pub fn logits(app: &App, model: &Path, tokens: &[u32], out: &Path) -> Result<()>
 fn measured_decoder(app: &App, args: &BenchArgs) -> Result<(Decoder, String)> {
     let (decoder, name) = match (&args.random, &args.model) {
         (Some(shape), _) => {
-            let decoder = package::random(&shape.config(), args.bpw, 0, &app.pool)?;
+            let bits = args.bits.iter().map(|&bits| Bits::from_bits(bits as usize));
+            let bits = bits.collect::<Option<Vec<Bits>>>();
+            let bits = bits.ok_or_else(|| {
+                Usage(format!("--bits are {:?}; there are 2, 3 and 4", args.bits))
+            })?;
+            let decoder = package::random(&shape.config(), args.bpw, &bits, 0, &app.pool)?;
             (decoder, format!("random, {} bits a weight", args.bpw))
         }
         (None, Some(model)) => {
@@ -245,11 +260,25 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
         generate: args.generate_tokens,
         sequences: args.sequences,
         repeats: args.repeats,
+        format: args.cache.cache_type.format(),
+    };
+    let adapters: Stack = match &args.adapter {
+        None => Stack::default(),
+        Some(folder) => {
+            crate::found::adapter(folder)?;
+            let base = args.model.as_deref().and_then(base);
+            [Arc::new(adapter::load(
+                &decoder.layouts(),
+                folder,
+                base.as_deref(),
+            )?)]
+            .into()
+        }
     };
     let trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
-    let measured = russet_engine::bench(&decoder, &app.pool, &config)?;
+    let measured = russet_engine::bench(&decoder, &app.pool, &config, &adapters)?;
     if let Some(file) = trace {
-        let trace = russet_engine::bench::trace(&decoder, &app.pool, &config)?;
+        let trace = russet_engine::bench::trace(&decoder, &app.pool, &config, &adapters)?;
         file.write(&trace, &mut *app.progress)?;
     }
     let peak = probe::int8_gop_s(&app.pool);
@@ -274,7 +303,8 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
         named
     });
     let name_of = &name;
-    let test = |name: &str, prompt: usize, generate: usize, rates: &[f64], share: usize| {
+    let cache_type = args.cache.cache_type.name();
+    let test = |name: &str, prompt: usize, generate: usize, rates: &[f64]| {
         let mut fields = llama_bench(prompt + generate * args.sequences, rates);
         let json = json!({
             "test": name,
@@ -286,14 +316,22 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
             "n_prompt": prompt,
             "n_gen": generate,
             "n_sequences": args.sequences,
-            "shares": shares[share].iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+            "type_k": cache_type,
+            "type_v": cache_type,
         });
         for (key, value) in json.as_object().expect("an object") {
             fields.insert(key.clone(), value.clone());
         }
         fields
     };
-    let json = json!({
+    let with_shares = |mut fields: serde_json::Map<_, _>, share: usize| {
+        let shares: BTreeMap<_, _> = shares[share].iter().cloned().collect();
+        fields.insert("shares".to_owned(), json!(shares));
+        fields
+    };
+    let prompt = |rates: &[f64]| test(&pp, args.prompt_tokens, 0, rates);
+    let generate = |rates: &[f64]| test(&tg, 0, args.generate_tokens, rates);
+    let mut json = json!({
         pp.clone(): measured.prefill_tokens_per_second,
         tg.clone(): measured.decode_tokens_per_second,
         "bytes_per_token": measured.bytes_per_token,
@@ -302,9 +340,10 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
         "int8_gop_s": peak,
         "prefill_gop_s": prefill_gop_s,
         "threads": threads,
+        "cache_bytes_per_token": measured.cache_bytes_per_token,
         "tests": [
-            test(&pp, args.prompt_tokens, 0, &measured.prefill, 0),
-            test(&tg, 0, args.generate_tokens, &measured.decode, 1),
+            with_shares(prompt(&measured.prefill), 0),
+            with_shares(generate(&measured.decode), 1),
         ],
     });
     let mut text = format!(
@@ -317,6 +356,30 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
         measured.decode_gb_s(),
         measured.dram_gb_s,
     );
+    if let (Some(adapted), Some(folder)) = (&measured.adapted, &args.adapter) {
+        let slower = [
+            adapted.prefill_tokens_per_second / measured.prefill_tokens_per_second,
+            adapted.decode_tokens_per_second / measured.decode_tokens_per_second,
+        ];
+        text += &format!(
+            "\nthrough {}: {pp} {:.1} tokens/s ({:.0} %); {tg} {:.1} tokens/s ({:.0} %), {} bytes a step",
+            folder.display(),
+            adapted.prefill_tokens_per_second,
+            100.0 * slower[0],
+            adapted.decode_tokens_per_second,
+            100.0 * slower[1],
+            adapted.bytes_per_token,
+        );
+        json["adapter"] = json!({
+            "path": folder,
+            pp.clone(): adapted.prefill_tokens_per_second,
+            tg.clone(): adapted.decode_tokens_per_second,
+            "prefill_share": slower[0],
+            "decode_share": slower[1],
+            "bytes_per_token": adapted.bytes_per_token,
+            "tests": [prompt(&adapted.prefill), generate(&adapted.decode)],
+        });
+    }
     if args.profile {
         for (test, shares) in [pp, tg].iter().zip(&shares) {
             for (kernel, share) in shares {

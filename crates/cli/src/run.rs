@@ -172,6 +172,7 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
             "palettize.target_bytes" => {
                 "here the target is an option: write --target-bytes 2000000, say"
             }
+            "palettize.bits" => "here the bits are an option: write --bits 2,3,4, say",
             key if key.starts_with("palettize.pins") => {
                 "here pins are an option: write --pin '*.v_proj=4', say"
             }
@@ -194,9 +195,10 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
         None => format!("target_bpw = {:?}", args.target_bpw),
     };
     let mut text = format!(
-        "stage = \"palettize\"\n[inputs]\ncheckpoint = {}\n[data]\ncalibration = [{}]\n[palettize]\n{target}\n",
+        "stage = \"palettize\"\n[inputs]\ncheckpoint = {}\n[data]\ncalibration = [{}]\n[palettize]\n{target}\nbits = {:?}\n",
         toml_string(&args.model)?,
         toml_string(&args.calibration)?,
+        args.bits,
     );
     if !args.pins.is_empty() {
         text += "[palettize.pins]\n";
@@ -237,6 +239,7 @@ fn is_further_setting(set: &Override) -> bool {
     let options = [
         "palettize.target_bpw",
         "palettize.target_bytes",
+        "palettize.bits",
         "palettize.pins",
     ];
     key.starts_with("palettize.") && !options.iter().any(|option| key.starts_with(option))

@@ -12,6 +12,7 @@ use russet_serve::{Keys, Limits, Server, Settings, new_key};
 use serde_json::json;
 
 use crate::app::{App, Model, Usage};
+use crate::args::CacheArgs;
 
 #[derive(Args)]
 pub struct ServeArgs {
@@ -57,6 +58,8 @@ pub struct ServeArgs {
     /// Memory of keys and values (default: a full context for each slot)
     #[arg(long, value_name = "MIB")]
     pub cache_mib: Option<usize>,
+    #[command(flatten)]
+    pub kept: CacheArgs,
     /// Compute every prompt whole, whatever the cache holds of others
     #[arg(long)]
     pub no_prefix_cache: bool,
@@ -123,6 +126,7 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
         cache: args.cache_mib.map_or(CacheSize::Slots, |mib| {
             CacheSize::Bytes(mib.saturating_mul(1 << 20))
         }),
+        format: args.kept.cache_type.format(),
         queue: args.queue as usize,
         adapter_bytes: args.adapter_mib.saturating_mul(1 << 20),
         ..EngineConfig::new(args.context.unwrap_or(most), usize::from(args.slots))

@@ -134,7 +134,11 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
     };
     let proposer = proposer(app, args, &model, needed)?;
     let Model { decoder, tokenizer } = model;
-    let mut engine = Engine::new(decoder, app.pool.clone(), EngineConfig::new(needed, 1))?;
+    let config = EngineConfig {
+        format: args.cache.cache_type.format(),
+        ..EngineConfig::new(needed, 1)
+    };
+    let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
     engine.set_proposer(proposer);
     // Opened before the work, so that a place that cannot be written is known at once.
     let trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
@@ -235,7 +239,13 @@ fn proposer(
             args.model.display()
         );
     }
-    let draft = DraftModel::new(draft.decoder, app.pool.clone(), 1, context)?;
+    let draft = DraftModel::new(
+        draft.decoder,
+        app.pool.clone(),
+        1,
+        context,
+        args.cache.cache_type.format(),
+    )?;
     Ok(Some(Box::new(draft)))
 }
 

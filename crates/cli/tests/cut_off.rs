@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 
 use common::{golden, ok, russet};
 
-const PALETTIZE: [&str; 11] = [
+const PALETTIZE: [&str; 13] = [
     "palettize",
     "--model",
     "stories",
     "--target-bpw",
     "3.6",
+    "--bits",
+    "2,3,4",
     "--set",
     "palettize.calibration_tokens=2048",
     "--set",

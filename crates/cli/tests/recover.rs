@@ -112,6 +112,28 @@ fn a_recovery_adapter_is_made_and_serves_on_its_package_alone() {
         exits(dir, code, &[&asked[..], &more].concat())
     };
     generate(package, 0);
+    let bench = |model, code| {
+        let asked = ["bench", "--model", model, "--adapter", place, "--json"];
+        let small = ["-p", "8", "-n", "4", "-r", "2"];
+        exits(dir, code, &[&asked[..], &small].concat())
+    };
+    let measured = bench(package, 0).json();
+    let through = &measured["adapter"];
+    for field in ["pp8", "tg4", "prefill_share", "decode_share"] {
+        assert!(through[field].as_f64() > Some(0.0), "{field} of {through}");
+    }
+    // Matrices are f32 in memory, whatever the file holds: 2 bytes a number.
+    let more = through["bytes_per_token"].as_u64().unwrap()
+        - measured["bytes_per_token"].as_u64().unwrap();
+    assert_eq!(more, 2 * report["adapter_bytes"].as_u64().unwrap());
+    for tests in [&measured["tests"], &through["tests"]] {
+        assert_eq!(
+            (&tests[0]["n_prompt"], &tests[1]["n_gen"]),
+            (&8.into(), &4.into())
+        );
+        assert_eq!(tests[1]["samples_ts"].as_array().map(Vec::len), Some(2));
+    }
+    assert!(bench(dense, 1).stderr.contains("was trained on the base"));
     let refused = generate(dense, 1).stderr;
     assert!(refused.contains("was trained on the base"), "{refused}");
 }

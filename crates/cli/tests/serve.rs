@@ -86,7 +86,7 @@ fn end(mut child: Child) -> String {
 fn a_model_is_served_until_it_is_told_to_stop() {
     let keep = tempfile::tempdir().unwrap();
     model(keep.path());
-    let (child, address) = serve(keep.path(), &["--prompt-lookup"]);
+    let (child, address) = serve(keep.path(), &["--prompt-lookup", "--cache-type", "q8"]);
     let body =
         r#"{"model": "stories", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}"#;
     let served = ask(&address, "POST /v1/completions HTTP/1.1", body);
@@ -103,6 +103,8 @@ fn a_model_is_served_until_it_is_told_to_stop() {
             "12",
             "--temperature",
             "0",
+            "--cache-type",
+            "q8",
         ],
     );
     let served: Value = serde_json::from_str(served.split_once("\r\n\r\n").unwrap().1).unwrap();
@@ -153,4 +155,5 @@ fn what_cannot_be_served_is_refused() {
     refused(1, &["--model", "stories", "--adapter", "x=nothing"]);
     refused(2, &["--model", "stories", "--new-key", "a"]);
     refused(2, &["--model", "stories", "--context", "1"]);
+    refused(2, &["--model", "stories", "--cache-type", "int8"]);
 }

@@ -186,6 +186,7 @@ fn verbs_keep_their_objects_and_exit_codes() {
         "int8_gop_s",
         "prefill_gop_s",
         "threads",
+        "cache_bytes_per_token",
         "tests",
     ];
     fields(&bench, &names);
@@ -226,6 +227,7 @@ fn verbs_keep_their_objects_and_exit_codes() {
         assert!(0.2 < all && all < 1.05, "{bench}");
     }
     assert!(ok(dir, &["completions", "bash"]).stdout.contains("russet"));
+    small_caches(dir, &generate, &made);
 
     for (code, arguments) in [
         (2, &["generate", "--prompt", "a", "--max-tokens", "0"][..]),
@@ -257,6 +259,8 @@ fn verbs_keep_their_objects_and_exit_codes() {
             ],
         ),
         (2, &["chat", "--max-tokens", "0"]),
+        (2, &["chat", "--cache-type", "q4_0"]),
+        (2, &["bench", "--bits", "3"]),
     ] {
         let ran = exits(dir, code, &[arguments, &model].concat());
         assert!(
@@ -274,10 +278,12 @@ fn verbs_keep_their_objects_and_exit_codes() {
         ["--target-bpw", "7"],
         ["--set", "inputs.checkpoint=b"],
         ["--set", "palettize.target_bpw=3"],
-        ["--set", "palettize.bits=3"],
+        ["--set", "palettize.bits=[2,3]"],
+        ["--bits", "2,5"],
+        ["--bits", "3,3"],
         ["--set", "palettize.target_bytes=3"],
         ["--target-bytes", "12"],
-        ["--pin", "*.v_proj=3"],
+        ["--pin", "*.v_proj=5"],
         ["--pin", "*.w_proj=4"],
         ["--pin", "v_proj"],
     ] {
@@ -546,4 +552,47 @@ fn guided_and_guessed(dir: &Path, generate: &[&str], made: &Value) {
         "{sentence}"
     );
     refused(1, &["--json-schema", "nowhere.json"]);
+}
+
+/// Keys and values in 8 bits, wherever a verb can be asked for them: a smaller cache, and nearly the same answers.
+fn small_caches(dir: &Path, generate: &[&str], made: &Value) {
+    let json = |arguments: &[&str], cache: &str| {
+        let more = ["--cache-type", cache, "--json"];
+        ok(dir, &[arguments, &more].concat()).json()
+    };
+    let six = [generate, &["--max-tokens", "6"]].concat();
+    assert_eq!(json(&six, "f32")["token_ids"], made["token_ids"]);
+    assert_eq!(json(&six, "q8")["tokens"], 6);
+    let guessed = [&six[..], &["--draft", "stories"]].concat();
+    let (alone, guessed) = (json(&six, "q8"), json(&guessed, "q8"));
+    assert_eq!(alone["token_ids"], guessed["token_ids"]);
+
+    let scored = [
+        "eval",
+        "perplexity",
+        "--model",
+        "stories",
+        "--text",
+        "heldout.jsonl",
+    ];
+    let against = [&scored[..], &["--against", "stories"]].concat();
+    let (exact, rounded) = (json(&against, "f32"), json(&against, "q8"));
+    let (kld, same) = (
+        rounded["kld"].as_f64().unwrap(),
+        rounded["same_top"].as_f64().unwrap(),
+    );
+    assert!(0.0 < kld && kld < 0.02 && same > 0.9, "{rounded}");
+    assert_eq!(exact["kld"], 0.0);
+    assert_eq!(json(&scored, "q8")["perplexity"], rounded["perplexity"]);
+
+    let bench = [
+        "bench", "--model", "stories", "-p", "4", "-n", "2", "-r", "1",
+    ];
+    let [whole, eighth] = ["f32", "q8"].map(|cache| {
+        let measured = json(&bench, cache);
+        assert_eq!(measured["tests"][0]["type_k"], cache);
+        measured["cache_bytes_per_token"].as_u64().unwrap()
+    });
+    // 5 layers of 4 heads of 8 numbers, keys and values: 4 bytes each; or keys of 8, values rounded up to 16, two scales.
+    assert_eq!((whole, eighth), (5 * 4 * 2 * 8 * 4, 5 * 4 * (8 + 16 + 8)));
 }

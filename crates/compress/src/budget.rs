@@ -19,17 +19,18 @@ pub struct TradeOff {
     pub bpw: f64,
     /// Of all tensors.
     pub bytes: u64,
-    /// What it costs over four bits wherever they may be, nats a token, by the sensitivities that the bits are chosen by.
+    /// What it costs over four bits everywhere, nats a token, by the sensitivities that the bits are chosen by.
     pub rise: f64,
 }
 
 /// What the settings allow the projections of a decoder.
 pub(crate) struct Budget {
-    bytes: Vec<[u64; 2]>, // of each projection with two and with four bits
-    pinned: Vec<Option<Bits>>,
+    fitted: Vec<Bits>,
+    bytes: Vec<Vec<u64>>, // of each projection with each of the bits that it is fitted with
+    open: Vec<Vec<usize>>, // which of these it may have
     weights: u64,
     rest: u64,   // bytes of what is not palettized
-    needed: u64, // that two bits must save over four everywhere
+    needed: u64, // that must be saved over the largest package
 }
 
 impl Budget {
@@ -37,18 +38,25 @@ impl Budget {
     /// When a projection has a size that the format does not offer, a pin fits nothing or two of them contradict each other, or
     /// the target cannot be met.
     pub fn new(settings: &Settings, config: &Config) -> Result<Budget, CompressError> {
-        let (mut bytes, mut pinned) = (Vec::new(), Vec::new());
+        let (fitted, choice) = (settings.fitted(), settings.choice());
+        let (mut bytes, mut open) = (Vec::new(), Vec::new());
         let mut fits = vec![false; settings.pins.len()];
         for (name, rows, cols) in (0..config.layers).flat_map(|layer| projections(config, layer)) {
-            let stored = |bits| match matrix::stored_bytes(bits, rows, cols) {
+            let stored = |&bits| match matrix::stored_bytes(bits, rows, cols) {
                 Ok(bytes) => Ok(bytes as u64),
                 Err(problem) => Err(CompressError::Layout {
                     name: name.clone(),
                     problem,
                 }),
             };
-            bytes.push([stored(Bits::Two)?, stored(Bits::Four)?]);
-            pinned.push(pin(settings, &name, &mut fits)?);
+            bytes.push(fitted.iter().map(stored).collect::<Result<Vec<_>, _>>()?);
+            let pin = pin(settings, &name, &mut fits)?;
+            let may = |bits: &Bits| pin.map_or(choice.contains(bits), |pin| pin == *bits);
+            open.push(
+                (0..fitted.len())
+                    .filter(|&width| may(&fitted[width]))
+                    .collect(),
+            );
         }
         if let Some(unused) = fits.iter().position(|fits| !fits) {
             let (pattern, _) = settings.pins.iter().nth(unused).expect("a place for each");
@@ -61,8 +69,9 @@ impl Budget {
             });
         }
         let mut budget = Budget {
+            fitted,
             bytes,
-            pinned,
+            open,
             weights: config.projection_parameters() as u64,
             rest: rest(config)?,
             needed: 0,
@@ -71,21 +80,17 @@ impl Budget {
         Ok(budget)
     }
 
-    /// Bits of each projection, and what other targets would cost; `rises` are what two bits cost each over four.
-    pub fn choose(&self, rises: &[f64]) -> (Vec<Bits>, Vec<TradeOff>) {
-        let least = self.saved_by_pins();
-        let most = self.fours() - self.least();
-        let step = |point: u64| least + (most - least) * point / (POINTS - 1);
+    /// Bits of each projection, and what other targets would cost; `rises` are what each of the bits that a projection is fitted
+    /// with costs over four.
+    pub fn choose(&self, rises: &[Vec<f64>]) -> (Vec<Bits>, Vec<TradeOff>) {
+        let most = self.most() - self.least();
         let curve = (0..POINTS).map(|point| {
-            let bits = self.bits(rises, step(point));
-            let at = |(sum, rise): (u64, f64), ((bytes, bits), own): ((&[u64; 2], &Bits), &f64)| {
-                let two = *bits == Bits::Two;
-                (
-                    sum + bytes[usize::from(!two)],
-                    rise + if two { *own } else { 0.0 },
-                )
-            };
-            let (sum, rise) = self.bytes.iter().zip(&bits).zip(rises).fold((0, 0.0), at);
+            let widths = self.widths(rises, most * point / (POINTS - 1));
+            let (mut sum, mut rise) = (0, 0.0);
+            for (place, width) in widths.into_iter().enumerate() {
+                sum += self.bytes[place][width];
+                rise += rises[place][width];
+            }
             TradeOff {
                 bpw: self.bpw(sum),
                 bytes: sum + self.rest,
@@ -94,56 +99,50 @@ impl Budget {
         });
         let mut curve: Vec<TradeOff> = curve.collect();
         curve.dedup_by_key(|point| point.bytes);
-        (self.bits(rises, self.needed), curve)
+        let widths = self.widths(rises, self.needed);
+        (
+            widths.into_iter().map(|width| self.fitted[width]).collect(),
+            curve,
+        )
     }
 
-    /// The bits of the least rise that save so many bytes.
-    fn bits(&self, rises: &[f64], needed: u64) -> Vec<Bits> {
-        let open = |place: &usize| self.pinned[*place].is_none();
-        let places: Vec<usize> = (0..rises.len()).filter(open).collect();
-        let choice = |&place: &usize| Choice {
-            saved: self.saved(place),
-            rise: rises[place],
-        };
-        let choices: Vec<Choice> = places.iter().map(choice).collect();
-        let needed = needed.saturating_sub(self.saved_by_pins());
-        let taken = allocate(&choices, needed).expect("that much can be saved was checked before");
-        let mut bits: Vec<Bits> = self
-            .pinned
+    /// Places in `fitted` of the bits of the least rise that save so many bytes over the largest package.
+    fn widths(&self, rises: &[Vec<f64>], needed: u64) -> Vec<usize> {
+        let items = self.open.iter().enumerate().map(|(place, open)| {
+            let choice = |&width: &usize| Choice {
+                saved: self.largest(place) - self.bytes[place][width],
+                rise: rises[place][width],
+            };
+            open.iter().map(choice).collect()
+        });
+        let items: Vec<Vec<Choice>> = items.collect();
+        let taken = allocate(&items, needed).expect("that much can be saved was checked before");
+        self.open
             .iter()
-            .map(|pin| pin.unwrap_or(Bits::Four))
-            .collect();
-        for (place, two) in places.into_iter().zip(taken) {
-            if two {
-                bits[place] = Bits::Two;
-            }
-        }
-        bits
+            .zip(taken)
+            .map(|(open, choice)| open[choice])
+            .collect()
     }
 
-    fn saved(&self, place: usize) -> u64 {
-        let [two, four] = self.bytes[place];
-        four - two
+    fn largest(&self, place: usize) -> u64 {
+        let open = self.open[place]
+            .iter()
+            .map(|&width| self.bytes[place][width]);
+        open.max().expect("every projection may have some bits")
     }
 
-    fn saved_by_pins(&self) -> u64 {
-        let pinned = |place: &usize| self.pinned[*place] == Some(Bits::Two);
-        (0..self.bytes.len())
-            .filter(pinned)
-            .map(|place| self.saved(place))
-            .sum()
+    /// Bytes of all projections with the most that they may take: with four bits everywhere, unless pins or `bits` say otherwise.
+    fn most(&self) -> u64 {
+        (0..self.open.len()).map(|place| self.largest(place)).sum()
     }
 
-    /// Bytes of all projections with four bits everywhere.
-    fn fours(&self) -> u64 {
-        self.bytes.iter().map(|[_, four]| four).sum()
-    }
-
-    /// The same with two bits wherever they may be.
+    /// The same with the least.
     fn least(&self) -> u64 {
-        let each = self.bytes.iter().zip(&self.pinned);
-        each.map(|([two, four], pin)| if *pin == Some(Bits::Four) { four } else { two })
-            .sum()
+        let least = |(bytes, open): (&Vec<u64>, &Vec<usize>)| {
+            let open = open.iter().map(|&width| bytes[width]);
+            open.min().expect("every projection may have some bits")
+        };
+        self.bytes.iter().zip(&self.open).map(least).sum()
     }
 
     fn bpw(&self, bytes: u64) -> f64 {
@@ -151,22 +150,36 @@ impl Budget {
     }
 
     fn bytes_to_save(&self, settings: &Settings) -> Result<u64, CompressError> {
-        let (least, most) = (self.least(), self.fours() - self.saved_by_pins());
-        let but = match self.pinned.iter().any(Option::is_some) {
-            true => ", as far as pins let it",
-            false => "",
+        let (least, most) = (self.least(), self.most());
+        // Where there is nothing to choose, a target only has to be large enough.
+        let chosen = self.open.iter().any(|open| open.len() > 1);
+        let but = match settings.pins.is_empty() {
+            false => ", as far as pins let it",
+            true => "",
+        };
+        let choice = settings.choice();
+        let [fewest, most_bits] = [choice.first(), choice.last()].map(|bits| match bits {
+            Some(Bits::Two) => "two",
+            Some(Bits::Three) => "three",
+            _ => "four",
+        });
+        let range = |least: String, most: String| {
+            format!(
+                "this model can have {least} ({fewest} bits everywhere) to {most} ({most_bits} bits everywhere)"
+            )
         };
         let (budget, refusal) = match settings.target_bytes {
             // What a person reads off the sentence, rounded, must be accepted.
             None => {
                 let bpw = settings.target_bpw;
-                let problem = format!(
-                    "this model can have {:.3} (two bits everywhere) to {:.3} (four bits everywhere) bits a weight{but}, tables \
-                     and scales included; choose a target in between",
-                    (self.bpw(least) * 1000.0).ceil() / 1000.0,
-                    (self.bpw(most) * 1000.0).floor() / 1000.0,
+                let range = range(
+                    format!("{:.3}", (self.bpw(least) * 1000.0).ceil() / 1000.0),
+                    format!("{:.3}", (self.bpw(most) * 1000.0).floor() / 1000.0),
                 );
-                let meant = bpw >= self.bpw(least) && bpw <= self.bpw(most);
+                let problem = format!(
+                    "{range} bits a weight{but}, tables and scales included; choose a target in between"
+                );
+                let meant = bpw >= self.bpw(least) && (bpw <= self.bpw(most) || !chosen);
                 let bytes = (bpw * self.weights as f64 / 8.0).floor() as u64;
                 (
                     bytes,
@@ -174,14 +187,15 @@ impl Budget {
                 )
             }
             Some(bytes) => {
+                let range = range(
+                    (least + self.rest).to_string(),
+                    (most + self.rest).to_string(),
+                );
                 let problem = format!(
-                    "this model can have {} (two bits everywhere) to {} (four bits everywhere) bytes{but}, of which {} are the \
-                     tables in eight bits and the norms; choose a target in between",
-                    least + self.rest,
-                    most + self.rest,
+                    "{range} bytes{but}, of which {} are the tables in eight bits and the norms; choose a target in between",
                     self.rest
                 );
-                let meant = bytes >= least + self.rest && bytes <= most + self.rest;
+                let meant = bytes >= least + self.rest && (bytes <= most + self.rest || !chosen);
                 let refusal = (!meant).then(|| ("target_bytes", bytes.to_string(), problem));
                 (bytes.saturating_sub(self.rest), refusal)
             }
@@ -192,7 +206,7 @@ impl Budget {
                 value,
                 problem,
             }),
-            None => Ok(self.fours() - budget.min(self.fours())),
+            None => Ok(most - budget.min(most)),
         }
     }
 }
@@ -205,10 +219,7 @@ fn pin(settings: &Settings, name: &str, fits: &mut [bool]) -> Result<Option<Bits
             continue;
         }
         *fits = true;
-        let bits = match bits {
-            2 => Bits::Two,
-            _ => Bits::Four, // no others pass the check of the settings
-        };
+        let bits = Bits::from_bits(bits as usize).expect("the settings were checked");
         if let Some((other, earlier)) = found
             && earlier != bits
         {
@@ -316,7 +327,7 @@ mod tests {
             kind if place < 7 => f64::from(9 + kind),
             kind => 0.1 * f64::from(kind),
         };
-        let rises: Vec<f64> = (0..21).map(rise).collect();
+        let rises: Vec<Vec<f64>> = (0..21).map(|place| vec![rise(place), 0.0]).collect();
         let (bits, curve) = budget.choose(&rises);
         for (place, bits) in bits.iter().enumerate() {
             match (place / 7, place % 7) {
@@ -328,13 +339,80 @@ mod tests {
         }
         let sum = |two: usize| -> u64 { budget.bytes.iter().map(|bytes| bytes[two]).sum() };
         let (first, last) = (curve[0], curve[curve.len() - 1]);
-        assert_eq!(first.bytes, sum(1) - budget.saved_by_pins() + budget.rest);
+        let pinned = &budget.bytes[4..7]; // the first block's feed-forward half
+        let saved: u64 = pinned.iter().map(|bytes| bytes[1] - bytes[0]).sum();
+        assert_eq!(first.bytes, sum(1) - saved + budget.rest);
         assert!(last.bytes > sum(0) + budget.rest && last.bpw < 2.8);
         assert!(
             curve
                 .windows(2)
                 .all(|pair| pair[0].bytes > pair[1].bytes && pair[0].rise <= pair[1].rise)
         );
+    }
+
+    #[test]
+    fn three_bits_are_chosen_pinned_and_left_out() {
+        // Three bits cost a tenth of what two do, but in the first block, whose two cost nothing.
+        let rises = |fitted: &[Bits]| -> Vec<Vec<f64>> {
+            let rise = |place: usize, bits: &Bits| match bits {
+                Bits::Two if place < 7 => 0.0,
+                Bits::Two => 1.0,
+                Bits::Three => 0.1,
+                Bits::Four => 0.0,
+            };
+            let each = |place| fitted.iter().map(|bits| rise(place, bits)).collect();
+            (0..21).map(each).collect()
+        };
+        let choose = |bits: &[u32], pins: &[(&str, u32)]| {
+            let pins = pins.iter().map(|&(name, bits)| (name.to_owned(), bits));
+            let settings = Settings {
+                target_bpw: 3.0,
+                bits: bits.to_vec(),
+                pins: pins.collect(),
+                ..Settings::default()
+            };
+            let budget = Budget::new(&settings, &config()).unwrap();
+            let rises = rises(&budget.fitted);
+            let (bits, _) = budget.choose(&rises);
+            let bytes = |(place, bits): (usize, &Bits)| {
+                let width = budget.fitted.iter().position(|b| b == bits).unwrap();
+                budget.bytes[place][width]
+            };
+            let sum: u64 = bits.iter().enumerate().map(bytes).sum();
+            assert!(budget.bpw(sum) <= 3.0);
+            let count = |what| bits.iter().filter(|bits| **bits == what).count();
+            let range = budget.most() - budget.least();
+            let price = |step: u64| -> f64 {
+                let widths = budget.widths(&rises, range * step / 8);
+                widths
+                    .iter()
+                    .zip(&rises)
+                    .map(|(&width, rises)| rises[width])
+                    .sum()
+            };
+            (
+                Bits::ALL.map(count),
+                bits,
+                (0..=8).map(price).collect::<Vec<f64>>(),
+            )
+        };
+        let (counts, bits, prices) = choose(&[2, 3, 4], &[]);
+        assert!(counts[0] == 7 && counts[1] > 7, "{counts:?}");
+        assert!(bits[..7].iter().all(|bits| *bits == Bits::Two));
+        let (plain, _, plain_prices) = choose(&[2, 4], &[]);
+        assert_eq!(plain[1], 0);
+        // More to choose from is never worse at the same size, and here better in between.
+        let pairs = || prices.iter().zip(&plain_prices);
+        assert!(
+            pairs().all(|(more, plain)| *more <= plain + 1e-9),
+            "{prices:?} {plain_prices:?}"
+        );
+        assert!(
+            prices[4] < 0.5 * plain_prices[4],
+            "{prices:?} {plain_prices:?}"
+        );
+        let (pinned, bits, _) = choose(&[2, 4], &[("*.v_proj", 3)]);
+        assert!(pinned[1] == 3 && bits[2] == Bits::Three, "{pinned:?}");
     }
 
     #[test]
@@ -348,12 +426,23 @@ mod tests {
             &["`target_bytes` is 1000", "two bits everywhere"],
         );
         let any = Budget::new(&Settings::default(), &config()).unwrap();
-        let (least, most) = (any.least() + any.rest, any.fours() + any.rest);
+        let (least, most) = (any.least() + any.rest, any.most() + any.rest);
         assert_eq!(Budget::new(&at(most), &config()).unwrap().needed, 0);
         refused(&at(most + 1), &[&most.to_string()]);
         let budget = Budget::new(&at(least), &config()).unwrap();
-        let (bits, _) = budget.choose(&[0.5; 21]);
+        let (bits, _) = budget.choose(&vec![vec![0.5, 0.0]; 21]);
         assert!(bits.iter().all(|bits| *bits == Bits::Two));
+        // With nothing to choose, a target only has to be large enough.
+        let three = |target_bpw| Settings {
+            bits: vec![3],
+            target_bpw,
+            ..Settings::default()
+        };
+        refused(&three(3.0), &["three bits everywhere"]);
+        let budget = Budget::new(&three(3.5), &config()).unwrap();
+        let (bits, curve) = budget.choose(&vec![vec![0.5, 0.0]; 21]);
+        assert!(bits.iter().all(|bits| *bits == Bits::Three));
+        assert_eq!((curve.len(), curve[0].rise), (1, 21.0 * 0.5));
         let nowhere = Settings {
             pins: [("*.w_proj".to_owned(), 4)].into(),
             ..Settings::default()

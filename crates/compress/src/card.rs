@@ -1,5 +1,7 @@
 //! The model card of a package. No time goes into it: the same stage leaves the same bytes.
 
+use russet_kernels::palette::Bits;
+
 use crate::{Report, Settings};
 
 /// The `README.md` of a package.
@@ -29,9 +31,20 @@ pub(crate) fn model_card(settings: &Settings, report: &Report) -> String {
             ),
         ),
     ];
-    let mut card = String::from(
+    let possible: Vec<String> = settings
+        .possible()
+        .iter()
+        .map(|bits: &Bits| bits.bits().to_string())
+        .collect();
+    // 2- and 4-bit, or 2-, 3- and 4-bit.
+    let widths = match possible.split_last() {
+        Some((last, [])) => format!("{last}-bit"),
+        Some((last, rest)) => format!("{}- and {last}-bit", rest.join("-, ")),
+        None => unreachable!("there is always a choice"),
+    };
+    let mut card = format!(
         "---\npipeline_tag: text-generation\ntags: [russet, palettized]\n---\n\n# Palettized package\n\n\
-         A checkpoint whose projections were replaced by 2- and 4-bit indices into tables and whose embedding has 8 bits. \
+         A checkpoint whose projections were replaced by {widths} indices into tables and whose embedding has 8 bits. \
          Russet uses it in place; what each tensor is stands under `quantization_config` in `config.json`.\n\n| | |\n|---|---|\n",
     );
     for (name, value) in rows {

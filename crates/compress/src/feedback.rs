@@ -28,7 +28,7 @@ const BLOCK: usize = 128;
 /// Added to H's diagonal, as a part of its mean: GPTQ's constant.
 const DAMPING: f64 = 0.01;
 
-/// Steps of conjugate gradients in a refit. The systems have 4 or 16 unknowns; measured, more gain nothing.
+/// Steps of conjugate gradients in a refit. The systems have 4, 8 or 16 unknowns; measured, more gain nothing.
 const STEPS: usize = 4;
 
 /// H of a product's inputs and its factor.
@@ -376,7 +376,7 @@ impl<'a> Refinement<'a> {
         self.set_delta();
     }
 
-    /// All entries of each strip at once: conjugate gradients on its 4 or 16 equations, from ΔH.
+    /// All entries of each strip at once: conjugate gradients on its 4, 8 or 16 equations, from ΔH.
     fn refit_entries(&mut self, delta_h: &[f32]) {
         let entries = self.matrix.bits.entries();
         // −½ dJ/dp = Σ s (ΔH) over the weights that use an entry.
@@ -606,6 +606,7 @@ mod tests {
     fn feedback_lowers_the_output_error_and_the_other_steps_never_raise_it() {
         for (rows, cols) in [(16, 64), (37, 150), (5, 257)] {
             check(rows, cols, Bits::Four);
+            check(rows, cols, Bits::Three);
             check(rows, cols, Bits::Two);
         }
     }

@@ -42,6 +42,9 @@ impl State<'_> {
 /// The file by which a folder is known as one of a state.
 const KEY: &str = "key";
 
+/// What stands in it before the key: which files there are, and what is in them.
+const LAYOUT: &str = "2";
+
 /// Rows of a file of hidden states or gradients.
 pub(crate) struct Rows {
     pub map: Mmap,
@@ -109,21 +112,26 @@ impl Tensors {
     }
 }
 
-pub(crate) fn take_numbers<const N: usize>(
+/// So many of them as they were given to [`Tensors::numbers`].
+pub(crate) fn take_numbers(
     stored: &mut Stored,
     name: &str,
-) -> Result<[f64; N], CompressError> {
-    let tensor = stored.take(name, &[8 * N])?;
+    count: usize,
+) -> Result<Vec<f64>, CompressError> {
+    let tensor = stored.take(name, &[8 * count])?;
     let numbers = tensor
         .bytes()
         .as_chunks()
         .0
         .iter()
         .map(|&b| f64::from_le_bytes(b));
-    Ok(numbers
-        .collect::<Vec<f64>>()
-        .try_into()
-        .expect("as many as the shape says"))
+    Ok(numbers.collect())
+}
+
+/// Error and energy of a fit.
+pub(crate) fn take_error(stored: &mut Stored, name: &str) -> Result<[f64; 2], CompressError> {
+    let numbers = take_numbers(stored, &format!("{name}.error"), 2)?;
+    Ok([numbers[0], numbers[1]])
 }
 
 /// The parts of a fit, by their names in a package.
@@ -162,7 +170,7 @@ pub(crate) fn take_fit(
     cols: usize,
 ) -> Result<Fitted, CompressError> {
     let [(_, indices), (_, palette), (_, scales)] = take_packed(stored, name, bits, rows, cols)?;
-    let [error, energy] = take_numbers(stored, &format!("{name}.error"))?;
+    let [error, energy] = take_error(stored, name)?;
     let indices = palette::unpack(bits, rows, cols, indices.bytes()).map_err(|problem| {
         CompressError::Layout {
             name: name.to_owned(),
@@ -196,12 +204,13 @@ impl Folder {
     /// Opens the folder, emptied where it is of other work.
     pub fn open(state: &State) -> Result<Folder, CompressError> {
         let folder = Folder(state.folder.to_path_buf());
+        let wanted = format!("{LAYOUT} {}", state.key);
         let key = std::fs::read_to_string(state.folder.join(KEY)).ok();
-        if key.as_deref() != Some(state.key) {
+        if key.as_ref() != Some(&wanted) {
             State::clear(state.folder)?;
             std::fs::create_dir_all(state.folder)
                 .map_err(|problem| Folder::problem(state.folder, problem))?;
-            folder.put(KEY, &mut |out| out(state.key.as_bytes()))?;
+            folder.put(KEY, &mut |out| out(wanted.as_bytes()))?;
         }
         Ok(folder)
     }

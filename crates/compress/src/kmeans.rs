@@ -223,7 +223,7 @@ mod tests {
         reason = "a figure for whoever asks for it with --nocapture"
     )]
     fn lloyd_is_never_better_and_seldom_as_good() {
-        for k in [4usize, 16] {
+        for k in [4usize, 8, 16] {
             let (mut exact_cost, mut lloyd_cost) = (0.0, 0.0);
             let (mut exact_time, mut lloyd_time) = (0.0, 0.0);
             for seed in 0..20 {

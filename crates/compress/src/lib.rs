@@ -1,6 +1,6 @@
 //! From a dense checkpoint to a palettized package of a given size.
 //!
-//! Each projection's weights are replaced by 2- or 4-bit indices into tables of 16 or 4 entries, one table for every 16 output
+//! Each projection's weights are replaced by 2-, 3- or 4-bit indices into tables of 4, 8 or 16 entries, one table for every 16 output
 //! rows (arXiv 2407.21075, section 5). Which entries: k-means weighted by diagonal Fisher information (arXiv 2306.07629), solved
 //! exactly in one dimension, then errors fed forward column by column (arXiv 2210.17323). Which bits: the assignment of least
 //! measured harm that meets the target, an exact knapsack. The embedding goes to 8 bits a row.
@@ -8,7 +8,7 @@
 //! One block of the checkpoint is in memory at a time, and work that was cut off goes on where it was. The result is the same on any number of
 //! threads. To palettize no tokenizer is needed: the crate says which
 //! [`Excerpt`]s of a text to measure on, and takes them as tokens. What is lost is brought back by [`recover()`]: adapters that are
-//! trained on the package. Vector palettes and 3 bits are not here.
+//! trained on the package. Vector palettes are not here.
 
 mod allocate;
 mod budget;

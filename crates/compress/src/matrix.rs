@@ -208,6 +208,7 @@ mod tests {
     fn what_is_measured_is_what_is_stored_on_any_number_of_threads() {
         for (rows, cols) in [(16, 8), (37, 100), (5, 300), (64, 33)] {
             check(rows, cols, Bits::Four);
+            check(rows, cols, Bits::Three);
             check(rows, cols, Bits::Two);
         }
     }

@@ -258,26 +258,24 @@ pub(crate) fn from_gathered(
     watch: &mut Watch,
 ) -> Result<(Compressed, Report), CompressError> {
     let weights = importance::Weights::new(model, settings.weighting);
+    let fitted = settings.fitted();
     let rises = match settings.sensitivity {
-        Sensitivity::Predicted => sensitivity::predicted(pool, model, &weights, watch)?,
-        Sensitivity::Measured => sensitivity::measured(pool, model, &weights, calibration, watch)?,
+        Sensitivity::Predicted => sensitivity::predicted(pool, model, &weights, &fitted, watch)?,
+        Sensitivity::Measured => {
+            sensitivity::measured(pool, model, &weights, calibration, &fitted, watch)?
+        }
     };
     let (bits, curve) = budget.choose(&rises);
     let fits = refine::matrices(pool, settings, model, &weights, &bits, calibration, watch)?;
 
     let mut modules = BTreeMap::new();
     let mut layers = Vec::new();
-    for (((projection, fit), bits), sensitivity) in
+    for (((projection, fit), bits), rises) in
         model.projections.iter().zip(fits).zip(bits).zip(rises)
     {
         let name = projection.name.clone();
         let error = fit.relative_error();
-        layers.push(LayerReport {
-            name: name.clone(),
-            bits: bits.bits() as u32,
-            error,
-            sensitivity,
-        });
+        layers.push(LayerReport::new(name.clone(), bits, error, &fitted, &rises));
         let packed = fit.matrix.pack().map_err(|problem| CompressError::Layout {
             name: name.clone(),
             problem,
@@ -349,10 +347,10 @@ mod tests {
     fn block_by_block_is_the_whole_decoder_to_the_byte() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models");
         let pool = Arc::new(Pool::new(2).unwrap());
-        for (name, weighting, error_feedback) in [
-            ("qwen3-gqa-tied", Weighting::Fisher, true),
-            ("llama-mha-untied", Weighting::Activation, true),
-            ("qwen3-bf16", Weighting::None, false),
+        for (name, weighting, error_feedback, choice) in [
+            ("qwen3-gqa-tied", Weighting::Fisher, true, &[2, 4][..]),
+            ("llama-mha-untied", Weighting::Activation, true, &[2, 3, 4]),
+            ("qwen3-bf16", Weighting::None, false, &[2, 3]),
         ] {
             let from = golden.join(name);
             let blocks = Blocks::open(&from).unwrap();
@@ -370,7 +368,9 @@ mod tests {
                 8.0 * bytes as f64 / config.projection_parameters() as f64
             };
             let settings = Settings {
-                target_bpw: 0.5 * (bpw(Bits::Two) + bpw(Bits::Four)),
+                // Well between the fewest bits and the most, whichever they are.
+                target_bpw: 0.6 * bpw(Bits::Two) + 0.4 * bpw(Bits::Three),
+                bits: choice.to_vec(),
                 weighting,
                 error_feedback,
                 ..Settings::default()

@@ -8,10 +8,13 @@ use crate::refine::BYTES as COVARIANCES;
 use crate::sensitivity::TOKENS as MEASURED_TOKENS;
 use crate::settings::{Sensitivity, Settings, Weighting};
 
-/// What choosing entries costs a weight beside the products (k-means with two and with four bits, sweeps over single
-/// indices), in products of the same time. Rough: on tiny's decoder, one thread of a busy machine (Zen 4), the whole estimate
+/// What choosing entries costs a weight beside the products (k-means with two and with four bits, of the work of [`ENTRIES`]
+/// entries, sweeps over single indices), in products of the same time. Rough: on tiny's decoder, one thread of a busy machine (Zen 4), the whole estimate
 /// was 50 s where palettizing took a little over 70 s.
 const SEARCH_FLOPS: f64 = 60_000.0;
+
+/// Entries of the tables that the work of [`SEARCH_FLOPS`] fits; that of others is taken to go with their entries.
+const ENTRIES: usize = 4 + 16;
 
 /// The price of palettizing one decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -51,7 +54,9 @@ impl Settings {
         // [D, D] of each product's inputs: qkv and gate_up read the width, output the heads, down the ffn.
         let covariances: usize = 2 * width * width + attention * attention + ffn * ffn;
         let mut passes = 2.0; // before, and the package at the end
-        let mut flops = SEARCH_FLOPS * weights as f64;
+        let fitted = self.fitted();
+        let entries: usize = fitted.iter().map(|bits| bits.entries()).sum();
+        let mut flops = SEARCH_FLOPS * weights as f64 * entries as f64 / ENTRIES as f64;
         if fisher {
             // The gradient's way back, and a product of squares.
             flops += tokens * (forward + 2.0 * weights as f64);
@@ -65,21 +70,21 @@ impl Settings {
             flops += tokens * 2.0 * (layers * covariances) as f64;
         }
         if self.sensitivity == Sensitivity::Measured {
-            // Both bits for each of the seven projections of a block.
+            // Each width for each of the seven projections of a block.
             let share = (MEASURED_TOKENS as f64 / tokens).min(1.0);
-            passes += share * (2 * 7 * layers) as f64;
+            passes += share * (fitted.len() * 7 * layers) as f64;
         }
         flops += passes * tokens * forward;
 
         let rows = BATCH.max(self.sequence.min(config.context));
         let block = 4 * width + 2 * config.qkv_width() + attention + 3 * ffn;
         let streamed = self.sensitivity == Sensitivity::Predicted;
-        // Block by block the weights, Fisher information and two fits of one are held, and a table where the text enters and leaves.
+        // Block by block the weights, Fisher information and fits of one are held, and a table where the text enters and leaves.
         let held = match streamed {
             true => {
                 let of_block = weights / layers.max(1);
                 let ends = config.embedding_parameters() * floats;
-                ends.max(of_block * (3 * floats + 2))
+                ends.max(of_block * (3 * floats + fitted.len()))
             }
             false => parameters * floats + if fisher { weights * floats } else { 0 } + weights,
         };

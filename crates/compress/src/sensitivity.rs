@@ -1,4 +1,4 @@
-//! What two bits cost each projection over four, in nats a token.
+//! What fewer bits cost each projection over four, in nats a token.
 //!
 //! Predicted: the loss is flat at a trained model, so to second order Δw costs ½ Σ F Δw² with the diagonal Fisher
 //! information F. Measured: the divergence KL(dense ‖ changed) of the next token's distribution, with only that
@@ -25,15 +25,16 @@ pub(crate) const TOKENS: usize = 4096;
 /// Rows of logits that are formed at a time.
 const ROWS: usize = 128;
 
-/// By prediction, a number a projection. Moments must have been gathered with Fisher information.
+/// By prediction, of each projection a number for each of `fitted`. Moments must have been gathered with Fisher information.
 pub(crate) fn predicted(
     pool: &Pool,
     model: &Model,
     weights: &Weights,
+    fitted: &[Bits],
     watch: &mut Watch,
-) -> Result<Vec<f64>, CompressError> {
+) -> Result<Vec<Vec<f64>>, CompressError> {
     watch.part(
-        "predicting what two bits cost",
+        "predicting what fewer bits cost",
         model.weights() as usize,
         "weights",
         |watch| {
@@ -41,40 +42,52 @@ pub(crate) fn predicted(
                 .projections
                 .iter()
                 .map(|projection| {
-                    let (_, rise) = both(pool, model, weights, projection);
+                    let (_, rises) = each(pool, model, weights, projection, fitted);
                     watch.step(projection.weights() as usize, &[])?;
-                    Ok(rise)
+                    Ok(rises)
                 })
                 .collect()
         },
     )
 }
 
-/// One projection with two and with four bits, and by prediction what two cost over four.
-pub(crate) fn both(
+/// One projection with each of the bits, the last of which are four, and by prediction what each costs over four.
+pub(crate) fn each(
     pool: &Pool,
     model: &Model,
     weights: &Weights,
     projection: &Projection,
-) -> ([Fitted; 2], f64) {
+    fitted: &[Bits],
+) -> (Vec<Fitted>, Vec<f64>) {
     let weight = model.weight(projection);
     let fisher = Weights::fisher(model, projection);
-    let fits = [Bits::Two, Bits::Four].map(|bits| {
+    let fit = |&bits: &Bits| {
         let importance = weights.of(model, projection);
         matrix::palettize(pool, weight, projection.cols, importance, bits)
-    });
-    let [two, four] = [0, 1].map(|bits| fits[bits].matrix.error(pool, weight, fisher));
-    (fits, 0.5 * (two - four) / model.tokens as f64)
+    };
+    let fits: Vec<Fitted> = fitted.iter().map(fit).collect();
+    let error = |fit: &Fitted| fit.matrix.error(pool, weight, fisher);
+    let errors: Vec<f64> = fits.iter().map(error).collect();
+    let rises = over_four(&errors);
+    let rises = rises.map(|rise| 0.5 * rise / model.tokens as f64);
+    (fits, rises.collect())
 }
 
-/// By measurement, a number a projection.
+/// Costs of each of the bits less that of four, the last.
+fn over_four(costs: &[f64]) -> impl Iterator<Item = f64> {
+    let four = costs.last().expect("four bits are always fitted");
+    costs.iter().map(move |cost| cost - four)
+}
+
+/// By measurement, of each projection a number for each of `fitted`.
 pub(crate) fn measured(
     pool: &Arc<Pool>,
     model: &Model,
     weights: &Weights,
     calibration: &Calibration,
+    fitted: &[Bits],
     watch: &mut Watch,
-) -> Result<Vec<f64>, CompressError> {
+) -> Result<Vec<Vec<f64>>, CompressError> {
     let mut part = Calibration {
         batches: Vec::new(),
     };
@@ -83,7 +96,7 @@ pub(crate) fn measured(
         .extend(calibration.batches.iter().step_by(step).cloned());
     let dense = hidden_states(pool, &model.decoder, &part);
     watch.part(
-        "measuring what two bits cost",
+        "measuring what fewer bits cost",
         model.projections.len(),
         "projections",
         |watch| {
@@ -91,8 +104,8 @@ pub(crate) fn measured(
                 .projections
                 .iter()
                 .map(|projection| {
-                    let mut costs = [0.0; 2];
-                    for (cost, bits) in costs.iter_mut().zip([Bits::Two, Bits::Four]) {
+                    let mut costs = vec![0.0; fitted.len()];
+                    for (cost, &bits) in costs.iter_mut().zip(fitted) {
                         let importance = weights.of(model, projection);
                         let fitted = matrix::palettize(
                             pool,
@@ -110,9 +123,9 @@ pub(crate) fn measured(
                         );
                         model.products[projection.product].tap.replace(None);
                     }
-                    let rise = costs[0] - costs[1];
-                    watch.step(1, &[("nats", rise)])?;
-                    Ok(rise)
+                    let rises: Vec<f64> = over_four(&costs).collect();
+                    watch.step(1, &[("nats", rises[0])])?;
+                    Ok(rises)
                 })
                 .collect()
         },

@@ -4,8 +4,8 @@
 //! come back block by block, and what both ways do with a block is the same code.
 //! ```text
 //! reading     block l:  hidden l → hidden l + 1                          last: the loss, and its gradient at hidden L
-//! weighing    L − 1 … 0:  gradient l + 1 → gradient l, moments → both fits of each projection, what two bits cost it
-//!             which get two bits: the knapsack
+//! weighing    L − 1 … 0:  gradient l + 1 → gradient l, moments → a fit of each projection for each width, what fewer bits cost it
+//!             which bits each gets: the knapsack
 //! refining    block l:  hidden l → covariances → the fits that were chosen, refined
 //! writing     the package, tensor by tensor
 //! ```
@@ -31,15 +31,14 @@ use crate::CompressError;
 use crate::budget::Budget;
 use crate::calibration::{Batch, Calibration};
 use crate::importance::Weights;
-use crate::kept::{Folder, Rows, State, Tensors, numbered, take_fit, take_numbers, take_packed};
+use crate::kept::{
+    Folder, Rows, State, Tensors, numbered, take_error, take_fit, take_numbers, take_packed,
+};
 use crate::model::{Model, check_tables};
 use crate::settings::{LayerReport, Report, Settings};
 use crate::tap::{Listen, Moments};
 use crate::watch::Watch;
 use crate::{refine, sensitivity};
-
-/// Bits of every fit, in the order of files.
-const BOTH: [Bits; 2] = [Bits::Two, Bits::Four];
 
 /// Palettizes a checkpoint block by block into `draft`; the report still lacks `loss_after` and `seconds`.
 pub(crate) fn run(
@@ -58,6 +57,7 @@ pub(crate) fn run(
         blocks,
         calibration,
         folder: &folder,
+        fitted: settings.fitted(),
     };
     let loss_before = work.read(watch)?;
     work.weigh(watch)?;
@@ -87,6 +87,7 @@ struct Work<'a> {
     blocks: &'a Blocks,
     calibration: &'a Calibration,
     folder: &'a Folder,
+    fitted: Vec<Bits>, // the bits of every fit, in the order of files
 }
 
 impl Work<'_> {
@@ -151,24 +152,29 @@ impl Work<'_> {
         })
     }
 
-    /// Brings the gradient back through all blocks, fits every projection with both bits, and finds out what two bits cost it.
+    /// Brings the gradient back through all blocks, fits every projection with each width, and finds out what fewer bits cost it.
     fn weigh(&self, watch: &mut Watch) -> Result<(), CompressError> {
         let total = self.config().projection_parameters();
-        watch.part("predicting what two bits cost", total, "weights", |watch| {
-            for layer in (0..self.config().layers).rev() {
-                let name = numbered("fits", layer);
-                if self.folder.has_tensors(&name) {
-                    watch.resumed(total / self.config().layers);
-                    continue;
+        watch.part(
+            "predicting what fewer bits cost",
+            total,
+            "weights",
+            |watch| {
+                for layer in (0..self.config().layers).rev() {
+                    let name = numbered("fits", layer);
+                    if self.folder.has_tensors(&name) {
+                        watch.resumed(total / self.config().layers);
+                        continue;
+                    }
+                    let mut model = Model::new(self.blocks.block(layer)?)?;
+                    self.gather(&mut model, layer, watch)?;
+                    self.fit(&model, &name, watch)?;
+                    // What this block needed and no other does.
+                    self.folder.remove("gradient", layer + 1)?;
                 }
-                let mut model = Model::new(self.blocks.block(layer)?)?;
-                self.gather(&mut model, layer, watch)?;
-                self.fit(&model, &name, watch)?;
-                // What this block needed and no other does.
-                self.folder.remove("gradient", layer + 1)?;
-            }
-            Ok(())
-        })
+                Ok(())
+            },
+        )
     }
 
     /// Moments of a block's products, and the gradient at what it sees.
@@ -211,17 +217,18 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Writes both fits of each projection of a block, what two bits cost, and the tokens' weights at each product.
+    /// Writes the fits of each projection of a block, what fewer bits cost, and the tokens' weights at each product.
     fn fit(&self, model: &Model, name: &str, watch: &mut Watch) -> Result<(), CompressError> {
         let weights = Weights::new(model, self.settings.weighting);
         let mut tensors = Tensors::default();
         for projection in &model.projections {
-            let (fits, rise) = sensitivity::both(self.pool, model, &weights, projection);
-            tensors.numbers(&format!("{}.rise", projection.name), &[rise]);
-            for (fit, bits) in fits.iter().zip(BOTH) {
+            let (fits, rises) =
+                sensitivity::each(self.pool, model, &weights, projection, &self.fitted);
+            tensors.numbers(&format!("{}.rises", projection.name), &rises);
+            for (fit, bits) in fits.iter().zip(&self.fitted) {
                 tensors.fit(&format!("{}.{}", projection.name, bits.bits()), fit)?;
             }
-            watch.step(projection.weights() as usize, &[("nats", rise)])?;
+            watch.step(projection.weights() as usize, &[("nats", rises[0])])?;
         }
         for (number, product) in model.products.iter().enumerate() {
             let all = &product.moments.token_weights;
@@ -236,13 +243,14 @@ impl Work<'_> {
         self.folder.put_tensors(name, &tensors)
     }
 
-    /// What two bits cost each projection, in the order of the forward pass.
-    fn rises(&self) -> Result<Vec<f64>, CompressError> {
+    /// What each width costs each projection, in the order of the forward pass.
+    fn rises(&self) -> Result<Vec<Vec<f64>>, CompressError> {
         let mut rises = Vec::new();
         for layer in 0..self.config().layers {
             let mut fits = self.folder.tensors(&numbered("fits", layer))?;
             for (name, ..) in projections(self.config(), layer) {
-                rises.push(take_numbers::<1>(&mut fits, &format!("{name}.rise"))?[0]);
+                let (name, count) = (format!("{name}.rises"), self.fitted.len());
+                rises.push(take_numbers(&mut fits, &name, count)?);
             }
         }
         Ok(rises)
@@ -252,7 +260,7 @@ impl Work<'_> {
     fn refine(
         &self,
         bits: &[Bits],
-        rises: &[f64],
+        rises: &[Vec<f64>],
         watch: &mut Watch,
     ) -> Result<(Vec<LayerReport>, usize), CompressError> {
         let total = self.config().projection_parameters();
@@ -273,16 +281,13 @@ impl Work<'_> {
                 }
                 let mut made = self.folder.tensors(&name)?;
                 for ((name, rows, cols), number) in named.into_iter().zip(range) {
-                    let [error, energy] = take_numbers(&mut made, &format!("{name}.error"))?;
+                    let [error, energy] = take_error(&mut made, &name)?;
                     let bits = bits[number];
                     bytes += crate::matrix::stored_bytes(bits, rows, cols)
                         .expect("the sizes were checked");
-                    layers.push(LayerReport {
-                        name,
-                        bits: bits.bits() as u32,
-                        error: if energy > 0.0 { error / energy } else { 0.0 },
-                        sensitivity: rises[number],
-                    });
+                    let error = if energy > 0.0 { error / energy } else { 0.0 };
+                    let rises = &rises[number];
+                    layers.push(LayerReport::new(name, bits, error, &self.fitted, rises));
                 }
             }
             Ok(())

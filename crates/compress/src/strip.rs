@@ -68,11 +68,11 @@ impl<'a> Importance<'a> {
 /// A table with its row scales, as stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Table {
-    /// Ascending; the first 4 or 16 count.
+    /// Ascending; the first 4, 8 or 16 count.
     pub entries: [i8; ENTRIES],
     /// One a row, 0 for rows that there are not.
     pub scales: [f16; STRIP],
-    /// 4 or 16.
+    /// 4, 8 or 16.
     len: usize,
 }
 
@@ -182,8 +182,9 @@ impl Table {
     fn assign(&self, row: usize, weight: &[f32], indices: &mut [u8]) {
         match self.len {
             4 => nearest::<3>(self.scales[row], self.entries(), weight, indices),
+            8 => nearest::<7>(self.scales[row], self.entries(), weight, indices),
             16 => nearest::<15>(self.scales[row], self.entries(), weight, indices),
-            len => unreachable!("tables have 4 or 16 entries, not {len}"),
+            len => unreachable!("tables have 4, 8 or 16 entries, not {len}"),
         }
     }
 }
@@ -464,6 +465,7 @@ mod tests {
         for (rows, cols) in [(16, 40), (16, 300), (3, 17), (1, 1), (16, 1), (5, 2000)] {
             check(rows, cols, 7, Bits::Four);
             check(rows, cols, 8, Bits::Two);
+            check(rows, cols, 9, Bits::Three);
         }
     }
 
@@ -478,7 +480,11 @@ mod tests {
                 cols,
                 importance: Importance::elements(&importance, cols),
             };
-            for (entries, size) in [(4, RowSize::Largest), (16, RowSize::RootMeanSquare)] {
+            for (entries, size) in [
+                (4, RowSize::Largest),
+                (8, RowSize::RootMeanSquare),
+                (16, RowSize::RootMeanSquare),
+            ] {
                 let mut seen = Vec::new();
                 strip.improve(strip.start(entries, size), strip.energy(), &mut |error| {
                     seen.push(error)
@@ -494,8 +500,10 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_entries_serve_better_than_four_and_weights_that_matter_best() {
+    fn more_entries_serve_better_and_weights_that_matter_best() {
         let (four, two) = (check(16, 200, 1, Bits::Four), check(16, 200, 1, Bits::Two));
+        let three = check(16, 200, 1, Bits::Three);
+        assert!(3.0 * four.error < three.error && 3.0 * three.error < two.error);
         assert!(
             four.error < 0.02 * four.energy && two.error < 0.25 * two.energy,
             "{} {} {}",

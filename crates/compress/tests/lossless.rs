@@ -92,6 +92,7 @@ fn a_lossless_palette_equals_dense_with_the_same_activations() {
     for (family, bits, seed) in [
         ("Qwen3ForCausalLM", Bits::Four, 1),
         ("LlamaForCausalLM", Bits::Two, 2),
+        ("Qwen3ForCausalLM", Bits::Three, 3),
     ] {
         // Two blocks of inputs, the second not full; rows that fill no whole strip.
         let json = serde_json::json!({

@@ -3,15 +3,17 @@
 //! The figures mean what llama.cpp's `llama-bench` means by them: one sequence from an empty cache, a prompt of random
 //! tokens read in chunks of [`PREFILL_CHUNK`] rows with the last row's logits, then, apart, tokens generated one by
 //! one from a single one, of one sequence or of several at once. The kinds alternate and the median counts, since a shared machine
-//! drifts; the bandwidth of memory is probed each time beside them. Left out: sampling (greedy here).
+//! drifts; the bandwidth of memory is probed each time beside them. Through adapters the same is measured once more in every
+//! round. Left out: sampling (greedy here).
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use russet_kernels::profile::{self, Kernel};
 use russet_kernels::{Pool, elementwise, probe, random};
+use russet_model::cache::BLOCK_TOKENS;
 use russet_model::{Decoder, Embedding, KvCache, KvFormat, ParameterKind};
-use russet_tensor::{Ctx, Op, Segments, Trace, ops};
+use russet_tensor::{Ctx, Op, Segments, Stack, Trace, ops};
 
 use crate::engine::cache_fits;
 use crate::{Error, Result};
@@ -30,16 +32,19 @@ pub struct BenchConfig {
     pub sequences: usize,
     /// How often each is measured, at least 1, after one round that is not counted.
     pub repeats: usize,
+    /// What keys and values are kept in.
+    pub format: KvFormat,
 }
 
 impl Default for BenchConfig {
-    /// `pp512` and `tg128` of one sequence, five times.
+    /// `pp512` and `tg128` of one sequence, five times, keys and values in f32.
     fn default() -> BenchConfig {
         BenchConfig {
             prompt: 512,
             generate: 128,
             sequences: 1,
             repeats: 5,
+            format: KvFormat::F32,
         }
     }
 }
@@ -63,8 +68,27 @@ pub struct Bench {
     pub sequences: usize,
     /// Bytes of weights that a step reads, which makes a token of each sequence: [`bytes_per_token`].
     pub bytes_per_token: usize,
+    /// Bytes of keys and values that a token of a sequence takes.
+    pub cache_bytes_per_token: usize,
+    /// The same through adapters, where there are some.
+    pub adapted: Option<Adapted>,
     /// Where the time of one more round goes that is not counted.
     pub profile: [Shares; 2],
+}
+
+/// What was measured through adapters, in the same rounds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapted {
+    /// Prompt tokens a second, each repeat's.
+    pub prefill: Vec<f64>,
+    /// Generated tokens a second, all sequences together, each repeat's.
+    pub decode: Vec<f64>,
+    /// The median of `prefill`.
+    pub prefill_tokens_per_second: f64,
+    /// The median of `decode`.
+    pub decode_tokens_per_second: f64,
+    /// Bytes of weights that a step reads, those of the adapters among them.
+    pub bytes_per_token: usize,
 }
 
 /// Shares of the time on the clock: of reading the prompt, or of generating.
@@ -100,12 +124,18 @@ impl Bench {
     }
 }
 
-/// One round of reading and generating, written down operation by operation. None of it counts: [`bench()`] measures.
+/// One round of reading and generating through `adapters`, written down operation by operation. None of it counts: [`bench()`] measures.
 ///
 /// # Errors
 /// As [`bench()`].
-pub fn trace(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Result<Trace> {
+pub fn trace(
+    decoder: &Decoder,
+    pool: &Arc<Pool>,
+    config: &BenchConfig,
+    adapters: &Stack,
+) -> Result<Trace> {
     let mut run = Run::new(decoder, pool, config)?;
+    run.adapters = adapters.clone();
     run.ctx.trace = Some(Trace::default());
     for (name, rows) in [
         ("prompt", config.prompt),
@@ -144,24 +174,53 @@ fn check(decoder: &Decoder, config: &BenchConfig) -> Result<()> {
         }
     }
     let tokens = config.prompt.max(config.generate);
-    cache_fits(decoder, KvFormat::F32, config.sequences, tokens)
+    cache_fits(decoder, config.format, config.sequences, tokens)
 }
 
-/// Measures `decoder` on `pool`.
+/// Measures `decoder` on `pool`, alone and, where there are `adapters`, with all rows going through them, in turns.
 ///
 /// # Errors
-/// When a setting is 0 or beyond the model's context, or the cache cannot fit this machine.
-pub fn bench(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Result<Bench> {
+/// When a setting is 0 or beyond the model's context, the cache cannot fit this machine, or its format the model's heads.
+pub fn bench(
+    decoder: &Decoder,
+    pool: &Arc<Pool>,
+    config: &BenchConfig,
+    adapters: &Stack,
+) -> Result<Bench> {
     let mut run = Run::new(decoder, pool, config)?;
     let (mut prefill, mut decode, mut dram) = (Vec::new(), Vec::new(), Vec::new());
-    for repeat in 0..=config.repeats {
+    let (mut prefill_adapted, mut decode_adapted) = (Vec::new(), Vec::new());
+    let rates = |run: &mut Run| {
         let (read, written) = (run.read()?, run.write()?);
+        let generated = (config.sequences * config.generate) as f64;
+        Ok::<_, Error>((config.prompt as f64 / read, generated / written))
+    };
+    for repeat in 0..=config.repeats {
+        let alone = rates(&mut run)?;
         if repeat > 0 {
             dram.push(probe::dram_read_gb_s(pool));
-            prefill.push(config.prompt as f64 / read);
-            decode.push((config.sequences * config.generate) as f64 / written);
+            prefill.push(alone.0);
+            decode.push(alone.1);
+        }
+        if adapters.is_empty() {
+            continue;
+        }
+        run.adapters = adapters.clone();
+        let through = rates(&mut run)?;
+        run.adapters = Stack::default();
+        if repeat > 0 {
+            prefill_adapted.push(through.0);
+            decode_adapted.push(through.1);
         }
     }
+    let bytes_of_adapters: usize = adapters.iter().map(|adapter| adapter.bytes()).sum();
+    let adapted = (!adapters.is_empty()).then(|| Adapted {
+        prefill_tokens_per_second: median(&prefill_adapted),
+        decode_tokens_per_second: median(&decode_adapted),
+        prefill: prefill_adapted,
+        decode: decode_adapted,
+        bytes_per_token: bytes_per_token(decoder) + bytes_of_adapters,
+    });
     profile::start();
     let read = Shares::stop(run.read()?);
     profile::start();
@@ -175,6 +234,8 @@ pub fn bench(decoder: &Decoder, pool: &Arc<Pool>, config: &BenchConfig) -> Resul
         dram,
         sequences: config.sequences,
         bytes_per_token: bytes_per_token(decoder),
+        cache_bytes_per_token: KvCache::block_bytes(decoder.config(), config.format) / BLOCK_TOKENS,
+        adapted,
         profile: [read, written],
     })
 }
@@ -186,6 +247,7 @@ struct Run<'a> {
     cache: KvCache,
     prompt: Vec<u32>,
     config: &'a BenchConfig,
+    adapters: Stack, // of all rows
 }
 
 impl<'a> Run<'a> {
@@ -195,8 +257,9 @@ impl<'a> Run<'a> {
         Ok(Run {
             decoder,
             ctx: Ctx::new(pool.clone()),
-            cache: KvCache::new(
+            cache: KvCache::sized(
                 decoder.config(),
+                config.format,
                 config.sequences,
                 config.prompt.max(config.sequences * config.generate),
             ),
@@ -204,6 +267,7 @@ impl<'a> Run<'a> {
                 .map(|i| random::below(0, 0, i, vocab) as u32)
                 .collect(),
             config,
+            adapters: Stack::default(),
         })
     }
 
@@ -213,7 +277,7 @@ impl<'a> Run<'a> {
         for chunk in self.prompt.chunks(PREFILL_CHUNK) {
             let past = self.cache.extend(0, chunk.len())?;
             let mut segments = Segments::default();
-            segments.push(chunk.len(), past, 0);
+            segments.push_adapted(chunk.len(), past, 0, &self.adapters);
             let ctx = &mut self.ctx;
             let hidden = self
                 .decoder
@@ -237,7 +301,8 @@ impl<'a> Run<'a> {
         for _ in 0..self.config.generate {
             let mut segments = Segments::default();
             for slot in 0..sequences {
-                segments.push(1, self.cache.extend(slot, 1)?, slot);
+                let past = self.cache.extend(slot, 1)?;
+                segments.push_adapted(1, past, slot, &self.adapters);
             }
             let ctx = &mut self.ctx;
             let hidden = self

@@ -99,11 +99,7 @@ impl EngineConfig {
                 return Err(Error::setting(setting, value, "at least 1"));
             }
         }
-        let (head, widest) = (decoder.config().head_dim, self.format.widest_head());
-        if head > widest {
-            let wanted = format!("f32: the model's heads are {head} wide, and this takes {widest}");
-            return Err(Error::setting("format", "8 bits", wanted));
-        }
+        format_fits(decoder, self.format)?;
         let bytes = KvCache::block_bytes(decoder.config(), self.format);
         let blocks = match self.cache {
             CacheSize::Slots => {
@@ -128,6 +124,16 @@ impl EngineConfig {
     }
 }
 
+/// Whether a format can keep the heads of this model.
+fn format_fits(decoder: &Decoder, format: KvFormat) -> Result<()> {
+    let (head, widest) = (decoder.config().head_dim, format.widest_head());
+    if head > widest {
+        let wanted = format!("f32: the model's heads are {head} wide, and this takes {widest}");
+        return Err(Error::setting("format", "8 bits", wanted));
+    }
+    Ok(())
+}
+
 /// Whether a cache of `slots` sequences of `context` tokens can be had. Refused here with a sentence, one beyond all
 /// memory would otherwise end the process.
 pub(crate) fn cache_fits(
@@ -136,6 +142,7 @@ pub(crate) fn cache_fits(
     slots: usize,
     context: usize,
 ) -> Result<()> {
+    format_fits(decoder, format)?;
     let blocks = (context as u128).div_ceil(BLOCK_TOKENS as u128);
     let block = KvCache::block_bytes(decoder.config(), format) as u128;
     let bytes = (slots as u128 * blocks).saturating_mul(block);

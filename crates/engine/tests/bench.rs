@@ -4,8 +4,14 @@ mod common;
 
 use common::{CONTEXT, VOCAB, config, dense, palettized, pool};
 use russet_engine::{BenchConfig, bench, bytes_per_token};
-use russet_model::{Config, Decoder, package};
-use russet_tensor::{Ctx, Segments};
+use russet_kernels::palette::Bits;
+use russet_model::{Config, Decoder, KvFormat, adapter as peft, package};
+use russet_tensor::{Ctx, Segments, Stack};
+
+/// No adapters.
+fn alone() -> Stack {
+    Stack::default()
+}
 
 /// Rows and columns of the projections of one layer.
 const PROJECTIONS: [(usize, usize); 7] = [
@@ -37,10 +43,19 @@ fn bytes_of_a_token_are_those_of_the_weights_it_reads() {
     );
     assert_eq!(bytes_per_token(&untied), bytes_per_token(&dense()));
 
-    // Four bits a weight, sixteen entries and sixteen half-precision scales a strip; all rows here are whole strips.
+    // Lines of 64 bytes, entries and sixteen half-precision scales a strip; all rows here are whole strips. Three bits in the
+    // first and the last, two in the last but one, four elsewhere.
     let layer: usize = PROJECTIONS
         .iter()
-        .map(|(rows, cols)| rows / 16 * (64 * cols / 8 + 16 + 32))
+        .enumerate()
+        .map(|(number, (rows, cols))| {
+            let strip = match number {
+                0 | 6 => 3 * 64 * cols.div_ceil(32) + 8,
+                5 => 64 * cols.div_ceil(16) + 4,
+                _ => 64 * cols.div_ceil(8) + 16,
+            };
+            rows / 16 * (strip + 32)
+        })
         .sum();
     // 97 rows of the table fill six strips and one row of a seventh, which is stored whole.
     let table = 7 * (16 * 48 + 32);
@@ -57,8 +72,9 @@ fn every_repeat_is_reported_and_the_median_counts() {
         generate: 8,
         repeats: 3,
         sequences: 1,
+        ..BenchConfig::default()
     };
-    let measured = bench(&palettized(), &pool(2), &config).unwrap();
+    let measured = bench(&palettized(), &pool(2), &config, &alone()).unwrap();
     for (rates, median) in [
         (&measured.prefill, measured.prefill_tokens_per_second),
         (&measured.decode, measured.decode_tokens_per_second),
@@ -89,8 +105,9 @@ fn sequences_generate_together_and_read_the_weights_once() {
         generate: 70,
         repeats: 1,
         sequences: 5,
+        ..BenchConfig::default()
     };
-    let measured = bench(&palettized(), &pool(2), &config).unwrap();
+    let measured = bench(&palettized(), &pool(2), &config, &alone()).unwrap();
     let steps = measured.decode_tokens_per_second / 5.0;
     let gb_s = steps * bytes_per_token(&palettized()) as f64 / 1e9;
     assert!((measured.decode_gb_s() / gb_s - 1.0).abs() < 1e-12);
@@ -104,11 +121,20 @@ fn a_random_package_has_its_bits_and_finite_logits() {
         layers: 4,
         ..config()
     };
-    let refused = package::random(&config, 2.0, 1, &pool(2)).err().unwrap();
+    let plain = [Bits::Two, Bits::Four];
+    let refused = package::random(&config, 2.0, &plain, 1, &pool(2))
+        .err()
+        .unwrap();
     let refused = refused.to_string();
     assert!(refused.contains("2 bits a weight are too few"), "{refused}");
-    for asked in [2.2, 3.5, 4.2] {
-        let decoder = package::random(&config, asked, 1, &pool(2)).unwrap();
+    for (asked, bits) in [
+        (2.2, &plain[..]),
+        (3.5, &plain),
+        (4.2, &plain),
+        (3.2, &[Bits::Three]),
+        (3.0, &Bits::ALL),
+    ] {
+        let decoder = package::random(&config, asked, bits, 1, &pool(2)).unwrap();
         let bytes: usize = decoder.linears().map(|linear| linear.stored_bytes()).sum();
         let got = 8.0 * bytes as f64 / config.projection_parameters() as f64;
         assert!(got <= asked && got > asked - 0.25, "{got} bits for {asked}");
@@ -128,8 +154,9 @@ fn a_trace_has_every_pass_of_one_round() {
         generate: 8,
         sequences: 2,
         repeats: 1,
+        ..BenchConfig::default()
     };
-    let trace = bench::trace(&palettized(), &pool(2), &config).unwrap();
+    let trace = bench::trace(&palettized(), &pool(2), &config, &alone()).unwrap();
     let rows = |name: &str| -> Vec<usize> {
         let of = trace.events().iter().filter(|event| event.op.name == name);
         of.map(|event| event.op.rows).collect()
@@ -146,6 +173,7 @@ fn what_cannot_be_measured_is_refused() {
         generate: 4,
         repeats: 1,
         sequences: 1,
+        ..BenchConfig::default()
     };
     for (config, sentence) in [
         (
@@ -182,7 +210,9 @@ fn what_cannot_be_measured_is_refused() {
             "sequences is 0",
         ),
     ] {
-        let problem = bench(&dense(), &pool(1), &config).unwrap_err().to_string();
+        let problem = bench(&dense(), &pool(1), &config, &alone())
+            .unwrap_err()
+            .to_string();
         assert!(problem.starts_with(sentence), "{problem}");
     }
     // A context that the file claims and no machine has.
@@ -203,10 +233,44 @@ fn what_cannot_be_measured_is_refused() {
             ..fine
         },
     ] {
-        let problem = bench(&decoder, &pool(1), &config).unwrap_err().to_string();
+        let problem = bench(&decoder, &pool(1), &config, &alone())
+            .unwrap_err()
+            .to_string();
         assert!(
             problem.contains("more than this machine gives"),
             "{problem}"
         );
     }
+}
+
+#[test]
+fn an_adapter_is_measured_beside_its_base_and_eight_bits_take_a_quarter_of_the_cache() {
+    let config = BenchConfig {
+        prompt: 20,
+        generate: 6,
+        sequences: 2,
+        repeats: 2,
+        format: KvFormat::Int8,
+    };
+    let decoder = palettized();
+    let folder = common::adapter(3, 1, "self_attn");
+    let adapter = peft::load(&decoder.layouts(), folder.path(), None).unwrap();
+    let bytes = adapter.bytes();
+    let through: Stack = [std::sync::Arc::new(adapter)].into();
+    let measured = bench(&decoder, &pool(1), &config, &through).unwrap();
+    let adapted = measured.adapted.unwrap();
+    assert_eq!((adapted.prefill.len(), adapted.decode.len()), (2, 2));
+    assert_eq!(adapted.bytes_per_token, measured.bytes_per_token + bytes);
+    assert!(bytes > 0 && adapted.decode_tokens_per_second > 0.0);
+    assert_eq!((measured.prefill.len(), measured.dram.len()), (2, 2));
+
+    // 2 layers of 2 heads, keys and values of 16 numbers each, in 8 bits with a scale of 4 bytes.
+    assert_eq!(measured.cache_bytes_per_token, 2 * 2 * 2 * (16 + 4));
+    let config = BenchConfig {
+        format: KvFormat::F32,
+        ..config
+    };
+    let measured = bench(&decoder, &pool(1), &config, &alone()).unwrap();
+    assert_eq!(measured.cache_bytes_per_token, 2 * 2 * 2 * 64);
+    assert_eq!(measured.adapted, None);
 }

@@ -4,6 +4,7 @@ mod common;
 
 use common::{CONTEXT, adapter, dense, finish, greedy, palettized, pool, sampled, tokens};
 use russet_engine::{CacheSize, Engine, EngineConfig, Flow, Generate, Generation, Request, Reuse};
+use russet_kernels::{Isa, Pool};
 use russet_model::{Decoder, KvFormat};
 use russet_tensor::{Ctx, Segments};
 
@@ -135,6 +136,30 @@ fn threads_change_nothing() {
                 (&two.tokens, &two.logprobs),
                 "{weights:?}"
             );
+        }
+    }
+}
+
+/// Palettized products have the same bits on every instruction set; what f32 sums round otherwise moves no token here.
+#[test]
+fn a_package_of_all_widths_says_the_same_on_any_threads_and_instruction_set() {
+    let run = |threads, isa| {
+        let pool = std::sync::Arc::new(Pool::with_isa(threads, isa));
+        let mut engine = Engine::new(palettized(), pool, EngineConfig::new(CONTEXT, 8)).unwrap();
+        let answers = engine.generate_batch(&mixed()).unwrap();
+        answers
+            .into_iter()
+            .map(|answer| answer.tokens)
+            .collect::<Vec<_>>()
+    };
+    let wanted = run(1, Isa::Scalar);
+    assert!(wanted.iter().map(Vec::len).sum::<usize>() > 50);
+    for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512]
+        .into_iter()
+        .filter(|isa| *isa <= Isa::best())
+    {
+        for threads in [1, 2] {
+            assert_eq!(run(threads, isa), wanted, "{isa:?} on {threads} threads");
         }
     }
 }

@@ -10,7 +10,7 @@ use russet_engine::{
     DraftModel, Engine, EngineConfig, Finish, Flow, Generate, Generation, PromptLookup, Propose,
     Request, Sampling,
 };
-use russet_model::Decoder;
+use russet_model::{Decoder, KvFormat};
 
 fn engine(proposer: Option<Box<dyn Propose>>) -> Engine {
     let mut engine = Engine::new(dense(), pool(2), EngineConfig::new(CONTEXT, 4)).unwrap();
@@ -30,7 +30,7 @@ fn drafts() -> Vec<(&'static str, Decoder)> {
 fn proposers() -> Vec<(&'static str, Box<dyn Propose>)> {
     let mut all: Vec<(&str, Box<dyn Propose>)> = vec![("lookup", Box::new(PromptLookup::new()))];
     for (name, decoder) in drafts() {
-        let draft = DraftModel::new(decoder, pool(1), 4, CONTEXT).unwrap();
+        let draft = DraftModel::new(decoder, pool(1), 4, CONTEXT, KvFormat::F32).unwrap();
         all.push((name, Box::new(draft)));
     }
     all
@@ -89,7 +89,7 @@ fn whoever_guesses_the_answer_is_the_same() {
 
 #[test]
 fn a_draft_that_is_the_model_itself_is_always_right() {
-    let draft = DraftModel::new(dense(), pool(1), 2, CONTEXT).unwrap();
+    let draft = DraftModel::new(dense(), pool(1), 2, CONTEXT, KvFormat::F32).unwrap();
     let mut engine = engine(Some(Box::new(draft)));
     // Whether it is asked again after the first answer is for the clock to say: it costs what it saves.
     let mut drafted = 0;
@@ -152,7 +152,7 @@ fn sampled_answers_with_guesses_follow_the_models_distribution() {
         }
     }
     let (_, draft) = drafts().swap_remove(1);
-    let draft = DraftModel::new(draft, pool(1), 4, CONTEXT).unwrap();
+    let draft = DraftModel::new(draft, pool(1), 4, CONTEXT, KvFormat::F32).unwrap();
     for proposer in [
         Box::new(draft) as Box<dyn Propose>,
         Box::new(PromptLookup::new()),

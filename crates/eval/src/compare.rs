@@ -6,7 +6,7 @@
 
 use russet_artifact::{Interrupt, Progress};
 use russet_kernels::elementwise::highest;
-use russet_model::Decoder;
+use russet_model::{Decoder, KvFormat};
 use russet_tensor::{Ctx, Tensor, ops};
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +29,7 @@ pub struct Comparison {
     pub same_top: f64,
 }
 
-/// Compares `other` with `reference` on `documents`.
+/// Compares `other` with `reference` on `documents`; the reference's keys and values stay in f32.
 ///
 /// # Errors
 /// As for [`crate::perplexity`], for either model; and when their vocabularies differ in size.
@@ -55,8 +55,8 @@ pub fn compare(
     let mut total = || {
         let (mut sum, mut tokens) = (Row::default(), 0);
         for batch in batches(documents, settings) {
-            let p = batch.hidden(reference, ctx);
-            let q = batch.hidden(other, ctx);
+            let p = batch.hidden(reference, ctx, KvFormat::F32);
+            let q = batch.hidden(other, ctx, settings.format);
             for (chunk, targets) in batch.targets.chunks(LOGIT_ROWS).enumerate() {
                 if interrupt.is_raised() {
                     return Err(Error::Interrupted);

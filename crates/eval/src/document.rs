@@ -1,6 +1,6 @@
 //! Documents, and the windows that a model with a limited context reads them through.
 
-use russet_model::Decoder;
+use russet_model::{Decoder, KvCache, KvFormat};
 use russet_tensor::{Ctx, Segments, Tensor, ops};
 
 use crate::{Error, Result};
@@ -31,16 +31,20 @@ pub struct Settings {
     pub stride: usize,
     /// The most tokens of one forward pass, at least `window`: short documents share one.
     pub batch_tokens: usize,
+    /// What keys and values are kept in between a token and those that see it, of the model that is scored. In f32 they are as
+    /// they are computed.
+    pub format: KvFormat,
 }
 
 impl Settings {
-    /// Windows that overlap by half, 2,048 tokens a pass (or one window, where it is larger).
+    /// Windows that overlap by half, 2,048 tokens a pass (or one window, where it is larger), keys and values in f32.
     pub fn new(bos: u32, window: usize) -> Settings {
         Settings {
             bos,
             window,
             stride: window.div_ceil(2),
             batch_tokens: window.max(2048),
+            format: KvFormat::F32,
         }
     }
 
@@ -73,6 +77,11 @@ impl Settings {
                 self.batch_tokens,
                 format!("at least {}, the window", self.window),
             );
+        }
+        let (head, widest) = (decoder.config().head_dim, self.format.widest_head());
+        if head > widest {
+            let wanted = format!("at most {widest} where keys and values have 8 bits; take f32");
+            return wrong("head_dim", head, wanted);
         }
         Ok(())
     }
@@ -149,9 +158,21 @@ impl Batch {
         self.targets.extend_from_slice(&document.tokens[fresh..end]);
     }
 
-    /// The hidden states that predict the targets, `[M, D]`.
-    pub fn hidden(&self, decoder: &Decoder, ctx: &mut Ctx) -> Tensor {
-        let hidden = decoder.forward(ctx, &self.tokens, &Segments::packed(&self.lengths), None);
+    /// The hidden states that predict the targets, `[M, D]`, keys and values kept in `format`.
+    pub fn hidden(&self, decoder: &Decoder, ctx: &mut Ctx, format: KvFormat) -> Tensor {
+        let segments = Segments::packed(&self.lengths);
+        // In f32 a pass through a cache has the bits of one without.
+        let mut cache = (format != KvFormat::F32).then(|| {
+            let (slots, tokens) = (self.lengths.len(), self.tokens.len());
+            let mut cache = KvCache::sized(decoder.config(), format, slots, tokens);
+            for (slot, &len) in self.lengths.iter().enumerate() {
+                cache
+                    .extend(slot, len)
+                    .expect("it has room for all of them");
+            }
+            cache
+        });
+        let hidden = decoder.forward(ctx, &self.tokens, &segments, cache.as_mut());
         if self.rows.len() == self.tokens.len() {
             hidden
         } else {
@@ -255,6 +276,7 @@ mod tests {
             window: 4,
             stride: 2,
             batch_tokens: 8,
+            ..Settings::new(0, 4)
         };
         let all: Vec<Batch> = batches(&documents, &settings).collect();
         let tokens: Vec<_> = all.iter().map(|batch| &batch.tokens[..]).collect();

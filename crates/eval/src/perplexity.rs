@@ -61,7 +61,7 @@ pub fn perplexity(
             if interrupt.is_raised() {
                 return Err(Error::Interrupted);
             }
-            let hidden = batch.hidden(decoder, ctx);
+            let hidden = batch.hidden(decoder, ctx, settings.format);
             let losses = decoder.token_losses(ctx, &hidden, &batch.targets);
             nats += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
             tokens += losses.len() as u64;

@@ -189,6 +189,7 @@ fn windows_see_the_context_they_should() {
                 window,
                 stride,
                 batch_tokens,
+                ..Settings::new(0, 1)
             };
             let scores = perplexity(&decoder, 2, &documents(), &settings).unwrap();
             close(

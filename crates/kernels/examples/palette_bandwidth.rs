@@ -40,7 +40,7 @@ const SHAPES: [Shape; 2] = [
     },
 ];
 
-/// All weights of a model in one run of bytes, as in a mapped file; `kind` is 2, 4 or 8 bits.
+/// All weights of a model in one run of bytes, as in a mapped file; `kind` is 2, 3, 4 or 8 bits.
 struct Model {
     kind: usize,
     data: Vec<u8>,
@@ -178,7 +178,7 @@ fn decode(rounds: usize, batch: &[usize]) {
     );
     println!("each product of a layer, alternating with the stream: upper decile (median)");
     for shape in &SHAPES {
-        for kind in [4, 2, 8] {
+        for kind in [4, 3, 2, 8] {
             let model = Model::new(shape, kind);
             let gigabytes = model.bytes(3).end as f64 / 1e9; // of a layer
             let count = model.products.len();
@@ -223,7 +223,7 @@ fn decode(rounds: usize, batch: &[usize]) {
 fn cache(rounds: usize) {
     println!("GB/s of weights from L2, 1 thread, best of short runs: what the instructions allow");
     let pool = Pool::new(1).expect("an instruction set");
-    for kind in [4, 2, 8] {
+    for kind in [4, 3, 2, 8] {
         for cols in [1024, 3072] {
             let rows = (512 << 10) * 8 / kind / cols / 32 * 32;
             let products = [(rows, cols), (32, 1024), (32, 1024), (32, 1024)];
@@ -254,7 +254,7 @@ fn prefill(rounds: usize) {
     );
     println!("by CPU time of all threads (wall time in brackets), so that neighbours count little");
     for shape in &SHAPES {
-        for kind in [4, 2, 8] {
+        for kind in [4, 3, 2, 8] {
             let model = Model::new(
                 &Shape {
                     layers: 1,
@@ -296,8 +296,8 @@ fn prefill(rounds: usize) {
 
 fn dense(rounds: usize) {
     println!("dequantizing 3072 x 8192 to f32, GB/s written, median / best; `fill` only writes");
-    for kind in [4, 2] {
-        let bits = Bits::from_bits(kind).expect("2 or 4");
+    for kind in [4, 3, 2] {
+        let bits = Bits::from_bits(kind).expect("2, 3 or 4");
         let (rows, cols) = (3072, 8192);
         let indices = vec![0x5au8; rows * cols * kind / 8];
         let palette = vec![7i8; rows / 16 * bits.entries()];
@@ -333,7 +333,7 @@ fn chain(rounds: usize) {
         layers: 5,
     };
     let pool = Pool::new(2).expect("an instruction set");
-    for kind in [4, 2] {
+    for kind in [4, 3, 2] {
         let model = Model::new(&shape, kind);
         for tokens in [1, 8, 512] {
             let x: Vec<f32> = (0..tokens * 8192)
@@ -345,7 +345,7 @@ fn chain(rounds: usize) {
                 for &(rows, cols, start) in &model.products {
                     quantized.set(&pool, &x[..tokens * cols], cols);
                     let data = &model.data[start..][..rows * cols * kind / 8];
-                    let bits = Bits::from_bits(kind).expect("2 or 4");
+                    let bits = Bits::from_bits(kind).expect("2, 3 or 4");
                     let palette = &model.palette[..rows / 16 * bits.entries()];
                     let scales = &model.scales[..rows];
                     let part = PaletteMatrix::new(bits, rows, cols, data, palette, scales);

@@ -1,17 +1,20 @@
-//! Palettized weights: 2- or 4-bit indices into a small int8 table, multiplied without unpacking
+//! Palettized weights: 2-, 3- or 4-bit indices into a small int8 table, multiplied without unpacking
 //! them to memory.
 //!
 //! ```text
 //! weight[r, i] = scales[r] · palette[r / 16][ index[r, i] ]
 //! ```
-//! Sixteen output rows share a palette of 4 or 16 entries; each row has an f16 scale. The bytes are
+//! Sixteen output rows share a palette of 4, 8 or 16 entries; each row has an f16 scale. The bytes are
 //! stored in the order in which the product reads them, so a mapped file is used in place:
 //!
 //! - a *strip* is 16 rows; strips follow one another, rows padded to 16;
 //! - inside a strip, each 64 bytes hold the same 8 (4-bit) or 16 (2-bit) inputs of all 16 rows,
 //!   columns padded with index 0; bytes `4r..4r + 4` are row r of the strip;
 //! - 4 bits: byte j of the four holds input j in its low nibble and input 4 + j in the high one;
-//! - 2 bits: byte j holds inputs j, 4 + j, 8 + j, 12 + j in bits 0–1, 2–3, 4–5, 6–7.
+//! - 2 bits: byte j holds inputs j, 4 + j, 8 + j, 12 + j in bits 0–1, 2–3, 4–5, 6–7;
+//! - 3 bits: 192 bytes hold 32 inputs, columns padded to as many: the two low bits of inputs 0–15
+//!   in the first 64 bytes and of 16–31 in the second, each as at 2 bits, and the high bits of all
+//!   in the third, input 4k + j in bit k of byte j. So both planes are shifted into place whole.
 //!
 //! Activations come as [`QuantizedRows`] (int8, one scale for 128 inputs). Sums run in int32,
 //! exactly, for each block of 128, and join in a fixed order in f32: a token's result is the same
@@ -39,29 +42,35 @@ use strips::{Format, Strips};
 pub const STRIP: usize = strips::STRIP;
 
 /// Bits of an index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bits {
     /// Four entries.
     Two,
+    /// Eight entries.
+    Three,
     /// Sixteen entries.
     Four,
 }
 
 impl Bits {
-    /// 2 or 4.
+    /// Every width that there is, the narrowest first.
+    pub const ALL: [Bits; 3] = [Bits::Two, Bits::Three, Bits::Four];
+
+    /// 2, 3 or 4.
     pub const fn bits(self) -> usize {
         self.format().bits()
     }
 
-    /// Entries of a palette: 4 or 16.
+    /// Entries of a palette: 4, 8 or 16.
     pub const fn entries(self) -> usize {
         self.format().entries()
     }
 
-    /// The variant for 2 or 4; nothing for other numbers.
+    /// The variant for 2, 3 or 4; nothing for other numbers.
     pub const fn from_bits(bits: usize) -> Option<Bits> {
         match bits {
             2 => Some(Bits::Two),
+            3 => Some(Bits::Three),
             4 => Some(Bits::Four),
             _ => None,
         }
@@ -70,6 +79,7 @@ impl Bits {
     const fn format(self) -> Format {
         match self {
             Bits::Two => Format::Two,
+            Bits::Three => Format::Three,
             Bits::Four => Format::Four,
         }
     }

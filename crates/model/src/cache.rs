@@ -51,8 +51,14 @@ pub struct KvCache {
 impl KvCache {
     /// A cache for `slots` sequences of `tokens` tokens in all. The system commits its memory only as it is written.
     pub fn new(config: &Config, slots: usize, tokens: usize) -> KvCache {
+        KvCache::sized(config, KvFormat::F32, slots, tokens)
+    }
+
+    /// As [`KvCache::new`], kept in `format`.
+    pub fn sized(config: &Config, format: KvFormat, slots: usize, tokens: usize) -> KvCache {
         // Each sequence can leave one block half filled.
-        KvCache::with_blocks(config, slots, tokens.div_ceil(BLOCK_TOKENS) + slots - 1)
+        let blocks = tokens.div_ceil(BLOCK_TOKENS) + slots - 1;
+        KvCache::of_format(config, format, slots, blocks)
     }
 
     /// A cache for `slots` sequences of `blocks` blocks in all, in `f32`.

@@ -121,7 +121,7 @@ pub(crate) fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits
                 Ok((name.clone(), bits))
             }
             _ => Err(format!(
-                "the settings of module `{name}` are {settings}; Russet knows {{\"bits\": 2}} and {{\"bits\": 4}}"
+                "the settings of module `{name}` are {settings}; Russet knows {{\"bits\": 2}}, {{\"bits\": 3}} and {{\"bits\": 4}}"
             )),
         }
     };

@@ -57,7 +57,10 @@ fn small_package() -> TempDir {
                     let table = int8::quantize(*rows, cols, parameter.tensor.data()).unwrap();
                     tables.insert(module, table);
                 }
-                _ => drop(modules.insert(module, any_palette(*rows, cols))),
+                _ => {
+                    let bits = Bits::ALL[modules.len() % 3];
+                    drop(modules.insert(module, any_palette(bits, *rows, cols)));
+                }
             }
         }
     }
@@ -72,14 +75,14 @@ fn small_package() -> TempDir {
     folder
 }
 
-fn any_palette(rows: usize, cols: usize) -> PaletteTensors {
-    let bits = Bits::Two;
+fn any_palette(bits: Bits, rows: usize, cols: usize) -> PaletteTensors {
     let sizes = palette::sizes(bits, rows, cols).unwrap();
-    let indices: Vec<u8> = (0..rows * cols).map(|i| (i % 4) as u8).collect();
+    let entries = bits.entries();
+    let indices: Vec<u8> = (0..rows * cols).map(|i| (i % entries) as u8).collect();
     PaletteTensors {
         bits,
         indices: palette::pack(bits, rows, cols, &indices).unwrap(),
-        palette: [-100, -30, 30, 100].repeat(sizes.palette / 4),
+        palette: [-100, -30, 30, 100].repeat(sizes.palette / 4), // whole tables: all have a multiple of four entries
         scales: vec![f16::from_f32(0.01); sizes.scales],
     }
 }
@@ -307,7 +310,7 @@ fn a_package_of_unknown_making_is_refused() {
         (json!({"act_order": true}), "act_order"),
         (json!({"modules": {}}), "does not list"),
         (
-            json!({"modules": {"model.layers.0.self_attn.q_proj": {"bits": 3}}}),
+            json!({"modules": {"model.layers.0.self_attn.q_proj": {"bits": 5}}}),
             "q_proj",
         ),
     ] {
@@ -318,4 +321,27 @@ fn a_package_of_unknown_making_is_refused() {
         files.insert("config.json".into(), config.to_string().into_bytes());
         refused(&written(&files), part);
     }
+}
+
+#[test]
+fn tensors_of_other_bits_than_are_claimed_are_refused_by_name() {
+    let whole = read(small_package().path());
+    let config: Value = serde_json::from_slice(&whole["config.json"]).unwrap();
+    let modules = config["quantization_config"]["modules"]
+        .as_object()
+        .unwrap();
+    for (name, settings) in modules {
+        let bits = settings["bits"].as_u64().unwrap();
+        for other in [2, 3, 4].into_iter().filter(|other| *other != bits) {
+            let (mut files, mut config) = (whole.clone(), config.clone());
+            config["quantization_config"]["modules"][name]["bits"] = json!(other);
+            files.insert("config.json".into(), config.to_string().into_bytes());
+            refused(&written(&files), name);
+        }
+    }
+    let said: Vec<u64> = modules
+        .values()
+        .filter_map(|m| m["bits"].as_u64())
+        .collect();
+    assert!([2, 3, 4].iter().all(|bits| said.contains(bits)), "{said:?}");
 }

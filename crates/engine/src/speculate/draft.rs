@@ -38,24 +38,26 @@ struct Ahead {
 }
 
 impl DraftModel {
-    /// A draft model for as many requests at a time as `slots`, of at most `context` tokens each; further ones go without.
+    /// A draft model for as many requests at a time as `slots`, of at most `context` tokens each, whose keys and values are kept in
+    /// `format`; further ones go without.
     ///
     /// # Errors
-    /// When its cache cannot fit this machine.
+    /// When its cache cannot fit this machine, or the format its heads.
     pub fn new(
         decoder: impl Into<Arc<Decoder>>,
         pool: Arc<Pool>,
         slots: usize,
         context: usize,
+        format: KvFormat,
     ) -> Result<DraftModel> {
         let decoder = decoder.into();
         if slots == 0 {
             return Err(Error::setting("slots", slots, "at least 1"));
         }
         let context = context.min(decoder.config().context);
-        cache_fits(&decoder, KvFormat::F32, slots, context)?;
+        cache_fits(&decoder, format, slots, context)?;
         Ok(DraftModel {
-            cache: KvCache::new(decoder.config(), slots, slots * context),
+            cache: KvCache::sized(decoder.config(), format, slots, slots * context),
             ctx: Ctx::new(pool),
             decoder,
             context,

@@ -39,7 +39,7 @@ pub fn dense() -> Decoder {
     Decoder::random(&config(), 1)
 }
 
-/// The dense decoder with every matrix rounded to sixteen even steps and the table to eight bits.
+/// The dense decoder with every matrix rounded to even steps, of two, three and four bits, and the table to eight bits.
 pub fn palettized() -> Decoder {
     let decoder = dense();
     let (mut modules, mut tables, mut norms) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -55,7 +55,14 @@ pub fn palettized() -> Decoder {
                 ParameterKind::Embedding => {
                     drop(tables.insert(module, int8::quantize(*rows, width, values).unwrap()))
                 }
-                _ => drop(modules.insert(module, palettize(*rows, width, values))),
+                _ => {
+                    let bits = match module.rsplit_once('.').unwrap().1 {
+                        "q_proj" | "down_proj" => Bits::Three,
+                        "up_proj" => Bits::Two,
+                        _ => Bits::Four,
+                    };
+                    drop(modules.insert(module, palettize(bits, *rows, width, values)));
+                }
             }
         }
     }
@@ -73,20 +80,20 @@ pub fn palettized() -> Decoder {
     russet_model::checkpoint::open(folder.path()).unwrap()
 }
 
-fn palettize(rows: usize, cols: usize, values: &[f32]) -> PaletteTensors {
-    let bits = Bits::Four;
+fn palettize(bits: Bits, rows: usize, cols: usize, values: &[f32]) -> PaletteTensors {
     let sizes = palette::sizes(bits, rows, cols).unwrap();
-    let table: Vec<i8> = (0..16).map(|entry| (-120 + 16 * entry) as i8).collect();
+    let entries = bits.entries() as i32;
+    let apart = 256 / entries;
+    let table = (0..entries).map(|entry| (-120 + apart * entry).min(127) as i8);
+    let table: Vec<i8> = table.collect();
     let mut scales = vec![f16::ZERO; sizes.scales];
     let mut indices = Vec::new();
     for (row, scale) in values.chunks_exact(cols).zip(&mut scales) {
         *scale =
             f16::from_f32(row.iter().fold(0.0f32, |most, value| most.max(value.abs())) / 120.0);
-        let step = 16.0 * scale.to_f32();
-        indices.extend(
-            row.iter()
-                .map(|value| (value / step + 7.5).round().clamp(0.0, 15.0) as u8),
-        );
+        let (step, last) = (apart as f32 * scale.to_f32(), (entries - 1) as f32);
+        let index = |value: &f32| ((value + 120.0 * scale.to_f32()) / step).round();
+        indices.extend(row.iter().map(|value| index(value).clamp(0.0, last) as u8));
     }
     PaletteTensors {
         bits,

@@ -29,6 +29,7 @@ pub(super) unsafe fn tile(
         unsafe {
             match strips.format {
                 Format::Two => by_tokens::<2>(strips, strip, panel, results, column),
+                Format::Three => by_tokens::<3>(strips, strip, panel, results, column),
                 Format::Four => by_tokens::<4>(strips, strip, panel, results, column),
                 Format::Eight => by_tokens::<8>(strips, strip, panel, results, column),
             }
@@ -74,6 +75,8 @@ unsafe fn body<const BITS: usize, const T: usize>(
     column: usize,
 ) {
     let per_block = BITS * BLOCK / 32; // lines
+    let unit = if BITS == 3 { 3 } else { 1 }; // lines
+    let inputs = unit * 32 / BITS; // of a unit
     let table = table::<BITS>(strips, strip);
     let ones = _mm256_set1_epi16(1);
     let mut totals = [[_mm256_setzero_ps(); 2]; T];
@@ -82,21 +85,25 @@ unsafe fn body<const BITS: usize, const T: usize>(
         // A block's values of these T tokens; the lines below cover at most its 128 inputs.
         let x = panel.values[at * BLOCK..(at + T) * BLOCK].as_ptr();
         let mut sums = [[_mm256_setzero_si256(); 2]; T];
-        for (index, line) in lines.chunks_exact(LINE).enumerate() {
-            // SAFETY: a line has 64 bytes, two loads of 32; `x` has 128 values for each of T
-            // tokens, and index * inputs + group * 4 + 4 <= 128. Prefetching may name any address.
+        for (index, lines) in lines.chunks_exact(unit * LINE).enumerate() {
+            // SAFETY: a unit has 64 bytes a line, two loads of 32 each; `x` has 128 values for each
+            // of T tokens, and index * inputs + group * 4 + 4 <= 128. Prefetching may name any
+            // address.
             unsafe {
-                let packed = [
-                    _mm256_loadu_si256(line.as_ptr().cast()),
-                    _mm256_loadu_si256(line.as_ptr().add(32).cast()),
-                ];
-                _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(2048).cast());
-                for group in 0..8 / BITS {
+                let mut packed = [[_mm256_setzero_si256(); 2]; 3];
+                for line in 0..unit {
+                    let from = lines.as_ptr().add(line * LINE);
+                    packed[line][0] = _mm256_loadu_si256(from.cast());
+                    packed[line][1] = _mm256_loadu_si256(from.add(32).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(2048).cast());
+                }
+                for group in 0..inputs / 4 {
                     for half in 0..2 {
-                        let weights = decode::<BITS>(packed[half], group, table);
+                        let packed = [packed[0][half], packed[1][half], packed[2][half]];
+                        let weights = decode::<BITS>(packed, group, table);
                         let sizes = _mm256_abs_epi8(weights);
                         for t in 0..T {
-                            let four = x.add(t * BLOCK + index * (32 / BITS) + group * 4);
+                            let four = x.add(t * BLOCK + index * inputs + group * 4);
                             let four = _mm256_set1_epi32(four.cast::<i32>().read_unaligned());
                             let signed = _mm256_sign_epi8(four, weights);
                             let pairs = _mm256_maddubs_epi16(sizes, signed);
@@ -129,21 +136,45 @@ unsafe fn body<const BITS: usize, const T: usize>(
     }
 }
 
-/// Group `group` of four inputs of half a line, as signed weights.
+/// Group `group` of four inputs of half the lines of a unit, as signed weights.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn decode<const BITS: usize>(packed: __m256i, group: usize, table: __m256i) -> __m256i {
+fn decode<const BITS: usize>(packed: [__m256i; 3], group: usize, table: __m256i) -> __m256i {
     if BITS == 8 {
-        return packed;
+        return packed[0];
     }
-    let indices = match group * BITS {
+    if BITS == 3 {
+        let low = low_bits::<2>(packed[group / 4], group % 4);
+        let high = packed[2];
+        let high = match group {
+            0 => _mm256_slli_epi16::<2>(high),
+            1 => _mm256_slli_epi16::<1>(high),
+            2 => high,
+            3 => _mm256_srli_epi16::<1>(high),
+            4 => _mm256_srli_epi16::<2>(high),
+            5 => _mm256_srli_epi16::<3>(high),
+            6 => _mm256_srli_epi16::<4>(high),
+            _ => _mm256_srli_epi16::<5>(high),
+        };
+        let low = _mm256_and_si256(low, _mm256_set1_epi8(3));
+        let high = _mm256_and_si256(high, _mm256_set1_epi8(4));
+        return _mm256_shuffle_epi8(table, _mm256_or_si256(low, high));
+    }
+    let indices = low_bits::<BITS>(packed[0], group);
+    // `vpshufb` gives 0 where the top bit is set, so what the shift left above must go.
+    _mm256_shuffle_epi8(table, _mm256_and_si256(indices, _mm256_set1_epi8(15)))
+}
+
+/// Index `group` of each byte, with whatever lies above it.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn low_bits<const BITS: usize>(packed: __m256i, group: usize) -> __m256i {
+    match group * BITS {
         0 => packed,
         2 => _mm256_srli_epi16::<2>(packed),
         4 => _mm256_srli_epi16::<4>(packed),
         _ => _mm256_srli_epi16::<6>(packed),
-    };
-    // `vpshufb` gives 0 where the top bit is set, so what the shift left above must go.
-    _mm256_shuffle_epi8(table, _mm256_and_si256(indices, _mm256_set1_epi8(15)))
+    }
 }
 
 /// A strip's palette repeated over both 16-byte lanes; nothing for 8 bits.

@@ -3,7 +3,8 @@
 //!
 //! `vpdpbusd` wants its first factor unsigned, so tables hold int8 + 128 and the accumulator starts
 //! at -128 Σ x instead of 0. A table is repeated over all 64 bytes, so `vpermb`, which looks at six
-//! bits, ignores whatever a 16-bit shift leaves above the index, and nothing is masked.
+//! bits, ignores whatever a 16-bit shift leaves above the index, and nothing is masked. At 3 bits
+//! one `vpternlogd` puts the two low bits of one line under the high bit of another.
 #![cfg(target_arch = "x86_64")]
 // Arrays are registers here; `t`, `s` and `half` name them.
 #![allow(clippy::needless_range_loop)]
@@ -31,6 +32,7 @@ pub(super) unsafe fn tile(
     unsafe {
         match strips.format {
             Format::Two => by_tokens::<2>(strips, first, count, panel, results, column),
+            Format::Three => by_tokens::<3>(strips, first, count, panel, results, column),
             Format::Four => by_tokens::<4>(strips, first, count, panel, results, column),
             Format::Eight => by_tokens::<8>(strips, first, count, panel, results, column),
         }
@@ -53,11 +55,17 @@ unsafe fn by_tokens<const BITS: usize>(
         ($($tokens:literal)*) => {
             match (panel.tokens, count) {
                 $(($tokens, 1) => body::<BITS, $tokens, 1>(strips, first, panel, totals, results, column),
+                ($tokens, 2) if BITS == 3 && $tokens > 6 => {
+                    body::<BITS, $tokens, 1>(strips, first, panel, totals, results, column);
+                    body::<BITS, $tokens, 1>(strips, first + 1, panel, totals, results, column + STRIP);
+                }
                 ($tokens, 2) => body::<BITS, $tokens, 2>(strips, first, panel, totals, results, column),)*
                 _ => unreachable!("a tile of {} tokens x {count} strips", panel.tokens),
             }
         };
     }
+    // Two strips share the broadcasts of activations. At 3 bits their six lines find no room beside 24
+    // accumulators, and one strip's twelve already cover the latency of a product.
     // SAFETY: handed on; T and S are the numbers of tokens and strips.
     unsafe { body!(1 2 3 4 5 6 7 8 9 10 11 12) }
 }
@@ -83,10 +91,11 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
 ) {
     let lines = strips.lines();
     let per_block = BITS * BLOCK / 32; // lines
-    let inputs = 32 / BITS; // of a line
+    let unit = if BITS == 3 { 3 } else { 1 }; // lines
+    let inputs = unit * 32 / BITS; // of a unit
     // A `vpdpbusd` takes four or five cycles and two can start in each, so a few tokens x strips are
     // spread over more accumulators, group by group. Int32 sums do not mind the order.
-    let chains = (if T * S <= 2 { 4 } else { 2 }).min(if T * S <= 8 { 8 / BITS } else { 1 });
+    let chains = (if T * S <= 2 { 4 } else { 2 }).min(if T * S <= 8 { inputs / 4 } else { 1 });
     let mut tables = [_mm512_setzero_si512(); S];
     for (s, table) in tables.iter_mut().enumerate() {
         *table = unsigned_table::<BITS>(strips, first + s);
@@ -114,8 +123,8 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
             };
         // SAFETY: `at + T` is at most blocks * width, the length of scales, of corrections and,
         // times 128, of values. Strips `first..first + S` lie one after another, `stride` bytes
-        // each, and `line < lines`, so each load of 64 bytes stays inside its strip. A block's
-        // lines cover at most its 128 inputs. `memory` holds T * S totals, set above and used
+        // each, and `line < lines`, a multiple of `unit`, so each load of 64 bytes stays inside its
+        // strip. A block's lines cover at most its 128 inputs. `memory` holds T * S totals, set above and used
         // through this pointer only. Prefetching may name any address.
         unsafe {
             let weights = strips.data.as_ptr().add(first * stride);
@@ -131,7 +140,7 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
                 ($group:literal, $packed:ident, $x:ident) => {
                     let mut decoded = [_mm512_setzero_si512(); S];
                     for s in 0..S {
-                        decoded[s] = decode::<BITS, $group>($packed[s], tables[s]);
+                        decoded[s] = decode::<BITS, $group>(&$packed[s], tables[s]);
                     }
                     for t in 0..T {
                         let four = $x.add(t * BLOCK + $group * 4).cast::<i32>();
@@ -144,29 +153,37 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
                 };
             }
             let first_line = block * per_block;
-            for line in first_line..lines.min(first_line + per_block) {
-                let mut packed = [_mm512_setzero_si512(); S];
+            for line in (first_line..lines.min(first_line + per_block)).step_by(unit) {
+                let mut packed = [[_mm512_setzero_si512(); 3]; S];
                 for s in 0..S {
-                    let from = weights.add(s * stride + line * LINE);
-                    packed[s] = _mm512_loadu_si512(from.cast());
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(next).cast());
+                    for l in 0..unit {
+                        let from = weights.add(s * stride + (line + l) * LINE);
+                        packed[s][l] = _mm512_loadu_si512(from.cast());
+                        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(next).cast());
+                    }
                 }
                 if T > 4 {
-                    // The activations of the next block: 12 tokens x 128, over this block's lines.
-                    let share = PANEL * BLOCK / per_block;
-                    let from = panel.width * BLOCK + (line - first_line) * share;
+                    // The activations of the next block: 12 tokens x 128, over this block's units.
+                    let share = PANEL * BLOCK / per_block * unit;
+                    let from = panel.width * BLOCK + (line - first_line) / unit * share;
                     for part in (0..share).step_by(64) {
                         _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add(from + part).cast());
                     }
                 }
-                let x = x.add((line - first_line) * inputs);
+                let x = x.add((line - first_line) / unit * inputs);
                 group!(0, packed, x);
                 if BITS <= 4 {
                     group!(1, packed, x);
                 }
-                if BITS == 2 {
+                if BITS <= 3 {
                     group!(2, packed, x);
                     group!(3, packed, x);
+                }
+                if BITS == 3 {
+                    group!(4, packed, x);
+                    group!(5, packed, x);
+                    group!(6, packed, x);
+                    group!(7, packed, x);
                 }
             }
             // Hides the pointer; else the compiler carries totals from block to block in registers,
@@ -209,20 +226,44 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
     }
 }
 
-/// Group GROUP of four inputs of a line, as unsigned weights (int8 + 128).
+/// Group GROUP of four inputs of a unit, as unsigned weights (int8 + 128).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-fn decode<const BITS: usize, const GROUP: usize>(packed: __m512i, table: __m512i) -> __m512i {
-    if BITS == 8 {
-        return _mm512_xor_si512(packed, table);
+fn decode<const BITS: usize, const GROUP: usize>(packed: &[__m512i; 3], table: __m512i) -> __m512i {
+    let [line, ..] = *packed;
+    match BITS {
+        8 => return _mm512_xor_si512(line, table),
+        3 => {
+            let low = low_bits(packed[GROUP / 4], GROUP % 4 * 2);
+            let high = match GROUP {
+                0 => _mm512_slli_epi16::<2>(packed[2]),
+                1 => _mm512_slli_epi16::<1>(packed[2]),
+                2 => packed[2],
+                3 => _mm512_srli_epi16::<1>(packed[2]),
+                4 => _mm512_srli_epi16::<2>(packed[2]),
+                5 => _mm512_srli_epi16::<3>(packed[2]),
+                6 => _mm512_srli_epi16::<4>(packed[2]),
+                _ => _mm512_srli_epi16::<5>(packed[2]),
+            };
+            // Bits 0 and 1 of `low`, bit 2 of `high`; what lies above is looked past.
+            let indices = _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(3), low, high);
+            return _mm512_permutexvar_epi8(indices, table);
+        }
+        _ => {}
     }
-    let indices = match GROUP * BITS {
+    _mm512_permutexvar_epi8(low_bits(line, GROUP * BITS), table)
+}
+
+/// Each byte's bits from `shift` on, and above them bits of a neighbour.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+fn low_bits(packed: __m512i, shift: usize) -> __m512i {
+    match shift {
         0 => packed,
         2 => _mm512_srli_epi16::<2>(packed),
         4 => _mm512_srli_epi16::<4>(packed),
         _ => _mm512_srli_epi16::<6>(packed),
-    };
-    _mm512_permutexvar_epi8(indices, table)
+    }
 }
 
 /// A strip's palette as int8 + 128, repeated over 64 bytes; for 8 bits the constant 128.
@@ -234,11 +275,14 @@ fn unsigned_table<const BITS: usize>(strips: &Strips<'_>, strip: usize) -> __m51
     }
     let palette = strips.table(strip);
     assert_eq!(palette.len(), 1 << BITS);
-    // SAFETY: 4 entries are 4 bytes, 16 are 16.
+    // SAFETY: 4 entries are 4 bytes, 8 are 8, 16 are 16.
     unsafe {
         if BITS == 2 {
             let entries = palette.as_ptr().cast::<u32>().read_unaligned();
             _mm512_set1_epi32((entries ^ 0x8080_8080) as i32)
+        } else if BITS == 3 {
+            let entries = palette.as_ptr().cast::<u64>().read_unaligned();
+            _mm512_set1_epi64((entries ^ 0x8080_8080_8080_8080) as i64)
         } else {
             let entries = _mm_loadu_si128(palette.as_ptr().cast());
             _mm512_broadcast_i32x4(_mm_xor_si128(entries, _mm_set1_epi8(-128)))

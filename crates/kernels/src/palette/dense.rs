@@ -3,7 +3,7 @@
 //! `w[r, i] = s[r] · value`, with 11 and 8 significant bits, is exact in f32, so all bodies agree
 //! trivially. A row's scaled palette is one vector, and a look-up is one permutation of it.
 
-use super::strips::{Format, LINE, STRIP, Strips, position};
+use super::strips::{self, Format, LINE, STRIP, Strips};
 use crate::{Isa, Pool};
 
 /// Bytes of f32 that a task writes.
@@ -24,7 +24,7 @@ pub(crate) fn all(pool: &Pool, strips: &Strips<'_>, out: &mut [f32]) {
                 for (row, out) in (strip * STRIP..).zip(out.chunks_exact_mut(cols)) {
                     let out = &mut out[start..cols.min(start + SEGMENT)];
                     // SAFETY: row < rows, as `out` has just these; start + len <= cols; SEGMENT is
-                    // a multiple of 16; the pool vouches for its instructions.
+                    // a multiple of 32; the pool vouches for its instructions.
                     unsafe { segment(strips, row, start, out) };
                 }
             }
@@ -64,14 +64,14 @@ pub(crate) fn row(isa: Isa, strips: &Strips<'_>, row: usize, out: &mut [f32]) {
         strips.rows,
         strips.cols
     );
-    // SAFETY: row and length were checked, 0 is a multiple of 16, and the caller's pool vouches for `isa`.
+    // SAFETY: row and length were checked, 0 is a multiple of 32, and the caller's pool vouches for `isa`.
     unsafe { segment(isa)(strips, row, 0, out) }
 }
 
 /// Writes inputs `start..start + out.len()` of `row`.
 ///
 /// # Safety
-/// `row < rows`, `start` is a multiple of 16 and `start + out.len() <= cols`; the CPU has the
+/// `row < rows`, `start` is a multiple of 32 and `start + out.len() <= cols`; the CPU has the
 /// instructions.
 type Segment = unsafe fn(&Strips<'_>, row: usize, start: usize, out: &mut [f32]);
 
@@ -89,13 +89,11 @@ fn segment_scalar(strips: &Strips<'_>, row: usize, start: usize, out: &mut [f32]
     let scale = strips.scales[row].to_f32();
     let table = strips.table(row / STRIP);
     for (col, out) in (start..).zip(out) {
-        let (byte, shift) = position(strips.format, strips.cols, row, col);
-        let value = strips.data[byte] >> shift;
+        let value = strips::get(strips.format, strips.cols, strips.data, row, col);
         *out = scale
             * f32::from(match strips.format {
-                Format::Two => table[usize::from(value & 3)],
-                Format::Four => table[usize::from(value & 15)],
                 Format::Eight => value as i8,
+                _ => table[usize::from(value)],
             });
     }
 }
@@ -123,7 +121,7 @@ fn segment_avx512(strips: &Strips<'_>, row: usize, start: usize, out: &mut [f32]
     use std::arch::x86_64::*;
     let strip = strips.strip(row / STRIP);
     let whole = out.len() / 16 * 16;
-    let first = start / strips.format.inputs();
+    let first = start / strips.format.inputs() * strips.format.unit();
     let (runs, rest) = out.split_at_mut(whole);
     if strips.format == Format::Eight {
         let scale = _mm512_set1_ps(strips.scales[row].to_f32());
@@ -139,17 +137,31 @@ fn segment_avx512(strips: &Strips<'_>, row: usize, start: usize, out: &mut [f32]
         // SAFETY: `table` has 16 floats.
         let table = unsafe { _mm512_loadu_ps(table.as_ptr()) };
         // Lane i holds input i of 16: at 4 bits byte i % 4 of one line of 8 inputs or the next, low
-        // or high nibble; at 2 bits byte i % 4, pair i / 4. The permutation reads four bits.
+        // or high nibble; at 2 bits byte i % 4, pair i / 4. The permutation reads four bits. At 3
+        // bits the high bit, bit i / 4 of byte i % 4 in the unit's last line, turns to bit 2.
         let four = _mm512_setr_epi32(0, 8, 16, 24, 4, 12, 20, 28, 0, 8, 16, 24, 4, 12, 20, 28);
         let two = _mm512_setr_epi32(0, 8, 16, 24, 2, 10, 18, 26, 4, 12, 20, 28, 6, 14, 22, 30);
+        let high = _mm512_setr_epi32(30, 6, 14, 22, 31, 7, 15, 23, 0, 8, 16, 24, 1, 9, 17, 25);
+        let later = _mm512_setr_epi32(2, 10, 18, 26, 3, 11, 19, 27, 4, 12, 20, 28, 5, 13, 21, 29);
+        let high = [high, later];
         for (index, out) in runs.chunks_exact_mut(16).enumerate() {
-            let indices = if strips.format == Format::Four {
-                let line = first + index * 2;
-                let low = _mm512_set1_epi32(lane(strip, row, line));
-                let both = _mm512_mask_set1_epi32(low, 0xff00, lane(strip, row, line + 1));
-                _mm512_srlv_epi32(both, four)
-            } else {
-                _mm512_srlv_epi32(_mm512_set1_epi32(lane(strip, row, first + index)), two)
+            let indices = match strips.format {
+                Format::Four => {
+                    let line = first + index * 2;
+                    let low = _mm512_set1_epi32(lane(strip, row, line));
+                    let both = _mm512_mask_set1_epi32(low, 0xff00, lane(strip, row, line + 1));
+                    _mm512_srlv_epi32(both, four)
+                }
+                Format::Three => {
+                    let (unit, half) = (first + index / 2 * 3, index % 2);
+                    let low = _mm512_set1_epi32(lane(strip, row, unit + half));
+                    let bits = _mm512_set1_epi32(lane(strip, row, unit + 2));
+                    let low = _mm512_and_si512(_mm512_srlv_epi32(low, two), _mm512_set1_epi32(3));
+                    let bits = _mm512_rorv_epi32(bits, high[half]);
+                    let bits = _mm512_and_si512(bits, _mm512_set1_epi32(4));
+                    _mm512_or_si512(low, bits)
+                }
+                _ => _mm512_srlv_epi32(_mm512_set1_epi32(lane(strip, row, first + index)), two),
             };
             // SAFETY: `out` has 16 places.
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(indices, table)) };
@@ -164,7 +176,7 @@ fn segment_avx2(strips: &Strips<'_>, row: usize, start: usize, out: &mut [f32]) 
     use std::arch::x86_64::*;
     let strip = strips.strip(row / STRIP);
     let whole = out.len() / 16 * 16;
-    let first = start / strips.format.inputs();
+    let first = start / strips.format.inputs() * strips.format.unit();
     let (runs, rest) = out.split_at_mut(whole);
     if strips.format == Format::Eight {
         let scale = _mm256_set1_ps(strips.scales[row].to_f32());
@@ -191,16 +203,26 @@ fn segment_avx2(strips: &Strips<'_>, row: usize, start: usize, out: &mut [f32]) 
             let pairs = _mm256_setr_epi32(0, 8, 16, 24, 2, 10, 18, 26);
             [pairs, _mm256_add_epi32(pairs, _mm256_set1_epi32(4))]
         };
+        let singles = _mm256_setr_epi32(0, 8, 16, 24, 1, 9, 17, 25);
         for (index, out) in runs.chunks_exact_mut(8).enumerate() {
-            let line = if strips.format == Format::Four {
-                index
-            } else {
-                index / 2
+            let line = match strips.format {
+                Format::Four => index,
+                Format::Three => index / 4 * 3 + index % 4 / 2,
+                _ => index / 2,
             };
             let bits = _mm256_set1_epi32(lane(strip, row, first + line));
-            let indices = _mm256_srlv_epi32(bits, shifts[index % 2]);
+            let mut indices = _mm256_srlv_epi32(bits, shifts[index % 2]);
+            if strips.format == Format::Three {
+                // The high bits of a unit's 32 inputs, here of its quarter `index % 4`.
+                let bits = _mm256_set1_epi32(lane(strip, row, first + index / 4 * 3 + 2));
+                let quarter = _mm256_set1_epi32((index % 4 * 2) as i32);
+                let bits = _mm256_srlv_epi32(bits, _mm256_add_epi32(singles, quarter));
+                let bits = _mm256_slli_epi32::<2>(_mm256_and_si256(bits, _mm256_set1_epi32(1)));
+                indices = _mm256_and_si256(indices, _mm256_set1_epi32(3));
+                indices = _mm256_or_si256(indices, bits);
+            }
             // The permutation reads three bits; the fourth, moved to the sign, chooses the half.
-            // At 2 bits both halves are the same.
+            // At 2 and 3 bits both halves are the same.
             let values = _mm256_blendv_ps(
                 _mm256_permutevar8x32_ps(low, indices),
                 _mm256_permutevar8x32_ps(high, indices),

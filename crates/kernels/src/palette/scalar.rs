@@ -52,26 +52,37 @@ fn one(strips: &Strips<'_>, strip: usize, panel: &Panel<'_>, results: &mut Resul
     }
 }
 
-/// The int8 weights of one strip and one block of 128 inputs; 0 past the last line.
+/// The int8 weights of one strip and one block of 128 inputs; 0 past the last unit.
 fn decode(strips: &Strips<'_>, strip: usize, block: usize, weights: &mut [[i8; BLOCK]; STRIP]) {
     let inputs = strips.format.inputs();
+    let unit = strips.format.unit() * LINE; // bytes
     let per_block = BLOCK / inputs;
     let table = strips.table(strip);
     let entry = |index: u8| table[usize::from(index)];
-    let lines = strips
+    let units = strips
         .strip(strip)
-        .chunks_exact(LINE)
+        .chunks_exact(unit)
         .skip(block * per_block)
         .take(per_block);
     let mut done = 0;
-    for line in lines {
-        for (row, bytes) in weights.iter_mut().zip(line.chunks_exact(4)) {
+    for unit in units {
+        let (line, more) = unit.split_at(LINE);
+        for (lane, (row, bytes)) in weights.iter_mut().zip(line.chunks_exact(4)).enumerate() {
             let row = &mut row[done..done + inputs];
             // The match is out here, so that a lane decodes without asking again.
             match strips.format {
                 Format::Two => {
                     for (place, weight) in row.iter_mut().enumerate() {
                         *weight = entry(bytes[place % 4] >> (place / 4 * 2) & 3);
+                    }
+                }
+                Format::Three => {
+                    let later = &more[lane * 4..][..4];
+                    let high = &more[LINE + lane * 4..][..4];
+                    for (place, weight) in row.iter_mut().enumerate() {
+                        let low = if place < 16 { bytes } else { later };
+                        let low = low[place % 4] >> (place % 16 / 4 * 2) & 3;
+                        *weight = entry(low | (high[place % 4] >> (place / 4) & 1) << 2);
                     }
                 }
                 Format::Four => {

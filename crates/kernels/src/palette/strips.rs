@@ -3,6 +3,8 @@
 //!
 //! A strip is 16 output rows. 64 bytes of it (a *line*) hold the same 16, 8 or 4 inputs of all 16
 //! rows at 2, 4 or 8 bits: int32 lane r is row r, so one broadcast of 4 activations meets all rows.
+//! At 3 bits three lines (a *unit*) hold 32 inputs: two lines of low bits as at 2 bits, 16 inputs
+//! each, and one line of high bits, all 32.
 //!
 //! ```text
 //! y[n, r] = s[r] · fma-chain over blocks b of ( Σ_{i in b} w[r, i] · q[n, i] ) · scale[n, b]
@@ -28,6 +30,7 @@ pub(crate) const LINE: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Two,
+    Three,
     Four,
     Eight,
 }
@@ -36,6 +39,7 @@ impl Format {
     pub const fn bits(self) -> usize {
         match self {
             Format::Two => 2,
+            Format::Three => 3,
             Format::Four => 4,
             Format::Eight => 8,
         }
@@ -45,14 +49,28 @@ impl Format {
     pub const fn entries(self) -> usize {
         match self {
             Format::Two => 4,
+            Format::Three => 8,
             Format::Four => 16,
             Format::Eight => 0,
         }
     }
 
-    /// Inputs in 64 bytes.
+    /// Inputs of a unit: the least that whole lines hold. Divides 128.
     pub const fn inputs(self) -> usize {
-        32 / self.bits()
+        self.unit() * 32 / self.bits()
+    }
+
+    /// Lines of a unit.
+    pub const fn unit(self) -> usize {
+        match self {
+            Format::Three => 3,
+            _ => 1,
+        }
+    }
+
+    /// Lines of a strip with so many inputs; nothing where they cannot be counted.
+    const fn lines(self, cols: usize) -> Option<usize> {
+        cols.div_ceil(self.inputs()).checked_mul(self.unit())
     }
 }
 
@@ -144,7 +162,7 @@ pub(crate) fn lengths(format: Format, rows: usize, cols: usize) -> Result<Length
     let count = || {
         // The dense product too: dequantized and row-major buffers must be addressable as f32.
         rows.checked_mul(cols)?.checked_mul(4)?.checked_mul(STRIP)?;
-        let lines = strips.checked_mul(cols.div_ceil(format.inputs()))?;
+        let lines = strips.checked_mul(format.lines(cols)?)?;
         let data = lines
             .checked_mul(LINE)
             .filter(|&bytes| isize::try_from(bytes).is_ok())?;
@@ -212,7 +230,9 @@ impl<'a> Strips<'a> {
 
     /// Lines of 64 bytes in a strip.
     pub fn lines(&self) -> usize {
-        self.cols.div_ceil(self.format.inputs())
+        self.format
+            .lines(self.cols)
+            .expect("checked when it was made")
     }
 
     /// The bytes of one strip.
@@ -228,13 +248,48 @@ impl<'a> Strips<'a> {
     }
 }
 
-/// Where row-major value (row, col) lies in strip order: the byte, and the bit inside it.
-pub(crate) fn position(format: Format, cols: usize, row: usize, col: usize) -> (usize, usize) {
-    let inputs = format.inputs();
-    let lines = cols.div_ceil(inputs);
-    let (line, input) = (col / inputs, col % inputs);
-    let byte = ((row / STRIP) * lines + line) * LINE + (row % STRIP) * 4 + input % 4;
-    (byte, input / 4 * format.bits())
+/// Where row-major value (row, col) lies in strip order: the byte, and the bit inside it. At 3 bits
+/// these are its two low bits, and the high one lies where [`high_bit`] says.
+fn position(format: Format, cols: usize, row: usize, col: usize) -> (usize, usize) {
+    let unit = first_byte(format, cols, row, col);
+    let input = col % format.inputs();
+    match format {
+        Format::Three => (
+            unit + input / 16 * LINE + input % 4,
+            input % 16 / 4 * Format::Two.bits(),
+        ),
+        _ => (unit + input % 4, input / 4 * format.bits()),
+    }
+}
+
+/// Where the high bit of a 3-bit index lies: in the last line of its unit.
+fn high_bit(cols: usize, row: usize, col: usize) -> (usize, usize) {
+    let unit = first_byte(Format::Three, cols, row, col);
+    let input = col % Format::Three.inputs();
+    (unit + 2 * LINE + input % 4, input / 4)
+}
+
+/// The first of the row's bytes in the unit of (row, col).
+fn first_byte(format: Format, cols: usize, row: usize, col: usize) -> usize {
+    let units = cols.div_ceil(format.inputs());
+    let unit = (row / STRIP) * units + col / format.inputs();
+    unit * format.unit() * LINE + (row % STRIP) * 4
+}
+
+/// The value at (row, col) of a matrix in strip order.
+#[inline]
+pub(crate) fn get(format: Format, cols: usize, data: &[u8], row: usize, col: usize) -> u8 {
+    let (byte, shift) = position(format, cols, row, col);
+    let low = data[byte] >> shift;
+    match format {
+        Format::Two => low & 3,
+        Format::Three => {
+            let (byte, shift) = high_bit(cols, row, col);
+            low & 3 | (data[byte] >> shift & 1) << 2
+        }
+        Format::Four => low & 15,
+        Format::Eight => low,
+    }
 }
 
 /// Row-major values (one a byte) to strip order; padding is 0.
@@ -242,7 +297,13 @@ pub(crate) fn pack(format: Format, rows: usize, cols: usize, values: &[u8], data
     for row in 0..rows {
         for (col, &value) in values[row * cols..(row + 1) * cols].iter().enumerate() {
             let (byte, shift) = position(format, cols, row, col);
-            data[byte] |= value << shift;
+            if format == Format::Three {
+                data[byte] |= (value & 3) << shift;
+                let (byte, shift) = high_bit(cols, row, col);
+                data[byte] |= value >> 2 << shift;
+            } else {
+                data[byte] |= value << shift;
+            }
         }
     }
 }
@@ -266,12 +327,10 @@ pub(crate) fn unpack(
             found,
         });
     }
-    let mask = (0xffu16 >> (8 - format.bits())) as u8;
     let mut values = vec![0; rows * cols];
     for (row, values) in values.chunks_exact_mut(cols).enumerate() {
         for (col, value) in values.iter_mut().enumerate() {
-            let (byte, shift) = position(format, cols, row, col);
-            *value = data[byte] >> shift & mask;
+            *value = get(format, cols, data, row, col);
         }
     }
     Ok(values)

@@ -7,7 +7,7 @@ use crate::quantize::BLOCK;
 use crate::{Isa, Pool, random};
 use proptest::prelude::*;
 
-/// A random matrix and the buffers its view borrows. `bits` is 2, 4 or 8.
+/// A random matrix and the buffers its view borrows. `bits` is 2, 3, 4 or 8.
 pub(crate) struct Owned {
     bits: usize,
     rows: usize,
@@ -164,7 +164,7 @@ fn check(parts: &[(usize, usize)], cols: usize, tokens: usize, seed: u64) {
 
 #[test]
 fn every_body_equals_the_formula_bit_for_bit() {
-    for bits in [2, 4, 8] {
+    for bits in [2, 3, 4, 8] {
         check(&[(bits, 64)], 256, 12, 1); // aligned
         check(&[(bits, 1)], 1, 1, 2); // smallest
         check(&[(bits, 17)], 129, 1, 3); // one over
@@ -178,8 +178,8 @@ fn every_body_equals_the_formula_bit_for_bit() {
 
 #[test]
 fn parts_of_different_bits_are_concatenated() {
-    check(&[(4, 48), (2, 16), (4, 16)], 256, 1, 6);
-    check(&[(2, 19), (4, 1), (2, 40)], 77, 25, 7);
+    check(&[(4, 48), (2, 16), (3, 16), (4, 16)], 256, 1, 6);
+    check(&[(2, 19), (4, 1), (3, 33), (2, 40)], 77, 25, 7);
 }
 
 proptest! {
@@ -187,7 +187,7 @@ proptest! {
 
     #[test]
     fn any_shape_equals_the_formula(
-        bits in proptest::sample::select(vec![2usize, 4, 8]),
+        bits in proptest::sample::select(vec![2usize, 3, 4, 8]),
         rows in 1usize..70,
         cols in 1usize..420,
         tokens in 1usize..=40,
@@ -198,7 +198,7 @@ proptest! {
 
     #[test]
     fn any_parts_equal_the_formula(
-        parts in proptest::collection::vec((proptest::sample::select(vec![2usize, 4]), 1usize..50), 1..4),
+        parts in proptest::collection::vec((proptest::sample::select(vec![2usize, 3, 4]), 1usize..50), 1..4),
         cols in 1usize..300,
         tokens in 1usize..=14,
         seed: u64,
@@ -208,7 +208,7 @@ proptest! {
 
     #[test]
     fn unpacking_inverts_packing(
-        bits in proptest::sample::select(vec![Bits::Two, Bits::Four]),
+        bits in proptest::sample::select(Bits::ALL.to_vec()),
         rows in 1usize..50,
         cols in 1usize..80,
         seed: u64,
@@ -222,11 +222,13 @@ proptest! {
     }
 
     #[test]
-    fn no_size_from_a_file_panics(bits in 0usize..2, rows: usize, cols: usize, low in 0usize..5) {
-        let bits = [Bits::Two, Bits::Four][bits];
+    fn no_size_from_a_file_panics(bits in 0usize..3, rows: usize, cols: usize, low in 0usize..5) {
+        let bits = Bits::ALL[bits];
         for (rows, cols) in [(rows, cols), (low, cols), (rows, low), (rows >> 32, cols >> 32)] {
             let refused = PaletteMatrix::new(bits, rows, cols, &[0; 64], &[0; 16], &[f16::ONE; 16]);
             prop_assert!(refused.is_err() || (rows <= 16 && cols <= 16));
+            let refused = PaletteMatrix::new(bits, rows, cols, &[0; 192], &[0; 8], &[f16::ONE; 16]);
+            prop_assert!(refused.is_err() || (bits == Bits::Three && rows <= 16 && cols <= 32));
             let refused = Int8Matrix::new(rows, cols, &[0; 64], &[f16::ONE; 16]);
             prop_assert!(refused.is_err() || (rows <= 16 && cols <= 4));
         }
@@ -236,8 +238,12 @@ proptest! {
 #[test]
 fn a_token_is_the_same_alone_and_in_any_batch() {
     let cols = 300;
-    let parts = [Owned::random(4, 40, cols, 8), Owned::random(2, 24, cols, 9)];
-    let width = 64;
+    let parts = [
+        Owned::random(4, 40, cols, 8),
+        Owned::random(2, 24, cols, 9),
+        Owned::random(3, 20, cols, 10),
+    ];
+    let width = 84;
     let x = activations(40, cols, 10);
     for pool in pools() {
         let alone: Vec<f32> = x
@@ -281,7 +287,7 @@ fn the_extremes_of_int8_do_not_saturate() {
 #[test]
 fn a_lossless_palette_is_the_dense_product_up_to_activation_rounding() {
     let (rows, cols, tokens) = (35, 700, 13);
-    for bits in [2, 4, 8] {
+    for bits in [2, 3, 4, 8] {
         let weight = Owned::random(bits, rows, cols, 11);
         let dense = weight.dense();
         let x = activations(tokens, cols, 12);
@@ -334,6 +340,17 @@ fn the_order_of_bytes_is_the_documented_one() {
     assert_eq!(place(Bits::Two, 0, 13), (1, 1 << 6));
     assert_eq!(place(Bits::Two, 0, 16), (64, 1));
     assert_eq!(place(Bits::Two, 31, 31), (3 * 64 + 63, 1 << 6));
+    // Low bits of 16 inputs, of the other 16, then the high bits of all.
+    assert_eq!(place(Bits::Three, 0, 7), (3, 1 << 2));
+    assert_eq!(place(Bits::Three, 15, 30), (64 + 62, 1 << 6));
+    assert_eq!(place(Bits::Three, 16, 0), (192, 1));
+    let mut indices = [0u8; 40];
+    indices[29] = 4;
+    indices[33] = 6;
+    let packed = pack(Bits::Three, 1, 40, &indices).unwrap();
+    let set = packed.iter().enumerate().filter(|(_, byte)| **byte != 0);
+    let set: Vec<(usize, u8)> = set.map(|(at, &byte)| (at, byte)).collect();
+    assert_eq!(set, [(128 + 1, 1 << 7), (192 + 1, 2), (192 + 128 + 1, 1)]);
     let place = |row: usize, col: usize| {
         let mut values = vec![0i8; 32 * 32];
         values[row * 32 + col] = -1;
@@ -353,6 +370,8 @@ fn dequantizing_is_exact_on_every_body() {
         (4, 16, 64),
         (4, 47, 4100),
         (2, 20, 2065),
+        (3, 35, 70),
+        (3, 20, 4133),
         (8, 35, 61),
     ] {
         let weight = Owned::random(bits, rows, cols, 13);
@@ -436,6 +455,22 @@ fn what_does_not_fit_is_refused_with_a_sentence() {
     check_refused(
         new(17, 8, &[0; 128], &[0; 32], &scales),
         "must have 32 elements, not 16",
+    );
+    let three = |indices: &[u8], palette: &[i8]| {
+        PaletteMatrix::new(Bits::Three, 16, 33, indices, palette, &scales).map(|_| ())
+    };
+    assert_eq!(three(&[0; 384], &[0; 8]), Ok(()));
+    check_refused(
+        three(&[0; 192], &[0; 8]),
+        "the indices of a 3-bit matrix of 16 x 33 must have 384 elements, not 192",
+    );
+    check_refused(
+        three(&[0; 384], &[0; 16]),
+        "palette of a 3-bit matrix of 16 x 33 must have 8 elements",
+    );
+    check_refused(
+        pack(Bits::Three, 1, 2, &[7, 8]),
+        "index 8 at row 0, column 1 is outside a palette of 8 entries",
     );
     check_refused(
         pack(Bits::Two, 2, 3, &[0, 1, 2, 3, 4, 0]),

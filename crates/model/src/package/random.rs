@@ -17,14 +17,15 @@ const TASK: usize = 1 << 20;
 const SPREAD: f32 = 73.0;
 
 /// A palettized decoder of random weights, in memory, of at most `bits_per_weight` over all projections (indices, tables and
-/// scales together): projections take 4 bits while that keeps the mean below, and 2 elsewhere. Rows have the length that an
+/// scales together): each projection takes the most of the bits in `choice` that keep the mean below. Rows have the length that an
 /// initialised decoder's have, so that activations stay finite. The same seed gives the same weights.
 ///
 /// # Errors
-/// When the shape has no decoder or its bytes no place.
+/// When the shape has no decoder or its bytes no place, or `choice` nothing that is small enough.
 pub fn random(
     config: &Config,
     bits_per_weight: f64,
+    choice: &[Bits],
     seed: u64,
     pool: &Arc<Pool>,
 ) -> Result<Decoder, ModelError> {
@@ -32,7 +33,10 @@ pub fn random(
     config
         .check()
         .map_err(|problem| ModelError::file(place, problem))?;
+    let mut choice = choice.to_vec();
+    choice.sort_unstable_by(|a, b| b.cmp(a));
     let mut maker = Maker {
+        choice,
         seed,
         stream: 0,
         pool,
@@ -67,6 +71,7 @@ pub fn random(
 }
 
 struct Maker<'a> {
+    choice: Vec<Bits>, // the most first
     seed: u64,
     stream: u64,
     pool: &'a Pool,
@@ -123,18 +128,18 @@ impl Maker<'_> {
             Ok::<_, String>((bits, sizes, 8.0 * bytes as f64))
         };
         self.weights += (rows * cols) as f64;
-        let mut chosen = sized(Bits::Four)?;
-        if self.bits + chosen.2 > self.budget * self.weights {
-            chosen = sized(Bits::Two)?;
-            if self.bits + chosen.2 > self.budget * self.weights {
-                let least = chosen.2 / (rows * cols) as f64;
-                return Err(format!(
-                    "{} bits a weight are too few: indices of 2 bits with their tables and scales take {least:.3} here",
-                    self.budget
-                ));
-            }
-        }
-        let (bits, sizes, stored) = chosen;
+        let all = self.choice.iter().map(|&bits| sized(bits));
+        let all = all.collect::<Result<Vec<_>, _>>()?;
+        let fits = |(.., stored): &&(_, _, f64)| self.bits + stored <= self.budget * self.weights;
+        let Some(&(bits, sizes, stored)) = all.iter().find(fits) else {
+            let (bits, _, least) = all.last().ok_or("there are no bits to choose from")?;
+            return Err(format!(
+                "{} bits a weight are too few: indices of {} bits with their tables and scales take {:.3} here",
+                self.budget,
+                bits.bits(),
+                least / (rows * cols) as f64
+            ));
+        };
         self.bits += stored;
         let entries = bits.entries();
         let entry = |at: usize| ((at % entries * 254 / (entries - 1)) as i32 - 127) as i8 as u8;

@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn it_equals_the_dense_product_up_to_the_rounding_of_x() {
         let (a, dense_a) = weight(Bits::Four, 20, 130, 1);
-        let (b, dense_b) = weight(Bits::Two, 32, 130, 2);
+        let (b, dense_b) = weight(Bits::Three, 32, 130, 2);
         let x = random(&[5, 130], 3);
         let mut ctx = context();
         let y = palette_linear(&mut ctx, &x, &[a, b]);
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn its_gradient_is_exactly_that_of_the_dense_product() {
         // Rounding x makes y a staircase, so finite differences cannot judge: the gradient is defined as the dense one's.
-        for bits in [Bits::Two, Bits::Four] {
+        for bits in Bits::ALL {
             let (a, dense) = weight(bits, 20, 130, 1);
             let x = random(&[5, 130], 3);
             let got = gradient(&x, |ctx, x| {
