@@ -152,22 +152,49 @@ fn a_reward_model_judges_and_a_policy_learns_from_it() {
     write(dir, "asked.jsonl", &asked);
     let made = ok(dir, &["reward", "mini/06-reward.toml", "--json"]).json();
     assert_eq!(made["measured"]["preference_accuracy"], 1.0, "{made}");
-    let eval = ["eval", "reward", "--data", "pairs.jsonl", "--json", "--model"];
+    let eval = [
+        "eval",
+        "reward",
+        "--data",
+        "pairs.jsonl",
+        "--json",
+        "--model",
+    ];
     let with = |model: &'static str| eval.into_iter().chain([model]).collect::<Vec<_>>();
     let told = ok(dir, &with("runs/mini/06-reward")).json();
-    assert_eq!((&told["pairs"], &told["accuracy"]), (&json!(3), &json!(1.0)), "{told}");
-    assert!(told["calibration"]["error"].as_f64().unwrap() < 0.5, "{told}");
+    assert_eq!(
+        (&told["pairs"], &told["accuracy"]),
+        (&json!(3), &json!(1.0)),
+        "{told}"
+    );
+    assert!(
+        told["calibration"]["error"].as_f64().unwrap() < 0.5,
+        "{told}"
+    );
     // Who answers does not judge, and who judges does not answer.
     let ran = exits(dir, 1, &with("runs/mini/03-pretrain"));
     assert!(ran.stderr.contains("no reward head"), "{}", ran.stderr);
-    let ran = exits(dir, 1, &["generate", "--model", "runs/mini/06-reward", "--prompt", "the"]);
+    let ran = exits(
+        dir,
+        1,
+        &[
+            "generate",
+            "--model",
+            "runs/mini/06-reward",
+            "--prompt",
+            "the",
+        ],
+    );
     assert!(ran.stderr.contains("eval reward"), "{}", ran.stderr);
 
     let plan = ok(dir, &["rlhf", "mini/07-rlhf.toml", "--dry-run", "--json"]).json();
     let plan = &plan["stages"][0]["plan"];
     assert_eq!(plan["data"]["train"]["prompts"], 3, "{plan}");
     let made = ok(dir, &["rlhf", "mini/07-rlhf.toml", "--json"]).json();
-    assert_eq!((&made["steps"], &made["skipped"]), (&json!(4), &json!(false)));
+    assert_eq!(
+        (&made["steps"], &made["skipped"]),
+        (&json!(4), &json!(false))
+    );
     assert!(made["measured"]["validation_reward"].is_number(), "{made}");
     let again = ok(dir, &["rlhf", "mini/07-rlhf.toml", "--json"]).json();
     assert_eq!(again["skipped"], true);
@@ -178,7 +205,17 @@ fn a_reward_model_judges_and_a_policy_learns_from_it() {
     write(dir, "held.jsonl", &held);
     let told = ok(
         dir,
-        &["eval", "reward", "--model", "runs/mini/06-reward", "--data", "held.jsonl", "--baseline", "pairs.jsonl", "--json"],
+        &[
+            "eval",
+            "reward",
+            "--model",
+            "runs/mini/06-reward",
+            "--data",
+            "held.jsonl",
+            "--baseline",
+            "pairs.jsonl",
+            "--json",
+        ],
     );
     assert!(told.json()["baseline"]["accuracy"].is_number());
 }
