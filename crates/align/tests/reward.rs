@@ -31,7 +31,7 @@ fn pairs(seed: usize, count: usize) -> Vec<Value> {
             "rejected": said(number + 3, "hen"),
             "strength": strengths[number % 2],
         });
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             row["chosen_grades"] = json!({"truthfulness": 2});
             row["rejected_grades"] = json!({"truthfulness": 0});
         }

@@ -487,7 +487,7 @@ impl Run<'_> {
             Trained::Adapters(adapters) => training.base(&adapters.base),
         };
         let frame = || trained.frame(base.as_deref(), training.reward);
-        let mut state = match store.load(mesh.as_ref(), frame, fresh, rounding(ctx))? {
+        let mut state = match store.load(mesh.as_ref(), frame, fresh, rounding(&ctx))? {
             Some(loaded) => {
                 batches.restore(&loaded.batches)?;
                 progress.message(&format!(
@@ -499,7 +499,7 @@ impl Run<'_> {
                     progress.message(&format!(
                     "the steps before ran on {isa} and these run on {:?}, which round differently: the weights will not be \
                      to the last bit those of a run in one go (set RUSSET_ISA to go on as it began)",
-                    rounding(ctx)
+                    rounding(&ctx)
                 ));
                 }
                 if let Some(mesh) = loaded.other_mesh {
