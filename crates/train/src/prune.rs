@@ -206,9 +206,9 @@ impl PruneSettings {
             let problem = "is there, but only `method = \"learned\"` trains anything; leave it out";
             return Err(TrainError::setting(key, problem));
         }
-        let unread = "is there, but nothing reads it with this `prune.method`; leave it out";
         if self.method == PruneMethod::Magnitude && self.seed != 0 {
-            return Err(TrainError::setting("prune.seed", unread));
+            let problem = "is there, but nothing reads it with this `prune.method`; leave it out";
+            return Err(TrainError::setting("prune.seed", problem));
         }
         let passes = [
             (

@@ -121,7 +121,7 @@ fn settings(method: PruneMethod) -> PruneSettings {
         batch_sequences: 4,
         micro_batch_sequences: Some(2),
         sequence_length: 32,
-        seed: 1,
+        seed: u64::from(method != PruneMethod::Magnitude),
         train: "train".to_owned(),
         validation: Some("validation".to_owned()),
         validation_tokens: None,
@@ -231,6 +231,20 @@ fn what_cannot_be_pruned_is_refused_with_a_sentence() {
     refused(
         &|s| s.method = PruneMethod::Magnitude,
         "`prune.steps` is there, but only `method = \"learned\"` trains",
+    );
+    refused(
+        &|s| {
+            *s = settings(PruneMethod::Magnitude);
+            s.seed = 7;
+        },
+        "`prune.seed` is there, but nothing reads it",
+    );
+    refused(
+        &|s| {
+            *s = settings(PruneMethod::Random);
+            s.validation = None;
+        },
+        "`prune.batch_sequences` is there, but without `prune.validation` nothing reads it",
     );
     refused(
         &|s| {
