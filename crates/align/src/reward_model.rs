@@ -104,7 +104,7 @@ impl<'a> Rewards<'a> {
     }
 
     /// Mean loss of held-out pairs, as [`VALIDATION_LOSS`]; the share of pairs whose chosen response has the higher reward, ties
-    /// half; how far that share is from what the differences promise ([`calibration`]); and the share of grades that are right,
+    /// half; how far that share is from what the differences promise (the expected calibration error); and the share of grades that are right,
     /// where there are any. None where told to stop.
     pub fn measure(
         &self,

@@ -110,7 +110,7 @@ pub(crate) fn rounding(ctx: &Ctx) -> Isa {
 }
 
 impl Snapshot {
-    /// The state as it is, with the place in the data and how the steps so far rounded ([`rounding`]).
+    /// The state as it is, with the place in the data and whose rounding the steps so far have.
     pub fn of(state: &State, batches: Value, isa: Isa) -> Snapshot {
         let mesh = state.decoder.mesh();
         let copy = speaks(&state.decoder).then(|| Copied {
