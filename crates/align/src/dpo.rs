@@ -9,14 +9,13 @@
 //! a function of the recipe's inputs, so a run that goes on computes the same ones again and nothing has to be stored.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
-use russet_model::{Decoder, adapter, checkpoint};
+use russet_model::Decoder;
 use russet_tensor::Ctx;
 use russet_tensor::ops::{IGNORE, TokenLoss, stand_in};
 use russet_train::validation::GoesOn;
-use russet_train::{Batch, Measured, Objective, Result, VALIDATION_LOSS};
+use russet_train::{Batch, Measured, Objective, VALIDATION_LOSS};
 
 use crate::data::Source;
 use crate::preference::{PairLoss, Scored, pair_loss};
@@ -30,15 +29,6 @@ type Table = HashMap<usize, [f64; 2]>;
 pub struct Reference {
     train: Vec<Table>,
     validation: Vec<Table>,
-}
-
-/// The model that training begins with.
-pub(crate) fn starting_decoder(folder: &Path, own: Option<&Path>) -> Result<Decoder> {
-    let decoder = checkpoint::open(folder)?;
-    Ok(match own {
-        Some(folder) => adapter::attach(decoder, folder, None)?,
-        None => decoder,
-    })
 }
 
 impl Reference {

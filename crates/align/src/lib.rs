@@ -27,6 +27,8 @@ pub mod rlhf;
 pub mod rows;
 pub mod settings;
 pub mod sft;
+mod start;
 
 pub use plan::{Plan, Sources};
 pub use settings::{Lesson, Settings};
+pub use start::REPORT;

@@ -3,19 +3,17 @@
 //! A [`Plan`] is a [`Task`] of the training crate's one loop: it brings batches of conversations or preferences, the loss, and
 //! the measure on held-out rows.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use russet_artifact::{Artifact, Inputs, Interrupt, Kind, Progress, Recipe, Stage, Tool};
+use russet_artifact::{Inputs, Interrupt, Progress, Recipe, Stage, Tool};
 use russet_model::{Config, Decoder};
 use russet_tensor::{Ctx, MeshShape};
-use russet_tokenizer::{CHATML_TOOLS, IM_END, IM_START, Tokenizer};
 use russet_train::plan::{IDLE_SETTINGS, label};
 use russet_train::{
-    Adapters, Batches, Distill, First, GoesOn, Launch, Measure, Measured, NextToken, Objective,
-    Outcome, Result, Resume, State, Task, TrainError, Trained, Training,
+    Batches, Distill, GoesOn, Launch, Measure, Measured, NextToken, Objective, Outcome, Result,
+    Resume, State, Task, Training,
 };
 use serde_json::{Value, json};
 
@@ -23,9 +21,7 @@ use crate::data::{Counts, Dealing, Dealt, Mean, Reading, RowKind, Source, TooLon
 use crate::dpo::{self, Reference};
 use crate::reward_model::Rewards;
 use crate::settings::{Lesson, Settings};
-
-/// The file of the artifact that says what the data came to and what was measured.
-pub const REPORT: &str = "report.json";
+use crate::start::{self, Start};
 
 /// Where the inputs of a recipe lie.
 #[derive(Clone, Debug)]
@@ -58,37 +54,18 @@ impl Plan {
     /// When a setting cannot be, the model is none or has no chat template, or a row cannot be read.
     pub fn new(lesson: Lesson, settings: Settings, sources: Sources) -> Result<Plan> {
         let mut settings = settings.resolved(lesson)?;
-        let start = Config::open(&sources.checkpoint)?;
-        let inputs = Inputs::new();
-        let mut inputs = base_input(
-            inputs,
-            "checkpoint",
+        let Start {
+            mut inputs,
+            config,
+            tokenizer,
+            template,
+        } = Start::new(
             &sources.checkpoint,
+            sources.adapter.as_deref(),
             settings.adapter.is_some(),
+            settings.train.sequence_length,
+            settings.data.chat_template.as_deref(),
         )?;
-        if let Some(adapter) = &sources.adapter {
-            if settings.adapter.is_none() {
-                let problem = "is missing, but `inputs.adapter` names an adapter to go on with; write [adapter]".to_owned();
-                return Err(TrainError::Setting {
-                    key: "adapter",
-                    problem,
-                });
-            }
-            inputs = inputs.artifact_or_path("adapter", adapter, Kind::Adapter)?;
-        }
-        let (tokenizer, template) =
-            tokenizer(&sources.checkpoint, settings.data.chat_template.as_deref())?;
-        if tokenizer.vocab_size() > start.vocab {
-            let problem = format!(
-                "its tokenizer has {} tokens but its vocabulary {}; they do not belong together",
-                tokenizer.vocab_size(),
-                start.vocab
-            );
-            return Err(TrainError::Data {
-                place: sources.checkpoint.clone(),
-                problem,
-            });
-        }
         if let Some(path) = &settings.data.chat_template {
             inputs = inputs.path("chat_template", path)?;
         }
@@ -136,25 +113,6 @@ impl Plan {
         settings
             .train
             .resolve(&settings.optimizer, &settings.schedule)?;
-        let length = settings.train.sequence_length;
-        let config = match settings.adapter {
-            // Its base answers for its context.
-            Some(_) if start.context < length => {
-                let problem = format!(
-                    "is {length}, but the base was made for {} tokens of context; lower it",
-                    start.context
-                );
-                return Err(TrainError::Setting {
-                    key: "train.sequence_length",
-                    problem,
-                });
-            }
-            Some(_) => start,
-            None => Config {
-                context: start.context.max(length),
-                ..start
-            },
-        };
         Ok(Plan {
             lesson,
             settings,
@@ -181,13 +139,10 @@ impl Plan {
 
     /// Files, what they came to, and how long it goes on, for a program.
     pub fn describe(&self) -> Value {
-        let numbers = match &self.settings.adapter {
-            Some(adapter) => adapter.parameters(&self.config),
-            None => self.config.parameters(),
-        };
+        let adapter = self.settings.adapter.as_ref();
         json!({
             "parameters": self.config.parameters(),
-            "trained_parameters": numbers,
+            "trained_parameters": start::trained_parameters(&self.config, adapter),
             "steps": self.settings.train.steps,
             "batch_sequences": self.settings.train.batch_sequences,
             "data": self.data(true),
@@ -288,18 +243,8 @@ impl Plan {
             compute,
             ..
         } = &self.settings;
-        let trained = match adapter {
-            None => Trained::Weights {
-                config: self.config.clone(),
-                checkpoint: Some(self.sources.checkpoint.clone()),
-                tokenizer: self.sources.checkpoint.clone(),
-            },
-            Some(settings) => Trained::Adapters(Adapters {
-                base: self.sources.checkpoint.clone(),
-                settings: settings.clone(),
-                first: self.sources.adapter.clone().map_or(First::New, First::Of),
-            }),
-        };
+        let (checkpoint, own) = (&self.sources.checkpoint, self.sources.adapter.as_deref());
+        let trained = start::learner(&self.config, checkpoint, own, adapter.as_ref());
         for source in &self.train {
             for line in said(source) {
                 progress.message(&line);
@@ -333,8 +278,8 @@ impl Plan {
         }
         let mut ctx = Ctx::new(Arc::new(self.settings.compute.pool(1)?));
         ctx.compute = self.settings.compute.dtype.kernel();
-        let decoder =
-            dpo::starting_decoder(&self.sources.checkpoint, self.sources.adapter.as_deref())?;
+        let own = self.sources.adapter.as_deref();
+        let decoder = start::decoder(&self.sources.checkpoint, own)?;
         let made = Arc::new(Reference::of(
             &mut ctx,
             &decoder,
@@ -497,81 +442,16 @@ impl Task for Plan {
     }
 
     fn files(&self, state: &State, measured: &Measured) -> Result<Vec<(String, Vec<u8>)>> {
-        let values =
-            |pairs: &mut dyn Iterator<Item = (String, f64)>| pairs.collect::<BTreeMap<_, _>>();
-        let mut after = measured
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), *value));
-        let report = json!({
-            "stage": self.lesson.word(),
-            "steps": state.step,
-            "data": self.data(false),
-            "before": values(&mut state.tally.before.iter().cloned()),
-            "measured": values(&mut after),
-        });
-        let mut files = vec![
-            (
-                "README.md".to_owned(),
-                self.card(state, measured).into_bytes(),
-            ),
-            (REPORT.to_owned(), format!("{report:#}\n").into_bytes()),
-        ];
-        if let (Some(template), None) = (&self.template, &self.settings.adapter) {
-            files.push((
-                "chat_template.jinja".to_owned(),
-                template.clone().into_bytes(),
-            ));
-        }
-        Ok(files)
+        let template = self.template.as_ref();
+        Ok(start::files(
+            self.lesson.word(),
+            self.card(state, measured),
+            self.data(false),
+            template.filter(|_| self.settings.adapter.is_none()),
+            state,
+            measured,
+        ))
     }
-}
-
-/// A model as an input: a checkpoint, or below adapters a package too.
-pub(crate) fn base_input(inputs: Inputs, key: &str, folder: &Path, adapts: bool) -> Result<Inputs> {
-    if !adapts || !folder.join("manifest.json").exists() {
-        return Ok(inputs.artifact_or_path(key, folder, Kind::Checkpoint)?);
-    }
-    let artifact = Artifact::open_any(folder)?;
-    match artifact.kind() {
-        Kind::Checkpoint | Kind::Package => Ok(inputs.artifact(key, &artifact)?),
-        _ => Ok(inputs.artifact_or_path(key, folder, Kind::Checkpoint)?),
-    }
-}
-
-/// The model's tokenizer with the template that is learnt; and that template where the checkpoint has another or none.
-pub(crate) fn tokenizer(
-    folder: &Path,
-    chat_template: Option<&Path>,
-) -> Result<(Tokenizer, Option<String>)> {
-    let tokenizer = Tokenizer::open(folder)?;
-    if let Some(path) = chat_template {
-        let refuse = |error: std::io::Error| TrainError::Data {
-            place: path.to_owned(),
-            problem: format!("cannot be read, and `data.chat_template` names it: {error}"),
-        };
-        let source = std::fs::read_to_string(path).map_err(refuse)?;
-        let tokenizer = tokenizer.with_chat_template(source.clone())?;
-        return Ok((tokenizer, Some(source)));
-    }
-    if let Some(template) = tokenizer.chat_template() {
-        let source = template.source().to_owned();
-        return Ok((tokenizer, Some(source)));
-    }
-    let special = |name: &str| {
-        tokenizer
-            .token_id(name)
-            .is_some_and(|id| tokenizer.is_special(id))
-    };
-    if !special(IM_START) || !special(IM_END) {
-        return Err(TrainError::Data {
-            place: folder.to_owned(),
-            problem: "it has no chat template, and its tokenizer not the tokens of ChatML; name a template as \
-                      `data.chat_template`"
-                .to_owned(),
-        });
-    }
-    let tokenizer = tokenizer.with_chat_template(CHATML_TOOLS)?;
-    Ok((tokenizer, Some(CHATML_TOOLS.to_owned())))
 }
 
 /// What a person should hear of a file.

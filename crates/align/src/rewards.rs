@@ -150,7 +150,7 @@ pub fn open(folder: &Path, own: Option<&Path>) -> Result<(Decoder, Tokenizer)> {
                     .to_owned(),
         });
     }
-    let (tokenizer, _) = crate::plan::tokenizer(folder, None)?;
+    let (tokenizer, _) = crate::start::tokenizer(folder, None)?;
     Ok((decoder, tokenizer))
 }
 

@@ -158,20 +158,59 @@ pub fn constant() -> ScheduleSettings {
 pub fn train_table<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<TrainSettings, D::Error> {
-    let mut table = Map::<String, Value>::deserialize(deserializer)?;
     // No norm is skipped: AFM's 100 is one of pre-training, and the slopes of preferences scale with 1/β and a response's length.
     let defaults = [
         ("peak_lr", Value::from(PEAK_LR)),
         ("warmup_steps", 0.into()),
         ("skip_norm", 0.0.into()),
     ];
+    train_with(deserializer, defaults)
+}
+
+/// `[train]` with some of its keys filled in where they are absent.
+pub(crate) fn train_with<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    defaults: impl IntoIterator<Item = (&'static str, Value)>,
+) -> std::result::Result<TrainSettings, D::Error> {
+    let mut table = Map::<String, Value>::deserialize(deserializer)?;
     for (key, value) in defaults {
         table.entry(key).or_insert(value);
     }
     serde_json::from_value(Value::Object(table)).map_err(D::Error::custom)
 }
 
-fn refuse<T>(key: &'static str, problem: impl Into<String>) -> Result<T> {
+/// How long training goes on: so many steps (or tokens), or so many epochs.
+pub(crate) fn how_long(train: &TrainSettings, epochs: Option<f64>) -> Result<()> {
+    match (epochs, train.steps.is_some() || train.tokens.is_some()) {
+        (Some(_), true) => refuse(
+            "data.epochs",
+            "stands beside `train.steps` or `train.tokens`; keep one of them",
+        ),
+        (None, false) => refuse(
+            "data.epochs",
+            "is missing, and so is `train.steps`; say how long to train, such as epochs = 2",
+        ),
+        (Some(epochs), false) if !(epochs > 0.0 && epochs <= 1e6) => refuse(
+            "data.epochs",
+            format!("is {epochs}; it must be above 0 and at most 1e6"),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The best can be kept of several measurements only.
+pub(crate) fn best_of_several(train: &TrainSettings) -> Result<()> {
+    if train.keep_best && train.validate_every == 0 {
+        return refuse(
+            "train.keep_best",
+            "keeps the best of several measurements, but `train.validate_every` is 0, so there is one, at the end; say \
+             how often to measure",
+        );
+    }
+    Ok(())
+}
+
+pub(crate) fn refuse<T>(key: &'static str, problem: impl Into<String>) -> Result<T> {
     Err(TrainError::Setting {
         key,
         problem: problem.into(),
@@ -240,25 +279,7 @@ impl Settings {
                 return refuse("data.mixture.weight", problem);
             }
         }
-        if let Some(epochs) = data.epochs {
-            if train.steps.is_some() || train.tokens.is_some() {
-                return refuse(
-                    "data.epochs",
-                    "stands beside `train.steps` or `train.tokens`; keep one of them",
-                );
-            }
-            if !(epochs > 0.0 && epochs <= 1e6) {
-                return refuse(
-                    "data.epochs",
-                    format!("is {epochs}; it must be above 0 and at most 1e6"),
-                );
-            }
-        } else if train.steps.is_none() && train.tokens.is_none() {
-            return refuse(
-                "data.epochs",
-                "is missing, and so is `train.steps`; say how long to train, such as epochs = 2",
-            );
-        }
+        how_long(train, data.epochs)?;
         let held_out = !data.validation.is_empty();
         let measured = [
             ("train.keep_best", train.keep_best),
@@ -271,13 +292,7 @@ impl Settings {
                 "is there, but nothing to measure on; name held-out files in `data.validation`",
             );
         }
-        if train.keep_best && train.validate_every == 0 {
-            return refuse(
-                "train.keep_best",
-                "keeps the best of several measurements, but `train.validate_every` is 0, so there is one, at the end; say \
-                 how often to measure",
-            );
-        }
+        best_of_several(train)?;
         let pairs = lesson != Lesson::Conversations;
         let usual = if pairs { TooLong::Drop } else { TooLong::Cut };
         if *data.too_long.get_or_insert(usual) == TooLong::Cut && pairs {

@@ -4,12 +4,12 @@ mod common;
 
 use std::path::Path;
 
-use common::{StopAt, base, bytes, finished, tool, write};
+use common::{StopAt, base, bytes, finished, recipe, tool, write};
 use russet_align::Lesson;
 use russet_align::rewards::{Answer, NoRules, Reward, Rules};
 use russet_align::rlhf::{Plan, Settings, Sources};
 use russet_align::rows::Asked;
-use russet_artifact::{Interrupt, LogEvent, NoProgress, Override, Progress, Recipe, read_log};
+use russet_artifact::{Interrupt, LogEvent, NoProgress, Progress, read_log};
 use russet_tensor::Ctx;
 use russet_train::{Outcome, Result, Resume, TrainReport};
 use serde_json::{Value, json};
@@ -62,14 +62,7 @@ fn settings(dir: &Path, changes: &[&str]) -> Settings {
          [data]\ntrain = [{}]\n[compute]\nthreads = 1\n",
         json!(dir.join("prompts.jsonl"))
     );
-    let changes: Vec<Override> = changes
-        .iter()
-        .map(|change| change.parse().unwrap())
-        .collect();
-    Recipe::from_text("recipe", &text, &changes)
-        .unwrap()
-        .parse()
-        .unwrap()
+    recipe(&text, changes)
 }
 
 fn sources(dir: &Path) -> Sources {

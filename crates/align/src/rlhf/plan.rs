@@ -1,6 +1,5 @@
 //! A recipe of reinforcement learning that has been checked, with its prompts, and the run that learns from their answers.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +10,8 @@ use russet_tensor::{Ctx, MeshShape};
 use russet_tokenizer::Tokenizer;
 use russet_train::plan::IDLE_SETTINGS;
 use russet_train::{
-    Adapters, Batches, First, GoesOn, Launch, Measure, Measured, Objective, Outcome, Result,
-    Resume, State, Task, TrainError, Trained, Training, VALIDATION_LOSS,
+    Batches, GoesOn, Launch, Measure, Measured, Objective, Outcome, Result, Resume, State, Task,
+    Training, VALIDATION_LOSS,
 };
 use serde_json::{Value, json};
 
@@ -20,9 +19,9 @@ use super::prompts::{Counts, Prompt, Prompts, drawn};
 use super::rollout::{Drawer, Rollouts};
 use super::settings::{Divergence, RewardSettings, Settings};
 use super::{PolicyGradient, SharedBoard};
-use crate::dpo;
-use crate::plan::{REPORT, base_input, tokenizer};
 use crate::rewards::{Format, ModelReward, Reward, Rules, Sum};
+use crate::settings::refuse;
+use crate::start::{self, Start, base_input};
 
 /// Where the inputs of a recipe lie.
 #[derive(Clone, Debug)]
@@ -48,13 +47,6 @@ pub struct Plan {
     train: Prompts,
     validation: Option<Prompts>,
     rewards: Sum, // but for the reward model, which a run opens
-}
-
-fn refuse<T>(key: &'static str, problem: impl Into<String>) -> Result<T> {
-    Err(TrainError::Setting {
-        key,
-        problem: problem.into(),
-    })
 }
 
 /// The rewards of a recipe, but for reward models.
@@ -100,17 +92,14 @@ impl Plan {
     pub fn new(settings: Settings, sources: Sources, known: &dyn Rules) -> Result<Plan> {
         let mut settings = settings.resolved()?;
         let adapts = settings.adapter.is_some();
-        let start = Config::open(&sources.checkpoint)?;
-        let mut inputs = base_input(Inputs::new(), "checkpoint", &sources.checkpoint, adapts)?;
-        if let Some(adapter) = &sources.adapter {
-            if !adapts {
-                return refuse(
-                    "adapter",
-                    "is missing, but `inputs.adapter` names an adapter to go on with; write [adapter]",
-                );
-            }
-            inputs = inputs.artifact_or_path("adapter", adapter, Kind::Adapter)?;
-        }
+        let length = settings.train.sequence_length;
+        let own = sources.adapter.as_deref();
+        let Start {
+            mut inputs,
+            config,
+            tokenizer,
+            template,
+        } = Start::new(&sources.checkpoint, own, adapts, length, None)?;
         match (&sources.reward, settings.asks_model()) {
             (None, true) => {
                 return refuse(
@@ -139,20 +128,7 @@ impl Plan {
             }
             inputs = inputs.artifact_or_path("reward_adapter", adapter, Kind::Adapter)?;
         }
-        let (tokenizer, template) = tokenizer(&sources.checkpoint, None)?;
-        if tokenizer.vocab_size() > start.vocab {
-            let problem = format!(
-                "its tokenizer has {} tokens but its vocabulary {}; they do not belong together",
-                tokenizer.vocab_size(),
-                start.vocab
-            );
-            return Err(TrainError::Data {
-                place: sources.checkpoint.clone(),
-                problem,
-            });
-        }
         let rewards = rules(&settings.rlhf.rewards, known)?;
-        let length = settings.train.sequence_length;
         let data = &settings.data;
         let read = |files: &[PathBuf]| {
             let most = length - settings.rlhf.max_tokens;
@@ -177,21 +153,6 @@ impl Plan {
         settings
             .train
             .resolve(&settings.optimizer, &settings.schedule)?;
-        let config = match adapts {
-            // Its base answers for its context.
-            true if start.context < length => {
-                let problem = format!(
-                    "is {length}, but the base was made for {} tokens of context; lower it",
-                    start.context
-                );
-                return refuse("train.sequence_length", problem);
-            }
-            true => start,
-            false => Config {
-                context: start.context.max(length),
-                ..start
-            },
-        };
         Ok(Plan {
             settings,
             sources,
@@ -217,13 +178,10 @@ impl Plan {
 
     /// Files, what they came to, and how long it goes on, for a program.
     pub fn describe(&self) -> Value {
-        let numbers = match &self.settings.adapter {
-            Some(adapter) => adapter.parameters(&self.config),
-            None => self.config.parameters(),
-        };
+        let adapter = self.settings.adapter.as_ref();
         json!({
             "parameters": self.config.parameters(),
-            "trained_parameters": numbers,
+            "trained_parameters": start::trained_parameters(&self.config, adapter),
             "steps": self.settings.train.steps,
             "steps_per_batch": self.settings.rlhf.steps_per_batch,
             "answers": self.settings.train.batch_sequences,
@@ -278,18 +236,8 @@ impl Plan {
             compute,
             ..
         } = &self.settings;
-        let trained = match adapter {
-            None => Trained::Weights {
-                config: self.config.clone(),
-                checkpoint: Some(self.sources.checkpoint.clone()),
-                tokenizer: self.sources.checkpoint.clone(),
-            },
-            Some(settings) => Trained::Adapters(Adapters {
-                base: self.sources.checkpoint.clone(),
-                settings: settings.clone(),
-                first: self.sources.adapter.clone().map_or(First::New, First::Of),
-            }),
-        };
+        let (checkpoint, own) = (&self.sources.checkpoint, self.sources.adapter.as_deref());
+        let trained = start::learner(&self.config, checkpoint, own, adapter.as_ref());
         for (count, what) in [
             (self.train.counts.malformed, "cannot be read or judged"),
             (self.train.counts.dropped, "leave no room for an answer"),
@@ -428,7 +376,7 @@ impl Task for Running<'_> {
         let plan = self.plan;
         let train = &plan.settings.train;
         let sources = &plan.sources;
-        let start = || dpo::starting_decoder(&sources.checkpoint, sources.adapter.as_deref());
+        let start = || start::decoder(&sources.checkpoint, sources.adapter.as_deref());
         let reference = match plan.settings.asks_reference() {
             true => Some(Arc::new(start()?)),
             false => None,
@@ -503,31 +451,14 @@ impl Task for Running<'_> {
 
     fn files(&self, state: &State, measured: &Measured) -> Result<Vec<(String, Vec<u8>)>> {
         let plan = self.plan;
-        let values =
-            |pairs: &mut dyn Iterator<Item = (String, f64)>| pairs.collect::<BTreeMap<_, _>>();
-        let mut after = measured
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), *value));
-        let report = json!({
-            "stage": "rlhf",
-            "steps": state.step,
-            "data": plan.data(),
-            "before": values(&mut state.tally.before.iter().cloned()),
-            "measured": values(&mut after),
-        });
-        let mut files = vec![
-            (
-                "README.md".to_owned(),
-                plan.card(state, measured).into_bytes(),
-            ),
-            (REPORT.to_owned(), format!("{report:#}\n").into_bytes()),
-        ];
-        if let (Some(template), None) = (&plan.template, &plan.settings.adapter) {
-            files.push((
-                "chat_template.jinja".to_owned(),
-                template.clone().into_bytes(),
-            ));
-        }
-        Ok(files)
+        let template = plan.template.as_ref();
+        Ok(start::files(
+            "rlhf",
+            plan.card(state, measured),
+            plan.data(),
+            template.filter(|_| plan.settings.adapter.is_none()),
+            state,
+            measured,
+        ))
     }
 }

@@ -9,12 +9,11 @@ use std::path::PathBuf;
 use russet_train::settings::{
     ComputeSettings, ComputeType, OptimizerSettings, ScheduleSettings, TrainSettings,
 };
-use russet_train::{AdapterSettings, Result, TrainError};
-use serde::de::Error as _;
+use russet_train::{AdapterSettings, Result};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::settings::constant;
+use crate::settings::{best_of_several, constant, how_long, refuse, train_with};
 
 /// The rate where a recipe names none: a tenth of what fine-tuning has, as policies are trained.
 const PEAK_LR: f64 = 2e-6;
@@ -234,7 +233,6 @@ fn one() -> f64 {
 pub fn train_table<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<TrainSettings, D::Error> {
-    let mut table = Map::<String, Value>::deserialize(deserializer)?;
     // Losses are differences of rewards: they lie about 0 and say nothing by their size.
     let defaults = [
         ("peak_lr", Value::from(PEAK_LR)),
@@ -242,17 +240,7 @@ pub fn train_table<'de, D: Deserializer<'de>>(
         ("skip_norm", 0.0.into()),
         ("spike_deviations", 0.0.into()),
     ];
-    for (key, value) in defaults {
-        table.entry(key).or_insert(value);
-    }
-    serde_json::from_value(Value::Object(table)).map_err(D::Error::custom)
-}
-
-fn refuse<T>(key: &'static str, problem: impl Into<String>) -> Result<T> {
-    Err(TrainError::Setting {
-        key,
-        problem: problem.into(),
-    })
+    train_with(deserializer, defaults)
 }
 
 impl Settings {
@@ -268,33 +256,13 @@ impl Settings {
                 "is missing; name files of prompts, such as [\"prompts.jsonl\"]",
             );
         }
-        match (data.epochs, train.steps) {
-            (Some(_), Some(_)) => {
-                return refuse(
-                    "data.epochs",
-                    "stands beside `train.steps`; keep one of them",
-                );
-            }
-            (None, None) => {
-                return refuse(
-                    "train.steps",
-                    "is missing, and so is `data.epochs`; say how long to train",
-                );
-            }
-            (Some(epochs), None) if !(epochs > 0.0 && epochs <= 1e6) => {
-                return refuse(
-                    "data.epochs",
-                    format!("is {epochs}; it must be above 0 and at most 1e6"),
-                );
-            }
-            _ => {}
-        }
         if train.tokens.is_some() {
             return refuse(
                 "train.tokens",
                 "says how long, but how many tokens answers have is not known ahead; write `train.steps` or `data.epochs`",
             );
         }
+        how_long(train, data.epochs)?;
         if train.z_loss > 0.0 {
             return refuse(
                 "train.z_loss",
@@ -320,13 +288,7 @@ impl Settings {
                 );
             }
         }
-        if train.keep_best && train.validate_every == 0 {
-            return refuse(
-                "train.keep_best",
-                "keeps the best of several measurements, but `train.validate_every` is 0, so there is one, at the end; say \
-                 how often to measure",
-            );
-        }
+        best_of_several(train)?;
         if !(2..=256).contains(&rlhf.samples) {
             let problem = format!(
                 "is {}; it must be from 2 to 256, since an answer is compared with the others to its prompt",

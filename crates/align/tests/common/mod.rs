@@ -99,11 +99,16 @@ pub fn settings(dir: &Path, file: &str, changes: &[&str]) -> Settings {
          [optimizer]\nkind = \"adamw\"\n[data]\ntrain = [{}]\n[compute]\nthreads = 1\n",
         json!(dir.join(file))
     );
+    recipe(&text, changes)
+}
+
+/// Settings of any stage from a recipe's text and changes to it.
+pub fn recipe<S: serde::de::DeserializeOwned>(text: &str, changes: &[&str]) -> S {
     let changes: Vec<Override> = changes
         .iter()
         .map(|change| change.parse().unwrap())
         .collect();
-    Recipe::from_text("recipe", &text, &changes)
+    Recipe::from_text("recipe", text, &changes)
         .unwrap()
         .parse()
         .unwrap()

@@ -4,12 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use russet_align::plan::REPORT;
 use russet_align::settings::{DataSettings, DpoSettings, RewardSettings, constant, train_table};
-use russet_align::{Lesson, Plan as AlignPlan, Settings, Sources};
+use russet_align::{Lesson, Plan as AlignPlan, REPORT, Settings, Sources};
 use russet_artifact::Recipe;
 use russet_train::settings::{ComputeSettings, OptimizerSettings, ScheduleSettings, TrainSettings};
-use russet_train::{AdapterSettings, Outcome, TrainError};
+use russet_train::{AdapterSettings, Outcome, TrainError, TrainReport};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -82,10 +81,7 @@ pub(super) fn read(app: &App, recipe: &Recipe, lesson: Lesson) -> Result<Align> 
     };
     let mut settings = settings.resolved(lesson)?;
     settings.compute.threads.get_or_insert(app.threads);
-    if inputs.adapter.is_some() && settings.adapter.is_none() {
-        let sentence = "`inputs.adapter` names an adapter to go on with, but there is no `[adapter]`; write that";
-        return Err(Usage(sentence.into()).into());
-    }
+    goes_on(inputs.adapter.as_deref(), settings.adapter.is_some())?;
     Ok(Align {
         kind: stage,
         lesson,
@@ -136,36 +132,11 @@ impl Work for Align {
                 look_at_texts(key, &files)?;
             }
         }
-        if let Some(start) = outlook.decoder(&self.inputs.checkpoint, place)
-            && self.settings.adapter.is_none()
-        {
-            let context = start.context.max(self.settings.train.sequence_length);
-            outlook
-                .decoders
-                .insert(name.to_owned(), russet_model::Config { context, ..start });
-        }
-        let sources = self.sources(place);
-        // Ahead of a real run the rows are read once, by the run itself.
-        let known = match sources.checkpoint.exists() && outlook.gflops.is_some() {
-            true => match self.open(place) {
-                Ok(plan) => Some(plan),
-                Err(error @ (TrainError::Setting { .. } | TrainError::Data { .. })) => {
-                    return Err(error.into());
-                }
-                Err(_) => None,
-            },
-            false => None,
-        };
-        let Some(plan) = known else {
-            let steps = self.settings.train.steps;
-            let text = match steps {
-                Some(steps) => format!("{steps} steps"),
-                None => "as many steps as the data make".to_owned(),
-            };
-            return Ok(Plan {
-                json: json!({ "steps": steps }),
-                text,
-            });
+        let (train, adapts) = (&self.settings.train, self.settings.adapter.is_some());
+        tuned(outlook, name, place, &self.inputs.checkpoint, train, adapts);
+        let there = place.input(&self.inputs.checkpoint).exists();
+        let Some(plan) = known(outlook, there, || self.open(place))? else {
+            return Ok(steps_alone(train, "data"));
         };
         let (json, counts) = (plan.describe(), plan.counts());
         let text = format!(
@@ -195,42 +166,110 @@ impl Work for Align {
             &mut *app.progress,
             &app.interrupt,
         )?;
-        let report = match outcome {
-            Outcome::Interrupted { step } => {
-                let sentence =
-                    format!("stopped after step {step}; the same command goes on from there");
-                return Err(Interrupted(sentence).into());
+        let rows = plan.counts().rows;
+        made(place, outcome, |found, report| {
+            let mut summary = format!("{} steps on {rows} rows", found["steps"]);
+            if let Some(report) = report {
+                summary += &format!(", loss {:.4} to {:.4}", report.first_loss, report.last_loss);
             }
-            Outcome::Current => None,
-            Outcome::Finished(report) => Some(report),
-        };
-        let found = read_report(&place.out)?;
-        let mut summary = format!("{} steps on {} rows", found["steps"], plan.counts().rows);
-        if let Some(report) = &report {
-            summary += &format!(", loss {:.4} to {:.4}", report.first_loss, report.last_loss);
-        }
-        for (name, words) in [
-            ("validation_loss", "held out"),
-            ("preference_accuracy", "of held-out preferences right"),
-        ] {
-            if let Some(value) = found["measured"][name].as_f64() {
-                summary += &format!(", {value:.4} {words}");
+            for (name, words) in [
+                ("validation_loss", "held out"),
+                ("preference_accuracy", "of held-out preferences right"),
+            ] {
+                if let Some(value) = found["measured"][name].as_f64() {
+                    summary += &format!(", {value:.4} {words}");
+                }
             }
-        }
-        let mut facts = found;
-        if let Some(Value::Object(report)) = report.map(serde_json::to_value).transpose()? {
-            for (key, value) in report {
-                facts[key] = value;
-            }
-        }
-        Ok(Made {
-            skipped: facts.get("losses").is_none(),
-            summary,
-            facts,
+            summary
         })
     }
 }
 
-pub(super) fn read_report(folder: &Path) -> Result<Value> {
+/// An adapter to go on with is one that learns.
+pub(super) fn goes_on(own: Option<&Path>, adapts: bool) -> Result<()> {
+    if own.is_some() && !adapts {
+        let sentence = "`inputs.adapter` names an adapter to go on with, but there is no `[adapter]`; write that";
+        return Err(Usage(sentence.into()).into());
+    }
+    Ok(())
+}
+
+/// Tells later stages the decoder that tuning leaves: its checkpoint's, with room for the sequences. Adapters leave none.
+pub(super) fn tuned(
+    outlook: &mut Outlook,
+    name: &str,
+    place: &Place,
+    checkpoint: &Path,
+    train: &TrainSettings,
+    adapts: bool,
+) {
+    if let Some(start) = outlook.decoder(checkpoint, place)
+        && !adapts
+    {
+        let context = start.context.max(train.sequence_length);
+        outlook
+            .decoders
+            .insert(name.to_owned(), russet_model::Config { context, ..start });
+    }
+}
+
+/// A plan with its rows read, in a dry run whose inputs are there; ahead of a real run they are read once, by the run itself.
+pub(super) fn known<P>(
+    outlook: &Outlook,
+    there: bool,
+    open: impl FnOnce() -> Result<P, TrainError>,
+) -> Result<Option<P>> {
+    if !there || outlook.gflops.is_none() {
+        return Ok(None);
+    }
+    match open() {
+        Ok(plan) => Ok(Some(plan)),
+        Err(error @ (TrainError::Setting { .. } | TrainError::Data { .. })) => Err(error.into()),
+        Err(_) => Ok(None),
+    }
+}
+
+/// What can be told without rows.
+pub(super) fn steps_alone(train: &TrainSettings, rows: &str) -> Plan {
+    let text = match train.steps {
+        Some(steps) => format!("{steps} steps"),
+        None => format!("as many steps as the {rows} make"),
+    };
+    Plan {
+        json: json!({ "steps": train.steps }),
+        text,
+    }
+}
+
+/// What came of a run, with the artifact's report; `summary` has that and, of a run that trained just now, the loop's.
+pub(super) fn made(
+    place: &Place,
+    outcome: Outcome,
+    summary: impl FnOnce(&Value, Option<&TrainReport>) -> String,
+) -> Result<Made> {
+    let report = match outcome {
+        Outcome::Interrupted { step } => {
+            let sentence =
+                format!("stopped after step {step}; the same command goes on from there");
+            return Err(Interrupted(sentence).into());
+        }
+        Outcome::Current => None,
+        Outcome::Finished(report) => Some(report),
+    };
+    let mut facts = read_report(&place.out)?;
+    let summary = summary(&facts, report.as_ref());
+    if let Some(Value::Object(report)) = report.map(serde_json::to_value).transpose()? {
+        for (key, value) in report {
+            facts[key] = value;
+        }
+    }
+    Ok(Made {
+        skipped: facts.get("losses").is_none(),
+        summary,
+        facts,
+    })
+}
+
+fn read_report(folder: &Path) -> Result<Value> {
     read_json(&folder.join(REPORT)).context("the artifact's report")
 }

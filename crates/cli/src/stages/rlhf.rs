@@ -8,13 +8,13 @@ use russet_align::rlhf::{Plan as RlhfPlan, RlhfSettings, Settings, Sources};
 use russet_align::settings::constant;
 use russet_artifact::Recipe;
 use russet_train::settings::{ComputeSettings, OptimizerSettings, ScheduleSettings, TrainSettings};
-use russet_train::{AdapterSettings, Outcome, TrainError};
+use russet_train::{AdapterSettings, TrainError};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::align::read_report;
+use super::align::{goes_on, known, made, steps_alone, tuned};
 use super::{Made, Outlook, Place, Plan, StageKind, Work, look_at_texts};
-use crate::app::{App, Interrupted};
+use crate::app::App;
 use crate::rules::Checkers;
 
 /// The recipe as it stands in TOML; but for `inputs` it is [`Settings`].
@@ -85,6 +85,7 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Rlhf> {
     };
     let mut settings = settings.resolved()?;
     settings.compute.threads.get_or_insert(app.threads);
+    goes_on(inputs.adapter.as_deref(), settings.adapter.is_some())?;
     Ok(Rlhf { inputs, settings })
 }
 
@@ -122,14 +123,8 @@ impl Work for Rlhf {
         if !data.validation.is_empty() {
             look_at_texts("data.validation", &data.validation)?;
         }
-        if let Some(start) = outlook.decoder(&self.inputs.checkpoint, place)
-            && self.settings.adapter.is_none()
-        {
-            let context = start.context.max(self.settings.train.sequence_length);
-            outlook
-                .decoders
-                .insert(name.to_owned(), russet_model::Config { context, ..start });
-        }
+        let (train, adapts) = (&self.settings.train, self.settings.adapter.is_some());
+        tuned(outlook, name, place, &self.inputs.checkpoint, train, adapts);
         let inputs = &self.inputs;
         let all = [
             Some(&inputs.checkpoint),
@@ -141,27 +136,8 @@ impl Work for Rlhf {
             .into_iter()
             .flatten()
             .all(|name| place.input(name).exists());
-        // Ahead of a real run the rows are read once, by the run itself.
-        let known = match there && outlook.gflops.is_some() {
-            true => match self.open(place) {
-                Ok(plan) => Some(plan),
-                Err(error @ (TrainError::Setting { .. } | TrainError::Data { .. })) => {
-                    return Err(error.into());
-                }
-                Err(_) => None,
-            },
-            false => None,
-        };
-        let Some(plan) = known else {
-            let steps = self.settings.train.steps;
-            let text = match steps {
-                Some(steps) => format!("{steps} steps"),
-                None => "as many steps as the prompts make".to_owned(),
-            };
-            return Ok(Plan {
-                json: json!({ "steps": steps }),
-                text,
-            });
+        let Some(plan) = known(outlook, there, || self.open(place))? else {
+            return Ok(steps_alone(train, "prompts"));
         };
         let (json, counts) = (plan.describe(), plan.counts());
         let text = format!(
@@ -190,35 +166,14 @@ impl Work for Rlhf {
             &mut *app.progress,
             &app.interrupt,
         )?;
-        let report = match outcome {
-            Outcome::Interrupted { step } => {
-                let sentence =
-                    format!("stopped after step {step}; the same command goes on from there");
-                return Err(Interrupted(sentence).into());
+        let prompts = plan.counts().prompts;
+        made(place, outcome, |found, _| {
+            let mut summary = format!("{} steps on {prompts} prompts", found["steps"]);
+            let held_out = |when: &str| found[when]["validation_reward"].as_f64();
+            if let (Some(before), Some(after)) = (held_out("before"), held_out("measured")) {
+                summary += &format!(", held-out reward {before:.4} to {after:.4}");
             }
-            Outcome::Current => None,
-            Outcome::Finished(report) => Some(report),
-        };
-        let found = read_report(&place.out)?;
-        let mut summary = format!(
-            "{} steps on {} prompts",
-            found["steps"],
-            plan.counts().prompts
-        );
-        let held_out = |when: &str| found[when]["validation_reward"].as_f64();
-        if let (Some(before), Some(after)) = (held_out("before"), held_out("measured")) {
-            summary += &format!(", held-out reward {before:.4} to {after:.4}");
-        }
-        let mut facts = found;
-        if let Some(Value::Object(report)) = report.map(serde_json::to_value).transpose()? {
-            for (key, value) in report {
-                facts[key] = value;
-            }
-        }
-        Ok(Made {
-            skipped: facts.get("losses").is_none(),
-            summary,
-            facts,
+            summary
         })
     }
 }

@@ -7,7 +7,7 @@
 use russet_kernels::cross_entropy as kernel;
 use russet_kernels::elementwise;
 
-use crate::{Ctx, Tensor};
+use crate::{Buffer, Ctx, Tensor};
 
 /// What [`cross_entropy`] returns.
 pub struct TokenLoss {
@@ -138,6 +138,17 @@ pub fn cross_entropy(
         &mut per_token,
         gradients,
     );
+    of_tokens(ctx, per_token, weights, (hidden, table), made)
+}
+
+/// The loss of all tokens, with the gradients of `hidden` and, where it learns, `table` that were formed with it.
+pub(super) fn of_tokens(
+    ctx: &mut Ctx,
+    per_token: Vec<f32>,
+    weights: &[f32],
+    (hidden, table): (&Tensor, &Tensor),
+    made: Option<(Buffer, Option<Buffer>)>,
+) -> TokenLoss {
     let loss = weighted_sum(&per_token, weights);
     if let Some((d_hidden, d_table)) = made {
         let mut gradients = vec![(hidden, Tensor::new(hidden.shape(), d_hidden))];

@@ -11,7 +11,7 @@
 use russet_kernels::cross_entropy::log_softmax;
 use russet_kernels::{Mat, MatMut, matmul_in};
 
-use super::cross_entropy::{TokenLoss, record_gradients, weighted_sum};
+use super::cross_entropy::{TokenLoss, of_tokens};
 use crate::{Ctx, Tensor};
 
 /// Rows of logits that exist together.
@@ -114,13 +114,7 @@ pub fn divergence(
             }
         }
     }
-    let loss = weighted_sum(&per_token, weights);
-    if let Some((d_hidden, d_table)) = made {
-        let mut gradients = vec![(hidden, Tensor::new(hidden.shape(), d_hidden))];
-        gradients.extend(d_table.map(|d_table| (table, Tensor::new(table.shape(), d_table))));
-        record_gradients(ctx, &loss, gradients);
-    }
-    TokenLoss { loss, per_token }
+    of_tokens(ctx, per_token, weights, (hidden, table), made)
 }
 
 #[cfg(test)]
