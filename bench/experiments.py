@@ -55,7 +55,8 @@ def run(name, *stages):
         with open(f"{folder}/{file}.toml", "w", encoding="utf-8") as to:
             to.write(text)
     print(f"{name} …", file=sys.stderr, flush=True)
-    done = subprocess.run([args.russet, "run", folder, "--out", f"{args.out}/{name}"], stderr=subprocess.PIPE, text=True)
+    command = [args.russet, "run", folder, "--out", f"{args.out}/{name}"]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return f"{args.out}/{name}"
