@@ -3,10 +3,10 @@
 
     cargo build --release && bench/experiments.py --texts books.jsonl.zst --heldout books-heldout.jsonl.zst [--out runs/experiments] [GROUP ...]
 
-Groups: optimizers (21 M parameters, AdamW and AdaStar at two rates each), distil (6.5 M, plain and with the best AdamW of those
-as teacher), prune (its FFN cut to half, against random weights of that shape), mup (the best rate at widths 256, 512 and
-1024). Each run is a folder of recipes under --out; what is done is skipped, what was interrupted goes on. The optimizers at
-6.5 M are `--small`. Only the standard library is needed.
+Groups: small (AdamW and AdaStar over rates, 6.5 M parameters), large (the same, 21 M), distil (6.5 M, plain and with the best AdamW
+of 21 M as teacher), prune (that teacher's FFN cut to half, against random weights of that shape), mup (the best rate at widths
+256, 512 and 1024). Each run is a folder of recipes under --out; what is done is skipped, what was interrupted goes on. Only
+the standard library is needed.
 """
 import argparse
 import json
@@ -16,15 +16,14 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="optimizers, distil, prune, mup; all by default")
+parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="all by default")
 parser.add_argument("--texts", nargs="+", required=True)
 parser.add_argument("--heldout", nargs="+", required=True)
 parser.add_argument("--out", default="runs/experiments")
 parser.add_argument("--tokens", type=float, default=2.0, help="millions of tokens of a run (mup: a quarter)")
-parser.add_argument("--small", action="store_true", help="optimizers at 6.5 M parameters as well")
 parser.add_argument("--russet", default=os.path.join(os.environ.get("CARGO_TARGET_DIR", f"{ROOT}/target"), "release/russet"))
 args = parser.parse_args()
-known = ["optimizers", "distil", "prune", "mup"]
+known = ["small", "large", "distil", "prune", "mup"]
 groups = args.groups or known
 if unknown := [group for group in groups if group not in known]:
     sys.exit(f"no group {', '.join(unknown)}; there are {', '.join(known)}")
@@ -99,24 +98,32 @@ run("tokens",
     ("02-tokens", recipe(stage="tokens", inputs=dict(tokenizer="01-tokenizer"),
                          data=dict(train=args.texts, heldout=args.heldout))))
 
-adastar = dict(kind="adastar")
-teacher = None
-if set(groups) & {"optimizers", "distil", "prune"}:
-    sizes = [("21", LARGE)] + ([("6", SMALL)] if args.small else [])
-    for size, model in sizes:
-        rows = [(f"AdamW {lr}", run(f"adamw-{size}m-{lr}", ("01-pretrain", pretrain(lr, model)))) for lr in (0.002, 0.004)]
-        best = min(rows, key=lambda row: curve(row[1])[-1])[1]
-        teacher = teacher or f"{best}/01-pretrain"
-        if "optimizers" in groups:
-            rows += [(f"AdaStar {lr}{label}", run(f"adastar-{size}m-{lr}{label.replace(', ', '-').replace(' ', '')}",
-                                                   ("01-pretrain", pretrain(lr, model, {**adastar, **more}))))
-                     for lr, label, more in ((0.0015, "", {}), (0.003, "", {}), (0.003, ", beta1 0.9", dict(beta1=0.9)))]
-            table(f"Optimizers, {size} M parameters, bits per byte held out", rows)
+def best(rows):
+    """The run of the lowest last bits per byte."""
+    return min(rows, key=lambda row: curve(row[1])[-1])[1]
+
+
+ADAMW = [(f"AdamW, {lr}", f"adamw-{lr}", lr, None) for lr in (0.002, 0.004, 0.008)]
+ADASTAR = [(f"AdaStar, {lr}", f"adastar-{lr}", lr, dict(kind="adastar")) for lr in (0.0015, 0.003, 0.006)]
+ADASTAR_9 = [("AdaStar, 0.003, beta1 0.9", "adastar-0.003-beta0.9", 0.003, dict(kind="adastar", beta1=0.9))]
+
+
+def trained(size, model, optimizers):
+    return [(label, run(f"{name}-{size}m", ("01-pretrain", pretrain(lr, model, optimizer))))
+            for label, name, lr, optimizer in optimizers]
+
+
+if "small" in groups:
+    table("Optimizers, 6.5 M parameters, bits per byte held out", trained(6, SMALL, ADAMW + ADASTAR + ADASTAR_9))
+if "large" in groups:  # wider, so its best rate lies no higher
+    table("Optimizers, 21 M parameters, bits per byte held out", trained(21, LARGE, ADAMW[:2] + ADASTAR[:2]))
+if set(groups) & {"distil", "prune"}:
+    teacher = f"{best(trained(21, LARGE, ADAMW[:2]))}/01-pretrain"
 if "distil" in groups:
     table("Distilled, 6.5 M parameters", [
-        ("plain", run("student-plain", ("01-pretrain", pretrain(0.004, SMALL)))),
+        *trained(6, SMALL, ADAMW[1:2]),
         *[(f"{kind}, m = {mix}", run(f"student-{kind}-{mix}", ("01-pretrain", pretrain(
-            0.004, SMALL, inputs=dict(teacher=teacher), distill=dict(kind=kind, mix=mix)))))
+            ADAMW[1][2], SMALL, inputs=dict(teacher=teacher), distill=dict(kind=kind, mix=mix)))))
           for kind, mix in (("kl", 0.9), ("kl", 0.5), ("hard", 0.9), ("hard", 0.5))]])
 if "prune" in groups:
     half = {**LARGE, "ffn": LARGE["ffn"] // 2}
