@@ -5,8 +5,8 @@
 //! bits in training, prefill of any chunks, decoding, and any batch.
 //!
 //! Products multiply in f32, or in bf16 as [`crate::matmul_in`] does: q, k, v, probabilities and gradients are rounded as operands,
-//! sums and the softmax are f32. Then AVX2 and AVX-512 give the same bits as far as dense products do; the portable body's
-//! exponentials round otherwise.
+//! sums and the softmax are f32. Then AVX2 and AVX-512 give the same bits as far as dense products do; AMX tiles sum in an order of
+//! their own, and the portable body's exponentials round otherwise.
 //!
 //! The oracle follows the formula in f64.
 

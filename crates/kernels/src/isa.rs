@@ -9,7 +9,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL, VBMI and VNNI.
     Avx512,
-    /// The same with BF16, and AMX tiles of bf16, which only dense products in bf16 use.
+    /// The same with BF16, and AMX tiles of bf16, which only products in bf16 use.
     Amx,
 }
 

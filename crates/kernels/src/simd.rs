@@ -12,6 +12,8 @@
 use crate::isa::Isa;
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod tiles;
+#[cfg(target_arch = "x86_64")]
 mod x86;
 
 /// f32 vectors of one instruction set.
@@ -22,6 +24,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const REGISTERS: usize;
     /// Whether [`Simd::mul_add_pairs`] and its kin exist: lanes that hold two bf16 numbers each.
     const PAIRS: bool = false;
+    /// Whether [`Simd::multiply_square`] exists: tile registers, of the thread that the body runs in.
+    const TILES: bool = false;
     /// A vector.
     type V: Copy;
     /// `LANES` integers of 32 bits.
@@ -108,6 +112,23 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         _cols: usize,
     ) -> Self::Block {
         unreachable!("no pairs of bf16 here")
+    }
+
+    /// C`[32, 32]` (+)= A`[32, 16 steps]` B`[16 steps, 32]` in words of pairs, each as where it begins and the distance of its rows.
+    /// Of each 16 words the first numbers and the second are summed apart, in order, then both added to C; sums below 2⁻¹²⁶
+    /// become 0.
+    /// # Safety
+    /// A and B are readable, and C is readable and writable, in that extent.
+    #[inline(always)]
+    unsafe fn multiply_square(
+        self,
+        _steps: usize,
+        _a: (*const f32, usize),
+        _b: (*const f32, usize),
+        _c: (*mut f32, usize),
+        _accumulate: bool,
+    ) {
+        unreachable!("no tiles here")
     }
 
     /// Zeros.
@@ -214,25 +235,16 @@ pub(crate) fn dispatch<B: Body>(isa: Isa, body: B) -> B::Out {
     }
 }
 
-/// As [`dispatch`], for `BF16` on vectors with [`Simd::PAIRS`] where the CPU multiplies them; not beside AMX, as the CPUs that have it
-/// multiply pairs at half the rate at which they multiply f32.
+/// As [`dispatch`], for `BF16` on vectors with [`Simd::PAIRS`] where the CPU multiplies them, and on AMX with [`Simd::TILES`].
 #[inline]
 pub(crate) fn dispatch_in<const BF16: bool, B: Body>(isa: Isa, body: B) -> B::Out {
     #[cfg(target_arch = "x86_64")]
-    if BF16 && isa == Isa::Avx512 && Isa::has_bf16() {
-        return x86::run_avx512_bf16(body);
+    match isa {
+        Isa::Avx512 if BF16 && Isa::has_bf16() => return x86::run_avx512_bf16(body),
+        Isa::Amx if BF16 => return x86::run_amx(body),
+        _ => {}
     }
     dispatch(isa, body)
-}
-
-/// Runs `body` on vectors with [`Simd::PAIRS`].
-///
-/// # Panics
-/// When the CPU has none.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-pub(crate) fn dispatch_pairs<B: Body>(body: B) -> B::Out {
-    x86::run_avx512_bf16(body)
 }
 
 /// Runs a closure compiled for `isa`, for loops that the compiler vectorises by itself.

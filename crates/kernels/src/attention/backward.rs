@@ -4,12 +4,12 @@
 //!
 //! A task holds the keys of its segment as operands, and the gradients of keys and values, and goes through the rows of its heads
 //! tile by tile, so each operand is made once. Where a tile meets its own keys, half of the scores are masked: products leave out
-//! what strips of 16 rows do not see.
+//! what strips of 16 rows do not see, or, on AMX, of 32, which are whole squares of tiles.
 
 use std::ops::Range;
 
 use super::pack;
-use super::tile::{Left, Right, Rows, TILE, product, tile_of};
+use super::tile::{Left, Right, Rows, SQUARE, TILE, product, tile_of};
 use super::{Keys, Query};
 use crate::matmul::words;
 use crate::norm::dot;
@@ -19,7 +19,10 @@ use crate::scratch::with_scratch;
 use crate::simd::{Body, Simd, dispatch_in};
 
 /// Rows of a strip of a tile that meets its own keys.
-const STRIP: usize = 16;
+#[inline(always)]
+fn strip<S: Simd, const BF16: bool>() -> usize {
+    if BF16 && S::TILES { SQUARE } else { 16 }
+}
 
 /// See [`super::attention_backward`].
 pub(super) fn backward<const BF16: bool>(
@@ -202,12 +205,12 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
                 let first_key = tile * TILE;
                 let count = TILE.min(keys_len - first_key);
                 let own = causal && first_key == first; // and `count` is `rows`
-                let strip = if own { STRIP } else { TILE };
+                let strip = if own { strip::<S, BF16>() } else { TILE };
                 let at = tile * block;
                 for row in (0..rows).step_by(strip) {
                     let height = strip.min(rows - row);
                     // Keys that the strip sees, but for the mask along its diagonal.
-                    let cols = if own { row + STRIP } else { TILE };
+                    let cols = if own { row + strip } else { TILE };
                     // SAFETY: [height, words(K)] times [words(K), cols] to [height, cols], rows and columns of blocks of the
                     // scratch.
                     unsafe {
@@ -341,7 +344,7 @@ fn result_in(at: &mut [f32], from: usize, stride: usize) -> Right<*mut f32> {
 struct Scores<'a> {
     p: &'a mut [f32],
     d_s: &'a mut [f32],
-    /// Columns that have been formed, a multiple of [`STRIP`].
+    /// Columns that have been formed, a multiple of 16.
     cols: usize,
     /// Keys that there are.
     count: usize,

@@ -6,6 +6,7 @@
 use super::Query;
 use super::pack;
 use super::tile::{Left, Right, Rows, TILE, product, tile_of};
+use crate::isa::Isa;
 use crate::matmul::words;
 use crate::pool::{Disjoint, Pool};
 use crate::rope::HeadShape;
@@ -15,6 +16,8 @@ use crate::simd::{Body, Simd, dispatch_in};
 /// Rows of the products of one task, about: positions times the heads that share their keys. Enough to
 /// amortise transposing the keys, few enough for L2.
 const ROWS: usize = 96;
+/// The same where tiles multiply them, 32 rows at once.
+const ROWS_IN_TILES: usize = 128;
 
 /// Scores are formed in so many columns at a time: two vectors of the widest, which make one of pairs.
 const CHUNK: usize = 32;
@@ -33,7 +36,12 @@ pub(super) fn forward<const BF16: bool>(
     lse: &mut [f32],
 ) {
     // A task is (query, run of positions, kv head).
-    let step = (ROWS / shape.group()).clamp(8, 64);
+    let rows = if BF16 && pool.isa() == Isa::Amx {
+        ROWS_IN_TILES
+    } else {
+        ROWS
+    };
+    let step = (rows / shape.group()).clamp(8, 64);
     let runs = queries.iter().enumerate().flat_map(|(index, query)| {
         (0..query.len)
             .step_by(step)

@@ -1,6 +1,9 @@
 //! What forward and backward share: tiles of keys, and small products in registers.
 //!
 //! Operands lie in words of [`words`]: an f32, a pair of bf16 numbers, or, where the CPU has no product of pairs, an f32 rounded to bf16.
+//! Words of pairs are what tiles of AMX are made of, too: they are loaded from where they lie.
+
+use std::mem::MaybeUninit;
 
 use super::{Keys, PAGE_TOKENS};
 use crate::rope::HeadShape;
@@ -82,6 +85,11 @@ pub(super) unsafe fn product<S: Simd, const BF16: bool>(
     c: Right<*mut f32>,
     accumulate: bool,
 ) {
+    if BF16 && S::TILES {
+        // SAFETY: as the caller promises.
+        unsafe { product_in_tiles(simd, [rows, cols, depth], a, b, c, accumulate) };
+        return;
+    }
     let mut col = 0;
     // SAFETY: strips lie within `cols`, so what they touch is what the caller vouches for.
     unsafe {
@@ -112,6 +120,166 @@ pub(super) unsafe fn product<S: Simd, const BF16: bool>(
             } else {
                 strip.multiply::<1, BF16>();
                 col += S::LANES;
+            }
+        }
+    }
+}
+
+/// Rows, and columns, of a square: two tiles.
+pub(super) const SQUARE: usize = 32;
+/// Words of depth that are multiplied at once: as many as a tile of keys has.
+const DEEP: usize = 32;
+
+/// [`product`] in squares of 32 x 32, in blocks of 32 words of depth. What is no whole square, or lies across, goes through a copy,
+/// with zeros for what it lacks.
+///
+/// # Safety
+/// As for [`product`].
+#[inline(always)]
+unsafe fn product_in_tiles<S: Simd>(
+    simd: S,
+    [rows, cols, depth]: [usize; 3],
+    a: Left,
+    b: Right<*const f32>,
+    c: Right<*mut f32>,
+    accumulate: bool,
+) {
+    const WORDS: usize = SQUARE * DEEP;
+    assert!(S::LANES == 16);
+    let mut copies = [MaybeUninit::<[f32; WORDS]>::uninit(); 3];
+    let [a_copy, b_copy, c_copy] = &mut copies;
+    let (a_copy, b_copy) = (
+        a_copy.as_mut_ptr().cast::<f32>(),
+        b_copy.as_mut_ptr().cast::<f32>(),
+    );
+    let c_copy = c_copy.as_mut_ptr().cast::<f32>();
+    // SAFETY: squares and blocks lie within the product, or are copied as far as they do; copies are of `WORDS` numbers, of which
+    // whole rows are written before they are read.
+    unsafe {
+        for row in (0..rows).step_by(SQUARE) {
+            let height = SQUARE.min(rows - row);
+            for k in (0..depth).step_by(DEEP) {
+                let left = DEEP.min(depth - k);
+                let steps = left.div_ceil(16);
+                let whole_depth = left == 16 * steps;
+                let from = a.at.add(row * a.row + k * a.col);
+                let left_square = if a.col != 1 {
+                    copy_across(simd, from, a.col, height, left, a_copy);
+                    (a_copy.cast_const(), DEEP)
+                } else if height < SQUARE || !whole_depth {
+                    copy(
+                        simd,
+                        from,
+                        a.row,
+                        [height, left],
+                        [SQUARE, 16 * steps],
+                        a_copy,
+                    );
+                    (a_copy.cast_const(), DEEP)
+                } else {
+                    (from, a.row)
+                };
+                for col in (0..cols).step_by(SQUARE) {
+                    let width = SQUARE.min(cols - col);
+                    let from = b.at.add(k * b.stride + col);
+                    let right_square = if width < SQUARE || !whole_depth {
+                        copy(
+                            simd,
+                            from,
+                            b.stride,
+                            [left, width],
+                            [16 * steps, SQUARE],
+                            b_copy,
+                        );
+                        (b_copy.cast_const(), SQUARE)
+                    } else {
+                        (from, b.stride)
+                    };
+                    let accumulate = accumulate || k > 0;
+                    let to = c.at.add(row * c.stride + col);
+                    if height == SQUARE && width == SQUARE {
+                        let to = (to, c.stride);
+                        simd.multiply_square(steps, left_square, right_square, to, accumulate);
+                        continue;
+                    }
+                    if accumulate {
+                        copy(simd, to, c.stride, [height, width], [SQUARE; 2], c_copy);
+                    }
+                    let square = (c_copy, SQUARE);
+                    simd.multiply_square(steps, left_square, right_square, square, accumulate);
+                    for i in 0..height {
+                        for j in (0..width).step_by(16) {
+                            let v = simd.load(c_copy.add(i * SQUARE + j));
+                            simd.store_up_to(to.add(i * c.stride + j), width - j, v);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Copies `[rows, cols]` to the beginning of `[all_rows, all_cols]` at a distance of [`SQUARE`], the rest of which becomes zeros.
+///
+/// # Safety
+/// `from` is readable for the first, `to` writable for the second, whose columns are a multiple of 16.
+#[inline(always)]
+unsafe fn copy<S: Simd>(
+    simd: S,
+    from: *const f32,
+    stride: usize,
+    [rows, cols]: [usize; 2],
+    [all_rows, all_cols]: [usize; 2],
+    to: *mut f32,
+) {
+    for i in 0..all_rows {
+        for j in (0..all_cols).step_by(16) {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let v = if i < rows && j < cols {
+                    simd.load_up_to(from.add(i * stride + j), cols - j)
+                } else {
+                    simd.splat(0.0)
+                };
+                simd.store(to.add(i * SQUARE + j), v);
+            }
+        }
+    }
+}
+
+/// As [`copy`], of `[rows, cols]` whose columns are at a distance and whose rows are neighbours, to `[SQUARE, cols]` in whole tiles.
+///
+/// # Safety
+/// Likewise; `rows` are at most [`SQUARE`], `cols` at most [`DEEP`].
+#[inline(always)]
+unsafe fn copy_across<S: Simd>(
+    simd: S,
+    from: *const f32,
+    distance: usize,
+    rows: usize,
+    cols: usize,
+    to: *mut f32,
+) {
+    for j in (0..cols).step_by(16) {
+        for i in (0..rows).step_by(16) {
+            // SAFETY: as the caller promises.
+            unsafe {
+                let (across, down) = ((cols - j).min(16), (rows - i).min(16));
+                let from = from.add(j * distance + i);
+                let block = if across == 16 {
+                    simd.load_transposed(from, distance, 16, down)
+                } else {
+                    // Words beyond the depth meet zeros of the right operand, and must be numbers.
+                    let mut padded = [0.0; 256];
+                    for word in 0..across {
+                        let v = simd.load_up_to(from.add(word * distance), down);
+                        simd.store(padded[word * 16..].as_mut_ptr(), v);
+                    }
+                    simd.load_transposed(padded.as_ptr(), 16, 16, 16)
+                };
+                for (row, &v) in block.as_ref().iter().enumerate() {
+                    simd.store(to.add((i + row) * SQUARE + j), v);
+                }
             }
         }
     }

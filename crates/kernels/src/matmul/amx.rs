@@ -1,13 +1,9 @@
-//! Products of bf16 on AMX tiles: registers of 16 rows of 64 bytes, and an instruction that multiplies two of them.
+//! Products of bf16 on AMX tiles (see [`tiles`]), which sum the first numbers of pairs and the second apart, in order, then both to
+//! what C's tile holds; sums below 2⁻¹²⁶ become 0. So an element of C depends on nothing but its row, its column and the depth here
+//! too, but its last bits are not those of the other instruction sets.
 //!
-//! A tile of A holds 16 rows of 16 pairs along the depth, one of B 16 such pairs of 16 columns. The instruction
-//! (TDPBF16PS) sums the first numbers of the pairs and the second apart, in order, then both to what C's tile holds; sums below
-//! 2⁻¹²⁶ become 0. So an element of C depends on nothing but its row, its column and the depth here too, but its last bits
-//! are not those of the other instruction sets.
-//!
-//! Two tiles of A and two of B make four of C, which is as many as eight registers allow: four loads for four products, so that
-//! loads from L2 hide. Many more products a byte than vectors make leave packing, not multiplying, to be watched: each
-//! operand is packed once, B for all tasks, A by the task that needs it.
+//! Many more products a byte than vectors make leave packing, not multiplying, to be watched: each operand is packed once, B for
+//! all tasks, A by the task that needs it.
 
 use std::ops::Range;
 
@@ -15,12 +11,9 @@ use super::{Mat, MatMut};
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 use crate::scratch::with_scratch;
-use crate::simd::{Body, Simd, dispatch_pairs};
+use crate::simd::tiles::{self, SIDE, TILE};
+use crate::simd::{Body, Simd, dispatch_in};
 
-/// Rows of a tile, and words of one.
-const SIDE: usize = 16;
-/// Words of a tile.
-const TILE: usize = SIDE * SIDE;
 /// Rows of A, or columns of B, that are multiplied at once: two tiles.
 const PANEL: usize = 2 * SIDE;
 /// Depth of a tile: a word is a pair.
@@ -29,8 +22,6 @@ const STEP: usize = 2 * SIDE;
 const BLOCK: usize = 512;
 /// Rows of a task: four panels, 128 KiB a block, which stay in L2.
 const TASK_ROWS: usize = 128;
-/// Words of the next panel of B that each step asks for: all of it in four panels of A.
-const AHEAD: usize = 128;
 /// Words of B that are packed at a time: 4 MiB, or 512 columns where they are more.
 const SLICE: usize = 1 << 20;
 
@@ -70,7 +61,7 @@ fn in_slices(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool, slice_wor
                     lines: first..slice.end.min(first + PANEL),
                     depth: 0..b.rows,
                 };
-                dispatch_pairs(Pack::<true> { operand, packed });
+                dispatch_in::<true, _>(Isa::Amx, Pack::<true> { operand, packed });
             });
             let packed = &*packed;
             pool.run(down * slice.len().div_ceil(task_cols), |task| {
@@ -82,7 +73,7 @@ fn in_slices(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool, slice_wor
                 let block = rows.len().div_ceil(PANEL) * steps.min(BLOCK / STEP) * 2 * TILE;
                 with_scratch(PANEL * PANEL + block, |scratch| {
                     let (edge, local) = scratch.split_at_mut(PANEL * PANEL);
-                    dispatch_pairs(Tile {
+                    let tile = Tile {
                         a,
                         b: &b[..cols.len().div_ceil(PANEL) * strip],
                         c: &c,
@@ -92,7 +83,8 @@ fn in_slices(pool: &Pool, a: Mat, b: Mat, c: MatMut, accumulate: bool, slice_wor
                         accumulate,
                         edge,
                         local,
-                    });
+                    };
+                    dispatch_in::<true, _>(Isa::Amx, tile);
                 });
             });
         });
@@ -256,8 +248,7 @@ impl Body for Tile<'_> {
             local,
         } = self;
         let strip = a.cols.div_ceil(STEP) * 2 * TILE;
-        // SAFETY: `in_slices` has the word of its pool that there are tiles.
-        let tiles = unsafe { Tiles::new() };
+        assert!(S::TILES);
         for k in (0..a.cols).step_by(BLOCK) {
             let depth = k..a.cols.min(k + BLOCK);
             let steps = depth.len().div_ceil(STEP);
@@ -275,11 +266,12 @@ impl Body for Tile<'_> {
                 for (row, a) in rows.clone().step_by(PANEL).zip(panels) {
                     let (down, across) = (PANEL.min(rows.end - row), PANEL.min(cols.end - col));
                     let c = c.pointer(row * stride + col, 1);
-                    // SAFETY: this task alone touches this tile of C, which lies in bounds by `MatMut`'s construction.
+                    // SAFETY: this task alone touches this tile of C, which lies in bounds by `MatMut`'s construction; tile registers
+                    // are set, as `TILES` says.
                     unsafe {
                         if (down, across) == (PANEL, PANEL) {
-                            tiles.multiply(a, b, c, stride, accumulate, next);
-                            next = next.wrapping_add(steps * AHEAD);
+                            tiles::multiply_panels(a, b, c, stride, accumulate, next);
+                            next = next.wrapping_add(steps * tiles::AHEAD);
                             continue;
                         }
                         for i in 0..down {
@@ -288,7 +280,7 @@ impl Body for Tile<'_> {
                                 simd.store(edge[i * PANEL + j..].as_mut_ptr(), v);
                             }
                         }
-                        tiles.multiply(a, b, edge.as_mut_ptr(), PANEL, accumulate, next);
+                        tiles::multiply_panels(a, b, edge.as_mut_ptr(), PANEL, accumulate, next);
                         for i in 0..down {
                             for j in (0..across).step_by(S::LANES) {
                                 let v = simd.load(edge[i * PANEL + j..].as_ptr());
@@ -299,130 +291,6 @@ impl Body for Tile<'_> {
                 }
             }
         }
-    }
-}
-
-/// `asm!` that may change any tile register, as each of these does.
-macro_rules! tile_asm {
-    ($($part:tt)*) => {
-        std::arch::asm!(
-            $($part)*
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack)
-        )
-    };
-}
-
-/// This thread's tile registers, set to eight of 16 rows of 64 bytes; given back when dropped, as they would else be saved at every
-/// switch of threads.
-struct Tiles {
-    /// Neither sent to another thread nor shared.
-    _here: std::marker::PhantomData<*mut ()>,
-}
-
-impl Tiles {
-    /// # Safety
-    /// There are tiles, and the process may use them: [`Isa::best`] says so.
-    unsafe fn new() -> Tiles {
-        #[repr(align(64))]
-        struct Config([u8; 64]);
-        let mut config = Config([0; 64]);
-        config.0[0] = 1;
-        for tile in 0..8 {
-            config.0[16 + 2 * tile] = 64;
-            config.0[48 + tile] = SIDE as u8;
-        }
-        // SAFETY: the caller's promise; the configuration is 64 bytes.
-        unsafe { tile_asm!("ldtilecfg [{}]", in(reg) config.0.as_ptr(),) };
-        Tiles {
-            _here: std::marker::PhantomData,
-        }
-    }
-
-    /// C`[32, 32]` (+)= A`[32, depth]` B`[depth, 32]` of packed panels, rows of C at a distance of `stride`.
-    ///
-    /// Meanwhile it asks for [`AHEAD`] words a step from `next` on, and for the rows of C, so that neither is waited for.
-    ///
-    /// # Safety
-    /// `c` is readable and writable for 32 rows of 32 numbers at that distance.
-    #[inline(always)]
-    unsafe fn multiply(
-        &self,
-        a: &[f32],
-        b: &[f32],
-        c: *mut f32,
-        stride: usize,
-        accumulate: bool,
-        next: *const f32,
-    ) {
-        let steps = a.len() / (2 * TILE);
-        assert!(a.len() == steps * 2 * TILE && b.len() == a.len() && steps > 0);
-        // SAFETY: the panels hold `steps` times two tiles; C is the caller's promise; what is only asked for may be anywhere.
-        unsafe {
-            tile_asm!(
-                "test {accumulate:e}, {accumulate:e}",
-                "jz 3f",
-                "tileloadd tmm0, [{c} + {stride}]",
-                "tileloadd tmm1, [{c} + {stride} + 64]",
-                "tileloadd tmm2, [{below} + {stride}]",
-                "tileloadd tmm3, [{below} + {stride} + 64]",
-                "jmp 2f",
-                "3:",
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "2:",
-                "tileloadd tmm4, [{a} + {line}]",
-                "tileloadd tmm6, [{b} + {line}]",
-                "prefetchw [{row}]",
-                "prefetchw [{row} + 64]",
-                "prefetchw [{row} + {stride}]",
-                "prefetchw [{row} + {stride} + 64]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{b} + {line} + 1024]",
-                "prefetcht1 [{next}]",
-                "prefetcht1 [{next} + 64]",
-                "prefetcht1 [{next} + 128]",
-                "prefetcht1 [{next} + 192]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{a} + {line} + 1024]",
-                "prefetcht1 [{next} + 256]",
-                "prefetcht1 [{next} + 320]",
-                "prefetcht1 [{next} + 384]",
-                "prefetcht1 [{next} + 448]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "lea {row}, [{row} + 2 * {stride}]",
-                "add {next}, 512",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a}, 2048",
-                "add {b}, 2048",
-                "dec {steps}",
-                "jnz 2b",
-                "tilestored [{c} + {stride}], tmm0",
-                "tilestored [{c} + {stride} + 64], tmm1",
-                "tilestored [{below} + {stride}], tmm2",
-                "tilestored [{below} + {stride} + 64], tmm3",
-                accumulate = in(reg) u32::from(accumulate),
-                a = inout(reg) a.as_ptr() => _,
-                b = inout(reg) b.as_ptr() => _,
-                steps = inout(reg) steps => _,
-                next = inout(reg) next => _,
-                row = inout(reg) c => _,
-                line = in(reg) 64usize,
-                c = in(reg) c,
-                below = in(reg) c.wrapping_add(SIDE * stride),
-                stride = in(reg) stride * 4,
-            );
-        }
-    }
-}
-
-impl Drop for Tiles {
-    fn drop(&mut self) {
-        // SAFETY: the tiles are this thread's own.
-        unsafe { tile_asm!("tilerelease",) };
     }
 }
 

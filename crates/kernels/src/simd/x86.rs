@@ -1,5 +1,6 @@
 //! AVX2 and AVX-512 vectors.
 
+use super::tiles::{self, Tiles};
 use super::{Body, Simd};
 use crate::isa::Isa;
 use std::arch::x86_64::*;
@@ -8,9 +9,10 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// AVX-512 F, BW, VL and VNNI, with `BF16` also that: sixteen lanes. Exists only where the CPU has them.
+/// AVX-512 F, BW, VL and VNNI, with `BF16` also that, with `AMX` also tile registers: sixteen lanes. Exists only where the CPU has
+/// them, and the last only while [`run_amx`] has set the tiles.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const BF16: bool>(());
+pub(crate) struct Avx512<const BF16: bool, const AMX: bool>(());
 
 /// Runs `body` on AVX2.
 #[inline]
@@ -29,7 +31,7 @@ pub(super) fn run_avx2<B: Body>(body: B) -> B::Out {
 pub(super) fn run_avx512<B: Body>(body: B) -> B::Out {
     #[target_feature(enable = "avx,avx2,fma,f16c,bmi1,bmi2,avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn inner<B: Body>(body: B) -> B::Out {
-        body.run(Avx512::<false>(()))
+        body.run(Avx512::<false, false>(()))
     }
     assert!(Isa::best() >= Isa::Avx512);
     // SAFETY: just checked.
@@ -43,11 +45,28 @@ pub(super) fn run_avx512_bf16<B: Body>(body: B) -> B::Out {
         enable = "avx,avx2,fma,f16c,bmi1,bmi2,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16"
     )]
     unsafe fn inner<B: Body>(body: B) -> B::Out {
-        body.run(Avx512::<true>(()))
+        body.run(Avx512::<true, false>(()))
     }
     assert!(Isa::best() >= Isa::Avx512 && Isa::has_bf16());
     // SAFETY: just checked.
     unsafe { inner(body) }
+}
+
+/// Runs `body` on AVX-512 with BF16 and tiles.
+#[inline]
+pub(super) fn run_amx<B: Body>(body: B) -> B::Out {
+    #[target_feature(
+        enable = "avx,avx2,fma,f16c,bmi1,bmi2,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16"
+    )]
+    unsafe fn inner<B: Body>(body: B) -> B::Out {
+        body.run(Avx512::<true, true>(()))
+    }
+    assert!(Isa::best() >= Isa::Amx);
+    // SAFETY: just checked.
+    unsafe {
+        let _tiles = Tiles::new();
+        inner(body)
+    }
 }
 
 /// The mask of the first `count` of eight lanes.
@@ -60,7 +79,7 @@ unsafe fn first_of_eight(count: usize) -> __m256i {
     }
 }
 
-// SAFETY of all blocks below: an `Avx2` or `Avx512` is made only in the three functions above, after
+// SAFETY of all blocks below: an `Avx2` or `Avx512` is made only in the four functions above, after
 // the CPU was asked; pointers are as the trait's methods demand.
 impl Simd for Avx2 {
     const LANES: usize = 8;
@@ -240,10 +259,11 @@ impl Simd for Avx2 {
     }
 }
 
-impl<const BF16: bool> Simd for Avx512<BF16> {
+impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
     const PAIRS: bool = BF16;
+    const TILES: bool = AMX;
     type V = __m512;
     type I = __m512i;
     type Block = [__m512; 16];
@@ -387,6 +407,19 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             }
             transposed(r)
         }
+    }
+    #[inline(always)]
+    unsafe fn multiply_square(
+        self,
+        steps: usize,
+        a: (*const f32, usize),
+        b: (*const f32, usize),
+        c: (*mut f32, usize),
+        accumulate: bool,
+    ) {
+        assert!(AMX);
+        // SAFETY: the caller's promise; as `AMX` says, the tiles of this thread are set.
+        unsafe { tiles::multiply_rows(steps, a, b, c, accumulate) }
     }
     #[inline(always)]
     fn pairs(self, even: __m512, odd: __m512) -> __m512 {
