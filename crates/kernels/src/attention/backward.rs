@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::pack;
 use super::tile::{Left, Right, Rows, SQUARE, TILE, product, tile_of};
 use super::{Keys, Query};
-use crate::matmul::words;
+use crate::matmul::{bf16, words};
 use crate::norm::dot;
 use crate::pool::{Disjoint, Pool};
 use crate::rope::HeadShape;
@@ -183,8 +183,9 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
                 let d_out = &d_out[at..][..k];
                 dots[row] = if BF16 {
                     // As the products see it, so that the gradients of a row's scores add up to no more than rounding.
-                    d_o_row.copy_from_slice(d_out);
-                    pack::round(d_o_row);
+                    for (to, &from) in d_o_row.iter_mut().zip(d_out) {
+                        *to = bf16::round(from);
+                    }
                     dot(&out[at..][..k], d_o_row)
                 } else {
                     dot(&out[at..][..k], d_out)
