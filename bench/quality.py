@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+"""What palettes and recovery cost a model in quality: palettizes, recovers, evaluates, prints tables for BENCHMARKS.md.
+
+    cargo build --release && bench/quality.py --model models/nano/checkpoint --calibration texts/training.jsonl.zst \\
+        --heldout texts/heldout.jsonl.zst --texts texts/training.jsonl.zst [--out runs/quality] [--llama DIR] [GROUP ...]
+
+Groups: widths (the bits that projections may have, at 2 to 4 bits a weight), ideas (each one added to plain k-means, at 3.5
+bits), parts (activations, table and cache in 8 bits, each alone), recover (rank 8, 16 and 32 against tokens), llama (types of
+llama.cpp through GGUF, with an importance matrix of the same text; needs --llama, a folder with llama-quantize and
+llama-imatrix, and the `gguf` package with numpy). Perplexity of each is on the same text in the same windows by `russet eval
+perplexity`: llama.cpp's weights are decoded by the `gguf` package and read back as f32, so that only weights differ and not
+who multiplies them. What stands under --out is not done again.
+"""
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+KNOWN = ["widths", "ideas", "parts", "recover", "llama"]
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="all by default, llama only with --llama")
+parser.add_argument("--model", required=True, help="a checkpoint")
+parser.add_argument("--calibration", required=True, help="one file of text that the model was trained on")
+parser.add_argument("--heldout", required=True, help="one file of text that it was not trained on")
+parser.add_argument("--texts", nargs="+", default=[], help="what recovery trains on (group recover)")
+parser.add_argument("--tokens", type=float, nargs="+", default=[0.02, 0.1, 0.5], help="millions of tokens that recovery spends")
+parser.add_argument("--window", type=int, default=512)
+parser.add_argument("--out", default="runs/quality")
+parser.add_argument("--llama", help="a folder with llama-quantize and llama-imatrix")
+parser.add_argument("--russet", default=os.path.join(os.environ.get("CARGO_TARGET_DIR", f"{ROOT}/target"), "release/russet"))
+args = parser.parse_args()
+groups = args.groups or [group for group in KNOWN if group != "llama" or args.llama]
+if unknown := [group for group in groups if group not in KNOWN]:
+    sys.exit(f"no group {', '.join(unknown)}; there are {', '.join(KNOWN)}")
+if "llama" in groups and not args.llama:
+    sys.exit("the group llama needs --llama, a folder with llama-quantize and llama-imatrix")
+if "recover" in groups and not args.texts:
+    sys.exit("the group recover needs --texts, what recovery trains on")
+os.makedirs(args.out, exist_ok=True)
+
+
+def run(*command):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"`{' '.join(map(str, command))}` ended with {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}")
+    return done.stdout
+
+
+def russet(*command):
+    return json.loads(run(args.russet, *command, "--json"))
+
+
+def evaluated(name, *options):
+    """Perplexity, divergence from the checkpoint and the like, kept as NAME.json."""
+    path = f"{args.out}/{name}.json"
+    if not os.path.exists(path):
+        print(f"{name} …", file=sys.stderr, flush=True)
+        scores = russet("eval", "perplexity", "--text", args.heldout, "--window", args.window, *options)
+        with open(path + ".tmp", "w", encoding="utf-8") as to:
+            json.dump(scores, to)
+        os.replace(path + ".tmp", path)
+    return json.load(open(path, encoding="utf-8"))
+
+
+def package(name, *options):
+    """A package of the checkpoint and what its making reported."""
+    path = f"{args.out}/{name}.package"
+    if not os.path.exists(path):
+        print(f"{name}: palettizing …", file=sys.stderr, flush=True)
+        russet("palettize", "--model", args.model, "--calibration", args.calibration, "--out", path, *options)
+    return path, json.load(open(f"{path}/palettize.json", encoding="utf-8"))
+
+
+def against(name, path, *options):
+    return evaluated(name, "--model", path, "--against", args.model, *options)
+
+
+BASE = evaluated("checkpoint", "--model", args.model)
+
+
+def heading(title, first="|"):
+    print(f"\n{title}\n\n{first} bits a weight | MB | perplexity | more | KLD | same top |\n{'|---' * (first.count('|') + 6)}|")
+    sys.stdout.flush()
+
+
+def row(label, bits, size, scores):
+    more = 100 * (scores["perplexity"] / BASE["perplexity"] - 1)
+    print(f"| {label} | {bits:.3f} | {size / 1e6:.2f} | {scores['perplexity']:.3f} | {more:+.2f} % | {scores['kld']:.4f} | "
+          f"{100 * scores['same_top']:.1f} % |")
+    sys.stdout.flush()
+
+
+def palettized(label, name, *options):
+    path, report = package(name, *options)
+    row(label, report["bpw"], report["bytes"], against(name, path))
+
+
+print(f"Uncompressed: perplexity {BASE['perplexity']:.3f} of {BASE['tokens']} tokens, {BASE['bits_per_byte']:.4f} bits per byte.")
+
+ROUNDS = ("--set", "palettize.error_feedback=false")
+if "widths" in groups:
+    heading("Widths", "| projections have |")
+    palettized("2", "w2", "--bits", 2, "--target-bpw", 4)
+    for target in (2.5, 3.0):
+        palettized("2 or 4", f"w24-{target}", "--target-bpw", target)
+        palettized("2, 3 or 4", f"w234-{target}", "--bits", "2,3,4", "--target-bpw", target)
+    palettized("3", "w3", "--bits", 3, "--target-bpw", 4)
+    palettized("2 or 4", "w24-3.5")
+    palettized("2, 3 or 4", "w234-3.5", "--bits", "2,3,4")
+    palettized("3 or 4", "w34-3.5", "--bits", "3,4")
+    palettized("4", "w4", "--bits", 4, "--target-bpw", 5)
+if "ideas" in groups:
+    heading("Ideas, at 3.5 bits of 2 or 4", "| |")
+    palettized("k-means of weights alone", "i-none", "--set", 'palettize.weighting="none"', *ROUNDS)
+    palettized("weighed by activations", "i-activation", "--set", 'palettize.weighting="activation"', *ROUNDS)
+    palettized("weighed by Fisher information", "i-fisher", *ROUNDS)
+    palettized("and error feedback (the default)", "w24-3.5")
+    palettized("and sensitivities measured", "i-measured", "--set", 'palettize.sensitivity="measured"')
+    palettized("and 3 bits, sensitivities predicted", "w234-3.5", "--bits", "2,3,4")
+if "parts" in groups:
+    heading("Each alone", "| |")
+    whole = os.path.getsize(f"{args.model}/model.safetensors")
+    row("cache in 8 bits, checkpoint", 32, whole, against("p-cache", args.model, "--cache-type", "q8"))
+    for label, name, options in (("palettes of 4 bits", "w4", ("--bits", 4, "--target-bpw", 5)), ("3.5 bits", "w24-3.5", ())):
+        path, report = package(name, *options)
+        dense = f"{args.out}/{name}.dense"
+        if not os.path.exists(dense):
+            run(args.russet, "convert", "--from", "hf", "--to", "hf", "--in", path, "--out", dense)
+        row(f"{label}, weights and table alone", report["bpw"], report["bytes"], against(f"p-{name}-dense", dense))
+        row(f"{label}, and activations in 8 bits", report["bpw"], report["bytes"], against(name, path))
+        row(f"{label}, and the cache", report["bpw"], report["bytes"], against(f"p-{name}-cache", path, "--cache-type", "q8"))
+
+
+def toml(**tables):
+    lines = [f"{key} = {json.dumps(value)}" for key, value in tables.items() if not isinstance(value, dict)]
+    for name, table in tables.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]"] + [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def recovered(bits, rank, millions):
+    """The package of so many bits under an adapter of that rank."""
+    path, report = package(*bits)
+    name = f"r-{bits[0]}-{rank}-{millions}"
+    steps = max(4, round(millions * 1e6 / 4096))
+    texts = toml(stage="tokens", inputs=dict(tokenizer=args.model), data=dict(train=args.texts))
+    recover = toml(
+        stage="recover", inputs=dict(tokens="01-tokens", package=os.path.abspath(path), teacher=os.path.abspath(args.model)),
+        adapter=dict(rank=rank), train=dict(steps=steps, batch_sequences=8, sequence_length=512, peak_lr=1e-3,
+                                            warmup_steps=max(1, steps // 10), checkpoint_every=100, seed=1))
+    for folder, stages in (("recover-tokens", [("01-tokens", texts)]),):
+        os.makedirs(f"{args.out}/{folder}.recipes", exist_ok=True)
+        for file, text in stages:
+            with open(f"{args.out}/{folder}.recipes/{file}.toml", "w", encoding="utf-8") as to:
+                to.write(text)
+        run(args.russet, "run", f"{args.out}/{folder}.recipes", "--out", f"{args.out}/{folder}")
+    recipe = f"{args.out}/{name}.toml"
+    with open(recipe, "w", encoding="utf-8") as to:
+        to.write(recover.replace('"01-tokens"', json.dumps(os.path.abspath(f"{args.out}/recover-tokens/01-tokens"))))
+    if not os.path.exists(f"{args.out}/{name}"):
+        print(f"{name}: recovering …", file=sys.stderr, flush=True)
+        run(args.russet, "recover", recipe, "--out", f"{args.out}/{name}")
+    adapter = os.path.getsize(f"{args.out}/{name}/adapter_model.safetensors")
+    scores = against(name, path, "--adapter", f"{args.out}/{name}")
+    row(f"{rank} | {millions}", report["bpw"], report["bytes"] + adapter, scores)
+
+
+if "recover" in groups:
+    for title, bits in (("3.5 bits of 2 or 4", ("w24-3.5",)), ("2 bits", ("w2", "--bits", 2, "--target-bpw", 4))):
+        heading(f"Recovery of {title}; MB with the adapter", "| rank | M tokens |")
+        path, report = package(*bits)
+        row("none | 0", report["bpw"], report["bytes"], against(bits[0], path))
+        for rank in (8, 16, 32):
+            for millions in args.tokens if rank == 16 else args.tokens[-1:]:
+                recovered(bits, rank, millions)
+
+if "llama" in groups:
+    import gguf
+    import numpy
+
+    heading("llama.cpp's types, with an importance matrix of the same text", "| |")
+    full = f"{args.out}/llama-f32.gguf"
+    if not os.path.exists(full):
+        run(args.russet, "convert", "--from", "hf", "--to", "gguf", "--type", "f32", "--in", args.model, "--out", full)
+    matrix = f"{args.out}/llama.imatrix"
+    if not os.path.exists(matrix):
+        # The sample that palettes are calibrated on is drawn by `palettize`; here the text's beginning, of about as many tokens.
+        text = subprocess.run(["zstd", "-dcf", args.calibration], capture_output=True, check=False).stdout
+        rows = text.decode("utf-8", "replace").splitlines()
+        with open(f"{args.out}/llama.txt", "w", encoding="utf-8") as to:
+            size = 0
+            for line in rows[:: max(1, len(rows) // 400)]:
+                piece = (json.loads(line)["text"] if line.startswith("{") else line)[:2000]
+                size += to.write(piece + "\n")
+                if size > 400_000:
+                    break
+        run(f"{args.llama}/llama-imatrix", "-m", full, "-f", f"{args.out}/llama.txt", "-o", matrix, "-c", 512)
+
+    def decoded(path, to):
+        """The file with every tensor decoded to f32."""
+        reader = gguf.GGUFReader(path)
+        writer = gguf.GGUFWriter(to, reader.fields["general.architecture"].contents())
+        for field in reader.fields.values():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                kind = field.types[0]
+                writer.add_key_value(field.name, field.contents(), kind, sub_type=field.types[-1] if len(field.types) > 1 else None)
+        for tensor in reader.tensors:
+            data = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            writer.add_tensor(tensor.name, numpy.ascontiguousarray(data, dtype=numpy.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        blocks = [t for t in reader.tensors if t.name.startswith("blk.") and t.data.ndim == 2]
+        return 8 * sum(t.n_bytes for t in blocks) / sum(t.n_elements for t in blocks), sum(t.n_bytes for t in reader.tensors)
+
+    for kind in ("Q2_K", "IQ3_XXS", "IQ3_XS", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_K_M"):
+        small, name = f"{args.out}/llama-{kind}.gguf", f"l-{kind}"
+        if not os.path.exists(small):
+            run(f"{args.llama}/llama-quantize", "--imatrix", matrix, full, small, kind)
+        dense = f"{args.out}/{name}.dense"
+        bits, size = decoded(small, f"{args.out}/decoded.gguf")
+        if not os.path.exists(f"{args.out}/{name}.json"):
+            shutil.rmtree(dense, ignore_errors=True)
+            run(args.russet, "convert", "--from", "gguf", "--to", "hf", "--in", f"{args.out}/decoded.gguf", "--out", dense)
+        row(kind, bits, size, against(name, dense))
