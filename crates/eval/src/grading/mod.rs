@@ -175,7 +175,7 @@ impl Study {
     }
 
     /// Whether an answer is one to this task, as it was shown; a sentence where it is not.
-    fn check(&self, task: Task, answer: &Value) -> std::result::Result<Answer, String> {
+    fn check(&self, task: Task, answer: &Value) -> Result<Answer, String> {
         let wrong = |error: serde_json::Error| format!("this is no answer: {error}");
         match &self.asks {
             Asks::Pairs { grades } => {
@@ -233,7 +233,7 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    fn check(&self, singly: Singly, same: bool) -> std::result::Result<(), String> {
+    fn check(&self, singly: Singly, same: bool) -> Result<(), String> {
         match (self.better, self.strength.as_deref()) {
             (Better::Neither, Some(_)) => {
                 return Err("neither is better, so there is no `strength`; leave it out".to_owned());
@@ -291,7 +291,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn check(&self, dimensions: &[String]) -> std::result::Result<(), String> {
+    fn check(&self, dimensions: &[String]) -> Result<(), String> {
         let all = self.grades.len() == dimensions.len()
             && dimensions.iter().all(|name| self.grades.contains_key(name));
         let known = self

@@ -339,7 +339,7 @@ impl Grading {
         let file = lock(&self.file);
         let touched = (|| {
             // Beside a max() SQLite gives the other columns of the same row.
-            let mut asked = file.prepare_cached(
+            let mut asked = file.prepare(
                 "SELECT task, max(id), answer IS NULL FROM said WHERE grader = ? AND undone = 0 GROUP BY task",
             )?;
             let rows = asked.query_map([grader], |row| {

@@ -326,7 +326,7 @@ pub fn score(
         models,
         pairs,
         categories: categories(&judgements.games),
-        agreement: agreement::agreement(&judgements.votes),
+        agreement: agreement(&judgements.votes),
         games: judgements.games.len(),
     })
 }
