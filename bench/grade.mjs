@@ -75,6 +75,7 @@ try {
   assert.match(await page.getByRole("alert").textContent(), /Which response is better/);
   // Digits choose and go on: A better, then all eight grades.
   await page.keyboard.press("2");
+  assert(await page.getByRole("alert").isHidden(), "what is there is missing no longer");
   for (let n = 0; n < 8; n++) await page.keyboard.press("3");
   assert(await page.getByRole("radio", { name: "A is better", exact: true }).isChecked());
   assert.equal(await page.locator("input:checked").count(), 9);
@@ -113,6 +114,10 @@ try {
   await far(page, "1 for later");
   await page.keyboard.press("j");
   assert.equal(await page.evaluate(() => document.activeElement.name), "0:instruction_following");
+  await page.keyboard.press("2");
+  await page.keyboard.press("k");
+  await page.keyboard.press("0");
+  assert.equal(await page.locator("input:checked").count(), 0, "0 clears");
   await page.keyboard.press("k");
   assert.equal(await page.evaluate(() => document.activeElement.name), "better");
   await page.keyboard.press("5");
@@ -158,6 +163,7 @@ try {
   const [download] = await Promise.all([results.waitForEvent("download"), results.getByRole("link", { name: "judgements.jsonl" }).click()]);
   const judged = readFileSync(await download.path(), "utf8").trim().split("\n").map(JSON.parse);
   assert.equal(judged.length, 8);
+  await results.evaluate(() => scrollTo(0, 0));
   await picture(results, "results");
   await results.setViewportSize({ width: 390, height: 800 });
   await fits(results);
