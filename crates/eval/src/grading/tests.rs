@@ -348,8 +348,9 @@ fn judgements_come_out_as_they_were_meant_whoever_stood_first() {
     );
     let scores = &results["scores"]["pairwise"];
     assert_eq!(scores["games"], 72);
+    // 1 the first by name is better, 2 the second, 0 neither: of apple and pear, apple and quince, pear and quince.
     let mut labels = Vec::new();
-    for (one, two) in [(2, 1), (0, 1), (2, 0)] {
+    for (one, two) in [(2, 1), (0, 1), (1, 0)] {
         labels.extend([[one, two]; 12]);
     }
     assert_eq!(
