@@ -46,7 +46,7 @@ async function open(url) {
   await page.goto(url);
   return page;
 }
-const picture = async (page, name) => pictures && page.screenshot({ path: `${pictures}/${name}.png`, fullPage: true });
+const picture = async (page, name, fullPage = true) => pictures && page.screenshot({ path: `${pictures}/${name}.png`, fullPage });
 const far = (page, text) => page.waitForFunction(text => document.getElementById("far").textContent.includes(text), text);
 const fits = async page => assert(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "nothing sticks out");
 const named = async page => {
@@ -181,7 +181,8 @@ try {
   await picture(page, "phone");
   await page.evaluate(() => { document.documentElement.style.fontSize = "200%"; });
   await fits(page);
-  await picture(page, "large");
+  await page.locator("#between").scrollIntoViewIfNeeded();
+  await picture(page, "large", false);
   await kill(served);
 
   // Summaries: five dimensions.
