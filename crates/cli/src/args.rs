@@ -57,6 +57,8 @@ pub enum Verb {
     /// Measure a model on a text
     #[command(subcommand)]
     Eval(EvalVerb),
+    /// Let people compare responses or grade summaries on a page of this machine
+    Grade(crate::grade::GradeArgs),
     /// Measure prefill and decode speed, beside the machine's memory bandwidth; or a step of training
     Bench(BenchArgs),
     /// Convert a model's files

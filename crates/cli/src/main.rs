@@ -6,6 +6,7 @@ mod chat;
 mod convert;
 mod eval;
 mod found;
+mod grade;
 mod guide;
 mod measure;
 mod needle;
@@ -161,6 +162,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Generate(args) => text::generate(app, &args),
         Verb::Chat(args) => chat::chat(app, &args),
         Verb::Serve(args) => serve::serve(app, args),
+        Verb::Grade(args) => grade::grade(app, &args),
         Verb::Eval(EvalVerb::Perplexity(args)) => measure::perplexity(app, &args),
         Verb::Eval(EvalVerb::Needle(args)) => needle::run(app, &args),
         Verb::Eval(EvalVerb::Ifeval(args)) => eval::ifeval::run(app, &args),

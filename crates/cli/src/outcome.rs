@@ -52,7 +52,7 @@ pub fn outcome(error: &anyhow::Error) -> Outcome {
             })
             || matches!(
                 cause.downcast_ref(),
-                Some(russet_eval::Error::Setting { .. })
+                Some(russet_eval::Error::Setting { .. } | russet_eval::Error::Study(_))
             );
         if usage {
             return Outcome::Usage;

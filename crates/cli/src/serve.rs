@@ -170,7 +170,7 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
 
 /// From now on what the server tells of its work goes to standard error: ids, counts and times. Of a panic its place alone,
 /// since what it says can quote a text.
-fn logs(json: bool) {
+pub fn logs(json: bool) {
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(tracing::Level::INFO)

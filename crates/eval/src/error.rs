@@ -106,6 +106,20 @@ pub enum Error {
         /// All rows.
         rows: usize,
     },
+    /// Something that cannot be graded as it was asked for.
+    #[error("{0}")]
+    Study(String),
+    /// What a grader said is no answer to what was asked.
+    #[error("{0}")]
+    Answer(String),
+    /// A file of grades that cannot be gone on with.
+    #[error("{}: {problem}", path.display())]
+    Kept {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// A model that cannot answer.
     #[error("the model cannot answer: {0}")]
     Model(String),

@@ -14,7 +14,7 @@
 //! [`summaries`], [`slots`] and [`safety`] judge what features do; [`report`] puts all of it onto one page.
 //!
 //! [`pairwise`] compares models by judgements of which response is better; [`prompts`](prompts()) are questions for it, of
-//! eleven categories.
+//! eleven categories; [`grading`] asks people.
 //!
 //! Documents come as tokens with the number of bytes they stand for: this crate neither encodes texts nor prints. It
 //! works in batches of forward passes, never with the logits of all tokens in memory.
@@ -25,6 +25,7 @@ pub mod code;
 mod compare;
 mod document;
 mod error;
+pub mod grading;
 pub mod ifeval;
 pub mod math;
 pub mod needle;

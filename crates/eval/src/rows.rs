@@ -25,6 +25,15 @@ pub struct Row {
 }
 
 impl Row {
+    /// A row that stands on a line of a file.
+    pub(crate) fn new(path: &Path, line: u64, object: Map<String, Value>) -> Row {
+        Row {
+            path: path.to_path_buf(),
+            line,
+            object,
+        }
+    }
+
     /// An error that names this row.
     pub fn wrong(&self, problem: impl Into<String>) -> Error {
         Error::Row {

@@ -16,7 +16,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::rows::{read_named, read_rows, short};
+use crate::rows::{Row, read_named, read_rows, short};
 use crate::{Error, Result, sensitive, stats};
 
 /// Precision, recall and their harmonic mean.
@@ -277,9 +277,14 @@ pub struct Grade {
 /// # Errors
 /// When the file cannot be read, a row is malformed, or a grader has graded the same summary before.
 pub fn read_grades(path: &Path) -> Result<Vec<Grade>> {
+    grades_of(path, &read_rows(path)?)
+}
+
+/// The same of rows that were read, or that a file of this name will have.
+pub(crate) fn grades_of(path: &Path, rows: &[Row]) -> Result<Vec<Grade>> {
     let mut grades: Vec<Grade> = Vec::new();
     let mut seen = HashMap::new();
-    for row in read_rows(path)? {
+    for row in rows {
         let value = row.need("grades")?;
         let wrong = || {
             row.wrong(format!(

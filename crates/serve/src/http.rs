@@ -2,9 +2,9 @@
 
 mod chat;
 mod completions;
-mod guard;
+pub(crate) mod guard;
 pub(crate) mod listen;
-mod plain;
+pub(crate) mod plain;
 mod stream;
 
 use std::sync::Arc;
@@ -269,14 +269,8 @@ async fn enter(
 
 /// Whether this request may go on, and whose it is.
 fn allowed(state: &State, request: &Request, endpoint: &str) -> ApiResult<Caller> {
-    // A page elsewhere can make its own name point at this machine; the browser then says that name.
-    let host = request.headers().get(header::HOST);
-    if state.local && !host.is_none_or(is_local) {
-        return Err(ApiError::refused(
-            StatusCode::FORBIDDEN,
-            "wrong_host",
-            "this server listens for this machine alone and answers to localhost, 127.0.0.1 and [::1]",
-        ));
+    if state.local {
+        asked_here(request)?;
     }
     let open = matches!(endpoint, "/" | "/health" | "/ready");
     let Some(keys) = state.keys.as_ref().filter(|_| !open) else {
@@ -300,6 +294,20 @@ fn allowed(state: &State, request: &Request, endpoint: &str) -> ApiResult<Caller
     })
 }
 
+/// Refuses a request that was sent to another name than this machine's own: a page elsewhere can make its name point here, and the
+/// browser then says that name.
+pub(crate) fn asked_here(request: &Request) -> ApiResult<()> {
+    let host = request.headers().get(header::HOST);
+    match host.is_none_or(is_local) {
+        true => Ok(()),
+        false => Err(ApiError::refused(
+            StatusCode::FORBIDDEN,
+            "wrong_host",
+            "this server listens for this machine alone and answers to localhost, 127.0.0.1 and [::1]",
+        )),
+    }
+}
+
 fn is_local(host: &HeaderValue) -> bool {
     let Ok(host) = host.to_str() else {
         return false;
@@ -319,7 +327,7 @@ async fn nothing_here() -> ApiError {
     )
 }
 
-async fn wrong_method(method: Method) -> ApiError {
+pub(crate) async fn wrong_method(method: Method) -> ApiError {
     ApiError::refused(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
@@ -330,6 +338,11 @@ async fn wrong_method(method: Method) -> ApiError {
 /// The body of a request, within its bounds. It must say that it is JSON: a page elsewhere can make a browser send plain text
 /// here unasked, but not JSON.
 pub(crate) async fn body(state: &State, request: Request) -> ApiResult<Bytes> {
+    body_within(&state.limits, request).await
+}
+
+/// The same within other bounds.
+pub(crate) async fn body_within(limits: &Limits, request: Request) -> ApiResult<Bytes> {
     let headers = request.headers();
     let kind = headers
         .get(header::CONTENT_TYPE)
@@ -342,7 +355,7 @@ pub(crate) async fn body(state: &State, request: Request) -> ApiResult<Bytes> {
             "the body must be JSON and say so: Content-Type: application/json",
         ));
     }
-    let limit = state.limits.body;
+    let limit = limits.body;
     let too_large = || {
         ApiError::refused(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -361,7 +374,7 @@ pub(crate) async fn body(state: &State, request: Request) -> ApiResult<Bytes> {
         return Err(too_large());
     }
     let read = to_bytes(request.into_body(), limit);
-    match tokio::time::timeout(state.limits.patience, read).await {
+    match tokio::time::timeout(limits.patience, read).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) => {
             let long = std::error::Error::source(&error)
@@ -376,7 +389,7 @@ pub(crate) async fn body(state: &State, request: Request) -> ApiResult<Bytes> {
             "body_too_slow",
             format!(
                 "the body did not arrive within {} seconds",
-                state.limits.patience.as_secs()
+                limits.patience.as_secs()
             ),
         )),
     }

@@ -12,12 +12,15 @@
 //!   are keys.
 //! - [`Server::run`] serves until it is told to stop, lets what is on its way end, and returns.
 //!
+//! [`grade`] is a page of another kind: people compare responses on it, and no model runs.
+//!
 //! The engine is synchronous and lives on a thread that owns it; handlers talk to it by channels, and what nobody waits for any
 //! more is called off there. A field of a request is carried out or refused by name. Nothing that was asked or answered goes to a
 //! log, a metric or a disk: events of `tracing` hold ids, counts and times. Left out: TLS, which a proxy in front brings.
 
 mod answer;
 mod error;
+pub mod grade;
 mod http;
 mod keys;
 mod metrics;
@@ -137,11 +140,7 @@ impl Server {
                  --insecure if that is what you want"
             )));
         }
-        let listener = TcpListener::bind(address)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .map_err(|error| {
-                Error::Start(format!("{address}: {error}; is another server there?"))
-            })?;
+        let listener = listen(address)?;
         let state = http::State::new(settings, model, make)?;
         Ok(Server {
             listener,
@@ -163,15 +162,26 @@ impl Server {
     /// When the system gives no threads or takes the socket away.
     pub fn run(self, stop: Arc<AtomicBool>) -> Result<()> {
         let failed = |error: std::io::Error| Error::Start(error.to_string());
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("http")
-            .enable_all()
-            .build()
-            .map_err(failed)?;
+        let runtime = runtime().map_err(failed)?;
         let served = runtime.block_on(http::listen::serve(self.listener, self.state.clone(), stop));
         self.state.worker.stop();
         runtime.shutdown_timeout(Duration::from_secs(1));
         served.map_err(failed)
     }
+}
+
+/// Takes an address.
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .map_err(|error| Error::Start(format!("{address}: {error}; is another server there?")))
+}
+
+/// Threads for connections; what computes has others.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("http")
+        .enable_all()
+        .build()
 }

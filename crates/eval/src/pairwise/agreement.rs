@@ -80,7 +80,7 @@ fn kappa(observed: f64, expected: f64, items: usize) -> Option<f64> {
 }
 
 /// Of all votes; none where no two judges have judged the same.
-pub(super) fn agreement(votes: &[Vote]) -> Option<Agreement> {
+pub fn agreement(votes: &[Vote]) -> Option<Agreement> {
     let mut items: BTreeMap<&str, BTreeMap<&str, u8>> = BTreeMap::new();
     for vote in votes {
         items

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-pub use agreement::{Agreement, JudgePair, cohen, fleiss};
+pub use agreement::{Agreement, JudgePair, agreement, cohen, fleiss};
 pub use length::{LengthControlled, LengthRow, length_controlled};
 pub use read::{Form, Game, Judgements, Vote};
 pub use strength::{SCALE, bradley_terry};
@@ -326,7 +326,7 @@ pub fn score(
         models,
         pairs,
         categories: categories(&judgements.games),
-        agreement: agreement::agreement(&judgements.votes),
+        agreement: agreement(&judgements.votes),
         games: judgements.games.len(),
     })
 }

@@ -91,7 +91,11 @@ impl Judgements {
     /// the first, when a judgement is out of range, or when a judge of the plain form judges the same responses in the same order
     /// again; [`Error::NoJudgements`] when there is none.
     pub fn read(path: &Path) -> Result<Judgements> {
-        let rows = read_rows(path)?;
+        Judgements::of_rows(path, &read_rows(path)?)
+    }
+
+    /// The same of rows that were read, or that a file of this name will have.
+    pub(crate) fn of_rows(path: &Path, rows: &[Row]) -> Result<Judgements> {
         let none = || Error::NoJudgements {
             path: PathBuf::from(path),
         };
@@ -120,7 +124,7 @@ impl Judgements {
                 }
             }
         }
-        judgements.bring_together(&rows, readings)?;
+        judgements.bring_together(rows, readings)?;
         match judgements.games.is_empty() {
             true => Err(none()),
             false => Ok(judgements),

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use super::{Shared, router};
+use crate::Limits;
 
 /// How often the wish to stop is looked at.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -25,9 +26,23 @@ pub(crate) async fn serve(
     state: Shared,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
+    let draining = || state.draining.store(true, Ordering::SeqCst);
+    let call_off = || state.worker.cancel_all();
     let router = router(state.clone());
-    let most = state.limits.connections;
+    connections(listener, router, &state.limits, stop, draining, call_off).await
+}
+
+/// Answers connections by a router until `stop`. Then `draining` is called, and, where some do not end in time, `call_off`.
+pub(crate) async fn connections(
+    listener: StdListener,
+    router: Router,
+    limits: &Limits,
+    stop: Arc<AtomicBool>,
+    draining: impl FnOnce(),
+    call_off: impl FnOnce(),
+) -> std::io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let most = limits.connections;
     let room = Arc::new(Semaphore::new(most));
     let (going, gone) = watch::channel(false);
     loop {
@@ -41,20 +56,20 @@ pub(crate) async fn serve(
             tokio::time::sleep(GLANCE).await;
             continue;
         };
-        let (router, gone, patience) = (router.clone(), gone.clone(), state.limits.patience);
+        let (router, gone, patience) = (router.clone(), gone.clone(), limits.patience);
         tokio::spawn(async move {
             let _permit = permit;
             connection(stream, router, gone, patience).await;
         });
     }
-    state.draining.store(true, Ordering::SeqCst);
+    draining();
     drop(listener);
     let _ = going.send(true);
     tracing::info!(open = most - room.available_permits(), "stopping");
     let most = u32::try_from(most).unwrap_or(u32::MAX);
-    let all = || tokio::time::timeout(state.limits.drain, room.acquire_many(most));
+    let all = || tokio::time::timeout(limits.drain, room.acquire_many(most));
     if all().await.is_err() {
-        state.worker.cancel_all();
+        call_off();
         let rest = tokio::time::timeout(LAST_WORDS, room.acquire_many(most));
         let _ = rest.await;
     }

@@ -21,7 +21,12 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style
                            img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub(super) async fn page() -> Response {
-    let mut response = Html(PAGE).into_response();
+    of_one_file(PAGE)
+}
+
+/// A page that is one file, and may do no more than that.
+pub(crate) fn of_one_file(page: &'static str) -> Response {
+    let mut response = Html(page).into_response();
     let headers = response.headers_mut();
     headers.insert(
         header::CONTENT_SECURITY_POLICY,
