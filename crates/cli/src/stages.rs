@@ -27,8 +27,8 @@ use russet_artifact::{Draft, Inputs, Kind, Recipe, Stage};
 use russet_kernels::Pool;
 use russet_model::Config;
 use russet_tokenizer::read_texts;
-use russet_train::Resume;
 use russet_train::settings::ComputeType;
+use russet_train::{Rate, Resume};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -137,10 +137,10 @@ impl Place {
 pub struct Outlook {
     /// The rate of this machine's products of f32, measured; `None` ahead of a real run, which refuses what cannot be afforded
     /// where a dry run tells its price.
-    gflops: Option<f64>,
+    f32: Option<Rate>,
     /// What the rate of products of bf16 is measured on, once it is asked for.
     pool: Option<Arc<Pool>>,
-    gflops_bf16: OnceCell<f64>,
+    bf16: OnceCell<Rate>,
     /// Entries of the vocabulary.
     vocab: Option<usize>,
     /// The decoders of the checkpoints that the run will make, by the name of the stage.
@@ -153,22 +153,24 @@ impl Outlook {
     /// Of nothing but the machine, whose threads are given for a dry run.
     pub fn new(pool: Option<Arc<Pool>>) -> Outlook {
         Outlook {
-            gflops: pool.as_deref().map(russet_train::matmul_gflops),
+            f32: pool
+                .as_deref()
+                .map(|pool| Rate::measure(pool, ComputeType::F32.kernel())),
             pool,
-            gflops_bf16: OnceCell::new(),
+            bf16: OnceCell::new(),
             vocab: None,
             decoders: BTreeMap::new(),
             splits: BTreeMap::new(),
         }
     }
 
-    /// The rate of products of a type, in GFLOP/s, in a dry run.
-    fn rate(&self, dtype: ComputeType) -> Option<f64> {
+    /// The rate of products of a type, in a dry run.
+    fn rate(&self, dtype: ComputeType) -> Option<Rate> {
         match dtype {
-            ComputeType::F32 => self.gflops,
+            ComputeType::F32 => self.f32,
             ComputeType::Bf16 => self.pool.as_ref().map(|pool| {
-                let measure = || russet_train::matmul_gflops_in(pool, dtype.kernel());
-                *self.gflops_bf16.get_or_init(measure)
+                let measure = || Rate::measure(pool, dtype.kernel());
+                *self.bf16.get_or_init(measure)
             }),
         }
     }

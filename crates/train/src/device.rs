@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::price::EXPECTED_MFU;
+use crate::probe::Rate;
 
 /// The kinds of device that a mesh rule may name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,15 +119,15 @@ impl FromStr for Device {
 }
 
 impl Device {
-    /// A rank's part of this machine, whose products run at `gflops` on `cores` of it: more ranks than cores have the less each.
+    /// A rank's part of this machine, whose products run at `rate` on `cores` of it: more ranks than cores have the less each.
     /// `copy` bytes a second are what one of its threads copies, which is how ranks of one machine send. Nothing travels ahead.
-    pub fn here(gflops: f64, copy: f64, cores: usize, ranks: usize) -> Device {
+    pub fn here(rate: Rate, copy: f64, cores: usize, ranks: usize) -> Device {
         let link = copy * (cores as f64 / ranks as f64).min(1.0);
         Device {
             kind: DeviceKind::Cpu,
             memory: None,
-            flops: gflops * 1e9 / ranks as f64,
-            reaches: EXPECTED_MFU,
+            flops: rate.gflops * 1e9 / ranks as f64,
+            reaches: rate.reaches,
             per_host: ranks,
             link,
             network: link,
@@ -179,8 +180,13 @@ mod tests {
 
     #[test]
     fn ranks_of_a_machine_share_its_rate() {
-        let two = Device::here(100.0, 8e9, 2, 2);
-        let four = Device::here(100.0, 8e9, 2, 4);
+        let rate = Rate {
+            gflops: 100.0,
+            reaches: 0.4,
+        };
+        let two = Device::here(rate, 8e9, 2, 2);
+        let four = Device::here(rate, 8e9, 2, 4);
+        assert_eq!(two.reaches, 0.4);
         assert_eq!((two.flops, four.flops), (50e9, 25e9));
         assert_eq!((two.link, four.link), (8e9, 4e9));
     }

@@ -69,7 +69,7 @@ pub use permutation::Permutation;
 pub use plan::{Plan, Sources};
 pub use pretrain::{pretrain, pretrain_as};
 pub use price::{Description, Estimate, Memory, Price};
-pub use probe::{matmul_gflops, matmul_gflops_in};
+pub use probe::{Rate, matmul_gflops, matmul_gflops_in};
 pub use publish::card_rows;
 pub use run::{
     BITS_PER_BYTE, Ended, Loop, Measure, Measured, Record, Saving, VALIDATION_LOSS, train,

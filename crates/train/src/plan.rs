@@ -17,6 +17,7 @@ use crate::loader::{Mixture, Packing, Part};
 use crate::objective::{NextToken, Objective};
 use crate::parallel::MeshPlan;
 use crate::price::{Description, Estimate, SourceDescription, memory, training_flops};
+use crate::probe::Rate;
 use crate::schedule::Schedule;
 use crate::settings::{MixtureSettings, OptimizerSettings, Settings};
 use crate::training::{Adapters, First, Trained, Training};
@@ -365,9 +366,9 @@ impl Plan {
         }
     }
 
-    /// How long it takes on a machine of the given rate in the recipe's type, which [`crate::matmul_gflops_in`] measures.
-    pub fn estimate(&self, gflops: f64) -> Estimate {
-        Estimate::new(self.describe().flops, gflops)
+    /// How long it takes on a machine of the given rate in the recipe's type.
+    pub fn estimate(&self, rate: Rate) -> Estimate {
+        Estimate::new(self.describe().flops, rate)
     }
 }
 

@@ -7,7 +7,9 @@
 
 use std::time::Instant;
 
-use russet_kernels::{Compute, Mat, MatMut, Pool, matmul_in};
+use russet_kernels::{Compute, Isa, Mat, MatMut, Pool, matmul_in};
+
+use crate::price::{EXPECTED_MFU, EXPECTED_MFU_ON_TILES};
 
 /// M = N = K of the product: 3 x 4 MiB, in the last-level cache of current machines, large enough for every thread.
 const SIZE: usize = 1024;
@@ -16,6 +18,30 @@ const SCALAR_SIZE: usize = 192;
 /// The best of so many; the first also warms up.
 const PASSES: usize = 6;
 
+/// How fast products of a type run on this machine, and a step beside them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// 10⁹ operations a second of products alone (a multiply and an add are two).
+    pub gflops: f64,
+    /// The share of it that whole steps usually reach.
+    pub reaches: f64,
+}
+
+impl Rate {
+    /// Of all threads of `pool` together, by [`matmul_gflops_in`].
+    pub fn measure(pool: &Pool, compute: Compute) -> Rate {
+        let on_tiles = pool.isa() == Isa::Amx && compute == Compute::Bf16;
+        Rate {
+            gflops: matmul_gflops_in(pool, compute),
+            reaches: if on_tiles {
+                EXPECTED_MFU_ON_TILES
+            } else {
+                EXPECTED_MFU
+            },
+        }
+    }
+}
+
 /// `f32` GFLOP/s (a multiply and an add are two) of all threads of `pool` together. Takes some tenths of a second.
 pub fn matmul_gflops(pool: &Pool) -> f64 {
     matmul_gflops_in(pool, Compute::F32)
@@ -23,7 +49,7 @@ pub fn matmul_gflops(pool: &Pool) -> f64 {
 
 /// As [`matmul_gflops`], multiplying in the given type.
 pub fn matmul_gflops_in(pool: &Pool, compute: Compute) -> f64 {
-    let size = if pool.isa() == russet_kernels::Isa::Scalar {
+    let size = if pool.isa() == Isa::Scalar {
         SCALAR_SIZE
     } else {
         SIZE

@@ -219,7 +219,7 @@ pub(super) fn known<P>(
     there: bool,
     open: impl FnOnce() -> Result<P, TrainError>,
 ) -> Result<Option<P>> {
-    if !there || outlook.gflops.is_none() {
+    if !there || outlook.f32.is_none() {
         return Ok(None);
     }
     match open() {

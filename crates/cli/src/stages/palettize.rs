@@ -72,8 +72,8 @@ impl Work for PalettizeRecipe {
             price.calibration_tokens,
             price.memory_bytes as f64 / (1u64 << 20) as f64,
         );
-        if let Some(gflops) = outlook.gflops {
-            let seconds = price.seconds(gflops);
+        if let Some(rate) = outlook.f32 {
+            let seconds = price.seconds(rate.gflops);
             text += &format!("\ntime     about {}", about(seconds));
             json["estimate"] = json!({ "seconds": seconds });
         }

@@ -10,7 +10,7 @@ use russet_train::settings::{
     ScheduleSettings, StageName, TrainSettings,
 };
 use russet_train::{
-    Device, DeviceKind, DistillSettings, Memory, Outcome, Price, Settings, Sources, Start,
+    Device, DeviceKind, DistillSettings, Memory, Outcome, Price, Rate, Settings, Sources, Start,
     TeacherInput, TrainError, copy_bytes_a_second,
 };
 use serde::{Deserialize, Serialize};
@@ -183,12 +183,16 @@ impl Pretrain {
         outlook.decoder(self.inputs.checkpoint.as_deref()?, place)
     }
 
-    /// A rank's part of this machine, or of those that the processes are on, whose products run at `gflops` in this process.
-    fn here(&self, gflops: f64, ranks: usize) -> Device {
+    /// A rank's part of this machine, or of those that the processes are on, whose products run at `rate` in this process.
+    fn here(&self, rate: Rate, ranks: usize) -> Device {
         let (here, all) = self.processes;
         let cores = self.settings.compute.threads.unwrap_or(1);
         let copy = copy_bytes_a_second();
-        Device::here(gflops * all as f64, copy, cores * all / here, ranks)
+        let of_all = Rate {
+            gflops: rate.gflops * all as f64,
+            ..rate
+        };
+        Device::here(of_all, copy, cores * all / here, ranks)
     }
 
     fn json(&self, settings: &Settings) -> Result<Value> {
@@ -287,14 +291,14 @@ impl Work for Pretrain {
             }
         };
         match outlook.rate(settings.compute.dtype) {
-            Some(gflops) => {
+            Some(rate) => {
                 let ranks = settings.parallel.mesh().ranks();
-                let device = self.device.unwrap_or_else(|| self.here(gflops, ranks));
+                let device = self.device.unwrap_or_else(|| self.here(rate, ranks));
                 let step = russet_train::Outlook::new(&decoder, &settings, device);
                 let estimate = step.estimate(settings.train.steps.unwrap_or(0));
                 text += &format!("\n{step}\ntime     about {}", about(estimate.seconds));
                 if self.device.is_none() {
-                    text += &format!(" at {gflops:.0} GFLOP/s of products");
+                    text += &format!(" at {:.0} GFLOP/s of products", rate.gflops);
                 }
                 text += &format!("\nby {basis}");
                 json["step"] = serde_json::to_value(step)?;

@@ -198,14 +198,14 @@ impl Work for Recover {
             bytes as f64 / (1u64 << 20) as f64
         );
         match outlook.rate(self.settings.compute.dtype) {
-            Some(gflops) => {
+            Some(rate) => {
                 // The teacher's forward pass beside the two that adapters need.
                 let taught = if self.inputs.teacher.is_some() {
                     1.5
                 } else {
                     1.0
                 };
-                let estimate = Estimate::new(taught * price.flops, gflops);
+                let estimate = Estimate::new(taught * price.flops, rate);
                 text += &format!("\ntime     about {}", about(estimate.seconds));
                 json["estimate"] = serde_json::to_value(estimate)?;
             }

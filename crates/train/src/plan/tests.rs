@@ -211,7 +211,13 @@ fn the_price_before_there_are_tokens_is_that_of_the_plan() {
             description.memory
         )
     );
-    assert_eq!(price.estimate(2.0).seconds_at_peak, price.flops / 2e9);
+    let rate = Rate {
+        gflops: 2.0,
+        reaches: 0.5,
+    };
+    let estimate = price.estimate(rate);
+    assert_eq!(estimate.seconds_at_peak, price.flops / 2e9);
+    assert_eq!(estimate.seconds, price.flops / 1e9);
 }
 
 #[test]
