@@ -1,6 +1,7 @@
 //! Attention's time by instruction set, type and length of sequences, forward and backward: processor time of all threads, best of runs.
 //!
-//!     cargo run --release -p russet-kernels --example attention_rate
+//! `cargo run --release -p russet-kernels --example attention_rate`
+#![allow(clippy::print_stdout)]
 
 use std::time::Instant;
 

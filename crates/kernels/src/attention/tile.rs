@@ -153,8 +153,8 @@ unsafe fn product_in_tiles<S: Simd>(
         b_copy.as_mut_ptr().cast::<f32>(),
     );
     let c_copy = c_copy.as_mut_ptr().cast::<f32>();
-    // SAFETY: squares and blocks lie within the product, or are copied as far as they do; copies are of `WORDS` numbers, of which
-    // whole rows are written before they are read.
+    // SAFETY: squares and blocks lie within the product, or are copied as far as they do; a copy has room for a square. Rows of a
+    // copied A beyond the product's may hold anything: they make rows of C that are not kept.
     unsafe {
         for row in (0..rows).step_by(SQUARE) {
             let height = SQUARE.min(rows - row);
