@@ -1,4 +1,4 @@
-//! Attention's time by instruction set, type and length of sequences, forward and backward: processor time of all threads, best of runs.
+//! Attention by instruction set, type and length of sequences, forward and backward: one thread, the best of 20 runs.
 //!
 //! `cargo run --release -p russet-kernels --example attention_rate`
 #![allow(clippy::print_stdout)]
