@@ -2,7 +2,7 @@
 """What palettes and recovery cost a model in quality: palettizes, recovers, evaluates, prints tables for BENCHMARKS.md.
 
     cargo build --release && bench/quality.py --model models/nano/checkpoint --calibration texts/training.jsonl.zst \\
-        --heldout texts/heldout.jsonl.zst --texts texts/training.jsonl.zst [--out runs/quality] [--llama DIR] [GROUP ...]
+        --heldout texts/heldout.jsonl.zst --shards runs/nano/02-tokens --splits books code documentation [--out runs/quality] [--llama DIR] [GROUP ...]
 
 Groups: widths (the bits that projections may have, at 2 to 4 bits a weight), ideas (each one added to plain k-means, at 3.5
 bits), parts (activations, table and cache in 8 bits, each alone), recover (rank 8, 16 and 32 against tokens), llama (types of
@@ -25,7 +25,8 @@ parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="all 
 parser.add_argument("--model", required=True, help="a checkpoint")
 parser.add_argument("--calibration", required=True, help="one file of text that the model was trained on")
 parser.add_argument("--heldout", required=True, help="one file of text that it was not trained on")
-parser.add_argument("--texts", nargs="+", default=[], help="what recovery trains on (group recover)")
+parser.add_argument("--shards", help="the tokens artifact of the model's run, which recovery trains on (group recover)")
+parser.add_argument("--splits", nargs="+", default=["train"], help="of the shards, mixed in equal parts")
 parser.add_argument("--tokens", type=float, nargs="+", default=[0.02, 0.1, 0.5], help="millions of tokens that recovery spends")
 parser.add_argument("--window", type=int, default=512)
 parser.add_argument("--out", default="runs/quality")
@@ -37,8 +38,8 @@ if unknown := [group for group in groups if group not in KNOWN]:
     sys.exit(f"no group {', '.join(unknown)}; there are {', '.join(KNOWN)}")
 if "llama" in groups and not args.llama:
     sys.exit("the group llama needs --llama, a folder with llama-quantize and llama-imatrix")
-if "recover" in groups and not args.texts:
-    sys.exit("the group recover needs --texts, what recovery trains on")
+if "recover" in groups and not args.shards:
+    sys.exit("the group recover needs --shards, the tokens artifact of the model's run")
 os.makedirs(args.out, exist_ok=True)
 
 
@@ -146,24 +147,19 @@ def recovered(bits, rank, millions):
     """The package of so many bits under an adapter of that rank."""
     path, report = package(*bits)
     name = f"r-{bits[0]}-{rank}-{millions}"
-    steps = max(4, round(millions * 1e6 / 4096))
-    texts = toml(stage="tokens", inputs=dict(tokenizer=args.model), data=dict(train=args.texts))
-    recover = toml(
-        stage="recover", inputs=dict(tokens="01-tokens", package=os.path.abspath(path), teacher=os.path.abspath(args.model)),
-        adapter=dict(rank=rank), train=dict(steps=steps, batch_sequences=8, sequence_length=512, peak_lr=1e-3,
-                                            warmup_steps=max(1, steps // 10), checkpoint_every=100, seed=1))
-    for folder, stages in (("recover-tokens", [("01-tokens", texts)]),):
-        os.makedirs(f"{args.out}/{folder}.recipes", exist_ok=True)
-        for file, text in stages:
-            with open(f"{args.out}/{folder}.recipes/{file}.toml", "w", encoding="utf-8") as to:
-                to.write(text)
-        run(args.russet, "run", f"{args.out}/{folder}.recipes", "--out", f"{args.out}/{folder}")
-    recipe = f"{args.out}/{name}.toml"
-    with open(recipe, "w", encoding="utf-8") as to:
-        to.write(recover.replace('"01-tokens"', json.dumps(os.path.abspath(f"{args.out}/recover-tokens/01-tokens"))))
     if not os.path.exists(f"{args.out}/{name}"):
         print(f"{name}: recovering …", file=sys.stderr, flush=True)
-        run(args.russet, "recover", recipe, "--out", f"{args.out}/{name}")
+        steps = max(4, round(millions * 1e6 / 4096))
+        with open(f"{args.out}/{name}.toml", "w", encoding="utf-8") as to:
+            to.write(toml(
+                stage="recover",
+                inputs=dict(tokens=os.path.abspath(args.shards), package=os.path.abspath(path), teacher=os.path.abspath(args.model)),
+                adapter=dict(rank=rank),
+                train=dict(steps=steps, batch_sequences=8, sequence_length=512, peak_lr=1e-3, warmup_steps=max(1, steps // 10),
+                           checkpoint_every=100, seed=1)))
+            for split in args.splits:
+                to.write(f'\n[[data.mixture]]\nsplit = "{split}"\nweight = 1\n')
+        run(args.russet, "recover", f"{args.out}/{name}.toml", "--out", f"{args.out}/{name}")
     adapter = os.path.getsize(f"{args.out}/{name}/adapter_model.safetensors")
     scores = against(name, path, "--adapter", f"{args.out}/{name}")
     row(f"{rank} | {millions}", report["bpw"], report["bytes"] + adapter, scores)
