@@ -82,8 +82,8 @@ def against(name, path, *options):
 BASE = evaluated("checkpoint", "--model", args.model)
 
 
-def heading(title, first="|"):
-    print(f"\n{title}\n\n{first} bits a weight | MB | perplexity | more | KLD | same top |\n{'|---' * (first.count('|') + 6)}|")
+def heading(title, first):
+    print(f"\n{title}\n\n{first} bits a weight | MB | perplexity | more | KLD | same top |\n{'|---' * (first.count('|') + 5)}|")
     sys.stdout.flush()
 
 
