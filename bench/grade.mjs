@@ -26,7 +26,9 @@ const running = [];
 async function start(...more) {
   const child = spawn(resolve(binary), ["--json", "grade", ...more], { cwd: folder, stdio: ["ignore", "pipe", "inherit"] });
   running.push(child);
-  const [line] = await once(createInterface(child.stdout), "line");
+  const ended = once(child, "exit").then(([code]) => { throw new Error(`russet grade ended with ${code} before it listened`); });
+  const [line] = await Promise.race([once(createInterface(child.stdout), "line"), ended]);
+  ended.catch(() => {}); // killed later, as the script wants it
   return { child, ...JSON.parse(line) };
 }
 async function kill({ child }) {

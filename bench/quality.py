@@ -5,11 +5,12 @@
         --heldout texts/heldout.jsonl.zst --shards runs/nano/02-tokens --splits books code documentation [--out runs/quality] [--llama DIR] [GROUP ...]
 
 Groups: widths (the bits that projections may have, at 2 to 4 bits a weight), ideas (each one added to plain k-means, at 3.5
-bits), parts (activations, table and cache in 8 bits, each alone), recover (rank 8, 16 and 32 against tokens), llama (types of
-llama.cpp through GGUF, with an importance matrix of the same text; needs --llama, a folder with llama-quantize and
-llama-imatrix, and the `gguf` package with numpy). Perplexity of each is on the same text in the same windows by `russet eval
+bits), parts (weights and table, then activations in 8 bits, then the cache; the cache alone), recover (ranks 8, 16 and 32, and
+rank 16 against tokens), llama (types of llama.cpp through GGUF, with an importance matrix of the same text; needs --llama, a
+folder with llama-quantize and llama-imatrix, the program zstd, and the `gguf` package with numpy; rows of a length that is no
+multiple of 256 get another type there, so look at the bits). Perplexity of each is on the same text in the same windows by `russet eval
 perplexity`: llama.cpp's weights are decoded by the `gguf` package and read back as f32, so that only weights differ and not
-who multiplies them. What stands under --out is not done again.
+who multiplies them. What stands under --out is not done again; it is of one model and one set of texts.
 """
 import argparse
 import json
@@ -26,7 +27,7 @@ parser.add_argument("--model", required=True, help="a checkpoint")
 parser.add_argument("--calibration", required=True, help="one file of text that the model was trained on")
 parser.add_argument("--heldout", required=True, help="one file of text that it was not trained on")
 parser.add_argument("--shards", help="the tokens artifact of the model's run, which recovery trains on (group recover)")
-parser.add_argument("--splits", nargs="+", default=["train"], help="of the shards, mixed in equal parts")
+parser.add_argument("--splits", nargs="+", default=["train"], help="of the shards, mixed in equal parts; those of nano are books, code and documentation")
 parser.add_argument("--tokens", type=float, nargs="+", default=[0.02, 0.1, 0.5], help="millions of tokens that recovery spends")
 parser.add_argument("--window", type=int, default=512)
 parser.add_argument("--out", default="runs/quality")
@@ -41,6 +42,16 @@ if "llama" in groups and not args.llama:
 if "recover" in groups and not args.shards:
     sys.exit("the group recover needs --shards, the tokens artifact of the model's run")
 os.makedirs(args.out, exist_ok=True)
+inputs = {name: os.path.abspath(path) for name in ("model", "calibration", "heldout", "shards") if (path := getattr(args, name))}
+settings = {**inputs, "splits": args.splits, "window": args.window}
+try:
+    kept = json.load(open(f"{args.out}/settings.json", encoding="utf-8"))
+except FileNotFoundError:
+    kept = {}
+if changed := [name for name in settings if kept.get(name, settings[name]) != settings[name]]:
+    sys.exit(f"{args.out} has results of another {changed[0]}: {kept[changed[0]]}; name another --out")
+with open(f"{args.out}/settings.json", "w", encoding="utf-8") as to:
+    json.dump({**kept, **settings}, to)
 
 
 def run(*command):
@@ -115,14 +126,14 @@ if "widths" in groups:
     palettized("4", "w4", "--bits", 4, "--target-bpw", 5)
 if "ideas" in groups:
     heading("Ideas, at 3.5 bits of 2 or 4", "| |")
-    palettized("k-means of weights alone", "i-none", "--set", 'palettize.weighting="none"', *ROUNDS)
+    palettized("k-means of weights alone, bits by Fisher information", "i-none", "--set", 'palettize.weighting="none"', *ROUNDS)
     palettized("weighed by activations", "i-activation", "--set", 'palettize.weighting="activation"', *ROUNDS)
     palettized("weighed by Fisher information", "i-fisher", *ROUNDS)
     palettized("and error feedback (the default)", "w24-3.5")
     palettized("and sensitivities measured", "i-measured", "--set", 'palettize.sensitivity="measured"')
     palettized("and 3 bits, sensitivities predicted", "w234-3.5", "--bits", "2,3,4")
 if "parts" in groups:
-    heading("Each alone", "| |")
+    heading("Parts", "| |")
     whole = os.path.getsize(f"{args.model}/model.safetensors")
     row("cache in 8 bits, checkpoint", 32, whole, against("p-cache", args.model, "--cache-type", "q8"))
     for label, name, options in (("palettes of 4 bits", "w4", ("--bits", 4, "--target-bpw", 5)), ("3.5 bits", "w24-3.5", ())):
@@ -184,8 +195,8 @@ if "llama" in groups:
         run(args.russet, "convert", "--from", "hf", "--to", "gguf", "--type", "f32", "--in", args.model, "--out", full)
     matrix = f"{args.out}/llama.imatrix"
     if not os.path.exists(matrix):
-        # The sample that palettes are calibrated on is drawn by `palettize`; here the text's beginning, of about as many tokens.
-        text = subprocess.run(["zstd", "-dcf", args.calibration], capture_output=True, check=False).stdout
+        # The sample that palettes are calibrated on is drawn by `palettize`; here beginnings of documents, of about as many tokens.
+        text = subprocess.run(["zstd", "-dcf", args.calibration], capture_output=True, check=True).stdout
         rows = text.decode("utf-8", "replace").splitlines()
         with open(f"{args.out}/llama.txt", "w", encoding="utf-8") as to:
             size = 0

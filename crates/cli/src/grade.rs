@@ -12,7 +12,7 @@ use russet_serve::grade::{Answered, Desk, Page, Refusal};
 use serde_json::{Value, json};
 
 use crate::app::{App, Usage};
-use crate::eval::save::not_into_an_artifact;
+use crate::eval::save::{not_into_an_artifact, plain_name};
 
 #[derive(Args)]
 pub struct GradeArgs {
@@ -106,6 +106,9 @@ fn open(app: &mut App, args: &GradeArgs) -> Result<Grading> {
     if args.kind == Kind::Summaries && args.grades.is_some() {
         return Err(Usage("--grades is for pairs; a summary is always graded".into()).into());
     }
+    if let Some(folder) = args.keep.parent() {
+        not_into_an_artifact(&Path::new(".").join(folder))?;
+    }
     if args.responses.is_empty() {
         return Ok(Grading::open(&args.keep)?);
     }
@@ -113,7 +116,7 @@ fn open(app: &mut App, args: &GradeArgs) -> Result<Grading> {
         crate::found::text(path)?;
     }
     let names = match args.names.len() {
-        0 => args.responses.iter().map(|path| stem(path)).collect(),
+        0 => args.responses.iter().map(|path| plain_name(path)).collect(),
         n if n == args.responses.len() => args.names.clone(),
         n => {
             let sentence = format!(
@@ -136,7 +139,11 @@ fn open(app: &mut App, args: &GradeArgs) -> Result<Grading> {
         (Kind::Summaries, Some(task)) => {
             let dimensions = match args.dimensions.is_empty() {
                 true => DIMENSIONS.map(str::to_owned).to_vec(),
-                false => args.dimensions.clone(),
+                false => args
+                    .dimensions
+                    .iter()
+                    .map(|name| name.trim().to_owned())
+                    .collect(),
             };
             read_summaries(Asks::Summaries { dimensions }, args.seed, task, &models)?
         }
@@ -148,12 +155,6 @@ fn open(app: &mut App, args: &GradeArgs) -> Result<Grading> {
         app.progress.message(remark);
     }
     Ok(Grading::begin(&args.keep, read.study)?)
-}
-
-/// A file's name up to the first dot.
-fn stem(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.split('.').next().unwrap_or_default().to_owned()
 }
 
 fn export(app: &App, grading: &Grading, folder: &Path) -> Result<()> {

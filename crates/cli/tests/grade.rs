@@ -2,12 +2,10 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 
-use common::{exits, fields, ok, rows, russet, write};
+use common::{exits, fields, listening, ok, request, rows, write};
 use russet_align::reward::Strength;
 use russet_align::rows::read_pairs;
 use serde_json::{Value, json};
@@ -43,47 +41,14 @@ struct Page {
 impl Page {
     fn start(dir: &Path, more: &[&str]) -> Page {
         let arguments = [&["--json", "grade", "--port", "0"], more].concat();
-        let mut child = russet(dir, &arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
-            let mut log = String::new();
-            child
-                .stderr
-                .take()
-                .unwrap()
-                .read_to_string(&mut log)
-                .unwrap();
-            panic!("{error}: {line}{log}")
-        });
+        let (child, said, address) = listening(dir, &arguments);
         fields(&said, &["url", "results", "keep", "tasks"]);
-        let address = said["url"]
-            .as_str()
-            .unwrap()
-            .strip_prefix("http://")
-            .unwrap()
-            .to_owned();
         assert!(address.starts_with("127.0.0.1:"));
         Page { child, address }
     }
 
     fn send(&self, head: &str, body: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        let length = body.len();
-        let head = format!(
-            "{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
-        );
-        stream
-            .write_all(format!("{head}{body}").as_bytes())
-            .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        let answer = request(&self.address, &format!("{head} HTTP/1.1"), body);
         let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
         (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
     }
@@ -156,7 +121,7 @@ fn a_killed_page_has_every_grade_and_the_files_are_read_by_the_others() {
         "3",
     ];
 
-    // Killed right after each word, three times, and gone on with; with the responses or without.
+    // Killed right after the second of two words, three times, and gone on with; with the responses or without.
     let mut said = 0;
     for more in [&begin[..], &begin, &[]] {
         let page = Page::start(dir, more);
@@ -363,6 +328,15 @@ fn what_cannot_be_graded_is_refused_with_file_line_or_option() {
         assert!(ran.stderr.contains(says), "{more:?}: {}", ran.stderr);
     }
     assert!(!dir.join("grades.sqlite").exists());
+    // What SQLite would keep in memory alone is a file like any other.
+    let page = Page::start(dir, &[&two[..], &["--keep", ":memory:"]].concat());
+    page.kill();
+    assert!(dir.join(":memory:").is_file());
+    std::fs::create_dir(dir.join("artifact")).unwrap();
+    std::fs::write(dir.join("artifact/manifest.json"), "{}").unwrap();
+    let within = [&["grade", "--keep", "artifact/g.sqlite"], &two[..]].concat();
+    let refused = exits(dir, 2, &within);
+    assert!(refused.stderr.contains("artifact"), "{}", refused.stderr);
     let page = Page::start(dir, &two);
     page.kill();
     let other = exits(dir, 1, &[&["grade", "--seed", "9"], &two[..]].concat());

@@ -2,12 +2,11 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
-use common::{exits, golden, ok, russet};
+use common::{exits, golden, listening, ok, request};
 use serde_json::Value;
 
 fn model(dir: &Path) {
@@ -28,38 +27,9 @@ fn serve(dir: &Path, more: &[&str]) -> (Child, String) {
         more,
     ]
     .concat();
-    let mut child = russet(dir, &arguments)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let said: Value = serde_json::from_str(&line).unwrap();
+    let (child, said, address) = listening(dir, &arguments);
     assert_eq!(said["model"], "stories");
-    let address = said["url"]
-        .as_str()
-        .unwrap()
-        .strip_prefix("http://")
-        .unwrap()
-        .to_owned();
     (child, address)
-}
-
-fn ask(address: &str, head: &str, body: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    let length = body.len();
-    let head = format!(
-        "{head}\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
-    );
-    stream
-        .write_all(format!("{head}{body}").as_bytes())
-        .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
 }
 
 /// Asks it to end; its log. It must end well.
@@ -89,7 +59,7 @@ fn a_model_is_served_until_it_is_told_to_stop() {
     let (child, address) = serve(keep.path(), &["--prompt-lookup", "--cache-type", "q8"]);
     let body =
         r#"{"model": "stories", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}"#;
-    let served = ask(&address, "POST /v1/completions HTTP/1.1", body);
+    let served = request(&address, "POST /v1/completions HTTP/1.1", body);
     let plain = ok(
         keep.path(),
         &[
@@ -128,10 +98,10 @@ fn a_key_that_was_made_here_opens() {
     let made = ok(keep.path(), &["--json", "serve", "--new-key", "alice"]).json();
     std::fs::write(keep.path().join("keys"), made["line"].as_str().unwrap()).unwrap();
     let (child, address) = serve(keep.path(), &["--api-keys", "keys"]);
-    assert!(ask(&address, "GET /v1/models HTTP/1.1", "").starts_with("HTTP/1.1 401"));
+    assert!(request(&address, "GET /v1/models HTTP/1.1", "").starts_with("HTTP/1.1 401"));
     let key = made["key"].as_str().unwrap();
     let head = format!("GET /v1/models HTTP/1.1\r\nAuthorization: Bearer {key}");
-    assert!(ask(&address, &head, "").starts_with("HTTP/1.1 200"));
+    assert!(request(&address, &head, "").starts_with("HTTP/1.1 200"));
     assert!(!end(child).contains(key));
 }
 

@@ -24,7 +24,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const REGISTERS: usize;
     /// Whether [`Simd::mul_add_pairs`] and its kin exist: lanes that hold two bf16 numbers each.
     const PAIRS: bool = false;
-    /// Whether [`Simd::multiply_square`] exists: tile registers, of the thread that the body runs in.
+    /// Whether [`Simd::multiply_square`] exists: tile registers, of the thread that the body runs in and for as long as it does. Such a
+    /// body neither takes its vectors to another thread nor dispatches to tiles within itself: the inner one would give them back.
     const TILES: bool = false;
     /// A vector.
     type V: Copy;

@@ -8,7 +8,8 @@
 //! ```
 //! What is asked, kept and exported is a [`Desk`]'s business, which whoever starts the page brings along; here are its routes and who may
 //! use them. The page listens on a loopback address and there is no way to let it listen on another: graders have no keys, a name is
-//! taken at its word. A browser's request must be sent by the page itself (`Host`, `Origin`, `Sec-Fetch-Site`, JSON). No log says what
+//! taken at its word. Every request must name this machine (`Host`), and one that changes something must be
+//! sent by the page itself (`Origin`, `Sec-Fetch-Site`, JSON). No log says what
 //! anybody wrote.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -17,6 +18,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -271,8 +273,8 @@ impl At {
                 ApiError::refused(
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "not_kept",
-                    "the grades can be neither read nor written just now, so nothing was kept; whoever started this page \
-                     finds the reason where it was started",
+                    "the grades can be neither read nor written just now; what was said last was not kept, if anything. Whoever \
+                     started this page finds the reason where it was started",
                 )
             }
         })
@@ -316,7 +318,13 @@ async fn results(State(at): Shared) -> ApiResult<Response> {
     at.ask(|desk| desk.results()).await.map(ok)
 }
 
-async fn export(State(at): Shared, Path(name): Path<String>) -> ApiResult<Response> {
+async fn export(
+    State(at): Shared,
+    name: std::result::Result<Path<String>, PathRejection>,
+) -> ApiResult<Response> {
+    let Ok(Path(name)) = name else {
+        return Err(nothing_here().await);
+    };
     let asked = name.clone();
     let text = at.ask(move |desk| desk.export(&asked)).await?;
     let Some(text) = text else {

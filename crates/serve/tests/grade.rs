@@ -141,15 +141,17 @@ fn what_the_page_asks_reaches_the_desk_and_its_words_the_page() {
         let policy = &page.headers["content-security-policy"];
         assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
         // Nothing in it makes HTML of a text, and nothing comes from elsewhere.
+        let squeezed: String = page.body.split_whitespace().collect();
         for never in [
-            "innerHTML =",
+            "innerHTML=",
+            "innerHTML+=",
             "insertAdjacentHTML",
             "document.write",
             "outerHTML",
-            "src=\"",
+            "src=",
             "https:",
         ] {
-            assert!(!page.body.contains(never), "{never}");
+            assert!(!squeezed.contains(never), "{never}");
         }
     }
 }
@@ -255,7 +257,7 @@ fn what_is_not_understood_is_refused_and_what_fails_stays_here() {
     assert_eq!(refused("early", 409), "come again");
     let said = refused("broken", 500);
     assert!(
-        said.contains("nothing was kept") && !said.contains("secret"),
+        said.contains("was not kept") && !said.contains("secret"),
         "{said}"
     );
     refused("panic", 500);

@@ -15,8 +15,8 @@ use crate::{Result, TrainError};
 /// The share of the measured peak that a whole step reaches, for estimates: 0.78 to 0.80 on the tiny recipe's model
 /// (Zen 4, 2 threads), a little less on others.
 pub(crate) const EXPECTED_MFU: f64 = 0.75;
-/// The same where products are on tiles, which leave the rest of a step the more of its time: 0.33 to 0.5 of models of 6.5 and 21 million
-/// parameters (Emerald Rapids, 2 threads).
+/// The same where products are on tiles, which leave the rest of a step the more of its time: about 0.3 to 0.5 of models of 6.5 and 21 million
+/// parameters (`bench/ranks.py`, `russet bench train`; Emerald Rapids, 2 threads, a peak that wavers).
 pub(crate) const EXPECTED_MFU_ON_TILES: f64 = 0.4;
 
 /// What a plan amounts to.

@@ -13,7 +13,7 @@ use russet_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use super::respond::{Form, Kept, Question, about, keep};
-use super::save::{SaveArgs, Saved, source};
+use super::save::{SaveArgs, Saved, plain_name, source};
 use crate::app::{App, Interrupted, Model, Usage};
 
 /// Questions between two looks at the wish to stop; what a killed run has lost at most.
@@ -92,7 +92,7 @@ pub fn run(app: &mut App, args: &ChoiceArgs) -> Result<()> {
         None => inputs.push(("responses", &path)),
     }
     inputs.extend(args.adapter.as_deref().map(|adapter| ("adapter", adapter)));
-    let name = format!("choice-{}", stem(&args.task));
+    let name = format!("choice-{}", plain_name(&args.task));
     let saved = Saved {
         name: &name,
         scores: &json,
@@ -102,12 +102,6 @@ pub fn run(app: &mut App, args: &ChoiceArgs) -> Result<()> {
     };
     args.save.save(app, &saved)?;
     app.print(&json, &table(&scores))
-}
-
-/// A file's name up to the first dot.
-fn stem(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.split('.').next().unwrap_or_default().to_owned()
 }
 
 /// The same by subject, where questions have one.
@@ -133,7 +127,7 @@ fn ask(
     folder: &Path,
     questions: &[ChoiceQuestion],
 ) -> Result<PathBuf> {
-    let verb = format!("choice-{}", stem(&args.task));
+    let verb = format!("choice-{}", plain_name(&args.task));
     let path = keep(args.keep.as_deref(), &verb, folder)?;
     let form = Form {
         values: &["log_probs"],

@@ -66,6 +66,20 @@ impl SaveArgs {
     }
 }
 
+/// A file's name without the endings of rows and their packing.
+pub fn plain_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = [".zst", ".gz"]
+        .iter()
+        .find_map(|end| name.strip_suffix(end))
+        .unwrap_or(&name);
+    let name = [".jsonl", ".json"]
+        .iter()
+        .find_map(|end| name.strip_suffix(end))
+        .unwrap_or(name);
+    name.to_owned()
+}
+
 /// Refuses a folder that is an artifact of ours: what is added to it later would no longer be what its manifest says.
 pub fn not_into_an_artifact(folder: &Path) -> Result<()> {
     if folder.join(MANIFEST).is_file() {

@@ -1,8 +1,10 @@
 //! The binary, and a folder of recipes that runs in seconds.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -148,4 +150,41 @@ pub fn rows(dir: &Path, name: &str) -> Vec<Value> {
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
+}
+
+/// Starts a verb that listens on a free port: the process, what it said of itself, and where it listens.
+pub fn listening(dir: &Path, arguments: &[&str]) -> (Child, Value, String) {
+    let mut child = russet(dir, arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
+        let mut log = String::new();
+        let mut stderr = child.stderr.take().unwrap();
+        stderr.read_to_string(&mut log).unwrap();
+        panic!("{error}: {line}{log}")
+    });
+    let address = said["url"].as_str().unwrap().strip_prefix("http://");
+    let address = address.unwrap().to_owned();
+    (child, said, address)
+}
+
+/// Sends one request, `METHOD PATH HTTP/1.1` and perhaps headers, with a body of JSON; all that comes back.
+pub fn request(address: &str, head: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    let head = format!(
+        "{head}\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream
+        .write_all(format!("{head}{body}").as_bytes())
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }

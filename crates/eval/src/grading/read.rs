@@ -54,7 +54,19 @@ fn check_models(models: &[(String, PathBuf)], least: usize) -> Result<()> {
     Ok(())
 }
 
-fn finished(study: Study, remarks: Vec<String>) -> Result<Read> {
+fn finished(
+    asks: Asks,
+    seed: u64,
+    models: &[(String, PathBuf)],
+    items: Vec<Item>,
+    remarks: Vec<String>,
+) -> Result<Read> {
+    let study = Study {
+        asks,
+        seed,
+        models: models.iter().map(|(name, _)| name.clone()).collect(),
+        items,
+    };
     let tasks = study.tasks().len();
     if tasks > MOST_TASKS {
         return Err(refused(format!(
@@ -126,13 +138,7 @@ pub fn read_pairs(asks: Asks, seed: u64, models: &[(String, PathBuf)]) -> Result
             "no prompt is answered by two models; give responses to the same prompts".to_owned(),
         ));
     }
-    let study = Study {
-        asks,
-        seed,
-        models: models.iter().map(|(name, _)| name.clone()).collect(),
-        items,
-    };
-    finished(study, remarks)
+    finished(asks, seed, models, items, remarks)
 }
 
 /// Summaries of texts: `task` as `eval summaries` reads it, and rows of `id` and `response`, a file a model.
@@ -196,11 +202,5 @@ pub fn read_summaries(
     if let Some(item) = items.iter().find(|item| item.text.len() > MOST_BYTES) {
         return Err(too_long(task, &item.name));
     }
-    let study = Study {
-        asks,
-        seed,
-        models: models.iter().map(|(name, _)| name.clone()).collect(),
-        items,
-    };
-    finished(study, remarks)
+    finished(asks, seed, models, items, remarks)
 }

@@ -5,13 +5,15 @@
 //! said(id, grader, task, turned, answer, undone, at)        answer null: skipped        undone 1: taken back
 //! ```
 //! What counts of a grader and a task is the last row that was not taken back. A row is written with SQLite's journal and
-//! `synchronous = FULL`: once a call has returned it survives the process and the machine. Several processes may have the file open.
+//! `synchronous = EXTRA`, which also syncs the folder that the journal has left: once a call has returned it survives the process (the
+//! tests kill it) and, as far as the disk keeps its word, the machine. Several processes may have the file open.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 use russet_artifact::Hash;
 use serde::Serialize;
@@ -126,11 +128,13 @@ impl Grading {
     /// When the file cannot be read or written, is another program's, or keeps another study.
     pub fn begin(path: &Path, study: Study) -> Result<Grading> {
         let failed = failed(path);
-        let flags = OpenFlags::default();
-        let mut file = Connection::open_with_flags(path, flags).map_err(&failed)?;
-        prepare(&file).map_err(&failed)?;
+        let mut file = connect(path, OpenFlags::SQLITE_OPEN_CREATE).map_err(&failed)?;
         let hash = hash(&study)?;
-        if let Some(kept) = kept_hash(path, &file)? {
+        // Nobody else begins one in between.
+        let change = file.transaction_with_behavior(TransactionBehavior::Immediate);
+        let change = change.map_err(&failed)?;
+        if let Some(kept) = kept_hash(path, &change)? {
+            drop(change);
             return match kept == hash {
                 true => Ok(Grading::with(path, file, study)),
                 false => Err(Error::Kept {
@@ -141,7 +145,9 @@ impl Grading {
                 }),
             };
         }
-        write_study(&mut file, &study, &hash).map_err(&failed)?;
+        write_study(&change, &study, &hash)
+            .and_then(|()| change.commit())
+            .map_err(&failed)?;
         Ok(Grading::with(path, file, study))
     }
 
@@ -160,9 +166,7 @@ impl Grading {
             ));
         }
         let failed = failed(path);
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let file = Connection::open_with_flags(path, flags).map_err(&failed)?;
-        prepare(&file).map_err(&failed)?;
+        let file = connect(path, OpenFlags::empty()).map_err(&failed)?;
         let Some(kept) = kept_hash(path, &file)? else {
             return Err(none(
                 "it keeps no study; give --responses FILE for each model to begin one",
@@ -298,6 +302,7 @@ impl Grading {
         })
     }
 
+    /// Writes a row; none where it would say again what counts already, as a page does whose answer was lost on its way.
     fn push(&self, grader: &str, turn: Turn, answer: Option<&Answer>) -> Result<()> {
         let answer = answer.map(serde_json::to_string).transpose();
         let answer = answer.map_err(|error| Error::Answer(error.to_string()))?;
@@ -312,15 +317,20 @@ impl Grading {
             if last.unwrap_or(0) >= MOST_SAID {
                 return Ok(false);
             }
+            let task = turn.task as i64;
+            let counts: Option<Option<String>> = change
+                .query_row(
+                    "SELECT answer FROM said WHERE grader = ? AND task = ? AND undone = 0 ORDER BY id DESC LIMIT 1",
+                    params![grader, task],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            if answer.is_some() && counts.as_ref() == Some(&answer) {
+                return Ok(true);
+            }
             change.execute(
                 "INSERT INTO said (grader, task, turned, answer, at) VALUES (?, ?, ?, ?, ?)",
-                params![
-                    grader,
-                    turn.task as i64,
-                    turn.turned,
-                    answer,
-                    now.as_secs() as i64
-                ],
+                params![grader, task, turn.turned, answer, now.as_secs() as i64],
             )?;
             change.commit()?;
             Ok(true)
@@ -426,8 +436,7 @@ impl Grading {
     /// # Errors
     /// When the file fails.
     pub fn is_complete(&self) -> Result<bool> {
-        let progress = self.progress()?;
-        Ok(!progress.is_empty() && progress.iter().all(|one| one.graded == one.of))
+        Ok(all_graded(&self.progress()?))
     }
 
     /// What graders say in the end, in the order in which they said it.
@@ -472,10 +481,11 @@ impl Grading {
                 .ok_or_else(|| wrong("there is no such task"))?;
             let task = self.tasks[task];
             let value: Value = serde_json::from_str(&answer).map_err(|_| wrong("no JSON"))?;
+            // What is wrong with it could quote it, and this sentence goes to a log.
             let answer = self
                 .study
                 .check(task, &value)
-                .map_err(|said| wrong(&said))?;
+                .map_err(|_| wrong("not to its task"))?;
             all.push(Said {
                 grader,
                 task,
@@ -494,7 +504,7 @@ impl Grading {
     /// When the file fails.
     pub fn results(&self, names: bool) -> Result<Value> {
         let graders = self.progress()?;
-        let complete = self.is_complete()?;
+        let complete = all_graded(&graders);
         let named = names || complete;
         let stamp = {
             let file = lock(&self.file);
@@ -543,11 +553,21 @@ fn failed(path: &Path) -> impl Fn(rusqlite::Error) -> Error + '_ {
     }
 }
 
-fn prepare(file: &Connection) -> rusqlite::Result<()> {
+fn all_graded(progress: &[Progress]) -> bool {
+    !progress.is_empty() && progress.iter().all(|one| one.graded == one.of)
+}
+
+fn connect(path: &Path, more: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
+    // Without a folder before it SQLite takes `:memory:`, and no name at all, for what is gone at the end.
+    let file = Connection::open_with_flags(Path::new(".").join(path), flags)?;
     file.busy_timeout(PATIENCE)?;
-    file.pragma_update(None, "synchronous", "FULL")?;
-    // Triggers and views of a file that came from elsewhere do nothing here.
-    file.pragma_update(None, "trusted_schema", false)
+    file.pragma_update(None, "synchronous", "EXTRA")?;
+    // A file that came from elsewhere does nothing of its own here.
+    file.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    file.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
+    file.pragma_update(None, "trusted_schema", false)?;
+    Ok(file)
 }
 
 /// The hash of the study that a file keeps; none where the file is new.
@@ -589,8 +609,7 @@ fn hash(study: &Study) -> Result<String> {
     Ok(Hash::of(whole.to_string().as_bytes()).to_string())
 }
 
-fn write_study(file: &mut Connection, study: &Study, hash: &str) -> rusqlite::Result<()> {
-    let change = file.transaction_with_behavior(TransactionBehavior::Immediate)?;
+fn write_study(change: &Connection, study: &Study, hash: &str) -> rusqlite::Result<()> {
     change.execute_batch(TABLES)?;
     change.pragma_update(None, "application_id", APPLICATION)?;
     change.pragma_update(None, "user_version", VERSION)?;
@@ -616,7 +635,7 @@ fn write_study(file: &mut Connection, study: &Study, hash: &str) -> rusqlite::Re
             }
         }
     }
-    change.commit()
+    Ok(())
 }
 
 #[derive(serde::Deserialize)]

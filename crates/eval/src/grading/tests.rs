@@ -503,6 +503,42 @@ fn two_graders_at_once_lose_nothing() {
 }
 
 #[test]
+fn a_study_is_begun_once_and_a_word_said_twice_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let keep = dir.path().join("g.sqlite");
+    let study = study(dir.path(), 2, 20, Singly::None);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| Grading::begin(&keep, study.clone()).unwrap());
+        }
+    });
+    let grading = Grading::open(&keep).unwrap();
+    grading.say("anna", 0, &first("better")).unwrap();
+    // The page heard nothing and says it again; then something else.
+    grading.say("anna", 0, &first("better")).unwrap();
+    grading.say("anna", 0, &first("slightly")).unwrap();
+    grading.undo("anna").unwrap();
+    assert_eq!(grading.progress().unwrap(), [progress("anna", 1, 0, 20)]);
+    grading.undo("anna").unwrap();
+    assert!(grading.progress().unwrap().is_empty());
+    assert!(grading.undo("anna").is_err(), "two words, not three");
+}
+
+#[test]
+fn a_file_from_elsewhere_does_nothing_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let keep = dir.path().join("g.sqlite");
+    drop(Grading::begin(&keep, study(dir.path(), 2, 2, Singly::None)).unwrap());
+    let file = rusqlite::Connection::open(&keep).unwrap();
+    let trigger = "CREATE TRIGGER away AFTER INSERT ON said BEGIN DELETE FROM said; END";
+    file.execute_batch(trigger).unwrap();
+    drop(file);
+    let grading = Grading::open(&keep).unwrap();
+    grading.say("anna", 0, &first("better")).unwrap();
+    assert_eq!(grading.said().unwrap().len(), 1);
+}
+
+#[test]
 fn files_at_fault_are_named_with_their_line() {
     let dir = tempfile::tempdir().unwrap();
     let long = "x".repeat(MOST_BYTES + 1);

@@ -8,7 +8,11 @@ use crate::matmul::bf16;
 use crate::random::normal;
 
 pub(super) fn isas() -> Vec<Isa> {
-    Isa::available().collect()
+    let isas: Vec<Isa> = Isa::available().collect();
+    if !isas.contains(&Isa::Amx) {
+        eprintln!("not tested on AMX tiles: this CPU has none, or the system does not allow them");
+    }
+    isas
 }
 
 pub(super) fn numbers(len: usize, seed: u64) -> Vec<f32> {

@@ -72,7 +72,8 @@ pub(super) struct Right<P> {
 }
 
 /// C`[rows, cols]` (+)= A`[rows, depth]` B`[depth, cols]`, depth in words. Each element is one chain in the order of depth, of two
-/// bf16 numbers the second first as in dense products, however the rows and columns are blocked.
+/// bf16 numbers the second first as in dense products, however the rows and columns are blocked; on AMX of each 16 words the first
+/// numbers and the second apart. `depth` is above 0.
 ///
 /// # Safety
 /// All elements of A, B and C are readable, those of C writable and no one else's.
@@ -247,7 +248,7 @@ unsafe fn copy<S: Simd>(
     }
 }
 
-/// As [`copy`], of `[rows, cols]` whose columns are at a distance and whose rows are neighbours, to `[SQUARE, cols]` in whole tiles.
+/// As [`copy`], of `[rows, cols]` whose columns are at a distance and whose rows are neighbours, to whole tiles. Rows beyond hold anything.
 ///
 /// # Safety
 /// Likewise; `rows` are at most [`SQUARE`], `cols` at most [`DEEP`].
@@ -374,6 +375,117 @@ impl<S: Simd> Strip<S> {
             for (r, sums) in sums.iter().enumerate() {
                 for (v, &sum) in sums.iter().enumerate() {
                     simd.store_up_to(c_at.add(r * c.stride + v * S::LANES), left, sum);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::isa::Isa;
+    use crate::simd::{Body, dispatch_in};
+
+    struct Multiply<'a> {
+        size: [usize; 3],
+        a: &'a [f32],
+        across: bool,
+        b: &'a [f32],
+        c: &'a mut [f32],
+        accumulate: bool,
+    }
+
+    /// More than any size below, so that rows do not touch.
+    const STRIDE: usize = 80;
+
+    impl Body for Multiply<'_> {
+        type Out = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let (row, col) = if self.across {
+                (1, STRIDE)
+            } else {
+                (STRIDE, 1)
+            };
+            let a = Left {
+                at: self.a.as_ptr(),
+                row,
+                col,
+            };
+            let b = Right {
+                at: self.b.as_ptr(),
+                stride: STRIDE,
+            };
+            let c = Right {
+                at: self.c.as_mut_ptr(),
+                stride: STRIDE,
+            };
+            // SAFETY: all three hold `STRIDE` rows of `STRIDE`.
+            unsafe { product::<S, true>(simd, self.size, a, b, c, self.accumulate) };
+        }
+    }
+
+    /// Of small integers every order of sums is exact, so nothing but the right elements in the right places will do; what lies beyond
+    /// an operand is NaN, and beyond the result must stay.
+    #[test]
+    fn squares_of_tiles_are_the_product_at_every_edge() {
+        if !Isa::available().any(|isa| isa == Isa::Amx) {
+            eprintln!("not tested: this CPU has no AMX, or the system does not allow it");
+            return;
+        }
+        let pair = |low: f32, high: f32| f32::from_bits(low.to_bits() >> 16 | high.to_bits());
+        let number = |seed: usize| (seed * 7919 % 17) as f32 - 8.0;
+        for rows in [1, 16, 17, 31, 32, 33, 64] {
+            for (cols, depth) in [(16, 1), (32, 15), (64, 16), (20, 17), (33, 33), (64, 64)] {
+                let numbers = |salt: usize, i: usize, j: usize| {
+                    [0, 1].map(|half| number(salt + (i * STRIDE + j) * 2 + half))
+                };
+                for (across, accumulate) in
+                    [(false, false), (false, true), (true, false), (true, true)]
+                {
+                    let mut a = vec![f32::NAN; STRIDE * STRIDE];
+                    let mut b = a.clone();
+                    let mut c = vec![3.0; STRIDE * STRIDE];
+                    let mut want = c.clone();
+                    for k in 0..depth {
+                        for i in 0..rows {
+                            let [low, high] = numbers(1, i, k);
+                            a[if across {
+                                k * STRIDE + i
+                            } else {
+                                i * STRIDE + k
+                            }] = pair(low, high);
+                        }
+                        for j in 0..cols {
+                            let [low, high] = numbers(2, k, j);
+                            b[k * STRIDE + j] = pair(low, high);
+                        }
+                    }
+                    for i in 0..rows {
+                        for j in 0..cols {
+                            let sum: f32 = (0..depth)
+                                .flat_map(|k| {
+                                    let (a, b) = (numbers(1, i, k), numbers(2, k, j));
+                                    [a[0] * b[0], a[1] * b[1]]
+                                })
+                                .sum();
+                            want[i * STRIDE + j] = if accumulate { 3.0 + sum } else { sum };
+                        }
+                    }
+                    let multiply = Multiply {
+                        size: [rows, cols, depth],
+                        a: &a,
+                        across,
+                        b: &b,
+                        c: &mut c,
+                        accumulate,
+                    };
+                    dispatch_in::<true, _>(Isa::Amx, multiply);
+                    assert!(
+                        c == want,
+                        "[{rows}, {depth}] x [{depth}, {cols}], across {across}, accumulating {accumulate}"
+                    );
                 }
             }
         }
