@@ -83,6 +83,20 @@ impl Artifact {
     /// # Errors
     /// Names the first file that is changed, missing, or there without being listed.
     pub fn verify(&self) -> Result<()> {
+        self.verify_listed()?;
+        for name in disk::list_files(&self.dir, Links::Refuse)? {
+            if name != MANIFEST && !self.manifest.files.contains_key(&name) {
+                return Err(self.bad(
+                    &name,
+                    "is not in the manifest, so it came later; move it elsewhere".to_owned(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same of the files that the manifest lists, whatever lies beside them.
+    pub(crate) fn verify_listed(&self) -> Result<()> {
         for (name, record) in &self.manifest.files {
             self.look_at(name)?;
             let path = self.dir.join(name);
@@ -93,14 +107,6 @@ impl Artifact {
                 return Err(self.bad(
                     name,
                     format!("has BLAKE3 {hash}, and the manifest says {}", record.blake3),
-                ));
-            }
-        }
-        for name in disk::list_files(&self.dir, Links::Refuse)? {
-            if name != MANIFEST && !self.manifest.files.contains_key(&name) {
-                return Err(self.bad(
-                    &name,
-                    "is not in the manifest, so it came later; move it elsewhere".to_owned(),
                 ));
             }
         }

@@ -136,6 +136,7 @@ impl Draft {
         let manifest = Manifest::from_bytes(&bytes)
             .map_err(|why| self.bad(format!("its manifest would not be readable: {why}")))?;
         disk::write_synced(&self.folder.join(MANIFEST), &bytes)?;
+        self.level_permissions(&names)?;
         for folder in disk::folders_of(&self.folder, &names) {
             disk::sync_folder(&folder)?;
         }
@@ -143,6 +144,23 @@ impl Draft {
         disk::sync_folder(&self.parent)?;
         Ok(Artifact::committed(self.dir.clone(), manifest))
         // Dropping `self` removes what the exchange left in the temporary place: the older artifact.
+    }
+
+    /// Gives all files the permissions of the manifest, which are those of this process's new files: a library that writes
+    /// by way of a private temporary file would leave one that nobody else can read.
+    fn level_permissions(&self, names: &[String]) -> Result<()> {
+        let permissions = |path: &Path| {
+            let is = fs::metadata(path).map_err(Error::io("look at", path))?;
+            Ok(is.permissions())
+        };
+        let wanted = permissions(&self.folder.join(MANIFEST))?;
+        for path in names.iter().map(|name| self.folder.join(name)) {
+            if permissions(&path)? != wanted {
+                fs::set_permissions(&path, wanted.clone())
+                    .map_err(Error::io("set the permissions of", &path))?;
+            }
+        }
+        Ok(())
     }
 
     fn put_in_place(&self, stage: &str) -> Result<()> {

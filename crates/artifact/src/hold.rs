@@ -2,6 +2,8 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 
@@ -25,12 +27,31 @@ impl Hold {
             .truncate(false)
             .open(&path)
             .map_err(Error::io("open", &path))?;
-        match lock.try_lock() {
+        let mut got = lock.try_lock();
+        // [`Hold::is_held`] of another process takes it for a moment.
+        for _ in 0..3 {
+            if matches!(got, Err(TryLockError::WouldBlock)) {
+                thread::sleep(Duration::from_millis(30));
+                got = lock.try_lock();
+            }
+        }
+        match got {
             Err(TryLockError::WouldBlock) => Err(Error::Held {
                 place: place.to_owned(),
             }),
             // Some network file systems have no locks; there the user has to know.
             Ok(()) | Err(TryLockError::Error(_)) => Ok(Hold { _lock: lock }),
+        }
+    }
+
+    /// Whether a living process holds a place whose lock lies in the folder `dir`; nothing where that cannot be told: no such
+    /// file, or a file system without locks.
+    pub fn is_held(dir: &Path) -> Option<bool> {
+        let lock = File::open(dir.join("lock")).ok()?;
+        match lock.try_lock_shared() {
+            Ok(()) => Some(false),
+            Err(TryLockError::WouldBlock) => Some(true),
+            Err(TryLockError::Error(_)) => None,
         }
     }
 }
@@ -46,7 +67,10 @@ mod tests {
         let held = Hold::take(&place, &dir).unwrap();
         let refused = Hold::take(&place, &dir).unwrap_err().to_string();
         assert!(refused.contains("another process"), "{refused}");
+        assert_eq!(Hold::is_held(&dir), Some(true));
         drop(held);
+        assert_eq!(Hold::is_held(&dir), Some(false));
+        assert_eq!(Hold::is_held(folder.path()), None);
         Hold::take(&place, &dir).unwrap();
     }
 }

@@ -27,6 +27,7 @@ pub struct Recipe {
     place: String,
     text: String,
     overrides: Vec<Override>,
+    alternatives: &'static [(&'static str, &'static str)],
 }
 
 impl Recipe {
@@ -73,9 +74,18 @@ impl Recipe {
             place,
             text,
             overrides: overrides.to_vec(),
+            alternatives: &[],
         };
         recipe.check_finite(recipe.tree()?.get_ref(), "")?;
         Ok(recipe)
+    }
+
+    /// Pairs of dotted keys of which a recipe has one: an override of one of them takes the other out.
+    pub fn with_alternatives(self, pairs: &'static [(&'static str, &'static str)]) -> Self {
+        Self {
+            alternatives: pairs,
+            ..self
+        }
     }
 
     /// The file's name without folder and extension: `03-pretrain`.
@@ -119,6 +129,14 @@ impl Recipe {
         for (index, one) in self.overrides.iter().enumerate() {
             let mark = self.text.len() + 1 + index;
             one.apply(tree.get_mut(), mark..mark)?;
+        }
+        let overridden = |key: &str| self.overrides.iter().any(|one| one.key() == key);
+        for &(a, b) in self.alternatives {
+            match (overridden(a), overridden(b)) {
+                (true, false) => remove(tree.get_mut(), b),
+                (false, true) => remove(tree.get_mut(), a),
+                _ => {}
+            }
         }
         Ok(tree)
     }
@@ -185,7 +203,9 @@ impl Recipe {
             _ => None,
         };
         let key = key.map(|key| format!("`{key}`: ")).unwrap_or_default();
-        let hint = hint(error.message())
+        let near = hint(error.message()).map(str::to_owned);
+        let hint = near
+            .or_else(|| self.same_name_below(error, tree?, span.as_ref()?.start))
             .map(|name| format!("; did you mean `{name}`?"))
             .unwrap_or_default();
         let place = self.place(span.map(|span| span.start));
@@ -196,8 +216,39 @@ impl Recipe {
     }
 }
 
-/// serde's message with the names of types as a person says them.
+impl Recipe {
+    /// Where an override's unknown key stands in a table of the recipe: `--set tokenizer.vocab_size=9` of a run means the stage
+    /// `tokenizer`, in which there is `tokenizer.vocab_size`.
+    fn same_name_below(
+        &self,
+        error: &toml::de::Error,
+        tree: &Spanned<DeTable<'_>>,
+        start: usize,
+    ) -> Option<String> {
+        let one = &self.overrides[start.checked_sub(self.text.len() + 1)?];
+        let unknown = error.message().strip_prefix("unknown field `")?;
+        let (unknown, _) = unknown.split_once('`')?;
+        let has = |value: &DeValue<'_>| match value {
+            DeValue::Table(table) => table.contains_key(unknown),
+            _ => false,
+        };
+        let mut tables = tree.get_ref().iter();
+        let (table, _) = tables.find(|(_, value)| has(value.get_ref()))?;
+        let (typed, _) = one.text().split_once('=')?;
+        let stage = typed.trim().strip_suffix(&one.key())?;
+        Some(format!("{stage}{}.{unknown}", table.get_ref()))
+    }
+}
+
+/// serde's message with the names of types as a person says them, and what to do.
 fn in_words(message: &str) -> String {
+    if let Some(name) = message.strip_prefix("missing field ") {
+        let why = match name {
+            "`kind`" => ", which decides what other keys there are",
+            _ => "",
+        };
+        return format!("{name} is missing{why}; write it too");
+    }
     let Some((said, kind)) = message.rsplit_once(", expected ") else {
         return message.to_owned();
     };
@@ -208,6 +259,20 @@ fn in_words(message: &str) -> String {
         kind => kind,
     };
     format!("{said}, expected {kind}")
+}
+
+/// Takes a dotted key out, where it is there.
+fn remove(table: &mut DeTable<'_>, key: &str) {
+    match key.split_once('.') {
+        None => drop(table.remove(key)),
+        Some((first, rest)) => {
+            if let Some(value) = table.get_mut(first)
+                && let DeValue::Table(below) = value.get_mut()
+            {
+                remove(below, rest);
+            }
+        }
+    }
 }
 
 /// The dotted key whose name or value has this span.

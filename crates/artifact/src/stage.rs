@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::artifact::Artifact;
+use crate::draft::Draft;
 use crate::error::{Error, Result};
 use crate::hash::{self, Hash, shorten};
 use crate::manifest::{self, InputKind, Kind, MANIFEST, Manifest, Tool, check_input_name};
@@ -63,6 +64,17 @@ impl Stage {
         Ok(artifact)
     }
 
+    /// A draft of its artifact for `dir`, as [`Draft::of_stage`] makes it, once every byte of the artifacts that it reads is
+    /// what their manifests say: the result's manifest names those bytes, so it must not be made of others.
+    ///
+    /// # Errors
+    /// When an input is damaged or was written anew since it was opened, and as [`Draft::of_stage`].
+    pub fn begin(&self, dir: &Path, kind: Kind) -> Result<Draft> {
+        let draft = Draft::of_stage(dir, kind, &self.name)?;
+        self.inputs.verify()?;
+        Ok(draft)
+    }
+
     fn difference(&self, old: &Manifest, dir: &Path) -> String {
         if old.stage != self.name {
             return format!(
@@ -103,30 +115,53 @@ impl Stage {
         {
             return format!("input `{}` is gone", shorten(name));
         }
-        setting_difference("", &old.recipe, &self.recipe)
-            .unwrap_or_else(|| "its recipe has changed".to_owned())
+        let mut found = Vec::new();
+        setting_differences("", &old.recipe, &self.recipe, &mut found);
+        let more = match found.len().saturating_sub(SHOWN_DIFFERENCES) {
+            0 => String::new(),
+            more => format!(", and {more} more settings"),
+        };
+        found.truncate(SHOWN_DIFFERENCES);
+        match found.is_empty() {
+            true => "its recipe has changed".to_owned(),
+            false => found.join(", ") + &more,
+        }
     }
 }
 
-/// The first setting that differs, in key order.
-fn setting_difference(path: &str, old: &Value, new: &Value) -> Option<String> {
+/// Settings that a sentence names.
+const SHOWN_DIFFERENCES: usize = 3;
+
+/// The settings that differ, in key order: "`train.steps` was 10, is 12".
+fn setting_differences(path: &str, old: &Value, new: &Value, found: &mut Vec<String>) {
     if let (Value::Object(old), Value::Object(new)) = (old, new) {
         let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-        return keys.into_iter().find_map(|key| {
+        for key in keys {
             let path = if path.is_empty() {
                 key.clone()
             } else {
                 format!("{path}.{key}")
             };
             match (old.get(key), new.get(key)) {
-                (Some(old), Some(new)) => setting_difference(&path, old, new),
-                (None, _) => Some(format!("`{}` is new", shorten(&path))),
-                (_, None) => Some(format!("`{}` is gone", shorten(&path))),
+                (Some(old), Some(new)) => setting_differences(&path, old, new, found),
+                (None, _) => found.push(format!("`{}` is new", shorten(&path))),
+                (_, None) => found.push(format!("`{}` is gone", shorten(&path))),
             }
-        });
+        }
+        return;
     }
-    let show = |value: &Value| shorten(&value.to_string());
-    (old != new).then(|| format!("`{}` was {}, is {}", shorten(path), show(old), show(new)))
+    let show = |value: &Value| match value {
+        Value::String(text) => format!("\"{}\"", shorten(text)),
+        value => shorten(&value.to_string()).replace("\\\"", "\""),
+    };
+    if old != new {
+        found.push(format!(
+            "`{}` was {}, is {}",
+            shorten(path),
+            show(old),
+            show(new)
+        ));
+    }
 }
 
 /// Why a stage has to run: a clause in lower case, without a full stop.
@@ -205,6 +240,22 @@ impl Inputs {
             true => self.artifact(name, &Artifact::open(path, kind)?),
             false => self.path(name, path),
         }
+    }
+
+    /// Reads every byte of the artifacts among them. (Plain files and folders have been read when they were added.)
+    fn verify(&self) -> Result<()> {
+        for (name, input) in self.iter() {
+            let InputKind::Artifact(kind) = input.kind else {
+                continue;
+            };
+            let artifact = Artifact::open(&input.path, kind)?;
+            if artifact.manifest_hash() != input.hash {
+                let reason = "was written anew while this began; start again";
+                return Err(bad_input(name, &input.path, reason));
+            }
+            artifact.verify_listed()?;
+        }
+        Ok(())
     }
 
     fn add(mut self, name: &str, input: Input) -> Result<Self> {

@@ -184,6 +184,51 @@ fn a_changed_setting_runs_its_stage() {
 }
 
 #[test]
+fn settings_that_differ_are_named_up_to_three() {
+    let run = Run::new();
+    let dir = run.at("a");
+    let stage = |recipe| Stage::new("test", &run.tool, recipe, Inputs::new());
+    let old = stage(json!({"a": "x", "b": {"c": 1, "d": true}, "e": 2, "f": 3}));
+    let draft = Draft::create(&dir, Kind::Tokens).unwrap();
+    draft.commit(&old).unwrap();
+    let new = stage(json!({"a": "y", "b": {"c": 2}, "e": 3, "g": 3}));
+    assert_eq!(
+        new.current(&dir, Kind::Tokens).unwrap_err().to_string(),
+        "`a` was \"x\", is \"y\", `b.c` was 1, is 2, `b.d` is gone, and 3 more settings"
+    );
+}
+
+/// The manifest of the result would name bytes that it was not made of.
+#[test]
+fn nothing_is_begun_on_an_input_that_has_changed_behind_its_manifest() {
+    let run = Run::new();
+    run.run();
+    let tokens = Artifact::open(&run.at("02-tokens"), Kind::Tokens).unwrap();
+    let inputs = Inputs::new().artifact("tokens", &tokens).unwrap();
+    let stage = Stage::new("pretrain", &run.tool, Value::Null, inputs);
+    let begin = || stage.begin(&run.at("b"), Kind::Checkpoint).map(drop);
+    // What only lies beside the listed files is no input.
+    fs::write(run.at("02-tokens/note.txt"), "mine").unwrap();
+    begin().unwrap();
+    let path = run.at("02-tokens/out");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let problem = begin().unwrap_err().to_string();
+    assert!(
+        problem.contains("file `out` has BLAKE3") && problem.contains("write the artifact again"),
+        "{problem}"
+    );
+    fs::remove_file(run.at("02-tokens/note.txt")).unwrap();
+    Draft::create(&run.at("02-tokens"), Kind::Tokens)
+        .unwrap()
+        .commit(&Stage::new("again", &run.tool, Value::Null, Inputs::new()))
+        .unwrap();
+    let problem = begin().unwrap_err().to_string();
+    assert!(problem.contains("was written anew"), "{problem}");
+}
+
+#[test]
 fn another_version_runs_everything() {
     let reason = "it was written by version 0.1.0, and this is 0.2.0";
     check(

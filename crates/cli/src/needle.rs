@@ -142,7 +142,7 @@ fn table(scores: &NeedleScores) -> String {
             .extend(depths.map(|depth| line(&format!("  depth {:.2}", depth.depth), &depth.found)));
     }
     lines.push(format!(
-        "{} prompts a line; a guess is right in {:.1} %",
+        "{} prompts of each length and depth; a guess is right in {:.1} %",
         scores.trials,
         100.0 * scores.chance
     ));

@@ -32,7 +32,7 @@ pub fn run(app: &mut App, args: &RunArgs) -> Result<()> {
     check_run_folder(&folder)?;
     let mut jobs = Vec::new();
     for (path, set) in paths.iter().zip(&overrides) {
-        let job = Job::new(app, &Recipe::load(path, set)?)?;
+        let job = Job::new(app, &load(path, set)?)?;
         let place = Place {
             runs: vec![folder.clone()],
             out: folder.join(&job.name),
@@ -48,6 +48,7 @@ pub fn run(app: &mut App, args: &RunArgs) -> Result<()> {
     let mut plans = Vec::new();
     for (job, place) in &jobs {
         plans.push(job.plan(place, &mut outlook)?);
+        outlook.runs_before(&job.name);
     }
     if args.dry_run {
         return print_plans(app, &plans);
@@ -88,6 +89,13 @@ pub fn run(app: &mut App, args: &RunArgs) -> Result<()> {
     report(app, &done, stopped.is_some())
 }
 
+/// Settings of which a recipe has one.
+const ALTERNATIVES: &[(&str, &str)] = &[("train.steps", "train.tokens")];
+
+fn load(path: &Path, set: &[Override]) -> Result<Recipe> {
+    Ok(Recipe::load(path, set)?.with_alternatives(ALTERNATIVES))
+}
+
 /// Runs one recipe that must be of the given stage.
 pub fn single(app: &mut App, args: &RecipeArgs, wanted: StageKind, resume: Resume) -> Result<()> {
     app.stop_on_signals()?;
@@ -109,7 +117,7 @@ pub fn single(app: &mut App, args: &RecipeArgs, wanted: StageKind, resume: Resum
             .into());
         }
     }
-    let job = Job::new(app, &Recipe::load(path, &args.set)?)?;
+    let job = Job::new(app, &load(path, &args.set)?)?;
     if job.kind != wanted {
         return Err(Usage(format!(
             "{}: the recipe is of stage `{}`, but this verb runs `{}`",
@@ -345,7 +353,7 @@ fn recipe_files(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// For a dry run with the machine's rate, which takes some tenths of a second to measure.
 fn outlook(app: &App, dry_run: bool) -> Outlook {
-    Outlook::new(dry_run.then(|| app.pool.clone()))
+    Outlook::new(dry_run.then(|| app.pool.clone()), app.tool.clone())
 }
 
 fn print_plans(app: &App, plans: &[(Value, String)]) -> Result<()> {
@@ -399,7 +407,9 @@ fn report(app: &App, done: &[(StageKind, Done)], interrupted: bool) -> Result<()
         StageKind::Sft,
         StageKind::Pretrain,
     ];
-    if let Some((_, model)) = models.iter().find_map(|&kind| last(kind)) {
+    if let Some((_, model)) = models.iter().find_map(|&kind| last(kind))
+        && !interrupted
+    {
         let model = model.artifact.display();
         lines.push(format!(
             "Next: russet generate --model {model} --prompt \"Once upon a time\""

@@ -16,14 +16,14 @@ mod tokenizer;
 mod tokens;
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use russet_align::Lesson;
-use russet_artifact::{Draft, Inputs, Kind, Recipe, Stage};
+use russet_artifact::{Inputs, Kind, Recipe, Stage, Tool};
 use russet_kernels::Pool;
 use russet_model::Config;
 use russet_tokenizer::read_texts;
@@ -147,11 +147,15 @@ pub struct Outlook {
     decoders: BTreeMap<String, Config>,
     /// The splits of the tokens that the run will make, by the name of the stage.
     splits: BTreeMap<String, Vec<String>>,
+    /// The stages that run before the one that is planned now, so that what lies there of them may be made anew.
+    earlier: BTreeSet<String>,
+    /// For what lies there: another version makes it anew.
+    tool: Tool,
 }
 
 impl Outlook {
     /// Of nothing but the machine, whose threads are given for a dry run.
-    pub fn new(pool: Option<Arc<Pool>>) -> Outlook {
+    pub fn new(pool: Option<Arc<Pool>>, tool: Tool) -> Outlook {
         Outlook {
             f32: pool
                 .as_deref()
@@ -161,7 +165,20 @@ impl Outlook {
             vocab: None,
             decoders: BTreeMap::new(),
             splits: BTreeMap::new(),
+            earlier: BTreeSet::new(),
+            tool,
         }
+    }
+
+    /// Hears that this stage runs before those that are planned from now on.
+    pub fn runs_before(&mut self, stage: &str) {
+        self.earlier.insert(stage.to_owned());
+    }
+
+    /// Whether an input is what the stage will find: it is there, and nothing of the run makes it anew before.
+    fn is_settled(&self, input: &Path, place: &Place) -> bool {
+        let made_anew = |name: &str| self.earlier.contains(name);
+        place.input(input).exists() && !input.to_str().is_some_and(made_anew)
     }
 
     /// The rate of products of a type, in a dry run.
@@ -385,7 +402,7 @@ fn make(
     if stage.current(out, kind).is_ok() {
         return Ok(true);
     }
-    let draft = Draft::of_stage(out, kind, &stage.name)?;
+    let draft = stage.begin(out, kind)?;
     work(app, draft.path(), &stage)?;
     draft.commit(&stage)?;
     Ok(false)
@@ -414,12 +431,12 @@ fn read_json(path: &Path) -> Result<Value> {
     serde_json::from_slice(&bytes).with_context(|| format!("{}: is not JSON", path.display()))
 }
 
-/// "1 h 12 min", "3 min", "20 s": as exact as an estimate is.
+/// "about 20 s", "about 3 min", "about 1.2 h": as exact as an estimate is.
 fn about(seconds: f64) -> String {
     match seconds {
         s if s < 1.0 => "less than a second".to_owned(),
-        s if s < 100.0 => format!("{s:.0} s"),
-        s if s < 6000.0 => format!("{:.0} min", s / 60.0),
-        s => format!("{:.1} h", s / 3600.0),
+        s if s < 100.0 => format!("about {s:.0} s"),
+        s if s < 6000.0 => format!("about {:.0} min", s / 60.0),
+        s => format!("about {:.1} h", s / 3600.0),
     }
 }

@@ -17,7 +17,7 @@ use ratatui::style::{Color, Style, Stylize};
 use ratatui::symbols::Marker;
 use ratatui::text::Line;
 use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, Paragraph};
-use russet_artifact::{LogEvent, read_log};
+use russet_artifact::{Hold, LogEvent, read_log};
 use serde_json::json;
 
 use crate::app::{App, Usage};
@@ -44,7 +44,12 @@ pub fn watch(app: &App, args: &WatchArgs) -> Result<()> {
     if app.json || !std::io::stdout().is_terminal() {
         let curves = Curves::new(&read_log(&folder)?);
         let pace = Pace::of(&folder);
-        let text = format!("{}, {}", curves.headline(), pace.words());
+        let text = format!(
+            "{}: {}, {}",
+            folder.display(),
+            curves.headline(),
+            pace.words()
+        );
         return app.print(&curves.json(&folder, pace), &text);
     }
     let mut terminal = ratatui::init();
@@ -122,10 +127,12 @@ fn log_folder(run: &Path) -> Result<PathBuf> {
 enum Pace {
     /// What it makes lies beside the log.
     Finished,
-    /// The log has grown lately.
+    /// A process is at it, or the log has grown lately where that cannot be told.
     Running,
-    /// It has not for so many seconds: stopped, killed, or between two distant lines.
+    /// The log has not grown for so many seconds.
     Still(u64),
+    /// No process is at it, and nothing came of it yet: it was stopped or killed.
+    Stopped,
 }
 
 impl Pace {
@@ -137,6 +144,9 @@ impl Pace {
         if folder.extension().is_some_and(|end| end == "log") && made.is_some() && made >= log {
             return Pace::Finished;
         }
+        if Hold::is_held(folder) == Some(false) {
+            return Pace::Stopped;
+        }
         match log.and_then(|log| log.elapsed().ok()) {
             Some(age) if age > STILL => Pace::Still(age.as_secs()),
             _ => Pace::Running,
@@ -147,6 +157,9 @@ impl Pace {
         match self {
             Pace::Finished => "finished".to_owned(),
             Pace::Running => "running".to_owned(),
+            Pace::Stopped => {
+                "stopped: the command that began it goes on from what was saved".to_owned()
+            }
             Pace::Still(seconds) => format!("no new line for {seconds} s"),
         }
     }
@@ -485,7 +498,11 @@ mod tests {
         ] {
             assert_eq!(log_folder(&given).unwrap(), logs, "{}", given.display());
         }
+        assert_eq!(Pace::of(&logs), Pace::Running, "which cannot be told here");
+        let hold = Hold::take(folder.path(), &logs).unwrap();
         assert_eq!(Pace::of(&logs), Pace::Running);
+        drop(hold);
+        assert_eq!(Pace::of(&logs), Pace::Stopped);
         std::fs::create_dir(folder.path().join("03-pretrain")).unwrap();
         std::fs::write(folder.path().join("03-pretrain/manifest.json"), "{}").unwrap();
         assert_eq!(Pace::of(&logs), Pace::Finished);

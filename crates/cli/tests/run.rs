@@ -345,9 +345,17 @@ fn every_recipe_is_checked_before_the_first_stage_runs() {
         ("tokenizer.tokenizer.vocab_size=5", 2, "vocab_size"),
         ("tokens.data.train=[]", 2, "`data.train`"),
         ("pretrain.train.peak_lr=-1", 2, "`train.peak_lr` is -1"),
-        ("pretrain.train.tokens=100", 2, "beside `train.steps`"),
+        (
+            "tokenizer.vocab_size=5",
+            2,
+            "did you mean `tokenizer.tokenizer.vocab_size`?",
+        ),
         ("pretrain.nonsense=1", 2, "unknown field `nonsense`"),
-        ("pretrain.optimizer.beta1=2", 2, "missing field `kind`"),
+        (
+            "pretrain.optimizer.beta1=2",
+            2,
+            "`kind` is missing, which decides what other keys there are",
+        ),
         (
             "pretrain.inputs.checkpoint=x",
             2,

@@ -13,10 +13,11 @@
 pub mod store;
 mod teach;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use russet_artifact::{Artifact, Inputs, Kind};
-use russet_model::{Decoder, Embedding, checkpoint};
+use russet_model::{Config, Decoder, Embedding, checkpoint};
 use russet_tensor::ops::{LossTeacher, LossTerms, TokenLoss};
 use russet_tensor::{Ctx, Tensor};
 use russet_tokenizer::{TokenShard, Tokenizer};
@@ -41,6 +42,17 @@ pub struct DistillSettings {
     /// τ of `kl`.
     #[serde(default = "temperature")]
     pub temperature: f64,
+}
+
+impl fmt::Display for DistillSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            DistillKind::Hard => "its likeliest token as a second label",
+            DistillKind::Kl => "all of its probabilities",
+            DistillKind::TopK => "its stored probabilities",
+        };
+        write!(f, "{kind}, {} of the loss", self.mix)
+    }
 }
 
 /// Which divergence draws the student to the teacher.
@@ -112,6 +124,14 @@ impl DistillSettings {
 }
 
 impl TeacherInput {
+    /// The name of the input that it is.
+    pub fn input(&self) -> &'static str {
+        match self {
+            TeacherInput::Checkpoint(_) => "teacher",
+            TeacherInput::Logits(_) => "teacher_logits",
+        }
+    }
+
     fn path(&self) -> &Path {
         match self {
             TeacherInput::Checkpoint(path) | TeacherInput::Logits(path) => path,
@@ -142,12 +162,48 @@ impl TeacherInput {
     pub(crate) fn record(&self, inputs: Inputs) -> Result<Inputs> {
         Ok(match self {
             TeacherInput::Checkpoint(path) => {
-                inputs.artifact_or_path("teacher", path, Kind::Checkpoint)?
+                inputs.artifact_or_path(self.input(), path, Kind::Checkpoint)?
             }
             TeacherInput::Logits(path) => {
                 let artifact = Artifact::open(path, Kind::TeacherLogits)?;
-                inputs.artifact("teacher_logits", &artifact)?
+                inputs.artifact(self.input(), &artifact)?
             }
+        })
+    }
+
+    /// Refuses what cannot teach students on such a shard, without reading weights or predictions.
+    ///
+    /// # Errors
+    /// When a checkpoint has another tokenizer or vocabulary, or was made for shorter sequences; when predictions were stored of
+    /// windows of another length.
+    pub(crate) fn look(&self, shard: &TokenShard, sequence_length: usize) -> Result<()> {
+        let problem = match self {
+            TeacherInput::Checkpoint(path) => {
+                let context = look_at_teacher(path, shard)?.context;
+                if context >= sequence_length {
+                    return Ok(());
+                }
+                format!(
+                    "the teacher was made for {context} tokens of context, but `train.sequence_length` is {sequence_length}; \
+                     lower that, or take another teacher"
+                )
+            }
+            TeacherInput::Logits(path) => {
+                let artifact = Artifact::open(path, Kind::TeacherLogits)?;
+                let asked = &artifact.manifest().recipe["teacher_logits"]["sequence_length"];
+                let Some(asked) = asked.as_u64().filter(|&one| one != sequence_length as u64)
+                else {
+                    return Ok(());
+                };
+                format!(
+                    "the teacher was asked in windows of {asked} tokens, but `train.sequence_length` is {sequence_length}, so it \
+                     saw another context than the student will; write {asked} there, or ask it again with {sequence_length}"
+                )
+            }
+        };
+        Err(TrainError::Data {
+            place: self.path().to_owned(),
+            problem,
         })
     }
 
@@ -161,18 +217,12 @@ impl TeacherInput {
             place: self.path().to_owned(),
             problem,
         };
+        self.look(&shards[0].shard, sequence_length)?;
         match self {
-            TeacherInput::Checkpoint(path) => {
-                let decoder = open_teacher(path, &shards[0].shard)?;
-                let context = decoder.config().context;
-                if context < sequence_length {
-                    return Err(refuse(format!(
-                        "the teacher was made for {context} tokens of context, but `train.sequence_length` is \
-                         {sequence_length}; lower that, or take another teacher"
-                    )));
-                }
-                Ok(Teacher::Model(Box::new(decoder)))
-            }
+            TeacherInput::Checkpoint(path) => Ok(Teacher::Model(Box::new(open_teacher(
+                path,
+                &shards[0].shard,
+            )?))),
             TeacherInput::Logits(path) => {
                 let artifact = Artifact::open(path, Kind::TeacherLogits)?;
                 let of = artifact.manifest().inputs.get("tokens");
@@ -227,8 +277,8 @@ pub(crate) struct Taught {
     pub shard: TokenShard,
 }
 
-/// Reads a teacher and checks that it was trained on the tokens of `shard`.
-pub(crate) fn open_teacher(path: &Path, shard: &TokenShard) -> Result<Decoder> {
+/// The shape of a teacher, which must have been trained on the tokens of `shard`.
+fn look_at_teacher(path: &Path, shard: &TokenShard) -> Result<Config> {
     let refuse = |problem: String| TrainError::Data {
         place: path.to_owned(),
         problem,
@@ -241,19 +291,28 @@ pub(crate) fn open_teacher(path: &Path, shard: &TokenShard) -> Result<Decoder> {
             shard.path().display()
         )));
     }
-    let decoder = checkpoint::open(path)?;
-    let vocab = decoder.config().vocab;
+    let config = Config::open(path)?;
+    let vocab = config.vocab;
     if vocab != shard.vocab_size() {
         return Err(refuse(format!(
             "the teacher's vocabulary has {vocab} entries, but the tokens are out of {}; padded tables cannot teach",
             shard.vocab_size()
         )));
     }
+    Ok(config)
+}
+
+/// Reads a teacher that [`look_at_teacher`] lets pass.
+pub(crate) fn open_teacher(path: &Path, shard: &TokenShard) -> Result<Decoder> {
+    look_at_teacher(path, shard)?;
+    let decoder = checkpoint::open(path)?;
     match decoder.output_table() {
         Embedding::Dense(_) => Ok(decoder),
-        Embedding::Int8(_) => Err(refuse(
-            "the teacher is a package; name the checkpoint that it was made from".to_owned(),
-        )),
+        Embedding::Int8(_) => Err(TrainError::Data {
+            place: path.to_owned(),
+            problem: "the teacher is a package; name the checkpoint that it was made from"
+                .to_owned(),
+        }),
     }
 }
 

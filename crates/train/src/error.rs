@@ -77,6 +77,22 @@ pub enum TrainError {
     /// Someone asked to stop a job that keeps nothing of what it had.
     #[error("stopped; the same command begins this again")]
     Interrupted,
+    /// Gradients that have grown past `train.skip_norm` and stay there.
+    #[error(
+        "step {step}: the last {in_a_row} steps were all skipped, their gradients' norms at or above {limit} (`train.skip_norm`; now \
+         {norm:.4}). Skipped steps change no weight, so training stops here: lower `train.peak_lr` or raise `train.skip_norm`, \
+         and begin again with --restart. What was saved before is untouched"
+    )]
+    Skipped {
+        /// The step, counted from 1.
+        step: u64,
+        /// How many steps.
+        in_a_row: u64,
+        /// The last one's norm.
+        norm: f64,
+        /// `train.skip_norm`.
+        limit: f64,
+    },
     /// The run has diverged, or a batch is poisonous.
     #[error(
         "step {step}: the {what} is {value}, so training stops here; the step saw {documents}. Look at \

@@ -77,5 +77,7 @@ pub use run::{
 pub use schedule::Schedule;
 pub use settings::Settings;
 pub use state::{State, StateStore, Tally};
-pub use training::{Adapters, First, Make, Outcome, Resume, Task, TrainReport, Trained, Training};
+pub use training::{
+    Adapters, First, Make, Outcome, Resume, Standing, Task, TrainReport, Trained, Training,
+};
 pub use validation::{GoesOn, Validation, ValidationResult};

@@ -274,7 +274,7 @@ fn decays(kind: ParameterKind) -> bool {
 }
 
 /// muP-simple's multiplier of the rate; see the top of the file.
-fn multiplier(rule: &OptimizerSettings, kind: ParameterKind, width: usize) -> f64 {
+pub(crate) fn multiplier(rule: &OptimizerSettings, kind: ParameterKind, width: usize) -> f64 {
     match (rule.mup_base_width(), kind) {
         (0, _) => 1.0,
         (base, ParameterKind::Matrix) => base as f64 / width as f64,

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use russet_artifact::{Artifact, Inputs, Kind, Recipe, Stage, Tool};
-use russet_model::{Config, Weights};
+use russet_model::{Config, ParameterKind, Weights};
 use russet_tensor::MeshShape;
 use russet_tokenizer::{TokenShard, Tokenizer};
 use serde_json::Value;
@@ -15,6 +15,7 @@ use crate::check::{self, Start, decoder_config};
 use crate::distill::{Distill, Taught, TeacherInput};
 use crate::loader::{Mixture, Packing, Part};
 use crate::objective::{NextToken, Objective};
+use crate::optimizer::multiplier;
 use crate::parallel::MeshPlan;
 use crate::price::{Description, Estimate, SourceDescription, memory, training_flops};
 use crate::probe::Rate;
@@ -166,6 +167,8 @@ impl Plan {
             return Err(TrainError::setting("distill", problem));
         };
         teacher.check(distill)?;
+        let shard = TokenShard::open(&self.train[0].path)?;
+        teacher.look(&shard, self.settings.train.sequence_length)?;
         self.teacher = Some(teacher);
         Ok(self)
     }
@@ -224,6 +227,32 @@ impl Plan {
     /// under adapters.
     pub fn base(&self) -> Option<&Path> {
         self.base.as_deref()
+    }
+
+    /// The teacher, if there is one.
+    pub fn teacher(&self) -> Option<&TeacherInput> {
+        self.teacher.as_ref()
+    }
+
+    /// The names of what is trained on, and the share of the sequences that each gives.
+    pub fn shares(&self) -> Vec<(&str, f64)> {
+        let all: f64 = self.train.iter().map(|source| source.weight).sum();
+        let shares = self.train.iter();
+        let shares = shares.map(|source| (source.label.as_str(), source.weight / all));
+        shares.collect()
+    }
+
+    /// What the loss that is reported has besides the text's: " with the teacher's term".
+    pub fn loss_terms(&self) -> &'static str {
+        match (
+            self.settings.distill.is_some(),
+            self.settings.train.z_loss > 0.0,
+        ) {
+            (true, true) => " with the teacher's and the z-loss's terms",
+            (true, false) => " with the teacher's term",
+            (false, true) => " with the z-loss",
+            (false, false) => "",
+        }
     }
 
     /// The learning rates.
@@ -361,6 +390,11 @@ impl Plan {
             flops,
             memory: memory(&self.config, &self.settings),
             parallel: MeshPlan::new(&self.config, &self.settings),
+            matrix_rate: multiplier(
+                &self.settings.optimizer,
+                ParameterKind::Matrix,
+                self.config.width,
+            ),
             threads: self.settings.compute.threads(),
             validates: self.validation.is_some(),
         }

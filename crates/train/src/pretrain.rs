@@ -144,12 +144,19 @@ fn model_card(plan: &Plan, state: &State, measured: &Measured) -> String {
             card += &row("projections", names.join(", "));
         }
     }
-    let terms = match (settings.distill.is_some(), settings.train.z_loss > 0.0) {
-        (true, true) => ", the teacher's and the z-loss's terms in it",
-        (true, false) => ", the teacher's term in it",
-        (false, true) => ", the z-loss in it",
-        (false, false) => "",
-    };
+    let percent = |(name, share)| format!("{name} {:.0} %", 100.0 * share);
+    let shares: Vec<String> = plan.shares().into_iter().map(percent).collect();
+    card += &row("texts", shares.join(", "));
+    if let (Some(teacher), Some(distill)) = (plan.teacher(), &settings.distill) {
+        card += &row(
+            "teacher",
+            format!(
+                "the input `{}` of `manifest.json`: {distill}",
+                teacher.input()
+            ),
+        );
+    }
+    let terms = plan.loss_terms();
     card += &card_rows(&settings.train, &plan.optimizer(), state, measured, terms);
     card.push_str("\nSettings, inputs and hashes stand in `manifest.json`.\n");
     card

@@ -43,6 +43,8 @@ pub struct Description {
     /// What each rank of a mesh has of it, and sends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parallel: Option<MeshPlan>,
+    /// The rate of matrices over the schedule's: muP's, 1 without it.
+    pub matrix_rate: f64,
     /// Threads.
     pub threads: usize,
     /// Whether there is something held out to measure.
@@ -239,6 +241,13 @@ impl fmt::Display for Description {
             self.tokens_per_step,
             self.tokens as f64 / 1e6,
         )?;
+        if self.matrix_rate != 1.0 {
+            writeln!(
+                f,
+                "rates    matrices learn at {:.3} times the schedule's rate (`optimizer.mup_base_width` over the width)",
+                self.matrix_rate
+            )?;
+        }
         for source in &self.sources {
             writeln!(
                 f,
@@ -252,8 +261,12 @@ impl fmt::Display for Description {
         }
         writeln!(
             f,
-            "work     {:.3e} floating-point operations on {} threads",
-            self.flops, self.threads
+            "work     {:.3e} floating-point operations on {}",
+            self.flops,
+            match self.threads {
+                1 => "1 thread".to_owned(),
+                threads => format!("{threads} threads"),
+            }
         )?;
         write!(f, "memory   {}", self.memory)?;
         if let Some(plan) = &self.parallel {
@@ -290,16 +303,19 @@ impl fmt::Display for Price {
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: usize| bytes as f64 / (1u64 << 20) as f64;
-        write!(
-            f,
-            "{:.0} MiB: weights {:.0}, gradients {:.0}, optimizer {:.0}, a save {:.0}, activations {:.0}",
-            mib(self.total()),
-            mib(self.weights),
-            mib(self.gradients),
-            mib(self.optimizer),
-            mib(self.saving),
-            mib(self.activations)
-        )
+        let parts = [
+            ("weights", self.weights),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("a save", self.saving),
+            ("activations", self.activations),
+        ];
+        let parts: Vec<String> = parts
+            .into_iter()
+            .filter(|&(_, bytes)| bytes > 0)
+            .map(|(name, bytes)| format!("{name} {:.0}", mib(bytes)))
+            .collect();
+        write!(f, "{:.0} MiB: {}", mib(self.total()), parts.join(", "))
     }
 }
 

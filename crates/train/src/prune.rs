@@ -254,19 +254,26 @@ impl PruneSettings {
         Ok(())
     }
 
-    /// Whether a decoder has more hidden dims than are to stay.
+    /// Whether a decoder has more hidden dims than are to stay, and was made for sequences this long.
     ///
     /// # Errors
     /// When it has not.
-    pub fn check_width(&self, config: &Config) -> Result<()> {
-        if self.ffn < config.ffn {
-            return Ok(());
+    pub fn check_model(&self, config: &Config) -> Result<()> {
+        if self.ffn >= config.ffn {
+            let problem = format!(
+                "is {}, but the checkpoint's feed-forward layers are {} wide; write a smaller number",
+                self.ffn, config.ffn
+            );
+            return Err(TrainError::setting("prune.ffn", problem));
         }
-        let problem = format!(
-            "is {}, but the checkpoint's feed-forward layers are {} wide; write a smaller number",
-            self.ffn, config.ffn
-        );
-        Err(TrainError::setting("prune.ffn", problem))
+        if self.sequence_length > config.context {
+            let problem = format!(
+                "is {}, but the checkpoint was made for {} tokens of context; write at most that",
+                self.sequence_length, config.context
+            );
+            return Err(TrainError::setting("prune.sequence_length", problem));
+        }
+        Ok(())
     }
 
     fn micro(&self) -> usize {
@@ -299,7 +306,7 @@ pub fn prune(
             "it is a package; prune the checkpoint that it was made from".to_owned(),
         ));
     }
-    settings.check_width(&config)?;
+    settings.check_model(&config)?;
     let tokenizer = Tokenizer::open(checkpoint)?;
     let shard = |split: &str| -> Result<TokenShard> {
         let shard = TokenShard::open(tokens.file(&format!("{split}.tokens.safetensors"))?)?;

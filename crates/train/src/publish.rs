@@ -102,7 +102,7 @@ fn copy_tokenizer(folder: &Path, own: &[(String, Vec<u8>)], draft: &Draft) -> Re
     Ok(())
 }
 
-/// Rows of a card's table that say how something was trained; `terms` is what the loss has besides, ", the teacher's term in it".
+/// Rows of a card's table that say how something was trained; `terms` is what the loss has besides, " with the teacher's term".
 pub fn card_rows(
     train: &TrainSettings,
     optimizer: &OptimizerSettings,
@@ -141,7 +141,7 @@ pub fn card_rows(
     let loss = state.tally.last_loss;
     row(
         "training loss",
-        format!("{loss:.4} nats per token, last step{terms}"),
+        format!("{loss:.4} nats per token{terms}, last step"),
     );
     let find = |name: &str| measured.iter().find(|one| one.0 == name).map(|one| one.1);
     if let Some(nats) = find(VALIDATION_LOSS) {

@@ -47,6 +47,12 @@ pub type Measured = Vec<(&'static str, f64)>;
 /// Steps in a row whose gradients may be no numbers: from more of them nothing comes back.
 const NOT_FINITE_IN_A_ROW: u64 = 10;
 
+/// Steps in a row whose gradients may be skipped. Skipped steps change no weight, so from more of them nothing else comes.
+const SKIPPED_IN_A_ROW: u64 = 100;
+
+/// Steps in a row after which gradients that are exactly zero are told: the schedule's end may round a few away, not so many.
+const ZERO_IN_A_ROW: u64 = 20;
+
 /// The measure whose lowest value is the best, in nats per token where the loss is.
 pub const VALIDATION_LOSS: &str = "validation_loss";
 
@@ -143,6 +149,8 @@ pub fn train(mut run: Loop, ctx: &mut Ctx, state: &mut State) -> Result<Ended> {
         best: None,
         busy: Busy::default(),
         not_finite: 0,
+        skipped: 0,
+        zero: 0,
         log_fails: false,
     };
     let ended = stepping.all_steps(ctx, state);
@@ -158,6 +166,8 @@ struct Stepping<'a, 'l> {
     best: Option<Best>,
     busy: Busy,
     not_finite: u64, // steps in a row
+    skipped: u64,    // likewise
+    zero: u64,       // likewise
     log_fails: bool,
 }
 
@@ -250,7 +260,10 @@ impl Stepping<'_, '_> {
             let (step, tally) = (state.step, &state.tally);
             let passed = tally.seconds - seconds;
             let speed = (tally.tokens - tokens) as f64 / passed;
-            let utilisation = (tally.flops - flops) / passed / self.run.peak_flops;
+            let rate_of_flops = (tally.flops - flops) / passed;
+            // A peak that was measured while the machine was busy is corrected by what is reached.
+            self.run.peak_flops = self.run.peak_flops.max(rate_of_flops);
+            let utilisation = rate_of_flops / self.run.peak_flops;
             let mut fields = vec![
                 ("loss", f64::from(loss)),
                 ("learning_rate", rate),
@@ -410,18 +423,11 @@ impl Stepping<'_, '_> {
             .is_some_and(|limit| norm.is_nan() || norm >= limit)
         {
             gradients.clear();
-            state.tally.skipped += 1;
-            let step = state.step + 1;
-            let origins = self.ranks.origins(batches);
-            let head = format!(
-                "step {step}: the gradient's norm is {norm:.4}, from {} on steps are skipped (`train.skip_norm`); skipped so \
-                 far {}; the step saw",
-                self.run.skip_norm.expect("just compared"),
-                state.tally.skipped
-            );
-            self.say_of(&origins, step, "skipped", &head, "");
+            self.skip(state, batches, norm)?;
             return Ok((norm, rate));
         }
+        self.skipped = 0;
+        self.watch_for_zeros(state, norm, batches);
         let update = state.step + 1 - state.tally.skipped;
         let step = Step {
             update,
@@ -437,6 +443,53 @@ impl Stepping<'_, '_> {
             average.take(&ctx.pool, &state.decoder, update);
         }
         Ok((norm, rate))
+    }
+
+    /// Counts a step whose gradients are thrown away. The first of a row is told, the log has all.
+    fn skip(&mut self, state: &mut State, batches: &[Batch], norm: f64) -> Result<()> {
+        state.tally.skipped += 1;
+        self.skipped += 1;
+        let step = state.step + 1;
+        let limit = self.run.skip_norm.expect("a step was compared with it");
+        let origins = self.ranks.origins(batches);
+        let names = self.run.batches.names();
+        let sentence = |most| {
+            format!(
+                "step {step}: the gradient's norm is {norm:.4}, from {limit} on steps are skipped (`train.skip_norm`); skipped \
+                 so far {}; the step saw {}",
+                state.tally.skipped,
+                document_list(&origins, &names, most)
+            )
+        };
+        if self.skipped == 1 {
+            self.run.progress.message(&sentence(SHOWN));
+        }
+        self.log_text(step, "skipped", &sentence(usize::MAX));
+        if self.skipped > SKIPPED_IN_A_ROW {
+            let error = TrainError::Skipped {
+                step,
+                in_a_row: self.skipped,
+                norm,
+                limit,
+            };
+            self.log_text(step, "stuck", &error.to_string());
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Tells once that nothing is learnt any more. No error: rewards that are all alike give no gradient, and the next may.
+    fn watch_for_zeros(&mut self, state: &State, norm: f64, batches: &[Batch]) {
+        self.zero = if norm == 0.0 { self.zero + 1 } else { 0 };
+        if self.zero == ZERO_IN_A_ROW {
+            let step = state.step + 1;
+            let origins = self.ranks.origins(batches);
+            let head = format!(
+                "step {step}: the gradient has been exactly zero for {ZERO_IN_A_ROW} steps, so nothing is learnt; look at the \
+                 loss and at `train.peak_lr`, a rate too high does this for good; the step saw"
+            );
+            self.say_of(&origins, step, "zero_gradient", &head, "");
+        }
     }
 
     /// Measures the decoder; `false` where a stop came in between.

@@ -327,6 +327,44 @@ impl StateStore {
             .map_err(|error| bad(format!("is not what was saved: {error}")))
     }
 
+    /// The step of the newest saved state, if there is one.
+    ///
+    /// # Errors
+    /// As [`StateStore::load`].
+    pub(crate) fn step(&self) -> Result<Option<u64>> {
+        Ok(self.newest()?.map(|(_, stored)| stored.step))
+    }
+
+    /// The newest saved state, which must be one of this run.
+    fn newest(&self) -> Result<Option<(Artifact, Stored)>> {
+        let mut dir = self.dir.clone();
+        if is_missing(&dir) {
+            match self.older().into_iter().next() {
+                Some((_, older)) => dir = older,
+                None => return Ok(None),
+            }
+        }
+        let artifact = self.stage.current(&dir, Kind::TrainState).map_err(|stale| {
+            let whole = |path: &PathBuf| self.stage.current(path, Kind::TrainState).is_ok();
+            let older = self.older().into_iter().find(|(_, path)| whole(path));
+            let advice = match older {
+                Some((step, _)) => format!(
+                    "The state of step {step}, which was kept before it, is whole: remove this folder to go on from there"
+                ),
+                None => "Undo that, or remove this folder to start over (so does --restart, of the verb that runs this stage \
+                         alone)"
+                    .to_owned(),
+            };
+            let problem = format!("this is no state to go on from: {stale}. {advice}");
+            TrainError::State {
+                dir: dir.clone(),
+                problem,
+            }
+        })?;
+        let stored = self.stored(&artifact)?;
+        Ok(Some((artifact, stored)))
+    }
+
     /// What this rank has of the newest saved state, if there is one, whatever mesh it was saved on. `frame` makes the decoder
     /// of which the state has the parameters only, and nothing where it has all weights; `fresh` makes what a decoder is trained
     /// with, whose memory is then filled.
@@ -340,25 +378,9 @@ impl StateStore {
         fresh: impl FnOnce(Decoder) -> State,
         isa: Isa,
     ) -> Result<Option<Loaded>> {
-        let mut dir = self.dir.clone();
-        if is_missing(&dir) {
-            match self.older().into_iter().next() {
-                Some((_, older)) => dir = older,
-                None => return Ok(None),
-            }
-        }
-        let artifact = self.stage.current(&dir, Kind::TrainState).map_err(|stale| {
-            let problem = format!(
-                "this is no state to go on from: {stale}. Undo that, or start over: russet {} RECIPE --restart --out {}",
-                self.stage.name,
-                self.dir.with_extension("").display()
-            );
-            TrainError::State {
-                dir: dir.clone(),
-                problem,
-            }
-        })?;
-        let stored = self.stored(&artifact)?;
+        let Some((artifact, stored)) = self.newest()? else {
+            return Ok(None);
+        };
         let config = Config::open(artifact.dir())?;
         let saved_on = self.mesh_of(&artifact, &config, &stored)?;
         let (mut saved, decoder) = match frame()? {

@@ -29,17 +29,21 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use russet_artifact::{Draft, Hold, Interrupt, Kind, NoProgress, Progress, RunLog, Stage};
+use russet_artifact::{
+    Artifact, Draft, Hold, Interrupt, Kind, NoProgress, Progress, RunLog, Stage,
+};
 use russet_kernels::Pool;
 use russet_model::{Config, Decoder, RewardHead, adapter, checkpoint};
 use russet_tensor::mesh::{AXES, Mesh, MeshShape};
 use russet_tensor::threads::{self, Failure};
 use russet_tensor::{Ctx, Tensor};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::adapt::AdapterSettings;
 use crate::average::Average;
@@ -165,6 +169,39 @@ pub enum Resume {
     Restart,
 }
 
+/// What a run would find in its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "holds")]
+pub enum Standing {
+    /// It begins at the first step.
+    Nothing,
+    /// What it would leave, so that nothing is run.
+    Result,
+    /// A saved state, which it goes on from.
+    State {
+        /// Steps done.
+        step: u64,
+    },
+    /// The result of an earlier run, which it replaces when it has ended.
+    EarlierResult {
+        /// What differs.
+        why: String,
+    },
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Standing::Nothing => write!(f, "begins at the first step"),
+            Standing::Result => write!(f, "unchanged: the result is there, nothing is run"),
+            Standing::State { step } => write!(f, "goes on after step {step}"),
+            Standing::EarlierResult { why } => {
+                write!(f, "replaces what lies there when it has ended: {why}")
+            }
+        }
+    }
+}
+
 /// How a run ended.
 #[allow(
     clippy::large_enum_variant,
@@ -228,6 +265,16 @@ pub struct TrainReport {
     pub losses: Vec<f32>,
 }
 
+impl TrainReport {
+    /// What a closing line should say besides the loss: ", 12 of 100 steps skipped"; nothing where nothing is to be said.
+    pub fn skipped_words(&self) -> String {
+        match self.skipped_steps {
+            0 => String::new(),
+            skipped => format!(", {skipped} of {} steps skipped", self.steps),
+        }
+    }
+}
+
 impl Training<'_> {
     /// Trains, and leaves the artifact in `out`. Killed at any moment and called again, it leaves the same bytes.
     ///
@@ -258,14 +305,9 @@ impl Training<'_> {
             );
             return Err(TrainError::setting("parallel", problem));
         }
-        let store = StateStore::new(
-            beside(out, "state")?,
-            self.stage.clone(),
-            self.train.keep_last,
-        );
         let run = Run {
             training: self,
-            store,
+            store: self.store(out)?,
             best: beside(out, "best")?,
             log: beside(out, "log")?,
             ranks_here: launch.ranks_here(shape)?,
@@ -274,7 +316,7 @@ impl Training<'_> {
         if let Launch::Processes(world) = launch {
             return run.on_process(world, out, resume, progress);
         }
-        let Some((draft, _hold)) = run.begin(out, resume)? else {
+        let Some((draft, _hold)) = run.begin(out, resume, progress)? else {
             return Ok(Outcome::Current);
         };
         if shape.ranks() == 1 {
@@ -291,6 +333,40 @@ impl Training<'_> {
                 problem: message,
             }),
         }
+    }
+
+    /// What a run in this place would find there. Changes nothing.
+    ///
+    /// # Errors
+    /// When it would refuse the state that is saved there, or `out` is no place for a folder.
+    pub fn standing(&self, out: &Path, resume: Resume) -> Result<Standing> {
+        let current = self.stage.current(out, self.trained.kind());
+        if resume == Resume::Continue {
+            if current.is_ok() {
+                return Ok(Standing::Result);
+            }
+            if let Some(step) = self.store(out)?.step()? {
+                return Ok(Standing::State { step });
+            }
+        }
+        Ok(match Artifact::open(out, self.trained.kind()) {
+            Ok(_) => Standing::EarlierResult {
+                why: current.map_or_else(
+                    |why| why.to_string(),
+                    |_| "--restart asks for it".to_owned(),
+                ),
+            },
+            Err(_) => Standing::Nothing,
+        })
+    }
+
+    fn store(&self, out: &Path) -> Result<StateStore> {
+        let dir = beside(out, "state")?;
+        Ok(StateStore::new(
+            dir,
+            self.stage.clone(),
+            self.train.keep_last,
+        ))
     }
 
     fn steps(&self) -> u64 {
@@ -381,13 +457,19 @@ struct Run<'a> {
 impl Run<'_> {
     /// What the first rank does before all others: looks at what is there, keeps other processes out, and makes the draft of
     /// the artifact; `None` where that is there already.
-    fn begin(&self, out: &Path, resume: Resume) -> Result<Option<(Draft, Hold)>> {
+    fn begin(
+        &self,
+        out: &Path,
+        resume: Resume,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<(Draft, Hold)>> {
         let Run {
             training, store, ..
         } = self;
         let (stage, kind) = (&training.stage, training.trained.kind());
         let hold = Hold::take(out, &self.log)?;
-        if resume == Resume::Continue && stage.current(out, kind).is_ok() {
+        let current = stage.current(out, kind);
+        if resume == Resume::Continue && current.is_ok() {
             // Left where the process was killed just after its last rename.
             if store.holds_this_run() {
                 store.remove()?;
@@ -398,15 +480,47 @@ impl Run<'_> {
             memory.check_share(self.ranks_here, training.mesh.ranks())?;
         }
         // Before the work: a place that cannot be written to is found now.
-        let draft = Draft::of_stage(out, kind, &stage.name)?;
+        let draft = stage.begin(out, kind)?;
         if training.train.keep_best {
             drop(Draft::create(&self.best, kind)?);
+        }
+        if Artifact::open(out, kind).is_ok() {
+            let why = current
+                .err()
+                .map_or(String::new(), |why| format!(": {why}"));
+            progress.message(&format!(
+                "{} holds the result of an earlier run, which this one replaces when it has ended{why}",
+                out.display()
+            ));
+        }
+        if let Ok(best) = Artifact::open(&self.best, kind)
+            && self
+                .best_stage(best.manifest().recipe["best_step"].clone())
+                .key()
+                != best.manifest().key()
+        {
+            progress.message(&format!(
+                "{} is of an earlier run with other settings or inputs{}",
+                self.best.display(),
+                match training.train.keep_best {
+                    true => ", and is replaced when this one is measured first",
+                    false => ", and is left as it is",
+                }
+            ));
         }
         // Last, when nothing more can be refused.
         if resume == Resume::Restart {
             store.remove()?;
         }
         Ok(Some((draft, hold)))
+    }
+
+    /// What leaves the best so far, of that step.
+    fn best_stage(&self, step: Value) -> Stage {
+        let mut stage = self.training.stage.clone();
+        stage.name += "-best";
+        stage.recipe["best_step"] = step;
+        stage
     }
 
     /// The part of one process of several.
@@ -422,7 +536,7 @@ impl Run<'_> {
         let is_first = mesh.rank() == 0;
         // The others wait in the call below until the first has made up its mind.
         let (draft, _hold) = match is_first {
-            true => self.begin(out, resume)?.unzip(),
+            true => self.begin(out, resume, progress)?.unzip(),
             false => (None, None),
         };
         let begun = mesh.all().all_gather_bytes(&[u8::from(draft.is_some())]);
@@ -538,9 +652,7 @@ impl Run<'_> {
             let Some(publication) = training.publication(state, &measured.borrow())? else {
                 return Ok(None);
             };
-            let mut stage = training.stage.clone();
-            stage.name += "-best";
-            stage.recipe["best_step"] = state.step.into();
+            let stage = self.best_stage(state.step.into());
             let (place, kind) = (best.clone(), trained.kind());
             let work = move || {
                 let draft = Draft::create(&place, kind)?;
@@ -614,6 +726,8 @@ impl Run<'_> {
         let last = |name: &str| measured.iter().find(|one| one.0 == name).map(|one| one.1);
 
         let tally = state.tally;
+        // A peak that was measured while the machine was busy is corrected by what was reached.
+        let peak_flops = peak_flops.max(tally.flops / tally.seconds);
         let before = |name: &str| {
             tally
                 .before

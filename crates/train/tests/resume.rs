@@ -7,7 +7,7 @@ mod running;
 use std::fs;
 
 use russet_artifact::{Artifact, Hold, Interrupt, Kind, Progress, read_log};
-use russet_train::{Outcome, Plan, Resume, pretrain};
+use russet_train::{Outcome, Plan, Resume, Standing, pretrain};
 
 use running::{corpus, finished, names, result, run, run_as, stop_at};
 
@@ -197,6 +197,100 @@ fn a_damaged_state_is_refused() {
     run(&dir, &[]).unwrap_err();
     finished(run_as(&dir, &[], Resume::Restart, &Interrupt::new()));
     assert_eq!(names(&dir), ["03-pretrain", "03-pretrain.log", "tokens"]);
+}
+
+#[test]
+fn beside_a_damaged_state_the_whole_one_before_it_is_named() {
+    let (_keep, dir) = corpus();
+    let changes = ["train.keep_last=2", "train.checkpoint_every=3"];
+    run(&dir, &changes).unwrap();
+    let straight = result(&dir);
+    fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
+    stop_at(&dir, &changes, 7); // states of steps 6 and 7
+    let newest = dir.join("03-pretrain.state");
+    let path = newest.join("rank-00000.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    let problem = run(&dir, &changes).unwrap_err().to_string();
+    assert!(
+        problem.contains(
+            "The state of step 6, which was kept before it, is whole: remove this folder"
+        ),
+        "{problem}"
+    );
+    fs::remove_dir_all(&newest).unwrap();
+    finished(run(&dir, &changes));
+    assert_eq!(result(&dir), straight);
+}
+
+#[test]
+fn tokens_that_were_changed_are_not_trained_on() {
+    let (_keep, dir) = corpus();
+    let path = dir.join("tokens/train.tokens.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let problem = run(&dir, &[]).unwrap_err().to_string();
+    assert!(
+        problem.contains("train.tokens.safetensors` has BLAKE3"),
+        "{problem}"
+    );
+    assert!(!dir.join("03-pretrain").exists());
+}
+
+#[test]
+fn a_plan_tells_what_lies_in_its_place() {
+    let (_keep, dir) = corpus();
+    let out = dir.join("03-pretrain");
+    let standing = |changes: &[&str], resume| {
+        let plan = Plan::new(common::settings(changes), &dir.join("tokens")).unwrap();
+        let tool = common::tool();
+        plan.training(&tool).unwrap().standing(&out, resume)
+    };
+    assert_eq!(standing(&[], Resume::Continue).unwrap(), Standing::Nothing);
+    stop_at(&dir, &[], 7);
+    let saved = Standing::State { step: 7 };
+    assert_eq!(standing(&[], Resume::Continue).unwrap(), saved);
+    assert_eq!(standing(&[], Resume::Restart).unwrap(), Standing::Nothing);
+    let other = ["train.peak_lr=0.02"];
+    standing(&other, Resume::Continue).unwrap_err(); // as the run would be
+    finished(run(&dir, &[]));
+    assert_eq!(standing(&[], Resume::Continue).unwrap(), Standing::Result);
+    let why = "`train.peak_lr` was 0.01, is 0.02".to_owned();
+    let earlier = Standing::EarlierResult { why };
+    assert_eq!(standing(&other, Resume::Continue).unwrap(), earlier);
+}
+
+/// Keeps what is said.
+#[derive(Default)]
+struct Said(Vec<String>);
+
+impl Progress for Said {
+    fn begin(&mut self, _: &str, _: Option<u64>, _: &str) {}
+    fn update(&mut self, _: u64, _: &[(&str, f64)]) {}
+    fn message(&mut self, text: &str) {
+        self.0.push(text.to_owned());
+    }
+    fn end(&mut self) {}
+}
+
+#[test]
+fn what_a_run_will_replace_is_said_when_it_begins() {
+    let (_keep, dir) = corpus();
+    finished(run(&dir, &["train.keep_best=true"]));
+    let plan = Plan::new(common::settings(&["train.steps=31"]), &dir.join("tokens")).unwrap();
+    let (tool, mut said) = (common::tool(), Said::default());
+    let (out, interrupt) = (dir.join("03-pretrain"), Interrupt::new());
+    pretrain(&plan, &out, &tool, Resume::Continue, &mut said, &interrupt).unwrap();
+    let says = |words: &str| said.0.iter().any(|line| line.contains(words));
+    assert!(
+        says("which this one replaces when it has ended: `train.steps` was 30, is 31")
+            && says("03-pretrain.best is of an earlier run with other settings"),
+        "{:?}",
+        said.0
+    );
+    assert!(dir.join("03-pretrain.best").is_dir(), "it is left");
 }
 
 #[test]

@@ -376,6 +376,28 @@ fn the_result_of_another_stage_is_not_replaced() {
 
 #[cfg(unix)]
 #[test]
+fn who_may_read_the_manifest_may_read_every_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let root = tempfile::tempdir().unwrap();
+    let draft = Draft::create(&root.path().join("a"), Kind::Tokens).unwrap();
+    draft.write("private", b"x").unwrap();
+    let private = fs::Permissions::from_mode(0o600);
+    fs::set_permissions(draft.path().join("private"), private).unwrap();
+    let artifact = draft.commit(&stage(1.into())).unwrap();
+    let mode = |name: &str| {
+        let is = fs::metadata(artifact.dir().join(name)).unwrap();
+        is.permissions().mode()
+    };
+    assert_eq!(mode("private"), mode(MANIFEST));
+    assert_ne!(
+        mode(MANIFEST) & 0o777,
+        0o600,
+        "the test's umask lets others read"
+    );
+}
+
+#[cfg(unix)]
+#[test]
 fn links_are_neither_replaced_nor_committed() {
     use std::os::unix::fs::symlink;
     check_occupied(

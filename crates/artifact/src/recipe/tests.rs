@@ -1,4 +1,5 @@
 use super::*;
+use crate::split_overrides;
 use proptest::prelude::*;
 use serde::Deserialize;
 
@@ -75,6 +76,41 @@ fn defaults_are_written_down() {
     check(&[], "/train/optimizer", "adamw".into());
     check(&[], "/train/clip", Value::Null);
     check(&[], "/train/learning_rate", 0.1.into());
+}
+
+#[test]
+fn an_override_takes_out_what_it_stands_instead_of() {
+    let table = |sets: &[&str]| {
+        let recipe = Recipe::from_text("r.toml", TEXT, &overrides(sets)).unwrap();
+        let pairs = &[("train.steps", "train.tokens")];
+        recipe.with_alternatives(pairs).table().unwrap()["train"].clone()
+    };
+    let given = table(&["train.tokens=99"]);
+    assert!(given.get("steps").is_none(), "{given}");
+    assert_eq!(given["tokens"].as_integer(), Some(99));
+    assert_eq!(table(&["train.steps=7"])["steps"].as_integer(), Some(7));
+    // Who asks for both is told what reads the recipe: nothing is guessed.
+    let both = table(&["train.tokens=99", "train.steps=7"]);
+    assert_eq!(both.as_table().unwrap().len(), 3);
+}
+
+#[test]
+fn an_unknown_key_of_a_stage_is_looked_for_in_its_tables() {
+    let set = ["train.steps=7".parse().unwrap()];
+    let text = "[train]\nsteps = 3\n";
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Of {
+        #[allow(dead_code, reason = "a known key")]
+        train: Value,
+    }
+    let dealt = split_overrides(&set, &["03-train"]).unwrap();
+    let recipe = Recipe::from_text("03-train", text, &dealt[0]).unwrap();
+    let error = recipe.parse::<Of>().unwrap_err().to_string();
+    assert!(
+        error.ends_with("did you mean `train.train.steps`?"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -179,12 +215,12 @@ fn errors_name_file_line_and_key() {
     check_error(
         &TEXT.replace("steps = 10\n", ""),
         &[],
-        "r.toml:3: `train`: missing field `steps`",
+        "r.toml:3: `train`: `steps` is missing; write it too",
     );
     check_error(
         &TEXT.replace("name = \"tiny\"\n", ""),
         &[],
-        "r.toml: missing field `name`",
+        "r.toml: `name` is missing; write it too",
     );
     check_error(
         &TEXT.replace("steps = 10", "steps = 10\nsteps = 11"),

@@ -171,6 +171,7 @@ impl Work for Align {
             let mut summary = format!("{} steps on {rows} rows", found["steps"]);
             if let Some(report) = report {
                 summary += &format!(", loss {:.4} to {:.4}", report.first_loss, report.last_loss);
+                summary += &report.skipped_words();
             }
             for (name, words) in [
                 ("validation_loss", "held out"),

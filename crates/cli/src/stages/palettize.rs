@@ -74,7 +74,7 @@ impl Work for PalettizeRecipe {
         );
         if let Some(rate) = outlook.f32 {
             let seconds = price.seconds(rate.gflops);
-            text += &format!("\ntime     about {}", about(seconds));
+            text += &format!("\ntime     {}", about(seconds));
             json["estimate"] = json!({ "seconds": seconds });
         }
         Ok(Plan { json, text })

@@ -135,6 +135,15 @@ pub(super) fn read(app: &App, recipe: &Recipe) -> Result<Pretrain> {
 }
 
 impl PretrainInputs {
+    /// All that are named.
+    fn named(&self) -> impl Iterator<Item = &Path> {
+        let rest = [&self.checkpoint, &self.teacher, &self.teacher_logits];
+        let rest = rest.into_iter().flatten();
+        std::iter::once(&self.tokens)
+            .chain(rest)
+            .map(PathBuf::as_path)
+    }
+
     /// The teacher, where there is one.
     fn taught_by(&self, place: impl Fn(&Path) -> PathBuf) -> Option<TeacherInput> {
         let checkpoint = self.teacher.as_deref().map(&place);
@@ -175,6 +184,15 @@ impl Pretrain {
             mixture: mixture
                 .map(|part| part.tokens.as_ref().map(input))
                 .collect(),
+        }
+    }
+
+    /// The plan over what lies there.
+    fn open(&self, place: &Place) -> Result<russet_train::Plan, TrainError> {
+        let plan = russet_train::Plan::new(self.settings.clone(), self.sources(place))?;
+        match self.inputs.taught_by(|name| place.input(name)) {
+            Some(teacher) => plan.taught_by(teacher),
+            None => Ok(plan),
         }
     }
 
@@ -230,8 +248,15 @@ impl Work for Pretrain {
             });
         }
         let vocab = start.as_ref().map(|start| start.vocab).or(outlook.vocab);
-        let known = match russet_train::Plan::new(self.settings.clone(), sources.clone()) {
+        let settled = {
+            let mixture = self.settings.data.mixture.iter();
+            let mixture = mixture.filter_map(|part| part.tokens.as_deref());
+            let mut inputs = self.inputs.named().chain(mixture);
+            inputs.all(|input| outlook.is_settled(input, place))
+        };
+        let known = match self.open(place) {
             Err(error @ TrainError::Setting { .. }) => return Err(error.into()),
+            Err(error) if settled => return Err(error.into()),
             Err(_) => None, // They are still to be made.
             Ok(plan) => Some(plan).filter(|plan| {
                 // Those of an earlier run, with another tokenizer or another decoder, say nothing.
@@ -239,6 +264,13 @@ impl Work for Pretrain {
                 vocab.is_none_or(|vocab| vocab == plan.config().vocab)
                     && size.is_none_or(|size| size == plan.config().parameters())
             }),
+        };
+        let standing = match &known {
+            Some(plan) if settled => {
+                let training = plan.training(&outlook.tool)?;
+                Some(training.standing(&place.out, place.resume)?)
+            }
+            _ => None,
         };
         let (mut json, mut text, memory, settings, decoder, basis): (
             Value,
@@ -268,7 +300,10 @@ impl Work for Pretrain {
                 let json = serde_json::to_value(price)?;
                 let settings = self.settings.clone().resolved(Start::from(start))?;
                 let config = settings.decoder(vocab, start)?;
-                let basis = "the recipes: there are no tokens yet";
+                let basis = match sources.tokens.exists() {
+                    true => "the recipes: the tokens that are there are to be made anew",
+                    false => "the recipes: there are no tokens yet",
+                };
                 (
                     json,
                     price.to_string(),
@@ -296,9 +331,15 @@ impl Work for Pretrain {
                 let device = self.device.unwrap_or_else(|| self.here(rate, ranks));
                 let step = russet_train::Outlook::new(&decoder, &settings, device);
                 let estimate = step.estimate(settings.train.steps.unwrap_or(0));
-                text += &format!("\n{step}\ntime     about {}", about(estimate.seconds));
+                text += &format!("\n{step}\ntime     {}", about(estimate.seconds));
                 if self.device.is_none() {
                     text += &format!(" at {:.0} GFLOP/s of products", rate.gflops);
+                    let (here, all) = self.processes;
+                    let fits = memory.check_share(here, all);
+                    if let Err(error) = &fits {
+                        text += &format!("\nhere     it would be refused: {error}");
+                    }
+                    json["fits_here"] = fits.is_ok().into();
                 }
                 text += &format!("\nby {basis}");
                 json["step"] = serde_json::to_value(step)?;
@@ -311,15 +352,16 @@ impl Work for Pretrain {
             }
             None => {}
         }
+        if let Some(standing) = standing {
+            json["place"] = serde_json::to_value(&standing)?;
+            text += &format!("\nplace    {}: {standing}", place.out.display());
+        }
         outlook.decoders.insert(name.to_owned(), decoder);
         Ok(Plan { json, text })
     }
 
     fn run(&self, app: &mut App, _: &str, place: &Place) -> Result<Made> {
-        let mut plan = russet_train::Plan::new(self.settings.clone(), self.sources(place))?;
-        if let Some(teacher) = self.inputs.taught_by(|name| place.input(name)) {
-            plan = plan.taught_by(teacher)?;
-        }
+        let plan = self.open(place)?;
         let outcome = russet_train::pretrain_as(
             &app.launch,
             &plan,
@@ -346,8 +388,12 @@ impl Work for Pretrain {
                     format!(", {bits:.4} bits per byte held out")
                 });
                 let summary = format!(
-                    "{parameters} parameters on {} tokens at {:.0} tokens/s, loss {:.3}{validation}",
-                    report.tokens, report.tokens_per_second, report.last_loss
+                    "{parameters} parameters on {} tokens at {:.0} tokens/s, loss {:.3}{}{validation}{}",
+                    report.tokens,
+                    report.tokens_per_second,
+                    report.last_loss,
+                    plan.loss_terms(),
+                    report.skipped_words(),
                 );
                 Ok(Made {
                     skipped: false,

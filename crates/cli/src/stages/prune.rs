@@ -57,7 +57,7 @@ impl Work for PruneRecipe {
                 text: format!("no estimate: {reason}"),
             });
         };
-        self.prune.check_width(&config)?;
+        self.prune.check_model(&config)?;
         let small = Config {
             ffn: self.prune.ffn,
             ..config.clone()

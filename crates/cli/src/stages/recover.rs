@@ -206,7 +206,7 @@ impl Work for Recover {
                     1.0
                 };
                 let estimate = Estimate::new(taught * price.flops, rate);
-                text += &format!("\ntime     about {}", about(estimate.seconds));
+                text += &format!("\ntime     {}", about(estimate.seconds));
                 json["estimate"] = serde_json::to_value(estimate)?;
             }
             None if !place.out.exists() => price.memory.check()?,
