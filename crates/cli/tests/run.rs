@@ -155,7 +155,20 @@ fn each_stage_by_its_own_verb_leaves_the_same_bytes_as_the_run() {
         "bytes_moved_per_step",
         "losses",
     ];
+    let place = |more: &[&str]| {
+        let dry = one(&[&pretrain[..], &["--dry-run"], more].concat());
+        let plan = &dry["stages"][0]["plan"];
+        assert_eq!(plan["fits_here"], true);
+        plan["place"].clone()
+    };
+    assert_eq!(place(&[]), serde_json::json!({"holds": "nothing"}));
     let trained = one(&pretrain);
+    assert_eq!(place(&[]), serde_json::json!({"holds": "result"}));
+    // Ten tokens make a step, in the place of the recipe's 40.
+    let other = place(&["--set", "train.tokens=10"]);
+    assert_eq!(other["holds"], "earlier_result");
+    let why = other["why"].as_str().unwrap();
+    assert!(why.contains("`train.steps` was 40, is 1"), "{why}");
     fields(&trained, &[&stage[..], &report].concat());
     assert!(trained["last_loss"].as_f64() < trained["first_loss"].as_f64());
     assert_eq!(trained["steps"], 40);

@@ -266,11 +266,15 @@ impl Work for Pretrain {
             }),
         };
         let standing = match &known {
-            Some(plan) if settled => {
+            Some(plan) => {
                 let training = plan.training(&outlook.tool)?;
-                Some(training.standing(&place.out, place.resume)?)
+                match training.standing(&place.out, place.resume) {
+                    // Inputs that are made anew may mend it.
+                    Err(_) if !settled => None,
+                    standing => Some(standing?),
+                }
             }
-            _ => None,
+            None => None,
         };
         let (mut json, mut text, memory, settings, decoder, basis): (
             Value,
