@@ -222,7 +222,12 @@ fn nothing_is_begun_on_an_input_that_has_changed_behind_its_manifest() {
     fs::remove_file(run.at("02-tokens/note.txt")).unwrap();
     Draft::create(&run.at("02-tokens"), Kind::Tokens)
         .unwrap()
-        .commit(&Stage::new("again", &run.tool, Value::Null, Inputs::new()))
+        .commit(&Stage::new(
+            "tokenize",
+            &run.tool,
+            Value::Null,
+            Inputs::new(),
+        ))
         .unwrap();
     let problem = begin().unwrap_err().to_string();
     assert!(problem.contains("was written anew"), "{problem}");

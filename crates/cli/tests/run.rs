@@ -547,13 +547,13 @@ fn a_run_that_is_told_to_stop_goes_on_where_it_was() {
         "pretrain",
         "mini/03-pretrain.toml",
         "--set",
-        "train.steps=301",
+        "train.seed=99",
     ];
     let refused = exits(dir.path(), 1, &other);
     assert!(
         refused
             .stderr
-            .contains("--restart --out runs/mini/03-pretrain\n"),
+            .contains("remove this folder to start over (so does --restart"),
         "{}",
         refused.stderr
     );

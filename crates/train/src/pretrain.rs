@@ -92,6 +92,10 @@ impl Task for Plan {
         Ok(Some(Box::new(measure)))
     }
 
+    fn is_of_any_length(&self) -> bool {
+        true
+    }
+
     fn files(&self, state: &State, measured: &Measured) -> Result<Vec<(String, Vec<u8>)>> {
         let card = model_card(self, state, measured).into_bytes();
         Ok(vec![("README.md".to_owned(), card)])

@@ -24,10 +24,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::average::Average;
+use crate::check;
 use crate::named::{self, Named};
 use crate::optimizer::Optimizer;
 use crate::pieces::{self, Pieces};
-use crate::settings::OptimizerSettings;
+use crate::schedule::Schedule;
+use crate::settings::{OptimizerSettings, ScheduleSettings, TrainSettings};
 use crate::spike::SpikeWatch;
 use crate::{Result, TrainError};
 
@@ -187,7 +189,11 @@ pub struct StateStore {
     dir: PathBuf,
     stage: Stage,
     keep_last: usize,
+    any_length: Option<Schedule>, // the run's, where a state of another length may be gone on from
 }
+
+/// Settings of a recipe's `train` that say how long a run is and, with its `schedule`, how its rates go.
+const LENGTH: [&str; 3] = ["steps", "warmup_steps", "final_lr_ratio"];
 
 /// What [`StateStore::load`] found.
 pub struct Loaded {
@@ -199,6 +205,8 @@ pub struct Loaded {
     pub other_isa: Option<String>,
     /// The mesh of the steps so far, where it was another: sums are taken in another order from here on.
     pub other_mesh: Option<MeshShape>,
+    /// The steps that the run was to have when it was saved, where they were others.
+    pub other_length: Option<u64>,
 }
 
 impl StateStore {
@@ -208,6 +216,16 @@ impl StateStore {
             dir,
             stage,
             keep_last: keep_last.max(1),
+            any_length: None,
+        }
+    }
+
+    /// The same for a run whose steps are a function of the rates alone, however many follow: the state of a run with more or fewer
+    /// steps is gone on from where the steps done had the rates of this `schedule`.
+    pub fn of_any_length(self, schedule: Schedule) -> StateStore {
+        StateStore {
+            any_length: Some(schedule),
+            ..self
         }
     }
 
@@ -344,7 +362,11 @@ impl StateStore {
                 None => return Ok(None),
             }
         }
-        let artifact = self.stage.current(&dir, Kind::TrainState).map_err(|stale| {
+        let current = match (self.stage.current(&dir, Kind::TrainState), self.any_length) {
+            (Err(stale), Some(schedule)) => self.of_other_length(&dir, schedule)?.ok_or(stale),
+            (current, _) => current,
+        };
+        let artifact = current.map_err(|stale| {
             let whole = |path: &PathBuf| self.stage.current(path, Kind::TrainState).is_ok();
             let older = self.older().into_iter().find(|(_, path)| whole(path));
             let advice = match older {
@@ -363,6 +385,35 @@ impl StateStore {
         })?;
         let stored = self.stored(&artifact)?;
         Ok(Some((artifact, stored)))
+    }
+
+    /// A whole state of a run that differs in its length alone and had the same rates so far: going on from it is this run in one
+    /// go.
+    fn of_other_length(&self, dir: &Path, schedule: Schedule) -> Result<Option<Artifact>> {
+        let Ok(artifact) = Artifact::open(dir, Kind::TrainState) else {
+            return Ok(None);
+        };
+        let recipe = &artifact.manifest().recipe;
+        let Some(its) = schedule_of(recipe) else {
+            return Ok(None);
+        };
+        let mut stage = self.stage.clone();
+        stage.recipe["schedule"] = recipe["schedule"].clone();
+        let train = stage.recipe["train"].as_object_mut();
+        let train = train.expect("settings of a run have a table of training");
+        for key in LENGTH {
+            match recipe["train"].get(key) {
+                Some(its) => drop(train.insert(key.to_owned(), its.clone())),
+                None => drop(train.remove(key)),
+            }
+        }
+        if stage.current(dir, Kind::TrainState).is_err() {
+            return Ok(None);
+        }
+        let step = self.stored(&artifact)?.step;
+        let rates = |of: &Schedule, step| (of.at(step).to_bits(), of.share(step).to_bits());
+        let same = (0..step).all(|step| rates(&schedule, step) == rates(&its, step));
+        Ok((same && step <= schedule.steps).then_some(artifact))
     }
 
     /// What this rank has of the newest saved state, if there is one, whatever mesh it was saved on. `frame` makes the decoder
@@ -413,6 +464,9 @@ impl StateStore {
         saved.finish()?;
         let own = mesh.map_or(pieces::ONE_RANK, |mesh| mesh.shape());
         let other_mesh = (own != saved_on).then_some(saved_on);
+        let steps = |recipe: &Value| recipe["train"]["steps"].as_u64();
+        let other_length = steps(&artifact.manifest().recipe)
+            .filter(|its| steps(&self.stage.recipe).is_some_and(|own| own != *its));
         (state.step, state.tally) = (stored.step, stored.tally);
         let other_isa = (stored.isa != format!("{isa:?}")).then_some(stored.isa);
         Ok(Some(Loaded {
@@ -420,6 +474,7 @@ impl StateStore {
             batches: stored.batches,
             other_isa,
             other_mesh,
+            other_length,
         }))
     }
 
@@ -489,6 +544,16 @@ impl StateStore {
             .map(key)
             .is_ok_and(|key| key == self.stage.key())
     }
+}
+
+/// The rates of a recipe as a manifest has it, if it has any.
+fn schedule_of(recipe: &Value) -> Option<Schedule> {
+    let train: TrainSettings = serde_json::from_value(recipe.get("train")?.clone()).ok()?;
+    let schedule = serde_json::from_value(recipe.get("schedule")?.clone()).ok()?;
+    // As resolved settings are, and those of a manifest should be.
+    let ends = train.final_lr_ratio.is_some() || schedule == ScheduleSettings::Constant {};
+    (train.steps? > 0 && train.warmup_steps.is_some() && ends)
+        .then(|| check::schedule(&train, &schedule))
 }
 
 /// Nothing there, or an empty folder.

@@ -85,6 +85,12 @@ pub trait Task: Sync {
     /// When what it measures on cannot be read.
     fn measure(&self) -> Result<Option<Box<Measure<'_>>>>;
 
+    /// Whether a step is the same however many follow it, but for its rates: then a run that was stopped may go on to another
+    /// number of steps.
+    fn is_of_any_length(&self) -> bool {
+        false
+    }
+
     /// Files that go beside the weights, by name: `README.md`, a report. No time goes into them, nor a name: the same run leaves
     /// the same bytes. `measured` is what was measured last.
     ///
@@ -362,11 +368,11 @@ impl Training<'_> {
 
     fn store(&self, out: &Path) -> Result<StateStore> {
         let dir = beside(out, "state")?;
-        Ok(StateStore::new(
-            dir,
-            self.stage.clone(),
-            self.train.keep_last,
-        ))
+        let store = StateStore::new(dir, self.stage.clone(), self.train.keep_last);
+        Ok(match self.task.is_of_any_length() {
+            true => store.of_any_length(self.schedule),
+            false => store,
+        })
     }
 
     fn steps(&self) -> u64 {
@@ -609,6 +615,12 @@ impl Run<'_> {
                     loaded.state.step,
                     training.steps()
                 ));
+                if let Some(steps) = loaded.other_length {
+                    progress.message(&format!(
+                        "it began as a run of {steps} steps, whose rates so far are those of this one of {}",
+                        training.steps()
+                    ));
+                }
                 if let Some(isa) = loaded.other_isa {
                     progress.message(&format!(
                     "the steps before ran on {isa} and these run on {:?}, which round differently: the weights will not be \

@@ -178,6 +178,54 @@ fn the_state_of_another_run_is_refused_until_told_to_start_over() {
     assert_eq!(names(&dir), ["03-pretrain", "03-pretrain.log", "tokens"]);
 }
 
+/// Rates that do not depend on what is to come make a run that can be made longer or shorter while it runs.
+#[test]
+fn a_stopped_run_goes_on_to_another_length_where_its_rates_so_far_are_the_same() {
+    let (_keep, dir) = corpus();
+    let of = |steps: u64| {
+        let wsd = "schedule.kind=wsd".to_owned(); // decays over the last fifth
+        vec![wsd, format!("train.steps={steps}")]
+    };
+    let run = |changes: &[String]| {
+        run(
+            &dir,
+            &changes.iter().map(String::as_str).collect::<Vec<_>>(),
+        )
+    };
+    let stop_at = |changes: &[String], step| {
+        let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
+        stop_at(&dir, &changes, step);
+    };
+    for steps in [20, 60] {
+        finished(run(&of(steps)));
+        let straight = result(&dir);
+        fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
+        stop_at(&of(30), 12);
+        finished(run(&of(steps)));
+        assert_eq!(result(&dir), straight, "{steps} steps");
+        fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
+    }
+    // From a constant rate to a decay.
+    stop_at(&["schedule.kind=constant".to_owned()], 12);
+    finished(run(&of(20)));
+    fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
+    // The decay has begun; there are more steps done than asked for; a cosine knows its end from the first step on.
+    for (begun, stopped, then) in [
+        (of(30), 27, of(40)),
+        (of(30), 12, of(10)),
+        (
+            vec!["train.steps=30".to_owned()],
+            12,
+            vec!["train.steps=31".to_owned()],
+        ),
+    ] {
+        stop_at(&begun, stopped);
+        let problem = run(&then).unwrap_err().to_string();
+        assert!(problem.contains("`train.steps` was 30, is "), "{problem}");
+        fs::remove_dir_all(dir.join("03-pretrain.state")).unwrap();
+    }
+}
+
 #[test]
 fn a_damaged_state_is_refused() {
     let (_keep, dir) = corpus();
@@ -278,7 +326,8 @@ impl Progress for Said {
 #[test]
 fn what_a_run_will_replace_is_said_when_it_begins() {
     let (_keep, dir) = corpus();
-    finished(run(&dir, &["train.keep_best=true"]));
+    let best = ["train.keep_best=true", "train.validate_every=10"];
+    finished(run(&dir, &best));
     let plan = Plan::new(common::settings(&["train.steps=31"]), &dir.join("tokens")).unwrap();
     let (tool, mut said) = (common::tool(), Said::default());
     let (out, interrupt) = (dir.join("03-pretrain"), Interrupt::new());
