@@ -249,7 +249,14 @@ fn a_dry_run_tells_what_would_be_done_and_does_nothing() {
     assert_eq!(plan["tokens"], 40 * 4 * 64);
     fields(
         &plan["memory"],
-        &["weights", "gradients", "optimizer", "saving", "activations"],
+        &[
+            "weights",
+            "gradients",
+            "optimizer",
+            "saving",
+            "activations",
+            "teacher",
+        ],
     );
     assert!(plan["estimate"]["seconds"].as_f64() > Some(0.0));
     let plan = &stages[3]["plan"];

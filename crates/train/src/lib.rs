@@ -68,7 +68,7 @@ pub use parallel::{Expected, MeshPlan, Outlook, RankPlan};
 pub use permutation::Permutation;
 pub use plan::{Plan, Sources};
 pub use pretrain::{pretrain, pretrain_as};
-pub use price::{Description, Estimate, Memory, Price};
+pub use price::{Description, Estimate, Memory, Price, TeacherPrice};
 pub use probe::{Rate, matmul_gflops, matmul_gflops_in};
 pub use publish::card_rows;
 pub use run::{

@@ -17,7 +17,9 @@ use crate::loader::{Mixture, Packing, Part};
 use crate::objective::{NextToken, Objective};
 use crate::optimizer::multiplier;
 use crate::parallel::MeshPlan;
-use crate::price::{Description, Estimate, SourceDescription, memory, training_flops};
+use crate::price::{
+    Description, Estimate, SourceDescription, TeacherPrice, memory, training_flops,
+};
 use crate::probe::Rate;
 use crate::schedule::Schedule;
 use crate::settings::{MixtureSettings, OptimizerSettings, Settings};
@@ -77,6 +79,7 @@ pub struct Plan {
     validation: Option<PathBuf>,
     begin_of_text: u32,
     teacher: Option<TeacherInput>,
+    teacher_config: Option<Config>, // of one that runs in the same process
 }
 
 /// A shard to train on.
@@ -153,6 +156,7 @@ impl Plan {
             validation,
             begin_of_text,
             teacher: None,
+            teacher_config: None,
             settings,
         })
     }
@@ -169,6 +173,9 @@ impl Plan {
         teacher.check(distill)?;
         let shard = TokenShard::open(&self.train[0].path)?;
         teacher.look(&shard, self.settings.train.sequence_length)?;
+        if let TeacherInput::Checkpoint(path) = &teacher {
+            self.teacher_config = Some(Config::open(path)?);
+        }
         self.teacher = Some(teacher);
         Ok(self)
     }
@@ -371,6 +378,10 @@ impl Plan {
         let tokens_per_step = (packing.batch_sequences * packing.sequence_length) as u64;
         let tokens = self.steps * tokens_per_step;
         let flops = training_flops(&self.config, &self.settings, tokens);
+        let price = |teacher: &Config| TeacherPrice::new(teacher, &self.settings, tokens);
+        let teacher = self.teacher_config.as_ref().map(price);
+        let mut memory = memory(&self.config, &self.settings);
+        memory.teacher = teacher.map_or(0, |teacher| teacher.bytes);
         let all: f64 = self.train.iter().map(|source| source.weight).sum();
         let describe = |source: &Source| SourceDescription {
             name: source.label.clone(),
@@ -388,7 +399,8 @@ impl Plan {
             tokens,
             sources: self.train.iter().map(describe).collect(),
             flops,
-            memory: memory(&self.config, &self.settings),
+            teacher,
+            memory,
             parallel: MeshPlan::new(&self.config, &self.settings),
             matrix_rate: multiplier(
                 &self.settings.optimizer,

@@ -38,6 +38,9 @@ pub struct Description {
     pub sources: Vec<SourceDescription>,
     /// Floating-point operations that the model needs for it, forward and backward, of full windows.
     pub flops: f64,
+    /// What a teacher in the same process adds to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherPrice>,
     /// Memory at one time, of all ranks.
     pub memory: Memory,
     /// What each rank of a mesh has of it, and sends.
@@ -79,6 +82,8 @@ pub struct Memory {
     pub saving: usize,
     /// What the forward pass of one micro-batch keeps for the backward pass, and the largest gradients of activations.
     pub activations: usize,
+    /// The weights of a teacher in the same process, once a rank.
+    pub teacher: usize,
 }
 
 /// What a recipe costs, known before any token exists: for a look ahead of the run.
@@ -175,6 +180,7 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
             optimizer: all(rank.optimizer),
             saving: all(rank.saving),
             activations: all(rank.passing),
+            teacher: 0,
         };
     }
     let packing = packing(settings);
@@ -221,6 +227,27 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
         optimizer: learns.saturating_mul(2 + means),
         saving: learns.saturating_mul(saves * (3 + means)),
         activations: bytes(blocks),
+        teacher: 0,
+    }
+}
+
+/// What a teacher in the same process adds to a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct TeacherPrice {
+    /// Operations of its forward passes, one of every token.
+    pub flops: f64,
+    /// Bytes of its weights, in f32, once a rank.
+    pub bytes: usize,
+}
+
+impl TeacherPrice {
+    /// Of a teacher of this shape in a run of so many tokens by resolved settings.
+    pub fn new(teacher: &Config, settings: &Settings, tokens: u64) -> TeacherPrice {
+        let ranks = settings.parallel.mesh().ranks();
+        TeacherPrice {
+            flops: tokens as f64 * teacher.forward_flops(settings.train.sequence_length / 2),
+            bytes: (teacher.parameters() * ranks).saturating_mul(size_of::<f32>()),
+        }
     }
 }
 
@@ -309,6 +336,7 @@ impl fmt::Display for Memory {
             ("optimizer", self.optimizer),
             ("a save", self.saving),
             ("activations", self.activations),
+            ("the teacher", self.teacher),
         ];
         let parts: Vec<String> = parts
             .into_iter()
@@ -327,6 +355,7 @@ impl Memory {
             self.optimizer,
             self.saving,
             self.activations,
+            self.teacher,
         ]
         .iter()
         .fold(self.weights, |sum, part| sum.saturating_add(*part))

@@ -11,7 +11,7 @@ use russet_train::settings::{
 };
 use russet_train::{
     Device, DeviceKind, DistillSettings, Memory, Outcome, Price, Rate, Settings, Sources, Start,
-    TeacherInput, TrainError, copy_bytes_a_second,
+    TeacherInput, TeacherPrice, TrainError, copy_bytes_a_second,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -220,6 +220,18 @@ impl Pretrain {
     }
 }
 
+/// What a run comes to, by the tokens that are there or by the recipes alone.
+struct Reckoned {
+    json: Value,
+    text: String,
+    memory: Memory,
+    flops: f64,
+    teacher_flops: f64,
+    settings: Settings,
+    decoder: Config,
+    basis: &'static str,
+}
+
 impl Work for Pretrain {
     fn settings(&self) -> Result<Value> {
         self.json(&self.settings)
@@ -276,46 +288,50 @@ impl Work for Pretrain {
             }
             None => None,
         };
-        let (mut json, mut text, memory, settings, decoder, basis): (
-            Value,
-            String,
-            Memory,
-            _,
-            _,
-            _,
-        ) = match (known, vocab) {
+        let teacher = self.inputs.teacher.as_deref();
+        let teacher = teacher.and_then(|name| outlook.decoder(name, place));
+        let Reckoned {
+            mut json,
+            mut text,
+            memory,
+            flops,
+            teacher_flops,
+            settings,
+            decoder,
+            basis,
+        } = match (known, vocab) {
             (Some(plan), _) => {
                 let description = plan.describe();
-                let json = serde_json::to_value(&description)?;
-                let config = plan.config().clone();
-                let basis = "the tokens that are there";
-                (
-                    json,
-                    description.to_string(),
-                    description.memory,
-                    plan.settings().clone(),
-                    config,
-                    basis,
-                )
+                Reckoned {
+                    json: serde_json::to_value(&description)?,
+                    text: description.to_string(),
+                    memory: description.memory,
+                    flops: description.flops,
+                    teacher_flops: description.teacher.map_or(0.0, |teacher| teacher.flops),
+                    settings: plan.settings().clone(),
+                    decoder: plan.config().clone(),
+                    basis: "the tokens that are there",
+                }
             }
             (None, Some(vocab)) => {
                 let start = start.as_ref();
-                let price = Price::new(self.settings.clone(), vocab, start)?;
-                let json = serde_json::to_value(price)?;
                 let settings = self.settings.clone().resolved(Start::from(start))?;
-                let config = settings.decoder(vocab, start)?;
-                let basis = match sources.tokens.exists() {
-                    true => "the recipes: the tokens that are there are to be made anew",
-                    false => "the recipes: there are no tokens yet",
-                };
-                (
-                    json,
-                    price.to_string(),
-                    price.memory,
+                let mut price = Price::new(self.settings.clone(), vocab, start)?;
+                let teacher = teacher.map(|one| TeacherPrice::new(&one, &settings, price.tokens));
+                price.memory.teacher = teacher.map_or(0, |teacher| teacher.bytes);
+                Reckoned {
+                    json: serde_json::to_value(price)?,
+                    text: price.to_string(),
+                    memory: price.memory,
+                    flops: price.flops,
+                    teacher_flops: teacher.map_or(0.0, |teacher| teacher.flops),
+                    decoder: settings.decoder(vocab, start)?,
                     settings,
-                    config,
-                    basis,
-                )
+                    basis: match sources.tokens.exists() {
+                        true => "the recipes: the tokens that are there are to be made anew",
+                        false => "the recipes: there are no tokens yet",
+                    },
+                }
             }
             (None, None) => {
                 let reason = format!(
@@ -334,7 +350,15 @@ impl Work for Pretrain {
                 let ranks = settings.parallel.mesh().ranks();
                 let device = self.device.unwrap_or_else(|| self.here(rate, ranks));
                 let step = russet_train::Outlook::new(&decoder, &settings, device);
-                let estimate = step.estimate(settings.train.steps.unwrap_or(0));
+                let mut estimate = step.estimate(settings.train.steps.unwrap_or(0));
+                if teacher_flops > 0.0 {
+                    let passes = 1.0 + teacher_flops / flops;
+                    estimate.seconds *= passes;
+                    estimate.seconds_at_peak *= passes;
+                    text += &format!(
+                        "\nteacher  {teacher_flops:.3e} operations more: a forward pass of every token"
+                    );
+                }
                 text += &format!("\n{step}\ntime     {}", about(estimate.seconds));
                 if self.device.is_none() {
                     text += &format!(" at {:.0} GFLOP/s of products", rate.gflops);

@@ -61,7 +61,8 @@ fn logits(dir: &Path, k: usize) -> PathBuf {
     assert!(report.covered > 0.2 && report.covered <= 1.0, "{report:?}");
     assert!(report.nats_per_token < 5.0, "{report:?}");
     let inputs = Inputs::new().artifact("tokens", &tokens).unwrap();
-    let stage = Stage::new("teacher-logits", &common::tool(), json!({}), inputs);
+    let recipe = json!({"teacher_logits": settings});
+    let stage = Stage::new("teacher-logits", &common::tool(), recipe, inputs);
     draft.commit(&stage).unwrap();
     out
 }
@@ -262,6 +263,11 @@ fn teachers_that_do_not_fit_are_refused_with_a_sentence() {
             Some(&beside),
             "made for 32 tokens of context",
         ),
+        (
+            vec!["distill.kind=\"top_k\"", "train.sequence_length=64"],
+            Some(&stored),
+            "asked in windows of 32 tokens",
+        ),
         (vec!["train.z_loss=-1.0"], None, "`train.z_loss` is -1"),
     ] {
         let problem = problem(&changes, input);
@@ -274,6 +280,27 @@ fn teachers_that_do_not_fit_are_refused_with_a_sentence() {
     std::fs::write(&tokenizer, text + "\n").unwrap();
     let problem = problem(&[hard], Some(&beside));
     assert!(problem.contains("another tokenizer"), "{problem}");
+}
+
+#[test]
+fn a_teacher_beside_the_student_has_its_price() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    let input = TeacherInput::Checkpoint(teacher(dir));
+    let shape = Config::open(&dir.join("teacher")).unwrap();
+    let alone = plan(dir, &[], None).unwrap().describe();
+    let hard = ["distill.kind=\"hard\""];
+    let taught = plan(dir, &hard, Some(input.clone())).unwrap().describe();
+    let price = taught.teacher.unwrap();
+    assert_eq!(price.bytes, 4 * shape.parameters());
+    assert_eq!(
+        taught.memory.total(),
+        alone.memory.total() + price.bytes,
+        "its weights and nothing else"
+    );
+    assert_eq!(price.flops, taught.tokens as f64 * shape.forward_flops(16));
+    let ranks = plan(dir, &[hard[0], "parallel.data=2"], Some(input)).unwrap();
+    assert_eq!(ranks.describe().memory.teacher, 2 * price.bytes);
 }
 
 #[test]
