@@ -226,6 +226,67 @@ fn calibration(margins: &[f64]) -> Calibration {
     }
 }
 
+/// The rewards of the chosen and the rejected response of each pair, in order.
+///
+/// # Errors
+/// When the decoder has no reward head, or someone asked to stop.
+pub fn pair_rewards(
+    ctx: &mut Ctx,
+    decoder: &Decoder,
+    source: &Source,
+    pass_tokens: usize,
+    progress: &mut dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<Vec<[f64; 2]>> {
+    let mut rewards = Vec::new();
+    each_pair(
+        ctx,
+        decoder,
+        source,
+        pass_tokens,
+        progress,
+        interrupt,
+        &mut |pair, _| {
+            rewards.push(pair.rewards);
+        },
+    )?;
+    Ok(rewards)
+}
+
+/// Judges all pairs of a file and shows each with what people said of it.
+fn each_pair(
+    ctx: &mut Ctx,
+    decoder: &Decoder,
+    source: &Source,
+    pass_tokens: usize,
+    progress: &mut dyn Progress,
+    interrupt: &Interrupt,
+    each: &mut dyn FnMut(Pair, &Judgement),
+) -> Result<()> {
+    if decoder.reward_head().is_none() {
+        return Err(TrainError::Task(
+            "the model has no reward head; train one with `russet reward`".into(),
+        ));
+    }
+    let sources = std::slice::from_ref(source);
+    let rewards = Rewards::new(RewardSettings::default(), sources);
+    let passes = held_out(sources, None, pass_tokens);
+    progress.begin("reward", Some(passes.len() as u64), "passes");
+    for (number, pass) in passes.iter().enumerate() {
+        if interrupt.is_raised() {
+            progress.end();
+            return Err(TrainError::Interrupted);
+        }
+        let judged = judge(ctx, decoder, pass);
+        for (place, pair) in rewards.pairs(pass, &judged).into_iter().enumerate() {
+            each(pair, rewards.judgement(pass, place));
+        }
+        progress.update(number as u64 + 1, &[]);
+    }
+    progress.end();
+    Ok(())
+}
+
 /// What a reward model makes of a file of preferences: `pairs`, `accuracy`, `log_loss` and `brier` of `σ(r_c - r_r)` against
 /// certainty, `calibration` {`error`, `bins`}, `strengths` with what their differences promise beside the target, `grades`.
 ///
@@ -239,30 +300,20 @@ pub fn evaluate(
     progress: &mut dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Value> {
-    if decoder.reward_head().is_none() {
-        return Err(TrainError::Task(
-            "the model has no reward head; train one with `russet reward`".into(),
-        ));
-    }
-    let sources = std::slice::from_ref(source);
-    let rewards = Rewards::new(RewardSettings::default(), sources);
     let (mut margins, mut strengths, mut grades) = (Vec::new(), Vec::new(), Vec::new());
-    let passes = held_out(sources, None, pass_tokens);
-    progress.begin("reward", Some(passes.len() as u64), "passes");
-    for (number, pass) in passes.iter().enumerate() {
-        if interrupt.is_raised() {
-            progress.end();
-            return Err(TrainError::Interrupted);
-        }
-        let judged = judge(ctx, decoder, pass);
-        for (place, pair) in rewards.pairs(pass, &judged).into_iter().enumerate() {
+    each_pair(
+        ctx,
+        decoder,
+        source,
+        pass_tokens,
+        progress,
+        interrupt,
+        &mut |pair, said| {
             margins.push(pair.rewards[0] - pair.rewards[1]);
-            strengths.push(rewards.judgement(pass, place).strength);
+            strengths.push(said.strength);
             grades.extend(pair.grades.iter().map(|grade| (grade.place, grade.right)));
-        }
-        progress.update(number as u64 + 1, &[]);
-    }
-    progress.end();
+        },
+    )?;
     let count = margins.len().max(1) as f64;
     let mean = |of: &dyn Fn(f64) -> f64| margins.iter().map(|&m| of(m)).sum::<f64>() / count;
     let calibrated = calibration(&margins);

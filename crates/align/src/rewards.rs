@@ -112,6 +112,11 @@ impl ModelReward {
         Ok(ModelReward { decoder, tokenizer })
     }
 
+    /// Of a decoder with a reward head, and its tokenizer: see [`open`].
+    pub fn new(decoder: Decoder, tokenizer: Tokenizer) -> ModelReward {
+        ModelReward { decoder, tokenizer }
+    }
+
     /// The conversation with the answer, to the token that ends it.
     fn tokens(&self, answer: &Answer) -> std::result::Result<Vec<u32>, String> {
         let mut conversation = answer.asked.conversation.clone();

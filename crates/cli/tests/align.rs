@@ -187,6 +187,52 @@ fn a_reward_model_judges_and_a_policy_learns_from_it() {
     );
     assert!(ran.stderr.contains("eval reward"), "{}", ran.stderr);
 
+    // It is a trained head of harm, where what was rejected is the harm.
+    let label = |at: usize| json!({"prompt": CHATS[at].0, "label": "unsafe", "type": "made"});
+    write(dir, "unsafe.jsonl", &[label(0), label(1)]);
+    let said = |at: usize, text: &str| json!({"prompt": CHATS[at].0, "response": text});
+    let responses = [said(0, CHATS[1].1), said(1, CHATS[1].1)]; // chosen once, and once rejected
+    write(dir, "responses.jsonl", &responses);
+    let safety = [
+        "eval",
+        "safety",
+        "--prompts",
+        "unsafe.jsonl",
+        "--responses",
+        "responses.jsonl",
+        "--json",
+        "--head-pairs",
+        "pairs.jsonl",
+        "--head",
+    ];
+    let with = |model: &'static str| safety.into_iter().chain([model]).collect::<Vec<_>>();
+    let told = ok(dir, &with("runs/mini/06-reward")).json();
+    assert_eq!(told["violation"]["rate"], 50.0, "{told}");
+    assert_eq!(
+        (&told["head"]["pairs"], &told["head"]["accuracy"]),
+        (&json!(3), &json!(1.0)),
+        "{told}"
+    );
+    assert!(told["head"]["slope"].as_f64() > Some(0.0), "{told}");
+    let ran = exits(dir, 1, &with("runs/mini/03-pretrain"));
+    assert!(ran.stderr.contains("no reward head"), "{}", ran.stderr);
+    // Pairs the wrong way round.
+    let turned: Vec<Value> = (0..3)
+        .map(|at| {
+            let other = CHATS[(at + 1) % CHATS.len()].1;
+            json!({"prompt": CHATS[at].0, "chosen": CHATS[at].1, "rejected": other})
+        })
+        .collect();
+    write(dir, "turned.jsonl", &turned);
+    let mut arguments = with("runs/mini/06-reward");
+    arguments[8] = "turned.jsonl";
+    let ran = exits(dir, 1, &arguments);
+    assert!(
+        ran.stderr.contains("knows nothing of harm"),
+        "{}",
+        ran.stderr
+    );
+
     let plan = ok(dir, &["rlhf", "mini/07-rlhf.toml", "--dry-run", "--json"]).json();
     let plan = &plan["stages"][0]["plan"];
     assert_eq!(plan["data"]["train"]["prompts"], 3, "{plan}");

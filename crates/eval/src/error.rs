@@ -40,6 +40,9 @@ pub enum Error {
         /// V.
         vocab: usize,
     },
+    /// A trained head that tells nothing of harm.
+    #[error("{0}")]
+    Head(String),
     /// Two models over different vocabularies.
     #[error(
         "the reference model has {reference} tokens in its vocabulary and the other {other}; only models over the same tokens can be compared"

@@ -328,7 +328,7 @@ impl Work for Pretrain {
                     decoder: settings.decoder(vocab, start)?,
                     settings,
                     basis: match sources.tokens.exists() {
-                        true => "the recipes: the tokens that are there are to be made anew",
+                        true => "the recipes: inputs are still to be made, or made anew",
                         false => "the recipes: there are no tokens yet",
                     },
                 }

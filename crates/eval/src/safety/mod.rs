@@ -6,9 +6,10 @@
 //! ```
 //! Unsafe and safe prompts come with their labels, as XSTest's (arXiv 2308.01263) and their safe counterparts do. [`refusal`]
 //! tells by rules what a response does; [`harm`] tells by rules whether a prompt asks for harm. Rules see words and not meaning:
-//! where a trained head is at hand, [`Judged::harm`] takes what it says of each response, and its verdict stands instead of the
-//! rules'.
+//! where a trained head is at hand ([`Head`], or somebody else's), [`Judged::harm`] takes what it says of each response, and its verdict
+//! stands instead of the rules'.
 
+mod head;
 mod intent;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use head::Head;
 pub use intent::harm;
 
 use crate::rows::read_rows;
