@@ -38,6 +38,8 @@ pub enum Verb {
     Dpo(TrainArgs),
     /// Train a reward model on preferences, from a recipe
     Reward(TrainArgs),
+    /// Let a committee of models answer prompts and keep the best answers (rejection sampling), from a recipe
+    Reject(TrainArgs),
     /// Tune a model by rewards for its answers (MDLOO, RLOO, PPO, GRPO), from a recipe
     Rlhf(TrainArgs),
     /// Store a teacher's predictions of token shards, from a recipe

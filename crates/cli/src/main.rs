@@ -150,6 +150,9 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Reward(args) => {
             run::single(app, &args.recipe, StageKind::Reward, resume(args.restart))
         }
+        Verb::Reject(args) => {
+            run::single(app, &args.recipe, StageKind::Reject, resume(args.restart))
+        }
         Verb::Rlhf(args) => run::single(app, &args.recipe, StageKind::Rlhf, resume(args.restart)),
         Verb::TeacherLogits(args) => {
             run::single(app, &args, StageKind::TeacherLogits, Resume::Continue)
