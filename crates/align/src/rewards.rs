@@ -275,10 +275,7 @@ pub(crate) fn rules(
             ("format", Some(pattern)) => match Format::new(pattern) {
                 Ok(format) => Box::new(format),
                 Err(problem) => {
-                    return refuse(
-                        keys.pattern,
-                        format!("is no regular expression: {problem}"),
-                    );
+                    return refuse(keys.pattern, format!("is no regular expression: {problem}"));
                 }
             },
             (kind, _) => match known.rule(kind) {

@@ -342,6 +342,8 @@ pub enum EvalVerb {
     Ifeval(crate::eval::ifeval::IfevalArgs),
     /// Compare models by judgements of pairs of responses: win rates, Bradley-Terry, Elo, length control, agreement of judges
     Pairwise(crate::eval::pairwise::PairwiseArgs),
+    /// Choose the next round's committee by judgements: the latest promising models and the best of before
+    Committee(crate::eval::committee::CommitteeArgs),
     /// Let a model judge two models' responses, each pair in both orders
     Judge(crate::eval::judge::JudgeArgs),
     /// Show or write the set of prompts of eleven categories

@@ -170,6 +170,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Eval(EvalVerb::Needle(args)) => needle::run(app, &args),
         Verb::Eval(EvalVerb::Ifeval(args)) => eval::ifeval::run(app, &args),
         Verb::Eval(EvalVerb::Pairwise(args)) => eval::pairwise::run(app, &args),
+        Verb::Eval(EvalVerb::Committee(args)) => eval::committee::run(app, &args),
         Verb::Eval(EvalVerb::Judge(args)) => eval::judge::run(app, &args),
         Verb::Eval(EvalVerb::Prompts(args)) => eval::prompts::run(app, &args),
         Verb::Eval(EvalVerb::Respond(args)) => eval::respond::run(app, &args),

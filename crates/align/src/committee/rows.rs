@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::select::{Candidate, Verdict};
-use super::{Question, Fate};
+use super::{Fate, Question};
 
 /// Where a row comes from: who said it, what it was worth, and how to draw it again.
 #[derive(Clone, Copy, Debug)]

@@ -194,7 +194,10 @@ impl Settings {
             ("keep.min_margin", keep.min_margin, 0.0, f64::MAX),
         ] {
             if !(least..=most).contains(&value) {
-                return refuse(key, format!("is {value}; it must be from {least} to {most}"));
+                return refuse(
+                    key,
+                    format!("is {value}; it must be from {least} to {most}"),
+                );
             }
         }
         if !(filter.near_duplicate > 0.0 && filter.near_duplicate <= 1.0) {
