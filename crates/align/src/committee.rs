@@ -180,7 +180,7 @@ impl Plan {
     /// # Errors
     /// When the reward model is none.
     pub fn judge(&self) -> Result<Judge<'_>> {
-        let open = |folder: &PathBuf| {
+        let open = |folder: &PathBuf| -> Result<(f64, ModelReward)> {
             let model = ModelReward::open(folder, self.sources.reward_adapter.as_deref())?;
             let settings = self.settings.reject.rewards.iter();
             let of_model = settings.filter(|reward| reward.kind == "model");

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use russet_artifact::{Inputs, Interrupt, Kind, Progress, Recipe, Stage, Tool};
+use russet_artifact::{Inputs, Interrupt, Progress, Recipe, Stage, Tool};
 use russet_model::{Config, Decoder, Embedding};
 use russet_tensor::{Ctx, MeshShape};
 use russet_tokenizer::Tokenizer;
@@ -20,6 +20,7 @@ use super::rollout::{Drawer, Rollouts};
 use super::settings::{Divergence, KEYS, Settings};
 use super::{PolicyGradient, SharedBoard};
 use crate::rewards::{ModelReward, Rules, Sum, reward_inputs, rules};
+use crate::settings::refuse;
 use crate::start::{self, Start};
 
 /// Where the inputs of a recipe lie.
