@@ -198,17 +198,18 @@ fn a_killed_committee_goes_on_to_the_same_bytes() {
         let text = std::fs::read_to_string(dir.join("cut.state").join(name));
         text.map_or(0, |text| text.lines().count())
     };
-    // Killed within the first member's answers, the second's, and scores; one process after another.
-    let mut kills = 0;
+    // Killed within the first member's answers, the second's, and scores, and once asked to stop; one process after another.
+    let (mut kills, mut stops) = (0, 0);
     for (file, count) in [
         ("answers-one.jsonl", 2),
+        ("answers-one.jsonl", 4),
         ("answers-one.jsonl", 5),
         ("answers-two.jsonl", 3),
         ("answers-two.jsonl", 6),
         ("scores.jsonl", 3),
     ] {
         let mut child = russet(dir, &arguments("cut"))
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -220,11 +221,25 @@ fn a_killed_committee_goes_on_to_the_same_bytes() {
             );
             std::thread::sleep(Duration::from_micros(200));
         }
+        if count == 4 {
+            let pid = child.id().to_string();
+            std::process::Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .unwrap();
+            let ran = common::Ran::from(child.wait_with_output().unwrap());
+            assert_eq!(ran.code, 0);
+            stops += usize::from(ran.json()["interrupted"] == true);
+            continue;
+        }
         kills += usize::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap(); // SIGKILL
         child.wait().unwrap();
     }
-    assert!(kills > 2, "it was done before it could be killed");
+    assert!(
+        kills > 2 && stops == 1,
+        "it was done before it could be killed"
+    );
     // A line that the kill cut in two, too.
     let path = dir.join("cut.state/answers-two.jsonl");
     if let Ok(bytes) = std::fs::read(&path) {
@@ -514,9 +529,48 @@ fn a_round_is_a_folder_of_recipes() {
             "stage = \"dpo\"\n[inputs]\ncheckpoint = \"06-sft\"\n[train]\n{learns}[data]\ntrain = [\"05-reject/pairs.jsonl\"]\nepochs = 1\n"
         ),
     );
+    recipe(
+        "08-adapter.toml",
+        &format!(
+            "stage = \"sft\"\n[inputs]\ncheckpoint = \"03-pretrain\"\n[adapter]\nrank = 2\n[train]\n{learns}[data]\n\
+             train = [\"05-reject/sft.jsonl\"]\nepochs = 1\n"
+        ),
+    );
     let run = ok(dir, &["run", "mini", "--json", "--threads", "1"]).json();
-    assert_eq!(run["stages"].as_array().unwrap().len(), 7, "{run}");
+    assert_eq!(run["stages"].as_array().unwrap().len(), 8, "{run}");
     assert_eq!(rows(dir, "runs/mini/05-reject/sft.jsonl").len(), 3);
+    // The next committee: what was made of the first one's answers, as a checkpoint and as an adapter.
+    let next = "member=[{name='dpo', model='07-dpo'}, {name='adapter', model='03-pretrain', adapter='08-adapter'}]";
+    let made = [
+        "reject",
+        "mini/05-reject.toml",
+        "--set",
+        next,
+        "--out",
+        "runs/mini/next",
+        "--json",
+    ];
+    let made = ok(dir, &made).json();
+    for member in ["dpo", "adapter"] {
+        assert_eq!(made["members"][member]["answers"], 12, "{made}");
+    }
+    let chosen = [
+        "eval",
+        "committee",
+        "--judgements",
+        "runs/mini/next/judgements.jsonl",
+        "--latest",
+        "dpo",
+        "--json",
+    ];
+    let chosen = ok(dir, &chosen).json();
+    assert_eq!(chosen["candidates"].as_array().unwrap().len(), 2);
+    assert!(
+        chosen["committee"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("adapter"))
+    );
     let again = ok(dir, &["run", "mini", "--json", "--threads", "1"]).json();
     let all = again["stages"].as_array().unwrap();
     assert!(all.iter().all(|stage| stage["skipped"] == true), "{again}");

@@ -282,8 +282,10 @@ impl Server {
     }
 
     fn body(&self, request: &ChatRequest) -> Value {
+        let mut messages = request.messages.clone();
+        messages.iter_mut().for_each(arguments_as_text);
         let mut body = json!({
-            "model": self.model, "messages": request.messages, "max_tokens": request.max_tokens,
+            "model": self.model, "messages": messages, "max_tokens": request.max_tokens,
             "temperature": request.temperature, "top_p": request.top_p, "seed": request.seed,
         });
         if !request.tools.is_empty() {
@@ -345,9 +347,30 @@ impl Server {
     }
 }
 
+/// Arguments of calls as OpenAI has them, the text of an object, where templates read the object itself.
+fn arguments_as_text(message: &mut Map<String, Value>) {
+    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+    for call in calls.into_iter().flatten() {
+        let arguments = &mut call["function"]["arguments"];
+        if arguments.is_object() {
+            *arguments = arguments.to_string().into();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn arguments_of_earlier_calls_travel_as_text() {
+        let call = json!({"type": "function", "function": {"name": "f", "arguments": {"a": 1}}});
+        let message = json!({"role": "assistant", "content": null, "tool_calls": [call]});
+        let mut message = message.as_object().unwrap().clone();
+        arguments_as_text(&mut message);
+        let told = &message["tool_calls"][0]["function"]["arguments"];
+        assert_eq!(told, "{\"a\":1}");
+    }
 
     #[test]
     fn addresses_are_read_and_others_refused_with_a_remedy() {

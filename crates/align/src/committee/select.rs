@@ -132,8 +132,11 @@ fn shingles(words: &[String], n: usize) -> BTreeSet<&[String]> {
 
 /// The Jaccard similarity of two texts' sets of three words in a row, from 0 to 1; 0 where one has no word.
 pub fn similarity(one: &[String], other: &[String]) -> f64 {
-    let (one, other) = (shingles(one, SHINGLE), shingles(other, SHINGLE));
-    let both = one.intersection(&other).count();
+    jaccard(&shingles(one, SHINGLE), &shingles(other, SHINGLE))
+}
+
+fn jaccard(one: &BTreeSet<&[String]>, other: &BTreeSet<&[String]>) -> f64 {
+    let both = one.intersection(other).count();
     let any = one.len() + other.len() - both;
     if any == 0 {
         0.0
@@ -203,12 +206,14 @@ fn of_prompt(
         .filter(|&at| verdicts[at].fate == Fate::NotAmongBest)
         .collect();
     order.sort_by(|&one, &other| better_first(&candidates[one], &candidates[other]));
+    let sets: Vec<BTreeSet<&[String]>> = of_texts
+        .iter()
+        .map(|words| shingles(words, SHINGLE))
+        .collect();
     let mut own: Vec<usize> = Vec::new();
     for at in order {
         let same = |&&better: &&usize| candidates[better].text.trim() == candidates[at].text.trim();
-        let near = |&&better: &&usize| {
-            similarity(&of_texts[better], &of_texts[at]) >= filter.near_duplicate
-        };
+        let near = |&&better: &&usize| jaccard(&sets[better], &sets[at]) >= filter.near_duplicate;
         let found = match own.iter().find(same) {
             Some(better) => Some((Fate::Duplicate, *better)),
             None => {

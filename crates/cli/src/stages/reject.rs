@@ -168,7 +168,6 @@ impl Work for Reject {
         let names: Vec<&str> = self.members.iter().map(|one| &one.name[..]).collect();
         let (members, samples) = (self.members.len(), self.settings.reject.samples);
         let mut json = json!({"members": names, "samples": samples, "files": files});
-        let who: Vec<String> = self.members.iter().map(MemberSettings::describe).collect();
         let mut text = match known(outlook, there, || self.open(place))? {
             None => format!(
                 "as many prompts as the files make, {members} members, {samples} answers each"
@@ -186,7 +185,7 @@ impl Work for Reject {
                 )
             }
         };
-        for line in who {
+        for line in self.members.iter().filter_map(MemberSettings::asked) {
             text += &format!("\n{line}");
         }
         Ok(Plan { json, text })

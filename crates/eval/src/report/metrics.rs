@@ -182,6 +182,10 @@ fn pairwise(scores: &Value) -> Vec<Option<Metric>> {
 
 /// Of each member of a committee: what it drew, what was kept of it, and how it fared beside the others.
 fn committee(scores: &Value) -> Vec<Option<Metric>> {
+    let share = |label: String, count: &Value, all: &Value| {
+        let share = 100.0 * count.as_f64()? / all.as_f64()?.max(1.0);
+        plain(label, &share.into(), None).map(percent)
+    };
     let of = |(name, of): (&String, &Value)| {
         let number = |what: &str, key: &str| {
             plain(
@@ -190,9 +194,9 @@ fn committee(scores: &Value) -> Vec<Option<Metric>> {
                 of.get(format!("{key}_ci")),
             )
         };
+        let kept = format!("{name}: {} of {} answers kept", of["kept"], of["answers"]);
         [
-            number("answers", "answers"),
-            number("answers kept", "kept"),
+            share(kept, &of["kept"], &of["answers"]),
             number("prompts won", "won_share").map(percent),
             number("win rate against the others", "win_rate").map(percent),
             number("Bradley-Terry", "bt"),
@@ -201,7 +205,8 @@ fn committee(scores: &Value) -> Vec<Option<Metric>> {
     };
     let dropped = scores["dropped"].as_object().into_iter().flatten();
     let dropped = dropped.map(|(why, count)| {
-        plain(format!("dropped: {}", why.replace('_', " ")), count, None).map(less)
+        let label = format!("dropped: {}, {count} answers", why.replace('_', " "));
+        share(label, count, &scores["answers"]).map(less)
     });
     models_of(scores, "members")
         .flat_map(of)

@@ -172,15 +172,10 @@ impl MemberSettings {
         }
     }
 
-    /// For a plan: what will be read, or asked.
-    pub fn describe(&self) -> String {
-        match (&self.endpoint, &self.adapter) {
-            (Some(endpoint), _) => format!("{}: {} at {endpoint}", self.name, self.model),
-            (None, Some(adapter)) => {
-                format!("{}: {} with {}", self.name, self.model, adapter.display())
-            }
-            (None, None) => format!("{}: {}", self.name, self.model),
-        }
+    /// For a plan: who will be asked elsewhere.
+    pub fn asked(&self) -> Option<String> {
+        let endpoint = self.endpoint.as_ref()?;
+        Some(format!("{} is {} at {endpoint}", self.name, self.model))
     }
 
     /// Its folders by the names of inputs.
