@@ -360,10 +360,11 @@ fn stand_in(
 /// compared with it, the lowest first.
 ///
 /// An answer that was cut off, is empty or too long is none to compare with, since learning would take it for whole; one that repeats
-/// itself or lies below the floor is.
+/// itself or lies below the floor is. Nor is one that says what the better one says.
 pub fn pairs(
     candidates: &[Candidate],
     verdicts: &[Verdict],
+    filter: &FilterSettings,
     keep: &KeepSettings,
 ) -> Vec<(usize, usize)> {
     let kept = (0..candidates.len()).filter(|&at| verdicts[at].fate == Fate::Kept);
@@ -387,7 +388,12 @@ pub fn pairs(
         })
         .collect();
     worse.sort_by(|&one, &other| better_first(&candidates[other], &candidates[one]));
-    let own = |at: &usize| candidates[*at].text.trim() != candidates[best].text.trim();
+    let chosen = words(&candidates[best].text);
+    let own = |at: &usize| {
+        let text = &candidates[*at].text;
+        text.trim() != candidates[best].text.trim()
+            && similarity(&chosen, &words(text)) < filter.near_duplicate
+    };
     let mut seen = BTreeSet::new();
     worse.retain(|&at| seen.insert(candidates[at].text.trim()));
     worse

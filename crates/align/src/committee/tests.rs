@@ -99,7 +99,10 @@ fn each_answer_meets_the_fate_that_it_deserves() {
         min_margin: 4.0,
         ..KeepSettings::default()
     };
-    assert_eq!(pairs(&answers, &verdicts[0], &keep), [(9, 8), (9, 7)]);
+    assert_eq!(
+        pairs(&answers, &verdicts[0], &filter, &keep),
+        [(9, 8), (9, 7)]
+    );
 }
 
 #[test]
@@ -198,9 +201,10 @@ proptest! {
                     prop_assert!(candidates[better].score >= candidates[at].score && verdicts[better].rank.is_some());
                 }
             }
-            for (chosen, rejected) in pairs(candidates, verdicts, &keep) {
+            for (chosen, rejected) in pairs(candidates, verdicts, &filter, &keep) {
                 prop_assert!(verdicts[chosen].fate == Fate::Kept && candidates[chosen].score > candidates[rejected].score);
                 prop_assert!(candidates[rejected].finished);
+                prop_assert!(similarity(&words(&candidates[chosen].text), &words(&candidates[rejected].text)) < near);
             }
         }
         let all: usize = counts.iter().sum();

@@ -26,6 +26,8 @@ const CANDIDATES: &str = "candidates.jsonl";
 const JUDGEMENTS: &str = "judgements.jsonl";
 const PAGE: &str = "report.html";
 
+/// Answers that the page shows at most; all are in the file of candidates.
+const SHOWN: usize = 20_000;
 /// Resamplings behind an interval.
 const ROUNDS: usize = 200;
 
@@ -119,7 +121,9 @@ impl Report<'_> {
             for at in kept {
                 sft.push(conversation(question, &candidates[at].text, of(at)));
             }
-            for (chosen, rejected) in pairs(candidates, verdicts, &self.plan.settings().keep) {
+            let settings = self.plan.settings();
+            for (chosen, rejected) in pairs(candidates, verdicts, &settings.filter, &settings.keep)
+            {
                 let both = [chosen, rejected];
                 let texts = both.map(|at| &candidates[at].text[..]);
                 preferences.push(preference(question, texts, both.map(of)));
@@ -241,6 +245,9 @@ impl Report<'_> {
         };
         let mut cases = Vec::new();
         for (prompt, candidates, verdicts) in self.each() {
+            if cases.len() + candidates.len() > SHOWN {
+                break; // each prompt's name says of how many
+            }
             let question = &self.plan.questions()[prompt];
             let any = verdicts.iter().any(|verdict| verdict.fate == Fate::Kept);
             let mut order: Vec<usize> = (0..candidates.len()).collect();
@@ -267,7 +274,7 @@ impl Report<'_> {
                     fate += &format!(" of {member}'s sample {}", better.sample);
                 }
                 cases.push(Case {
-                    name: format!("{}", prompt + 1),
+                    name: format!("{} of {}", prompt + 1, self.prompts.len()),
                     prompt: question.name.clone(),
                     response: Some(candidate.text.clone()),
                     category: Some(self.members[candidate.member].name.clone()),
