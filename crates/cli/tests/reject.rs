@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{exits, golden, listening, mini, ok, rows, russet, write};
+use common::{exits, fields, golden, listening, mini, ok, rows, russet, write};
 use serde_json::{Value, json};
 
 const FILES: [&str; 7] = [
@@ -459,6 +459,14 @@ fn mistakes_are_told_with_what_to_do() {
         let ran = exits(dir, code, &reject(&["--out", "made", "--set", set]));
         assert!(ran.stderr.contains(word), "{set}: {}", ran.stderr);
     }
+    let committee = ["eval", "committee", "--latest", "nobody", "--judgements"];
+    write(
+        dir,
+        "judged.jsonl",
+        &[json!({"prompt": "who", "model_a": "a", "model_b": "b", "winner": "a"})],
+    );
+    let ran = exits(dir, 2, &[&committee[..], &["judged.jsonl"]].concat());
+    assert!(ran.stderr.contains("\"nobody\""), "{}", ran.stderr);
     // What was drawn for nothing is judged again once the filter is mended.
     let ran = ok(dir, &reject(&["--out", "made"]));
     assert!(ran.json()["kept"].as_u64().unwrap() > 0);
@@ -537,6 +545,13 @@ fn a_round_is_a_folder_of_recipes() {
              train = [\"05-reject/sft.jsonl\"]\nepochs = 1\n"
         ),
     );
+    let plans = ok(dir, &["run", "mini", "--json", "--dry-run"]).json();
+    let plan = &plans["stages"][4]["plan"];
+    assert_eq!(plan["members"], json!(["base"]), "{plan}");
+    assert!(
+        plan["prompts"].is_null(),
+        "the reward model is still to be made"
+    );
     let run = ok(dir, &["run", "mini", "--json", "--threads", "1"]).json();
     assert_eq!(run["stages"].as_array().unwrap().len(), 8, "{run}");
     assert_eq!(rows(dir, "runs/mini/05-reject/sft.jsonl").len(), 3);
@@ -565,6 +580,7 @@ fn a_round_is_a_folder_of_recipes() {
         "--json",
     ];
     let chosen = ok(dir, &chosen).json();
+    fields(&chosen, &["committee", "candidates", "games"]);
     assert_eq!(chosen["candidates"].as_array().unwrap().len(), 2);
     assert!(
         chosen["committee"]

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::Question;
 use super::select::{Candidate, Verdict};
-use super::{Fate, Question};
 
 /// Where a row comes from: who said it, what it was worth, and how to draw it again.
 #[derive(Clone, Copy, Debug)]
@@ -122,9 +122,4 @@ pub fn judgements(
         }
     }
     rows
-}
-
-/// Whether an answer is kept.
-pub fn is_kept(verdict: &Verdict) -> bool {
-    verdict.fate == Fate::Kept
 }

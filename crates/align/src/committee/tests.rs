@@ -65,7 +65,12 @@ fn each_answer_meets_the_fate_that_it_deserves() {
         ..FilterSettings::default()
     };
     // "round and" nine times has 88 characters too: length is looked at first.
-    let verdicts = select(&[answers.clone()], 3, &filter, &KeepSettings::default());
+    let verdicts = select(
+        std::slice::from_ref(&answers),
+        3,
+        &filter,
+        &KeepSettings::default(),
+    );
     assert_eq!(
         fates(&verdicts),
         [
@@ -90,7 +95,12 @@ fn each_answer_meets_the_fate_that_it_deserves() {
         max_characters: None,
         ..filter
     };
-    let verdicts = select(&[answers.clone()], 3, &filter, &KeepSettings::default());
+    let verdicts = select(
+        std::slice::from_ref(&answers),
+        3,
+        &filter,
+        &KeepSettings::default(),
+    );
     assert_eq!(verdicts[0][3].fate, Fate::Repetitive);
     assert_eq!(verdicts[0][9].fate, Fate::Kept);
     // The worst that can be compared: below the floor it may lie, cut off it may not be.
@@ -348,7 +358,8 @@ fn settings_that_cannot_be_are_refused_by_their_names() {
         "{said}"
     );
     all.check(3).unwrap();
-    let changes: [(fn(&mut Settings), &str); 8] = [
+    type Change = fn(&mut Settings);
+    let changes: [(Change, &str); 8] = [
         (|all| all.reject.samples = 0, "reject.samples"),
         (|all| all.reject.temperature = 0.0, "reject.temperature"),
         (

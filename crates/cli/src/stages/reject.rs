@@ -210,7 +210,7 @@ impl Work for Reject {
         beside.push(".state");
         let folder = place.out.with_file_name(beside);
         if place.resume == Resume::Restart {
-            state::clear(&folder)?;
+            state::clear(&place.out, &folder)?;
         }
         let what = (StageKind::Reject, Kind::Samples);
         let (settings, sources) = (self.key(&plan)?, inputs.clone());
@@ -253,7 +253,10 @@ impl Work for Reject {
                 .write(draft)
             },
         )?;
-        state::clear(&folder)?;
+        match state::clear(&place.out, &folder) {
+            Err(_) if skipped => {} // another process draws with other settings
+            cleared => cleared?,
+        }
         let facts = read_json(&place.out.join(russet_align::REPORT))?;
         let mut summary = format!(
             "{} answers of {} members to {} prompts: {} kept, {} preferences",
@@ -405,9 +408,10 @@ impl Running<'_> {
             said.extend(candidates.iter().map(|one| Hash::of(one.text.as_bytes())));
             prompts.push(candidates);
         }
+        let sources = self.sources();
         let about = json!({
             "rewards": settings.reject.rewards, "answers": Hash::of(format!("{said:?}").as_bytes()),
-            "reward": self.inputs_of(["reward", "reward_adapter"]),
+            "models": [sources.get("reward"), sources.get("reward_adapter")],
         });
         let about = Hash::of(about.to_string().as_bytes());
         let path = self.folder.join("scores.jsonl");
@@ -456,14 +460,6 @@ impl Running<'_> {
             }
         }
         Ok(prompts)
-    }
-
-    fn inputs_of<const N: usize>(&self, keys: [&str; N]) -> Vec<Value> {
-        let sources = self.sources();
-        keys.map(|key| sources.get(key).map(|of| of["blake3"].clone()))
-            .into_iter()
-            .map(Option::unwrap_or_default)
-            .collect()
     }
 }
 

@@ -398,8 +398,8 @@ impl MemberSettings {
             let first = drawn.rows.len();
             let last = questions.len().min(first + prompts);
             let mut requests = Vec::new();
-            for number in first..last {
-                let conversation = &questions[number].asked.conversation;
+            for (number, question) in (first..).zip(&questions[first..last]) {
+                let conversation = &question.asked.conversation;
                 for sample in 0..reject.samples as u64 {
                     requests.push(ChatRequest {
                         messages: conversation.messages.clone(),

@@ -8,20 +8,21 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use russet_artifact::Hash;
+use russet_artifact::{Hash, Hold};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The file by which a folder is known as one of a state.
 const LOCK: &str = "lock";
 
-/// Removes the folder of finished work, if it is one.
-pub fn clear(folder: &Path) -> Result<()> {
-    match folder.join(LOCK).is_file() {
-        true => std::fs::remove_dir_all(folder)
-            .with_context(|| format!("{}: the state cannot be removed", folder.display())),
-        false => Ok(()),
+/// Removes the folder of work for `place`, if it is one and no other process is at it.
+pub fn clear(place: &Path, folder: &Path) -> Result<()> {
+    if !folder.join(LOCK).is_file() {
+        return Ok(());
     }
+    let _held = Hold::take(place, folder)?;
+    std::fs::remove_dir_all(folder)
+        .with_context(|| format!("{}: the state cannot be removed", folder.display()))
 }
 
 /// A file of rows that is being written.
