@@ -467,9 +467,16 @@ fn mistakes_are_told_with_what_to_do() {
     );
     let ran = exits(dir, 2, &[&committee[..], &["judged.jsonl"]].concat());
     assert!(ran.stderr.contains("\"nobody\""), "{}", ran.stderr);
-    // What was drawn for nothing is judged again once the filter is mended.
+    // What was drawn for nothing is judged again once the filter is mended, and not drawn again: a mark that was put there stays.
+    let path = dir.join("made.state/answers-two.jsonl");
+    let drawn = std::fs::read_to_string(&path).unwrap();
+    let (head, rows_of_two) = drawn.split_once('\n').unwrap();
+    let marked = rows_of_two.replacen("\"text\":\"", "\"text\":\"marked ", 1);
+    std::fs::write(&path, format!("{head}\n{marked}")).unwrap();
     let ran = ok(dir, &reject(&["--out", "made"]));
     assert!(ran.json()["kept"].as_u64().unwrap() > 0);
+    let text = |row: &Value| row["text"].as_str().unwrap().starts_with("marked ");
+    assert!(rows(dir, "made/candidates.jsonl").iter().any(text));
     let skips = [
         "--out",
         "some",
