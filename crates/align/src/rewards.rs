@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use fancy_regex::Regex;
+use russet_artifact::{Inputs, Kind};
 use russet_model::{Decoder, adapter, checkpoint};
 use russet_tensor::{Ctx, Segments};
 use russet_tokenizer::Tokenizer;
@@ -15,7 +16,10 @@ use russet_train::{Result, TrainError};
 use serde_json::json;
 
 use crate::data::DATE;
+use crate::rlhf::settings::RewardSettings;
 use crate::rows::Asked;
+use crate::settings::refuse;
+use crate::start::base_input;
 
 /// An answer to be judged.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +37,14 @@ pub trait Reward: Send + Sync {
     /// # Errors
     /// A sentence without file and line: what the row lacks.
     fn check(&self, asked: &Asked) -> std::result::Result<(), String>;
+
+    /// Whether an answer can be judged: a reward model reads no more than its context.
+    ///
+    /// # Errors
+    /// A sentence, when that cannot be told.
+    fn takes(&self, _: &Answer) -> std::result::Result<bool, String> {
+        Ok(true)
+    }
 
     /// The reward of each answer.
     ///
@@ -164,6 +176,10 @@ impl Reward for ModelReward {
         Ok(())
     }
 
+    fn takes(&self, answer: &Answer) -> std::result::Result<bool, String> {
+        Ok(self.tokens(answer)?.len() <= self.decoder.config().context)
+    }
+
     fn rewards(&self, ctx: &mut Ctx, answers: &[Answer]) -> std::result::Result<Vec<f64>, String> {
         let mut rewards = Vec::new();
         let (mut tokens, mut lengths) = (Vec::new(), Vec::new());
@@ -191,7 +207,7 @@ impl Reward for ModelReward {
             if own.len() > context {
                 return Err(format!(
                     "an answer makes a conversation of {} tokens, but the reward model was made for {context}; lower \
-                     `rlhf.max_tokens` or take another reward model",
+                     `max_tokens` or take another reward model",
                     own.len()
                 ));
             }
@@ -204,6 +220,118 @@ impl Reward for ModelReward {
         pass(&mut tokens, &mut lengths);
         Ok(rewards)
     }
+}
+
+/// What the keys of a recipe's rewards are called.
+pub(crate) struct RewardKeys {
+    pub rewards: &'static str,
+    pub kind: &'static str,
+    pub weight: &'static str,
+    pub pattern: &'static str,
+}
+
+/// Whether a reward model is among them.
+pub(crate) fn asks_model(settings: &[RewardSettings]) -> bool {
+    settings.iter().any(|reward| reward.kind == "model")
+}
+
+/// What of a recipe's rewards can be checked without knowing the rules.
+pub(crate) fn check_rewards(settings: &[RewardSettings], keys: &RewardKeys) -> Result<()> {
+    if settings.is_empty() {
+        let problem = format!(
+            "is missing; write [[{}]] with kind = \"model\" and name the reward model as `inputs.reward`, or a rule",
+            keys.rewards
+        );
+        return refuse(keys.rewards, problem);
+    }
+    for reward in settings {
+        if !(reward.weight.is_finite() && reward.weight != 0.0) {
+            let problem = format!(
+                "of {} is {}; leave the reward out, or weigh it",
+                reward.kind, reward.weight
+            );
+            return refuse(keys.weight, problem);
+        }
+        if (reward.kind == "format") != reward.pattern.is_some() {
+            return refuse(
+                keys.pattern,
+                "is a regular expression, of the kind \"format\" and no other",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The rewards of a recipe, but for reward models.
+pub(crate) fn rules(
+    settings: &[RewardSettings],
+    known: &dyn Rules,
+    keys: &RewardKeys,
+) -> Result<Sum> {
+    let mut sum = Vec::new();
+    for RewardSettings {
+        kind,
+        weight,
+        pattern,
+    } in settings
+    {
+        let reward: Box<dyn Reward> = match (kind.as_str(), pattern) {
+            ("model", _) => continue,
+            ("format", Some(pattern)) => match Format::new(pattern) {
+                Ok(format) => Box::new(format),
+                Err(problem) => {
+                    return refuse(keys.pattern, format!("is no regular expression: {problem}"));
+                }
+            },
+            (kind, _) => match known.rule(kind) {
+                Some(rule) => rule,
+                None => {
+                    let mut names = vec!["model", "format"];
+                    names.extend(known.kinds());
+                    let problem = format!("is {kind:?}; it must be one of {}", names.join(", "));
+                    return refuse(keys.kind, problem);
+                }
+            },
+        };
+        sum.push((*weight, reward));
+    }
+    Ok(Sum(sum))
+}
+
+/// The reward model of a recipe as an input: `inputs.reward` and `inputs.reward_adapter`, there where a reward `asks` for it and
+/// nowhere else.
+pub(crate) fn reward_inputs(
+    mut inputs: Inputs,
+    asks: bool,
+    reward: Option<&Path>,
+    own: Option<&Path>,
+) -> Result<Inputs> {
+    match (reward, asks) {
+        (None, true) => {
+            return refuse(
+                "inputs.reward",
+                "is missing, but a reward is of the kind \"model\"; name the reward model",
+            );
+        }
+        (Some(_), false) => {
+            return refuse(
+                "inputs.reward",
+                "names a reward model, but no reward is of the kind \"model\"; add one, or leave this out",
+            );
+        }
+        (Some(folder), true) => inputs = base_input(inputs, "reward", folder, own.is_some())?,
+        (None, false) => {}
+    }
+    let Some(own) = own else {
+        return Ok(inputs);
+    };
+    if reward.is_none() {
+        return refuse(
+            "inputs.reward_adapter",
+            "stands without `inputs.reward`, which names its base",
+        );
+    }
+    Ok(inputs.artifact_or_path("reward_adapter", own, Kind::Adapter)?)
 }
 
 /// Several rewards, added up by weight.

@@ -12,13 +12,15 @@
 //! The form is found out for each row. A row that is none of these is an error with file and line, or skipped and counted
 //! where that was asked for.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use russet_model::reward::{GRADES, LEVELS};
-use russet_tokenizer::{Conversation, read_lines};
+use russet_tokenizer::{Conversation, Tokenizer, read_lines};
 use russet_train::{Result, TrainError};
 use serde_json::{Map, Value, json};
 
+use crate::data::DATE;
 use crate::reward::Strength;
 
 /// A conversation, and which of its messages are learnt.
@@ -88,6 +90,55 @@ pub fn read_prompts(path: &Path, skip_malformed: bool) -> Result<Rows<Asked>> {
     read(path, skip_malformed, asked)
 }
 
+impl Asked {
+    /// As the tokenizer's chat template writes it, ready to be answered.
+    ///
+    /// # Errors
+    /// A sentence without file and line: why the template refuses it.
+    pub fn encode(&self, tokenizer: &Tokenizer) -> std::result::Result<Vec<u32>, String> {
+        let now = SystemTime::UNIX_EPOCH + DATE;
+        tokenizer
+            .encode_conversation(&self.conversation, true, now)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// A prompt with the place that it stands in, by number of the file and line, and what a check made of it.
+pub(crate) type Checked<T> = ((usize, u64), Asked, T);
+
+/// The prompts of several files that `check` lets pass, and how many rows are left out because they are none or do not.
+///
+/// # Errors
+/// As [`read_prompts`]; what `check` says counts as a row that is none.
+pub(crate) fn read_checked<T>(
+    files: &[PathBuf],
+    skip_malformed: bool,
+    mut check: impl FnMut(&Asked) -> Parsed<T>,
+) -> Result<(Vec<Checked<T>>, u64)> {
+    let (mut all, mut malformed) = (Vec::new(), 0);
+    for (file, path) in files.iter().enumerate() {
+        let rows = read_prompts(path, skip_malformed)?;
+        malformed += rows.malformed;
+        for (line, asked) in rows.rows {
+            match check(&asked) {
+                Ok(made) => all.push(((file, line), asked, made)),
+                Err(_) if skip_malformed => malformed += 1,
+                Err(problem) => return Err(refused(path, line, &problem)),
+            }
+        }
+    }
+    Ok((all, malformed))
+}
+
+fn refused(path: &Path, line: u64, problem: &str) -> TrainError {
+    TrainError::Data {
+        place: path.to_owned(),
+        problem: format!(
+            "line {line}: {problem}. Mend the row, or set `data.skip_malformed = true` to leave such rows out"
+        ),
+    }
+}
+
 type Parsed<T> = std::result::Result<T, String>;
 
 fn read<T>(
@@ -109,14 +160,7 @@ fn read<T>(
         match object.and_then(&parse) {
             Ok(row) => found.rows.push((line, row)),
             Err(_) if skip_malformed => found.malformed += 1,
-            Err(problem) => {
-                return Err(TrainError::Data {
-                    place: path.to_owned(),
-                    problem: format!(
-                        "line {line}: {problem}. Mend the row, or set `data.skip_malformed = true` to leave such rows out"
-                    ),
-                });
-            }
+            Err(problem) => return Err(refused(path, line, &problem)),
         }
     }
     if found.rows.is_empty() {

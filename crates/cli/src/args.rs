@@ -38,6 +38,8 @@ pub enum Verb {
     Dpo(TrainArgs),
     /// Train a reward model on preferences, from a recipe
     Reward(TrainArgs),
+    /// Let a committee of models answer prompts and keep the best answers (rejection sampling), from a recipe
+    Reject(TrainArgs),
     /// Tune a model by rewards for its answers (MDLOO, RLOO, PPO, GRPO), from a recipe
     Rlhf(TrainArgs),
     /// Store a teacher's predictions of token shards, from a recipe
@@ -340,6 +342,8 @@ pub enum EvalVerb {
     Ifeval(crate::eval::ifeval::IfevalArgs),
     /// Compare models by judgements of pairs of responses: win rates, Bradley-Terry, Elo, length control, agreement of judges
     Pairwise(crate::eval::pairwise::PairwiseArgs),
+    /// Choose the next round's committee by judgements: the latest promising models and the best of before
+    Committee(crate::eval::committee::CommitteeArgs),
     /// Let a model judge two models' responses, each pair in both orders
     Judge(crate::eval::judge::JudgeArgs),
     /// Show or write the set of prompts of eleven categories

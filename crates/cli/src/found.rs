@@ -15,7 +15,7 @@ pub fn model(folder: &Path) -> Result<()> {
     if russet_model::config::is_reward(folder) {
         bail!(
             "{}: this is a reward model, which tells how good answers are and gives none; ask it by russet eval reward --model {0}, \
-             or name it as `inputs.reward` of `russet rlhf`",
+             or name it as `inputs.reward` of `russet rlhf` or `russet reject`",
             folder.display()
         );
     }

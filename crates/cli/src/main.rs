@@ -150,6 +150,9 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Reward(args) => {
             run::single(app, &args.recipe, StageKind::Reward, resume(args.restart))
         }
+        Verb::Reject(args) => {
+            run::single(app, &args.recipe, StageKind::Reject, resume(args.restart))
+        }
         Verb::Rlhf(args) => run::single(app, &args.recipe, StageKind::Rlhf, resume(args.restart)),
         Verb::TeacherLogits(args) => {
             run::single(app, &args, StageKind::TeacherLogits, Resume::Continue)
@@ -167,6 +170,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Eval(EvalVerb::Needle(args)) => needle::run(app, &args),
         Verb::Eval(EvalVerb::Ifeval(args)) => eval::ifeval::run(app, &args),
         Verb::Eval(EvalVerb::Pairwise(args)) => eval::pairwise::run(app, &args),
+        Verb::Eval(EvalVerb::Committee(args)) => eval::committee::run(app, &args),
         Verb::Eval(EvalVerb::Judge(args)) => eval::judge::run(app, &args),
         Verb::Eval(EvalVerb::Prompts(args)) => eval::prompts::run(app, &args),
         Verb::Eval(EvalVerb::Respond(args)) => eval::respond::run(app, &args),

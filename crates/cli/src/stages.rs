@@ -9,6 +9,7 @@ mod palettize;
 mod pretrain;
 mod prune;
 mod recover;
+mod reject;
 mod rlhf;
 mod sample;
 mod teacher_logits;
@@ -46,6 +47,7 @@ pub enum StageKind {
     Sft,
     Dpo,
     Reward,
+    Reject,
     Rlhf,
     Prune,
     Palettize,
@@ -65,6 +67,7 @@ impl StageKind {
             StageKind::Sft => "sft",
             StageKind::Dpo => "dpo",
             StageKind::Reward => "reward",
+            StageKind::Reject => "reject",
             StageKind::Rlhf => "rlhf",
             StageKind::Prune => "prune",
             StageKind::Palettize => "palettize",
@@ -84,6 +87,7 @@ impl StageKind {
             StageKind::Sft => Box::new(align::read(app, recipe, Lesson::Conversations)?),
             StageKind::Dpo => Box::new(align::read(app, recipe, Lesson::Preferences)?),
             StageKind::Reward => Box::new(align::read(app, recipe, Lesson::Rewards)?),
+            StageKind::Reject => Box::new(reject::read(recipe)?),
             StageKind::Rlhf => Box::new(rlhf::read(app, recipe)?),
             StageKind::Prune => Box::new(prune::read(recipe)?),
             StageKind::Palettize => Box::new(palettize::read(recipe)?),
@@ -131,6 +135,15 @@ impl Place {
             None => name.to_path_buf(),
         }
     }
+
+    /// A file of rows: one in the artifact of a stage of the same run, by its folder's name (`04-reject/sft.jsonl`), else a path as it
+    /// stands.
+    fn rows(&self, file: &Path) -> PathBuf {
+        let within = file.is_relative() && file.components().count() > 1;
+        let beside = self.runs.iter().map(|run| run.join(file));
+        let found = beside.filter(|_| within).find(|path| path.is_file());
+        found.unwrap_or_else(|| file.to_path_buf())
+    }
 }
 
 /// What is known ahead of a run about what its stages will find.
@@ -151,6 +164,8 @@ pub struct Outlook {
     earlier: BTreeSet<String>,
     /// For what lies there: another version makes it anew.
     tool: Tool,
+    /// The files of rows that the run will make, below the name of the stage.
+    rows: BTreeSet<PathBuf>,
 }
 
 impl Outlook {
@@ -167,6 +182,7 @@ impl Outlook {
             splits: BTreeMap::new(),
             earlier: BTreeSet::new(),
             tool,
+            rows: BTreeSet::new(),
         }
     }
 
@@ -209,6 +225,20 @@ impl Outlook {
             .into()),
             _ => Ok(()),
         }
+    }
+
+    /// Checks that files of rows are there, and where; `None` where the run is still to make one of them.
+    fn rows(&self, place: &Place, key: &str, files: &[PathBuf]) -> Result<Option<Vec<PathBuf>>> {
+        let found: Vec<PathBuf> = files.iter().map(|file| place.rows(file)).collect();
+        let mut whole = true;
+        for (file, path) in files.iter().zip(&found) {
+            if self.rows.contains(file) && !path.exists() {
+                whole = false;
+            } else {
+                look_at_texts(key, std::slice::from_ref(path))?;
+            }
+        }
+        Ok(whole.then_some(found))
     }
 
     /// The shape of a checkpoint: that which the run will make, else that which lies there.
@@ -366,8 +396,15 @@ fn inputs(settings: &Value) -> Vec<(String, PathBuf)> {
     let mixture = mixture.into_iter().flatten().enumerate();
     let mixed =
         mixture.map(|(number, part)| (format!("data.mixture.{number}.tokens"), &part["tokens"]));
+    let members = settings["member"].as_array();
+    let members = members.into_iter().flatten().enumerate();
+    let here = members.filter(|(_, member)| member.get("endpoint").is_none());
+    let of_members = here.flat_map(|(number, member)| {
+        ["model", "adapter"].map(|key| (format!("member.{number}.{key}"), &member[key]))
+    });
     named
         .chain(mixed)
+        .chain(of_members)
         .filter_map(|(key, name)| Some((key, PathBuf::from(name.as_str()?))))
         .collect()
 }
@@ -389,17 +426,30 @@ fn flatten(path: &str, value: &Value, each: &mut dyn FnMut(&str, &Value)) {
 /// settings without the names of inputs, and the inputs' bytes: renaming or renumbering a folder runs nothing again.
 fn make(
     app: &mut App,
+    what: (StageKind, Kind),
+    settings: Value,
+    inputs: Inputs,
+    out: &Path,
+    work: impl FnOnce(&mut App, &Path, &Stage) -> Result<()>,
+) -> Result<bool> {
+    remake(app, what, settings, inputs, out, Resume::Continue, work)
+}
+
+/// As [`make`]; on [`Resume::Restart`] whatever lies there.
+fn remake(
+    app: &mut App,
     (stage, kind): (StageKind, Kind),
     mut settings: Value,
     inputs: Inputs,
     out: &Path,
+    resume: Resume,
     work: impl FnOnce(&mut App, &Path, &Stage) -> Result<()>,
 ) -> Result<bool> {
     if let Value::Object(settings) = &mut settings {
         settings.remove("inputs");
     }
     let stage = Stage::new(stage.word(), &app.tool, settings, inputs);
-    if stage.current(out, kind).is_ok() {
+    if resume == Resume::Continue && stage.current(out, kind).is_ok() {
         return Ok(true);
     }
     let draft = stage.begin(out, kind)?;

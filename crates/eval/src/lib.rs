@@ -48,3 +48,4 @@ pub use error::{Error, Result};
 pub use perplexity::{Scores, perplexity};
 pub use prompts::{CATEGORIES, Prompt, prompts};
 pub use rows::{Answers, Begun, Row, read_answers, read_begun, read_rows};
+pub use stats::mean_interval;

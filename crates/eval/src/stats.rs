@@ -55,7 +55,7 @@ pub(crate) fn resample(seed: u64, round: u64, count: usize) -> impl Iterator<Ite
 }
 
 /// The 95 % interval of a mean, by resampling the values; none of fewer than two.
-pub(crate) fn mean_interval(values: &[f64], rounds: usize, seed: u64) -> Option<[f64; 2]> {
+pub fn mean_interval(values: &[f64], rounds: usize, seed: u64) -> Option<[f64; 2]> {
     if values.len() < 2 || rounds == 0 {
         return None;
     }

@@ -12,13 +12,14 @@
 //!   are keys.
 //! - [`Server::run`] serves until it is told to stop, lets what is on its way end, and returns.
 //!
-//! [`grade`] is a page of another kind: people compare responses on it, and no model runs.
+//! [`grade`] is a page of another kind: people compare responses on it, and no model runs. [`client`] is the other end of the wire.
 //!
 //! The engine is synchronous and lives on a thread that owns it; handlers talk to it by channels, and what nobody waits for any
 //! more is called off there. A field of a request is carried out or refused by name. Nothing that was asked or answered goes to a
 //! log, a metric or a disk: events of `tracing` hold ids, counts and times. Left out: TLS, which a proxy in front brings.
 
 mod answer;
+pub mod client;
 mod error;
 pub mod grade;
 mod http;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use russet_artifact::{Inputs, Interrupt, Kind, Progress, Recipe, Stage, Tool};
+use russet_artifact::{Inputs, Interrupt, Progress, Recipe, Stage, Tool};
 use russet_model::{Config, Decoder, Embedding};
 use russet_tensor::{Ctx, MeshShape};
 use russet_tokenizer::Tokenizer;
@@ -17,11 +17,11 @@ use serde_json::{Value, json};
 
 use super::prompts::{Counts, Prompt, Prompts, drawn};
 use super::rollout::{Drawer, Rollouts};
-use super::settings::{Divergence, RewardSettings, Settings};
+use super::settings::{Divergence, KEYS, Settings};
 use super::{PolicyGradient, SharedBoard};
-use crate::rewards::{Format, ModelReward, Reward, Rules, Sum};
+use crate::rewards::{ModelReward, Rules, Sum, reward_inputs, rules};
 use crate::settings::refuse;
-use crate::start::{self, Start, base_input};
+use crate::start::{self, Start};
 
 /// Where the inputs of a recipe lie.
 #[derive(Clone, Debug)]
@@ -49,41 +49,6 @@ pub struct Plan {
     rewards: Sum, // but for the reward model, which a run opens
 }
 
-/// The rewards of a recipe, but for reward models.
-fn rules(settings: &[RewardSettings], known: &dyn Rules) -> Result<Sum> {
-    let mut sum = Vec::new();
-    for RewardSettings {
-        kind,
-        weight,
-        pattern,
-    } in settings
-    {
-        let reward: Box<dyn Reward> = match (kind.as_str(), pattern) {
-            ("model", _) => continue,
-            ("format", Some(pattern)) => match Format::new(pattern) {
-                Ok(format) => Box::new(format),
-                Err(problem) => {
-                    return refuse(
-                        "rlhf.rewards.pattern",
-                        format!("is no regular expression: {problem}"),
-                    );
-                }
-            },
-            (kind, _) => match known.rule(kind) {
-                Some(rule) => rule,
-                None => {
-                    let mut names = vec!["model", "format"];
-                    names.extend(known.kinds());
-                    let problem = format!("is {kind:?}; it must be one of {}", names.join(", "));
-                    return refuse("rlhf.rewards.kind", problem);
-                }
-            },
-        };
-        sum.push((*weight, reward));
-    }
-    Ok(Sum(sum))
-}
-
 impl Plan {
     /// Checks settings against each other and the models, and reads the prompts.
     ///
@@ -100,35 +65,10 @@ impl Plan {
             tokenizer,
             template,
         } = Start::new(&sources.checkpoint, own, adapts, length, None)?;
-        match (&sources.reward, settings.asks_model()) {
-            (None, true) => {
-                return refuse(
-                    "inputs.reward",
-                    "is missing, but a reward is of the kind \"model\"; name the reward model",
-                );
-            }
-            (Some(_), false) => {
-                return refuse(
-                    "inputs.reward",
-                    "names a reward model, but no reward is of the kind \"model\"; write [[rlhf.rewards]] with it",
-                );
-            }
-            (Some(folder), true) => {
-                let adapted = sources.reward_adapter.is_some();
-                inputs = base_input(inputs, "reward", folder, adapted)?;
-            }
-            (None, false) => {}
-        }
-        if let Some(adapter) = &sources.reward_adapter {
-            if sources.reward.is_none() {
-                return refuse(
-                    "inputs.reward_adapter",
-                    "stands without `inputs.reward`, which names its base",
-                );
-            }
-            inputs = inputs.artifact_or_path("reward_adapter", adapter, Kind::Adapter)?;
-        }
-        let rewards = rules(&settings.rlhf.rewards, known)?;
+        let judge = sources.reward.as_deref();
+        let judge_adapter = sources.reward_adapter.as_deref();
+        inputs = reward_inputs(inputs, settings.asks_model(), judge, judge_adapter)?;
+        let rewards = rules(&settings.rlhf.rewards, known, &KEYS)?;
         let data = &settings.data;
         let read = |files: &[PathBuf]| {
             let most = length - settings.rlhf.max_tokens;

@@ -1,16 +1,14 @@
 //! Files of prompts in tokens, and the order in which they are met.
 
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::path::PathBuf;
 
 use russet_kernels::random;
 use russet_tokenizer::Tokenizer;
 use russet_train::{Permutation, Result, TrainError};
 use serde::Serialize;
 
-use crate::data::DATE;
 use crate::rewards::Sum;
-use crate::rows::{Asked, read_prompts};
+use crate::rows::{Asked, read_checked};
 
 /// Streams of random numbers that belong to a run's seed.
 const ORDER: u64 = 0x524c_4f52_4445_5200;
@@ -62,33 +60,20 @@ impl Prompts {
             all: Vec::new(),
             counts: Counts::default(),
         };
-        for (file, path) in files.iter().enumerate() {
-            let rows = read_prompts(path, skip_malformed)?;
-            prompts.counts.malformed += rows.malformed;
-            for (line, asked) in rows.rows {
-                let encoded = rewards
-                    .check(&asked)
-                    .and_then(|()| encode(tokenizer, &asked));
-                let tokens = match encoded {
-                    Ok(tokens) => tokens,
-                    Err(_) if skip_malformed => {
-                        prompts.counts.malformed += 1;
-                        continue;
-                    }
-                    Err(problem) => return Err(malformed(path, line, &problem)),
-                };
-                if tokens.len() > most {
-                    prompts.counts.dropped += 1;
-                    continue;
-                }
-                prompts.counts.tokens += tokens.len() as u64;
-                let place = (file, line);
-                prompts.all.push(Prompt {
-                    asked,
-                    tokens,
-                    place,
-                });
+        let checked = |asked: &Asked| rewards.check(asked).and_then(|()| asked.encode(tokenizer));
+        let (read, malformed) = read_checked(files, skip_malformed, checked)?;
+        prompts.counts.malformed = malformed;
+        for (place, asked, tokens) in read {
+            if tokens.len() > most {
+                prompts.counts.dropped += 1;
+                continue;
             }
+            prompts.counts.tokens += tokens.len() as u64;
+            prompts.all.push(Prompt {
+                asked,
+                tokens,
+                place,
+            });
         }
         prompts.counts.prompts = prompts.all.len() as u64;
         if let (true, Some(path)) = (prompts.all.is_empty(), files.first()) {
@@ -126,20 +111,4 @@ impl Prompts {
 /// What the random numbers of an answer follow from.
 pub(crate) fn drawn(seed: u64, batch: u64, number: u64) -> u64 {
     random::hash(seed ^ DRAWN, batch, number)
-}
-
-fn malformed(path: &Path, line: u64, problem: &str) -> TrainError {
-    TrainError::Data {
-        place: path.to_owned(),
-        problem: format!(
-            "line {line}: {problem}. Mend the row, or set `data.skip_malformed = true` to leave such rows out"
-        ),
-    }
-}
-
-fn encode(tokenizer: &Tokenizer, asked: &Asked) -> std::result::Result<Vec<u32>, String> {
-    let now = SystemTime::UNIX_EPOCH + DATE;
-    tokenizer
-        .encode_conversation(&asked.conversation, true, now)
-        .map_err(|error| error.to_string())
 }

@@ -13,6 +13,7 @@ use russet_train::{AdapterSettings, Result};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use crate::rewards::{RewardKeys, asks_model, check_rewards};
 use crate::settings::{best_of_several, constant, how_long, refuse, train_with};
 
 /// The rate where a recipe names none: a tenth of what fine-tuning has, as policies are trained.
@@ -196,7 +197,7 @@ impl Coefficient {
     }
 }
 
-/// `[[rlhf.rewards]]`: one of several, which add up.
+/// `[[rlhf.rewards]]` and `[[reject.rewards]]`: one of several, which add up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RewardSettings {
@@ -209,6 +210,14 @@ pub struct RewardSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pattern: Option<String>,
 }
+
+/// What the keys of its rewards are called.
+pub(crate) const KEYS: RewardKeys = RewardKeys {
+    rewards: "rlhf.rewards",
+    kind: "rlhf.rewards.kind",
+    weight: "rlhf.rewards.weight",
+    pattern: "rlhf.rewards.pattern",
+};
 
 fn samples() -> usize {
     4
@@ -379,37 +388,14 @@ impl Settings {
         if !rlhf.unfinished.is_finite() {
             return refuse("rlhf.unfinished", "must be a number");
         }
-        if rlhf.rewards.is_empty() {
-            return refuse(
-                "rlhf.rewards",
-                "is missing; write [[rlhf.rewards]] with kind = \"model\" and name the reward model as `inputs.reward`, or a rule",
-            );
-        }
-        for reward in &rlhf.rewards {
-            if !(reward.weight.is_finite() && reward.weight != 0.0) {
-                let problem = format!(
-                    "of {} is {}; leave the reward out, or weigh it",
-                    reward.kind, reward.weight
-                );
-                return refuse("rlhf.rewards.weight", problem);
-            }
-            if (reward.kind == "format") != reward.pattern.is_some() {
-                return refuse(
-                    "rlhf.rewards.pattern",
-                    "is a regular expression, of the kind \"format\" and no other",
-                );
-            }
-        }
+        check_rewards(&rlhf.rewards, &KEYS)?;
         self.adapter = self.adapter.map(AdapterSettings::resolved).transpose()?;
         Ok(self)
     }
 
     /// Whether a reward model is asked.
     pub fn asks_model(&self) -> bool {
-        self.rlhf
-            .rewards
-            .iter()
-            .any(|reward| reward.kind == "model")
+        asks_model(&self.rlhf.rewards)
     }
 
     /// Whether the model that training begins with is asked what it makes of answers.

@@ -4,6 +4,7 @@
 pub mod calls;
 pub mod choice;
 pub mod code;
+pub mod committee;
 pub mod ifeval;
 pub mod judge;
 pub mod math;

@@ -12,7 +12,7 @@ use russet_train::{AdapterSettings, Outcome, TrainError, TrainReport};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Made, Outlook, Place, Plan, StageKind, Work, look_at_texts, read_json};
+use super::{Made, Outlook, Place, Plan, StageKind, Work, read_json};
 use crate::app::{App, Interrupted, Usage};
 
 /// The recipe as it stands in TOML; but for `inputs` it is [`Settings`].
@@ -100,7 +100,12 @@ impl Align {
     }
 
     fn open(&self, place: &Place) -> Result<AlignPlan, TrainError> {
-        AlignPlan::new(self.lesson, self.settings.clone(), self.sources(place))
+        let mut settings = self.settings.clone();
+        let data = &mut settings.data;
+        let mixed = data.mixture.iter_mut().map(|part| &mut part.file);
+        let files = data.train.iter_mut().chain(&mut data.validation);
+        files.chain(mixed).for_each(|file| *file = place.rows(file));
+        AlignPlan::new(self.lesson, settings, self.sources(place))
     }
 
     /// Every file of rows, with the key that names it.
@@ -127,14 +132,12 @@ impl Work for Align {
 
     /// With the data's counts where the model is there already, whose tokenizer makes tokens of them.
     fn plan(&self, name: &str, place: &Place, outlook: &mut Outlook) -> Result<Plan> {
+        let mut there = place.input(&self.inputs.checkpoint).exists();
         for (key, files) in self.files() {
-            if !files.is_empty() {
-                look_at_texts(key, &files)?;
-            }
+            there &= outlook.rows(place, key, &files)?.is_some();
         }
         let (train, adapts) = (&self.settings.train, self.settings.adapter.is_some());
         tuned(outlook, name, place, &self.inputs.checkpoint, train, adapts);
-        let there = place.input(&self.inputs.checkpoint).exists();
         let Some(plan) = known(outlook, there, || self.open(place))? else {
             return Ok(steps_alone(train, "data"));
         };

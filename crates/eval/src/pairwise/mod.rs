@@ -3,7 +3,7 @@
 //! [`Judgements::read`] takes AlpacaEval's annotation files, PandaLM's rows of three annotators and a plain form of our own;
 //! [`score`] gives each model's win rate with intervals, its strength by Bradley and Terry ("Rank Analysis of Incomplete Block
 //! Designs", 1952) and by Elo, the win rate were all responses of one length (AlpacaEval 2, arXiv 2404.04475), the same by category,
-//! and how far judges agree. [`judge`] asks a model.
+//! and how far judges agree. [`judge`] asks a model; [`next_committee`] says who teaches in the next round.
 //!
 //! ```text
 //! score of a game          1 the second is better, 0 the first, ½ a tie, or between
@@ -12,6 +12,7 @@
 //! ```
 
 mod agreement;
+mod committee;
 pub mod judge;
 mod length;
 mod read;
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 pub use agreement::{Agreement, JudgePair, agreement, cohen, fleiss};
+pub use committee::{Seats, Standing, next_committee};
 pub use length::{LengthControlled, LengthRow, length_controlled};
 pub use read::{Form, Game, Judgements, Vote};
 pub use strength::{SCALE, bradley_terry};

@@ -70,6 +70,7 @@ pub fn metrics(eval: &str, scores: &Value) -> Vec<Metric> {
     let kind = eval.split('-').next().unwrap_or(eval);
     let found: Vec<Option<Metric>> = match kind {
         "pairwise" => pairwise(scores),
+        "reject" => committee(scores),
         "choice" => vec![
             share("right", scores, "acc", "acc_stderr"),
             share("right by bytes", scores, "acc_norm", "acc_norm_stderr"),
@@ -149,7 +150,11 @@ pub fn metrics(eval: &str, scores: &Value) -> Vec<Metric> {
 }
 
 fn models(scores: &Value) -> impl Iterator<Item = (&String, &Value)> {
-    scores["models"].as_object().into_iter().flatten()
+    models_of(scores, "models")
+}
+
+fn models_of<'a>(scores: &'a Value, key: &str) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    scores[key].as_object().into_iter().flatten()
 }
 
 fn pairwise(scores: &Value) -> Vec<Option<Metric>> {
@@ -173,6 +178,40 @@ fn pairwise(scores: &Value) -> Vec<Option<Metric>> {
         ]
     };
     models(scores).flat_map(of).collect()
+}
+
+/// Of each member of a committee: what it drew, what was kept of it, and how it fared beside the others.
+fn committee(scores: &Value) -> Vec<Option<Metric>> {
+    let share = |label: String, count: &Value, all: &Value| {
+        let share = 100.0 * count.as_f64()? / all.as_f64()?.max(1.0);
+        plain(label, &share.into(), None).map(percent)
+    };
+    let of = |(name, of): (&String, &Value)| {
+        let number = |what: &str, key: &str| {
+            plain(
+                format!("{name}: {what}"),
+                of.get(key)?,
+                of.get(format!("{key}_ci")),
+            )
+        };
+        let kept = format!("{name}: {} of {} answers kept", of["kept"], of["answers"]);
+        [
+            share(kept, &of["kept"], &of["answers"]),
+            number("prompts won", "won_share").map(percent),
+            number("win rate against the others", "win_rate").map(percent),
+            number("Bradley-Terry", "bt"),
+            number("mean score", "mean_score"),
+        ]
+    };
+    let dropped = scores["dropped"].as_object().into_iter().flatten();
+    let dropped = dropped.map(|(why, count)| {
+        let label = format!("dropped: {}, {count} answers", why.replace('_', " "));
+        share(label, count, &scores["answers"]).map(less)
+    });
+    models_of(scores, "members")
+        .flat_map(of)
+        .chain(dropped)
+        .collect()
 }
 
 fn grades(scores: &Value) -> Vec<Option<Metric>> {
