@@ -138,6 +138,11 @@ impl ApiError {
         }
     }
 
+    /// The sentence.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The object as it goes over the wire.
     pub fn json(&self) -> Value {
         json!({"error": {

@@ -2,9 +2,12 @@
 
 mod chat;
 mod completions;
+mod conversation;
+mod embeddings;
 pub(crate) mod guard;
 pub(crate) mod listen;
 pub(crate) mod plain;
+mod responses;
 mod stream;
 
 use std::sync::Arc;
@@ -19,7 +22,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use russet_engine::guide::{Constraint, Grammar};
-use serde_json::Value;
+use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use crate::error::{ApiError, ApiResult};
@@ -154,7 +157,8 @@ impl State {
                 "prompts times n are {}, but {most} answers are the most",
                 requests.len().saturating_mul(answers)
             );
-            return Err(ApiError::field("n", said));
+            let field = if answers > 1 { "n" } else { prompt };
+            return Err(ApiError::field(field, said));
         }
         let tokens = requests.iter().map(|request| request.prompt.len()).sum();
         match self.worker.submit(requests, answers).await {
@@ -203,6 +207,8 @@ pub(crate) fn router(state: Shared) -> Router {
         .route("/v1/models/{*name}", get(plain::one_model))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/responses", post(responses::responses))
+        .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/load_lora_adapter", post(plain::load_adapter))
         .route("/v1/unload_lora_adapter", post(plain::unload_adapter))
         .fallback(nothing_here)
@@ -223,6 +229,8 @@ fn endpoint(path: &str) -> &'static str {
         "/v1/models",
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/responses",
+        "/v1/embeddings",
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
     ];
@@ -396,8 +404,9 @@ pub(crate) async fn body_within(limits: &Limits, request: Request) -> ApiResult<
 }
 
 /// A JSON response.
-pub(crate) fn json(status: StatusCode, value: &Value) -> Response {
-    let mut response = Response::new(Body::from(value.to_string()));
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let text = serde_json::to_string(value).expect("keys are texts");
+    let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -55,6 +55,7 @@ enum Ask {
 struct Shared {
     stats: Mutex<Stats>,
     context: usize,
+    width: usize,
     alive: AtomicBool,
     restarts: AtomicU64,
     tickets: AtomicU64,
@@ -120,6 +121,7 @@ impl Worker {
             let shared = Arc::new(Shared {
                 stats: Mutex::new(engine.stats()),
                 context: engine.config().context,
+                width: engine.decoder().config().width,
                 alive: AtomicBool::new(true),
                 restarts: AtomicU64::new(0),
                 tickets: AtomicU64::new(0),
@@ -176,6 +178,11 @@ impl Worker {
     /// Tokens that one sequence may have.
     pub fn context(&self) -> usize {
         self.shared.context
+    }
+
+    /// D: values of a hidden state.
+    pub fn width(&self) -> usize {
+        self.shared.width
     }
 
     /// Whether there is an engine.

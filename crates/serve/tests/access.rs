@@ -224,8 +224,27 @@ fn neither_logs_nor_metrics_hold_what_was_said() {
                 &conversation(canary, fields.clone()),
             )
             .body;
-            answers += &ask("/v1/completions", &completion(json!(canary), fields)).body;
+            answers += &ask(
+                "/v1/completions",
+                &completion(json!(canary), fields.clone()),
+            )
+            .body;
+            let mut response = fields;
+            if let Some(tokens) = response.as_object_mut().unwrap().remove("max_tokens") {
+                response["max_output_tokens"] = tokens;
+            }
+            (response["input"], response["instructions"]) = (canary.into(), canary.into());
+            if response.get("model").is_none() {
+                response["model"] = common::MODEL.into();
+            }
+            answers += &ask("/v1/responses", &response).body;
         }
+    }
+    for input in [json!(canary), json!([canary, canary])] {
+        ask(
+            "/v1/embeddings",
+            &json!({"model": common::MODEL, "input": input, "user": canary}),
+        );
     }
     ask("/tokenize", &json!({"prompt": canary}));
     ask(&format!("/{canary}"), &json!({}));

@@ -10,8 +10,8 @@ use axum::response::Response;
 use russet_engine::Token;
 use serde_json::{Value, json};
 
-use super::chat::Usage;
-use super::stream::{Broken, Out, respond, unless_gone};
+use super::conversation::Usage;
+use super::stream::{Broken, Out, done, respond, unless_gone};
 use super::{Shared, body, json as reply};
 use crate::answer::{Answers, Said, Scored, Style};
 use crate::error::{ApiError, ApiResult};
@@ -71,7 +71,7 @@ pub(super) async fn completions(
         .submit(requests, job.answers, &job.model, "prompt")
         .await?;
     if common.stream {
-        return Ok(respond(&state, move |state, out| {
+        return Ok(respond(&state, done, move |state, out| {
             stream(state, out, job, ticket)
         }));
     }

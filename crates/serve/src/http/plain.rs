@@ -158,7 +158,7 @@ pub(super) async fn tokenize(From(state): From<Shared>, request: Request) -> Api
                 tools: Vec::new(),
             };
             let prompt = asked.add_generation_prompt.unwrap_or(true);
-            super::chat::encode(&state, conversation, prompt).await?
+            super::conversation::encode(&state, conversation, prompt, "messages").await?
         }
         _ => {
             return Err(ApiError::field(
