@@ -15,6 +15,7 @@ use russet_engine::{Request, Sampling};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::error::{ApiError, ApiResult};
 
@@ -89,9 +90,10 @@ fn misread(path: &str, said: &str) -> ApiError {
 
 /// Declares a body: its own fields and those that both ways to ask for text share.
 macro_rules! body {
-    ($(#[$about:meta])* $name:ident { $($(#[$say:meta])* $field:ident: $kind:ty,)* }) => {
+    ($(#[$about:meta])* $name:ident as $schema:ident { $($(#[$say:meta])* $field:ident: $kind:ty,)* }) => {
         $(#[$about])*
-        #[derive(Debug, serde::Deserialize)]
+        #[derive(Debug, serde::Deserialize, utoipa::ToSchema)]
+        #[schema(as = $schema)]
         #[serde(deny_unknown_fields)]
         pub(crate) struct $name {
             $($(#[$say])* pub $field: $kind,)*
@@ -162,7 +164,7 @@ macro_rules! body {
 pub(crate) use body;
 
 /// How a stream tells more than text.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StreamOptions {
     include_usage: Option<bool>,
@@ -170,7 +172,8 @@ pub(crate) struct StreamOptions {
 }
 
 /// vLLM's way to ask for a form of the answer.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = StructuredOutputs)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Structured {
     json: Option<Value>,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use russet_engine::{Engine, Error, Event, Flow, Generation, Request, RequestId, Stats, Token};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::meter::Meter;
 use crate::registry::Registry;
 
 /// Makes an engine: at the start, and again after a panic.
@@ -78,6 +79,7 @@ pub(crate) struct Ticket {
     id: u64,
     ask: Sender<Ask>,
     told: mpsc::UnboundedReceiver<Told>,
+    meter: Option<Arc<Meter>>,
 }
 
 impl Drop for Ticket {
@@ -90,9 +92,19 @@ impl Drop for Ticket {
 }
 
 impl Ticket {
+    /// Lets `meter` count its tokens.
+    pub fn metered(mut self, meter: Option<Arc<Meter>>) -> Ticket {
+        self.meter = meter;
+        self
+    }
+
     /// What the engine says next; `None`: it is gone.
     pub async fn next(&mut self) -> Option<Told> {
-        self.told.recv().await
+        let told = self.told.recv().await;
+        if let (Some(Told::Token(..)), Some(meter)) = (&told, &self.meter) {
+            meter.spend(1);
+        }
+        told
     }
 
     /// Calls the request at `place` off.
@@ -166,6 +178,7 @@ impl Worker {
             id,
             ask: self.ask.clone(),
             told: hears,
+            meter: None,
         };
         reply.await.map_err(|_| Refusal::Gone)??;
         Ok(ticket)

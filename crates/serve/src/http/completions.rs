@@ -68,7 +68,7 @@ pub(super) async fn completions(
         model: common.model,
     };
     let ticket = state
-        .submit(requests, job.answers, &job.model, "prompt")
+        .submit(&caller, requests, job.answers, &job.model, "prompt")
         .await?;
     if common.stream {
         return Ok(respond(&state, done, move |state, out| {

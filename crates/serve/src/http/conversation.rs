@@ -83,7 +83,7 @@ impl Job {
         };
         asked.prompt = prompt;
         let ticket = state
-            .submit(vec![asked], job.answers, &job.model, field)
+            .submit(caller, vec![asked], job.answers, &job.model, field)
             .await?;
         Ok((job, ticket))
     }

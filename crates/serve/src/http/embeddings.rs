@@ -94,7 +94,7 @@ pub(super) async fn embeddings(
         if some.is_empty() {
             break;
         }
-        vectors.extend(embed(&state, some, &body.model).await?);
+        vectors.extend(embed(&state, &caller, some, &body.model).await?);
     }
     state.metrics.whole(begun.elapsed());
     let encoding = body.encoding_format.unwrap_or_default();
@@ -124,11 +124,12 @@ pub(super) async fn embeddings(
 /// The mean hidden states `[D]` of each request's prompt.
 async fn embed(
     state: &Shared,
+    caller: &Caller,
     requests: Vec<russet_engine::Request>,
     model: &str,
 ) -> ApiResult<Vec<Vec<f32>>> {
     let mut vectors = vec![Vec::new(); requests.len()];
-    let mut ticket = state.submit(requests, 1, model, "input").await?;
+    let mut ticket = state.submit(caller, requests, 1, model, "input").await?;
     for _ in 0..vectors.len() {
         let (place, generation) = loop {
             match ticket.next().await {

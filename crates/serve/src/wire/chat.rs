@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::{MOST_TOP, at_least_one, body};
 use crate::error::{ApiError, ApiResult};
@@ -14,7 +15,7 @@ const MOST_TOOLS: usize = 128;
 
 body! {
     /// `/v1/chat/completions`.
-    Body {
+    Body as ChatCompletionRequest {
         messages: Vec<Message>,
         max_tokens: Option<usize>,
         max_completion_tokens: Option<usize>,
@@ -123,7 +124,7 @@ pub(super) fn tools(tools: Option<Vec<Value>>, form: Form) -> ApiResult<Vec<Tool
 }
 
 /// A message as it comes. What only answers of other servers hold may be there, empty.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Message {
     role: String,
@@ -137,7 +138,7 @@ pub(crate) struct Message {
     function_call: Option<Value>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Call {
     id: String,
@@ -149,7 +150,7 @@ struct Call {
     _index: Option<u64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct CalledFunction {
     name: String,

@@ -12,7 +12,7 @@ const MAX_TOKENS: usize = 16;
 
 body! {
     /// `/v1/completions`.
-    Body {
+    Body as CompletionRequest {
         prompt: Option<Value>,
         max_tokens: Option<usize>,
         echo: Option<bool>,

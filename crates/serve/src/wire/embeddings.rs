@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::completions::{Prompt, prompts};
 use super::label;
@@ -11,7 +12,8 @@ use crate::error::{ApiError, ApiResult};
 const MOST_INPUTS: usize = 2048;
 
 /// `/v1/embeddings`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = EmbeddingRequest)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Body {
     pub model: String,
@@ -23,7 +25,7 @@ pub(crate) struct Body {
 }
 
 /// How a vector is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Encoding {
     /// A list of numbers.

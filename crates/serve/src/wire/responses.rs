@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::chat::{MOST_MESSAGES, Own, called, tools};
 use super::{Common, MOST_TOP, Raw, StreamOptions, Structured, at_least_one, part, schema};
@@ -14,7 +15,8 @@ use crate::tools::{Choice, Form};
 const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// `/v1/responses`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResponseRequest)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Body {
     model: String,
@@ -54,7 +56,8 @@ pub(crate) struct Body {
 }
 
 /// What the answer's text must be.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResponseText)]
 #[serde(deny_unknown_fields)]
 struct Text {
     format: Option<Value>,
