@@ -45,7 +45,11 @@ pub(super) async fn completions(
         let mut asked = state.request(&common, &caller, &adapters);
         asked.sampling.top_logprobs = own.logprobs.unwrap_or(0);
         asked.prompt_logprobs = own.logprobs.filter(|_| scores_prompt);
-        asked.max_tokens = own.max_tokens.max(1);
+        asked.max_tokens = match scores_prompt {
+            true => own.max_tokens,
+            // The engine is to be asked for something.
+            false => own.max_tokens.max(1),
+        };
         asked.guide = guide.clone();
         asked.prompt = prompt.tokens.clone();
         asked

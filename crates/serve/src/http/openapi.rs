@@ -19,6 +19,7 @@ use super::Shared;
 use crate::error::ErrorBody;
 
 type Schemas = Vec<(String, RefOr<Schema>)>;
+type AddSchemas = fn(&mut Schemas);
 
 const SCHEME: &str = "key";
 const JSON: &str = "application/json";
@@ -42,7 +43,7 @@ pub(super) struct Route {
     method: HttpMethod,
     says: &'static str,
     /// The name of its body's schema, and what adds that and those below it.
-    body: Option<(String, fn(&mut Schemas))>,
+    body: Option<(String, AddSchemas)>,
     answer: &'static [&'static str],
 }
 
