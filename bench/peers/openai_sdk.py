@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""OpenAI's own Python client against `russet serve`: chat, streams, tools, schemas, log-probabilities, errors, adapters' list.
+"""OpenAI's own Python client against `russet serve`: chat, responses, embeddings, streams, tools, schemas, log-probabilities, errors.
 
     cargo build && python3 bench/peers/openai_sdk.py [--russet target/debug/russet] [--model DIR] [--url http://127.0.0.1:8000]
 
@@ -146,6 +146,68 @@ def stop_strings_stop(client, model):
     stop = whole[10:13]
     text = client.completions.create(model=model, prompt="Once upon a time", max_tokens=60, seed=1, stop=stop).choices[0].text
     assert text == whole[: whole.index(stop)]
+
+
+@check
+def a_response_says_what_a_chat_says(client, model):
+    text = HELLO[0]["content"]
+    chat = client.chat.completions.create(model=model, messages=HELLO, max_completion_tokens=30, temperature=0)
+    fields = dict(model=model, input=text, max_output_tokens=30, temperature=0)
+    whole = client.responses.create(**fields)
+    assert whole.output_text == chat.choices[0].message.content
+    assert whole.usage.output_tokens == chat.usage.completion_tokens and whole.usage.input_tokens == chat.usage.prompt_tokens
+    assert whole.status == ("completed" if chat.choices[0].finish_reason == "stop" else "incomplete")
+    events = list(client.responses.create(**fields, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[0].type == "response.created" and events[-1].type == f"response.{whole.status}"
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+    assert events[-1].response.output_text == whole.output_text
+    with client.responses.stream(**fields) as stream:
+        for event in stream:
+            pass
+    assert event.response.output_text == whole.output_text
+
+
+@check
+def a_response_calls_tools_and_keeps_forms(client, model):
+    tool = {"type": "function", "strict": True, **WEATHER["function"]}
+    fields = dict(model=model, tools=[tool], tool_choice={"type": "function", "name": "weather"}, temperature=0)
+    whole = client.responses.create(input=HELLO, **fields)
+    call = whole.output[0]
+    assert call.type == "function_call" and json.loads(call.arguments)["city"] in ("Bern", "Oslo")
+    with client.responses.stream(input=HELLO, **fields) as stream:
+        final = stream.get_final_response()
+    assert (final.output[0].name, final.output[0].arguments) == (call.name, call.arguments)
+    # The items of a response go back as they came.
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    items = HELLO + [item.model_dump(exclude_none=True) for item in whole.output] + [result]
+    answer = client.responses.create(model=model, input=items, tools=[tool], tool_choice="none", max_output_tokens=8)
+    items += [item.model_dump(exclude_none=True) for item in answer.output] + HELLO
+    assert client.responses.create(model=model, input=items, max_output_tokens=4).output
+    schema = {"type": "object", "properties": {"legs": {"enum": [2, 4]}}, "required": ["legs"], "additionalProperties": False}
+    form = {"format": {"type": "json_schema", "name": "animal", "strict": True, "schema": schema}}
+    answer = client.responses.create(model=model, input=HELLO, text=form, max_output_tokens=200, temperature=0)
+    if answer.status == "completed":
+        assert json.loads(answer.output_text)["legs"] in (2, 4)
+    error = refused(openai.BadRequestError, lambda: client.responses.create(model=model, input="a", previous_response_id="resp_1"))
+    assert error.param == "previous_response_id"
+
+
+@check
+def texts_are_embedded(client, model):
+    texts = ["Once upon a time there was a fox.", "A hen slept."]
+    # The client asks for base64 where nothing is said, and unpacks it.
+    packed = client.embeddings.create(model=model, input=texts)
+    plain = client.embeddings.create(model=model, input=texts, encoding_format="float")
+    assert [one.index for one in packed.data] == [0, 1]
+    for one, other in zip(packed.data, plain.data):
+        assert all(abs(a - b) < 1e-6 for a, b in zip(one.embedding, other.embedding, strict=True))
+        assert abs(sum(value * value for value in one.embedding) - 1) < 1e-5
+    assert packed.usage.prompt_tokens == packed.usage.total_tokens > 0
+    alone = client.embeddings.create(model=model, input=texts[1], encoding_format="float")
+    assert alone.data[0].embedding == plain.data[1].embedding
+    error = refused(openai.BadRequestError, lambda: client.embeddings.create(model=model, input="a", dimensions=2))
+    assert error.param == "dimensions"
 
 
 @check

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use russet_engine::{CacheSize, Engine, EngineConfig, PromptLookup, Reuse};
-use russet_serve::{Keys, Limits, Server, Settings, new_key};
+use russet_serve::{Keys, Limits, Server, Settings, Tls, new_key};
 use serde_json::json;
 
 use crate::app::{App, Model, Usage};
@@ -22,7 +22,7 @@ pub struct ServeArgs {
     /// What requests call it (default: the name of its folder)
     #[arg(long)]
     pub name: Option<String>,
-    /// Address to listen on; others than this machine's own want --api-keys
+    /// Address to listen on; others than this machine's own want --api-keys, --tls-cert and --tls-key
     #[arg(long, default_value = "127.0.0.1")]
     pub host: IpAddr,
     /// Port to listen on; 0 takes a free one
@@ -31,7 +31,13 @@ pub struct ServeArgs {
     /// File of keys, hashed; without one whoever reaches the address may ask
     #[arg(long, value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
-    /// Let others reach a server without keys
+    /// Certificate that the server shows, PEM, with those that it rests on behind it
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Let others reach a server that lacks keys or TLS
     #[arg(long)]
     pub insecure: bool,
     /// Print a new key and its line for the file of keys, and end
@@ -103,6 +109,12 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
     }
     let keys = args.api_keys.as_deref().map(Keys::read).transpose();
     let keys = keys.map_err(|error| Usage(format!("--api-keys {error}")))?;
+    let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
+    let tls = tls.map(|(certificate, key)| Tls::read(certificate, key));
+    let tls = tls
+        .transpose()
+        .map_err(|error| Usage(format!("--tls-cert and --tls-key: {error}")))?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let model = Model::open_for_chat(&folder, None, &mut *app.progress)?;
     let name = args.name.unwrap_or_else(|| {
         let full = folder.canonicalize().unwrap_or_else(|_| folder.clone());
@@ -143,6 +155,7 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
     let settings = Settings {
         address: SocketAddr::new(args.host, args.port),
         keys,
+        tls,
         insecure: args.insecure,
         adapters: args.adapter,
         adapter_dir: args.adapter_dir,
@@ -159,7 +172,7 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
     logs(app.json);
     app.stop_on_signals()?;
     let address = server.address()?;
-    let url = format!("http://{address}");
+    let url = format!("{scheme}://{address}");
     app.print(
         &json!({"url": url, "model": name}),
         &format!("{name} is served at {url}; the page for people is there too. SIGTERM or Ctrl-C ends it."),

@@ -117,6 +117,20 @@ fn what_cannot_be_served_is_refused() {
         &["--model", "stories", "--host", "0.0.0.0", "--port", "0"],
     );
     assert!(said.contains("--api-keys FILE"), "{said}");
+    let said = refused(2, &["--model", "stories", "--tls-cert", "certificate"]);
+    assert!(said.contains("--tls-key"), "{said}");
+    let said = refused(
+        2,
+        &[
+            "--model",
+            "stories",
+            "--tls-cert",
+            "none",
+            "--tls-key",
+            "none",
+        ],
+    );
+    assert!(said.contains("none") && said.contains("PEM"), "{said}");
     let said = refused(2, &["--model", "stories", "--api-keys", "none"]);
     assert!(said.contains("none"), "{said}");
     assert!(refused(1, &["--model", "nothing"]).contains("there is no such folder"));

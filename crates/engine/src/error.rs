@@ -9,9 +9,9 @@ pub enum Error {
     /// The prompt has no tokens.
     #[error("the prompt has no tokens; begin it with the model's beginning-of-text token at least")]
     EmptyPrompt,
-    /// The prompt leaves no room for an answer.
+    /// The prompt does not fit the context, or leaves no room for an answer.
     #[error(
-        "the prompt has {prompt} tokens, but the context holds {context} and needs room for at least one more; shorten the prompt or enlarge the context"
+        "the prompt has {prompt} tokens, but the context holds {context}, one of an answer among them where one is asked for; shorten the prompt or enlarge the context"
     )]
     PromptTooLong {
         /// Tokens of the prompt.
@@ -49,7 +49,7 @@ pub enum Error {
     },
     /// The model computed something that is no number.
     #[error(
-        "the model's logits hold a value that is not finite, so no token can be chosen; the weights are damaged or training diverged"
+        "the model's hidden states or logits hold a value that is not finite, so they say nothing; the weights are damaged or training diverged"
     )]
     NotFinite,
     /// A mask leaves no token of the model's vocabulary.
@@ -87,7 +87,7 @@ pub enum Error {
     },
     /// The prompt can never be in the cache, whatever else ends.
     #[error(
-        "the prompt has {prompt} tokens and needs room for at least one more, but the whole cache holds {capacity}; shorten the prompt or give the cache more memory"
+        "the prompt has {prompt} tokens, but the whole cache holds {capacity}, one of an answer among them where one is asked for; shorten the prompt or give the cache more memory"
     )]
     NeverFits {
         /// Tokens of the prompt.

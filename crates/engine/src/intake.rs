@@ -35,6 +35,7 @@ impl Engine {
             let mut request = request.clone();
             request.sampling.seed = request.sampling.seed.wrapping_add(n);
             request.prompt_logprobs = request.prompt_logprobs.filter(|_| n == 0);
+            request.embedding &= n == 0;
             if let Some(proposer) = &mut self.proposer {
                 proposer.begin(id, &request);
             }
@@ -76,14 +77,15 @@ impl Engine {
         if prompt == 0 {
             return Err(Error::EmptyPrompt);
         }
-        if prompt >= context {
+        let answer = request.max_tokens.min(1); // must find room
+        if prompt + answer > context {
             return Err(Error::PromptTooLong { prompt, context });
         }
-        if prompt >= self.limit {
+        if prompt + answer > self.limit {
             let capacity = self.limit;
             return Err(Error::NeverFits { prompt, capacity });
         }
-        if request.max_tokens == 0 {
+        if answer == 0 && !request.embedding && request.prompt_logprobs.is_none() {
             return Err(Error::setting("max_tokens", 0, "at least 1"));
         }
         let vocab = self.decoder().config().vocab;

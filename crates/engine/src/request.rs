@@ -38,7 +38,8 @@ pub trait Generate {
 pub struct Request {
     /// The tokens to continue, with the beginning-of-text token where the model wants one; at least one.
     pub prompt: Vec<u32>,
-    /// The most tokens to generate, at least 1. `usize::MAX`: until the context is full.
+    /// The most tokens to generate. `usize::MAX`: until the context is full. 0, where `embedding` or `prompt_logprobs` ask for
+    /// something: the prompt alone is run, and may fill the context.
     pub max_tokens: usize,
     /// How each token is chosen.
     pub sampling: Sampling,
@@ -48,6 +49,9 @@ pub struct Request {
     /// ones at its place, at most 256. Such a prompt is computed whole, whatever of it lies in the cache. Of several answers to it
     /// the first has them.
     pub prompt_logprobs: Option<usize>,
+    /// Whether the answer comes with the mean of the prompt's hidden states. Such a prompt is computed whole, too, and of several
+    /// answers to it the first has it.
+    pub embedding: bool,
     /// What the answer must be; `None`: anything.
     pub guide: Option<Grammar>,
     /// Tokens that end the answer. Those that end one by its guide's vocabulary do too.
@@ -71,6 +75,7 @@ impl Default for Request {
             sampling: Sampling::default(),
             logit_bias: Vec::new(),
             prompt_logprobs: None,
+            embedding: false,
             guide: None,
             stop_tokens: Vec::new(),
             adapters: Vec::new(),
@@ -160,6 +165,8 @@ pub struct Generation {
     pub prompt_logprobs: Vec<Token>,
     /// The most probable tokens at the place of each of them.
     pub prompt_top: Vec<Vec<Token>>,
+    /// `[D]`: the mean of the normed hidden states of the prompt's tokens, where `embedding` asked for it; empty otherwise.
+    pub embedding: Vec<f32>,
     /// How guesses fared, where there were any.
     pub speculation: Option<Speculation>,
     /// Why it ended.

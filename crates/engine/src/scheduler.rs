@@ -76,7 +76,7 @@ struct Draw {
     at: usize,
     first: usize, // row of the logits
     proposed: Vec<u32>,
-    chosen: Option<Result<Choice>>,
+    chosen: Option<Result<Choice>>, // before the others: nothing, where no token is asked for
 }
 
 impl Engine {
@@ -192,7 +192,7 @@ impl Engine {
     /// Where `sequence` may begin: what is cached of its tokens but the last, which is run in any case since its row gives the
     /// next one's logits; and how many whole blocks of that the prefix cache has.
     fn beginning(&mut self, sequence: &Sequence) -> (Hit, usize) {
-        if sequence.request.prompt_logprobs.is_some() {
+        if sequence.request.prompt_logprobs.is_some() || sequence.request.embedding {
             return (Hit::default(), 0);
         }
         let tokens = &sequence.tokens[..sequence.tokens.len() - 1];
@@ -236,12 +236,14 @@ impl Engine {
         let place = self
             .running
             .partition_point(|running| running.sequence.rank() < sequence.rank());
+        // What is never continued is no beginning for others.
+        let keeps = self.config.reuse != Reuse::Never && sequence.request.max_tokens > 0;
         let running = Running {
             sequence,
             slot,
             node: start.node,
             kept,
-            keeps: self.config.reuse != Reuse::Never,
+            keeps,
         };
         self.running.insert(place, running);
     }
@@ -321,7 +323,7 @@ impl Engine {
                 && let Some(proposer) = &mut self.proposer
             {
                 // The last token is none that has to be checked.
-                let most = sequence.left(self.limit) - 1;
+                let most = sequence.left(self.limit).saturating_sub(1);
                 proposed = proposer.propose(sequence.id, &sequence.tokens, most);
                 let known = |&token: &u32| (token as usize) < vocab;
                 let known = proposed.iter().take(most).take_while(|t| known(t)).count();
@@ -366,6 +368,7 @@ impl Engine {
         });
         let (mut tokens, mut segments) = (Vec::new(), Segments::default());
         let (mut draws, mut rows, mut scores) = (Vec::new(), Vec::new(), Vec::new());
+        let mut pooled = Vec::new(); // of the running, rows of the step, position of the first
         for part in parts {
             let Running { sequence, slot, .. } = &self.running[part.at];
             let past = self.cache.len(*slot) - part.rows;
@@ -379,6 +382,9 @@ impl Engine {
                     scored: None,
                 });
             }
+            if sequence.request.embedding {
+                pooled.push((part.at, tokens.len()..tokens.len() + known, past));
+            }
             tokens.extend_from_slice(&sequence.tokens[past..past + known]);
             tokens.extend_from_slice(&part.proposed);
             if part.ends {
@@ -388,7 +394,9 @@ impl Engine {
                     chosen: None,
                     proposed: part.proposed,
                 });
-                rows.extend(tokens.len() - (part.rows - known) - 1..tokens.len());
+                if sequence.request.max_tokens > 0 {
+                    rows.extend(tokens.len() - (part.rows - known) - 1..tokens.len());
+                }
             }
         }
         self.stats.rows += tokens.len() as u64;
@@ -398,6 +406,17 @@ impl Engine {
         let hidden = decoder.forward(ctx, &tokens, &segments, Some(&mut self.cache)); // [N, D]
         for scores in scores.chunks_mut(SCORED_AT_ONCE) {
             self.score(&decoder, &hidden, scores);
+        }
+        let width = decoder.config().width;
+        for (at, rows, past) in pooled {
+            let rows = &hidden.data()[rows.start * width..rows.end * width];
+            self.running[at].sequence.pool(past, rows, width);
+        }
+        for draw in &mut draws {
+            let sequence = &self.running[draw.at].sequence;
+            if sequence.request.max_tokens == 0 {
+                draw.chosen = Some(sequence.choose_nothing());
+            }
         }
         if rows.is_empty() {
             return draws;
@@ -415,6 +434,9 @@ impl Engine {
         let (isa, running, begun) = (ctx.pool.isa(), &self.running, Instant::now());
         ctx.pool.for_each_chunk(&mut draws, 1, |_, draw| {
             let draw = &mut draw[0];
+            if draw.chosen.is_some() {
+                return;
+            }
             let rows = draw.first * vocab..(draw.first + draw.proposed.len() + 1) * vocab;
             let sequence = &running[draw.at].sequence;
             draw.chosen = Some(sequence.choose(isa, &logits.data()[rows], &draw.proposed));
@@ -446,7 +468,7 @@ impl Engine {
     fn begin_masks(&mut self, draws: &mut [Draw]) {
         for draw in draws {
             let sequence = &mut self.running[draw.at].sequence;
-            if !sequence.is_guided() {
+            if !sequence.is_guided() || sequence.request.max_tokens == 0 {
                 continue;
             }
             let guide = sequence.lend_guide();
@@ -489,6 +511,7 @@ impl Engine {
                 }
             }
             let finish = finish.or(complete.then_some(Finish::Guide));
+            let finish = finish.or((sequence.request.max_tokens == 0).then_some(Finish::Length));
             if let Some(finish) = finish {
                 ended.push((draw.at, Ok(finish)));
             }

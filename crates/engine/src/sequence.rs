@@ -31,6 +31,8 @@ pub(crate) struct Sequence {
     logprobs: Vec<f32>,      // of the answer
     top: Vec<Vec<Token>>,    // of the answer, where that is asked for
     scored: Vec<Drawn>,      // tokens of the prompt from the second on, where that is asked for
+    summed: Vec<f64>,        // hidden states of the prompt, where their mean is asked for
+    pooled: usize,           // how many of them
     damaged: bool,           // a row of the prompt was not finite
     drawing: Mutex<Drawing>, // its own, whichever thread draws
     /// Tokens of the prompt that need not be computed when it was first admitted.
@@ -90,6 +92,8 @@ impl Sequence {
             logprobs: Vec::new(),
             top: Vec::new(),
             scored: Vec::new(),
+            summed: Vec::new(),
+            pooled: 0,
             damaged: false,
             drawing: Mutex::new(Drawing {
                 sampler: sampler.expect("the request was checked"),
@@ -139,6 +143,35 @@ impl Sequence {
         match score {
             Ok(scored) => self.scored.push(scored),
             Err(_) => self.damaged = true,
+        }
+    }
+
+    /// Adds the hidden states `[rows, D]` of the positions from `past` on, where their mean is asked for: those of the prompt,
+    /// each once and in their order, so that the sum does not depend on how they were cut into steps.
+    pub fn pool(&mut self, past: usize, hidden: &[f32], width: usize) {
+        if !self.request.embedding {
+            return;
+        }
+        self.summed.resize(width, 0.0);
+        let rows = hidden.chunks_exact(width).zip(past..);
+        for (row, position) in rows {
+            // What was preempted comes by a second time.
+            if position != self.pooled || position == self.request.prompt.len() {
+                continue;
+            }
+            for (sum, &value) in self.summed.iter_mut().zip(row) {
+                *sum += f64::from(value);
+            }
+            self.pooled += 1;
+        }
+        self.damaged |= !self.summed.iter().all(|sum| sum.is_finite());
+    }
+
+    /// What is chosen where the prompt alone is asked about: nothing.
+    pub fn choose_nothing(&self) -> Result<Choice> {
+        match self.damaged {
+            true => Err(Error::NotFinite),
+            false => Ok(Choice::default()),
         }
     }
 
@@ -244,7 +277,11 @@ impl Sequence {
             .into_iter()
             .map(|drawn| (drawn.token, drawn.top));
         let (prompt_logprobs, prompt_top) = scored.unzip();
+        let whole = self.pooled == prompt_tokens;
+        let mean = self.summed.iter().filter(|_| whole);
+        let embedding = mean.map(|sum| (sum / prompt_tokens as f64) as f32);
         Generation {
+            embedding: embedding.collect(),
             tokens: self.tokens.split_off(prompt_tokens),
             logprobs: self.logprobs,
             top: self.top,

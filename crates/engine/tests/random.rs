@@ -21,9 +21,15 @@ fn request(seed: u64) -> Request {
     let draw = |stream, below| random::below(seed, stream, 0, below) as usize;
     let mut prompt = tokens(draw(1, 3) as u64, [5, 64, 70, 130][draw(2, 4)]);
     prompt.extend(tokens(10 + draw(3, 2) as u64, draw(4, 20)));
+    let embedding = draw(11, 3) == 0;
     Request {
         prompt,
-        max_tokens: 1 + draw(5, 60),
+        max_tokens: if embedding && draw(12, 2) == 0 {
+            0
+        } else {
+            1 + draw(5, 60)
+        },
+        embedding,
         sampling: Sampling {
             seed: draw(6, 4) as u64,
             temperature: draw(7, 2) as f32,
@@ -135,17 +141,18 @@ fn every_request_ends_once_and_as_it_would_alone() {
                     let count = if let Act::Answers(_, count) = act { count } else { 1 };
                     let request = request(seed);
                     let room = engine.stats().waiting + count <= 12;
-                    let limit = config_tokens(&config);
+                    let fits = request.prompt.len() + request.max_tokens.min(1) <= config_tokens(&config);
                     match engine.submit_answers(request.clone(), count) {
                         Ok(ids) => {
-                            prop_assert!(room && request.prompt.len() < limit);
+                            prop_assert!(room && fits);
                             for (n, id) in ids.into_iter().enumerate() {
                                 let mut request = request.clone();
                                 request.sampling.seed += n as u64;
+                                request.embedding &= n == 0;
                                 asked.insert(id, request);
                             }
                         }
-                        Err(_) => prop_assert!(!room || request.prompt.len() >= limit),
+                        Err(_) => prop_assert!(!room || !fits),
                     }
                 }
                 Act::Cancel(at) => {
@@ -177,13 +184,19 @@ fn every_request_ends_once_and_as_it_would_alone() {
         prop_assert_eq!(stats.free_blocks + stats.idle_blocks, stats.blocks);
         for (id, got) in &ends {
             let request = &asked[id];
+            if request.max_tokens == 0 && !request.embedding {
+                // The second of several answers to a prompt that is to have none.
+                prop_assert!(got.tokens.is_empty() && got.embedding.is_empty());
+                continue;
+            }
             let mut oracle = oracle.borrow_mut();
             let wanted = oracle.wanted(request);
             let count = got.tokens.len();
             prop_assert_eq!(&got.tokens[..], &wanted.tokens[..count]);
             prop_assert_eq!(&got.logprobs[..], &wanted.logprobs[..count]);
             match got.finish {
-                Finish::Cancelled => {}
+                Finish::Cancelled => prop_assert!(got.embedding.is_empty() || got.embedding == wanted.embedding),
+                _ if got.embedding != wanted.embedding => prop_assert!(false, "another embedding"),
                 Finish::Context => prop_assert_eq!(request.prompt.len() + count, config_tokens(&config)),
                 finish => prop_assert_eq!((finish, count), (wanted.finish, wanted.tokens.len())),
             }

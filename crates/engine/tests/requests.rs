@@ -310,6 +310,7 @@ impl Generate for Echo {
             top: Vec::new(),
             prompt_logprobs: Vec::new(),
             prompt_top: Vec::new(),
+            embedding: Vec::new(),
             speculation: None,
             finish: Finish::Length,
             prompt_tokens: request.prompt.len(),

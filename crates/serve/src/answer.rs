@@ -56,6 +56,16 @@ pub(crate) enum Said {
     End(usize, Delta, Ended),
 }
 
+/// OpenAI's word for how an answer ended, where it did so in peace.
+pub(crate) fn finished(generation: &Generation) -> ApiResult<&'static str> {
+    match generation.finish {
+        Finish::Stop | Finish::Guide | Finish::Callback => Ok("stop"),
+        Finish::Length | Finish::Context => Ok("length"),
+        Finish::Deadline => Err(ApiError::deadline()),
+        Finish::Cancelled => Err(ApiError::unavailable("the server is going down")),
+    }
+}
+
 /// How answers are to be written.
 #[derive(Clone, Debug)]
 pub(crate) struct Style {
@@ -126,14 +136,9 @@ impl<'a> Answers<'a> {
                 }
                 Told::End(place, Some(Ok(generation))) => {
                     let (delta, stopped) = self.writers[place].finish();
-                    let reason = match generation.finish {
-                        _ if stopped => "stop",
-                        Finish::Stop | Finish::Guide | Finish::Callback => "stop",
-                        Finish::Length | Finish::Context => "length",
-                        Finish::Deadline => return Err(ApiError::deadline()),
-                        Finish::Cancelled => {
-                            return Err(ApiError::unavailable("the server is going down"));
-                        }
+                    let reason = match stopped {
+                        true => "stop",
+                        false => finished(&generation)?,
                     };
                     let ended = self.end(place, reason, Some(generation));
                     return Ok(Some(Said::End(place, delta, ended)));

@@ -2,7 +2,9 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
 
 /// Seconds after which a client that found the queue full may ask again.
 const RETRY_AFTER: u64 = 1;
@@ -17,6 +19,22 @@ pub(crate) struct ApiError {
     code: Option<&'static str>,
     /// Seconds until it makes sense to ask again.
     retry_after: Option<u64>,
+}
+
+/// The body of a refusal.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ErrorBody {
+    error: ErrorObject,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ErrorObject {
+    message: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The field at fault.
+    param: Option<String>,
+    code: Option<&'static str>,
 }
 
 pub(crate) type ApiResult<T> = Result<T, ApiError>;
@@ -138,14 +156,32 @@ impl ApiError {
         }
     }
 
+    /// The sentence.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The object as it goes over the wire.
     pub fn json(&self) -> Value {
-        json!({"error": {
-            "message": self.message,
-            "type": self.kind,
-            "param": self.param,
-            "code": self.code,
-        }})
+        let error = ErrorObject {
+            message: self.message.clone(),
+            kind: self.kind,
+            param: self.param.clone(),
+            code: self.code,
+        };
+        serde_json::to_value(ErrorBody { error }).expect("keys are texts")
+    }
+
+    /// 429: the key has asked for as much as it may; it makes sense again after so many seconds.
+    pub fn limited(message: impl Into<String>, seconds: u64) -> ApiError {
+        ApiError {
+            retry_after: Some(seconds),
+            ..ApiError::refused(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_exceeded",
+                message,
+            )
+        }
     }
 }
 

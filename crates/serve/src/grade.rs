@@ -143,6 +143,7 @@ impl Page {
         let (router, limits) = (router(self.at.clone()), self.at.limits);
         let served = runtime.block_on(connections(
             self.listener,
+            None,
             router,
             &limits,
             stop,

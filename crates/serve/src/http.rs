@@ -2,34 +2,42 @@
 
 mod chat;
 mod completions;
+mod conversation;
+mod embeddings;
 pub(crate) mod guard;
 pub(crate) mod listen;
+mod openapi;
 pub(crate) mod plain;
+mod responses;
 mod stream;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use hyper::body::{Frame, SizeHint};
 use russet_engine::guide::{Constraint, Grammar};
-use serde_json::Value;
+use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use crate::error::{ApiError, ApiResult};
 use crate::keys::{Caller, Keys};
+use crate::meter::Pass;
 use crate::metrics::Metrics;
 use crate::model::{Model, Text};
 use crate::registry::{Registry, now};
-use crate::wire::Common;
+use crate::wire::{self, Common};
 use crate::worker::{MakeEngine, Refusal, Ticket, Worker};
 use crate::{Limits, Settings};
+use openapi::Route;
 
 /// Templates, tokenizers and grammars that run at once; they take a processor each.
 const AT_WORK: usize = 4;
@@ -44,6 +52,10 @@ pub(crate) struct State {
     pub fingerprint: String,
     pub created: u64,
     pub draining: AtomicBool,
+    /// `/openapi.json`.
+    pub description: String,
+    /// Paths as metrics write them, and whether they are answered without a key.
+    endpoints: Vec<(&'static str, bool)>,
     keys: Option<Keys>,
     /// Whether only this machine reaches the server: then only its names are good in `Host`.
     local: bool,
@@ -74,7 +86,14 @@ impl State {
         for (name, folder) in &adapters {
             registry.load(name, folder)?;
         }
+        let routes = routes();
+        let description = openapi::document(&routes, keys.is_some());
         Ok(State {
+            description: serde_json::to_string(&description).expect("keys are texts"),
+            endpoints: routes
+                .iter()
+                .map(|route| (route.shown, route.open))
+                .collect(),
             text,
             worker,
             registry,
@@ -95,6 +114,19 @@ impl State {
     fn random(&self) -> blake3::Hash {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         blake3::keyed_hash(&self.secret, &number.to_le_bytes())
+    }
+
+    /// A path as it may stand in a metric, and whether it is answered without a key.
+    fn endpoint(&self, path: &str) -> (&'static str, bool) {
+        let fits = |shown: &str| match shown.split_once('{') {
+            Some((before, _)) => path
+                .strip_prefix(before)
+                .is_some_and(|name| !name.is_empty()),
+            None => path == shown,
+        };
+        let mut known = self.endpoints.iter();
+        let found = known.find(|(shown, _)| fits(shown));
+        found.copied().unwrap_or(("other", false))
     }
 
     /// A name that nothing else has.
@@ -143,6 +175,7 @@ impl State {
     /// Hands prompts to the engine. `prompt` is the field that they came in.
     pub async fn submit(
         &self,
+        caller: &Caller,
         requests: Vec<russet_engine::Request>,
         answers: usize,
         model: &str,
@@ -154,13 +187,17 @@ impl State {
                 "prompts times n are {}, but {most} answers are the most",
                 requests.len().saturating_mul(answers)
             );
-            return Err(ApiError::field("n", said));
+            let field = if answers > 1 { "n" } else { prompt };
+            return Err(ApiError::field(field, said));
         }
         let tokens = requests.iter().map(|request| request.prompt.len()).sum();
         match self.worker.submit(requests, answers).await {
             Ok(ticket) => {
                 self.metrics.taken(model, tokens);
-                Ok(ticket)
+                if let Some(meter) = &caller.meter {
+                    meter.spend(tokens);
+                }
+                Ok(ticket.metered(caller.meter.clone()))
             }
             Err(Refusal::Engine(error)) => Err(ApiError::of_engine(&error, prompt)),
             // It panicked over this request, and there is another one; or there is none.
@@ -190,47 +227,79 @@ impl State {
     }
 }
 
+/// All paths.
+fn routes() -> Vec<Route> {
+    const STREAMED: &[&str] = &["application/json", "text/event-stream"];
+    vec![
+        Route::get("/", plain::page, "The page to chat on")
+            .answering(&["text/html"])
+            .open(),
+        Route::get("/health", plain::health, "Whether there is an engine").open(),
+        Route::get("/ready", plain::ready, "Whether requests are welcome").open(),
+        Route::get("/metrics", plain::metrics, "Numbers for Prometheus").answering(&["text/plain"]),
+        Route::get("/openapi.json", openapi::openapi, "This description"),
+        Route::get(
+            "/tokenizer_info",
+            plain::tokenizer_info,
+            "The tokenizer's configuration, with its chat template",
+        ),
+        Route::post(
+            "/tokenize",
+            plain::tokenize,
+            "Tokens of a text or a conversation",
+        )
+        .of::<plain::Tokenize>(),
+        Route::post("/detokenize", plain::detokenize, "The text of tokens")
+            .of::<plain::Detokenize>(),
+        Route::get("/v1/models", plain::models, "The base and its adapters"),
+        Route::get("/v1/models/{*name}", plain::one_model, "One of them")
+            .shown("/v1/models/{name}"),
+        Route::post("/v1/chat/completions", chat::chat, "Answers a conversation")
+            .of::<wire::chat::Body>()
+            .answering(STREAMED),
+        Route::post(
+            "/v1/completions",
+            completions::completions,
+            "Continues prompts",
+        )
+        .of::<wire::completions::Body>()
+        .answering(STREAMED),
+        Route::post(
+            "/v1/responses",
+            responses::responses,
+            "Answers a conversation in items and events",
+        )
+        .of::<wire::responses::Body>()
+        .answering(STREAMED),
+        Route::post("/v1/embeddings", embeddings::embeddings, "Texts to vectors")
+            .of::<wire::embeddings::Body>(),
+        Route::post(
+            "/v1/load_lora_adapter",
+            plain::load_adapter,
+            "Loads an adapter",
+        )
+        .of::<plain::Load>()
+        .answering(&["text/plain"]),
+        Route::post(
+            "/v1/unload_lora_adapter",
+            plain::unload_adapter,
+            "Unloads an adapter",
+        )
+        .of::<plain::Unload>()
+        .answering(&["text/plain"]),
+    ]
+}
+
 /// The routes.
 pub(crate) fn router(state: Shared) -> Router {
-    Router::new()
-        .route("/", get(plain::page))
-        .route("/health", get(plain::health))
-        .route("/ready", get(plain::ready))
-        .route("/metrics", get(plain::metrics))
-        .route("/tokenize", post(plain::tokenize))
-        .route("/detokenize", post(plain::detokenize))
-        .route("/v1/models", get(plain::models))
-        .route("/v1/models/{*name}", get(plain::one_model))
-        .route("/v1/chat/completions", post(chat::chat))
-        .route("/v1/completions", post(completions::completions))
-        .route("/v1/load_lora_adapter", post(plain::load_adapter))
-        .route("/v1/unload_lora_adapter", post(plain::unload_adapter))
+    let add = |router: Router<Shared>, route: Route| router.route(route.path, route.handler);
+    routes()
+        .into_iter()
+        .fold(Router::new(), add)
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(state.clone(), enter))
         .with_state(state)
-}
-
-/// A path as it may stand in a metric.
-fn endpoint(path: &str) -> &'static str {
-    const KNOWN: &[&str] = &[
-        "/",
-        "/health",
-        "/ready",
-        "/metrics",
-        "/tokenize",
-        "/detokenize",
-        "/v1/models",
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/load_lora_adapter",
-        "/v1/unload_lora_adapter",
-    ];
-    match KNOWN.iter().find(|known| **known == path) {
-        Some(known) => known,
-        None if path.starts_with("/v1/models/") => "/v1/models/NAME",
-        None => "other",
-    }
 }
 
 /// Before and after every handler.
@@ -240,13 +309,25 @@ async fn enter(
     next: Next,
 ) -> Response {
     let (begun, id) = (Instant::now(), state.id("req-"));
-    let endpoint = endpoint(request.uri().path());
-    let mut response = match allowed(&state, &request, endpoint) {
+    let (endpoint, open) = state.endpoint(request.uri().path());
+    let entered = allowed(&state, &request, open).and_then(|caller| {
+        // What only reads costs the engine nothing.
+        let metered = caller
+            .meter
+            .as_ref()
+            .filter(|_| request.method() == Method::POST);
+        let pass = metered.map(|meter| meter.enter(begun)).transpose()?;
+        Ok((caller, pass))
+    });
+    let mut response = match entered {
         Err(error) => error.into_response(),
-        Ok(caller) => {
+        Ok((caller, pass)) => {
             request.extensions_mut().insert(caller);
             match guard::Guarded::new(next.run(request)).await {
-                Ok(response) => response,
+                Ok(response) => match pass {
+                    Some(pass) => response.map(|body| Body::new(Held { body, _pass: pass })),
+                    None => response,
+                },
                 Err(guard::Panicked) => {
                     state.metrics.panicked();
                     ApiError::bug().into_response()
@@ -267,16 +348,42 @@ async fn enter(
     response
 }
 
+/// A body that is on its way as long as its request counts as open.
+struct Held {
+    body: Body,
+    _pass: Pass,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Whether this request may go on, and whose it is.
-fn allowed(state: &State, request: &Request, endpoint: &str) -> ApiResult<Caller> {
+fn allowed(state: &State, request: &Request, open: bool) -> ApiResult<Caller> {
     if state.local {
         asked_here(request)?;
     }
-    let open = matches!(endpoint, "/" | "/health" | "/ready");
     let Some(keys) = state.keys.as_ref().filter(|_| !open) else {
         return Ok(Caller {
             name: None,
             adapters: state.keys.is_none(),
+            meter: None,
         });
     };
     let shown = request.headers().get(header::AUTHORIZATION);
@@ -396,8 +503,9 @@ pub(crate) async fn body_within(limits: &Limits, request: Request) -> ApiResult<
 }
 
 /// A JSON response.
-pub(crate) fn json(status: StatusCode, value: &Value) -> Response {
-    let mut response = Response::new(Body::from(value.to_string()));
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let text = serde_json::to_string(value).expect("keys are texts");
+    let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -1,10 +1,13 @@
 //! Who may ask: keys from a file that holds only their hashes.
 //!
-//! A line is a name, the hash of a key, and what it may do beyond asking: `alice blake3:5f… adapters`. Keys are 256 random bits
+//! A line is a name, the hash of a key, what it may do beyond asking and for how much it may ask: `alice blake3:5f… adapters
+//! at-once=4`. Keys are 256 random bits
 //! ([`new_key`]), so a fast hash is enough: there is nothing to guess from. Hashes are compared in constant time, all of them.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use crate::meter::{Allowance, Meter};
 use crate::{Error, Result};
 
 /// The longest file of keys.
@@ -23,6 +26,7 @@ struct Entry {
     name: String,
     hash: blake3::Hash,
     adapters: bool,
+    meter: Arc<Meter>,
 }
 
 /// Who has shown a key.
@@ -32,6 +36,8 @@ pub(crate) struct Caller {
     pub name: Option<String>,
     /// Whether it may load and unload adapters.
     pub adapters: bool,
+    /// What it has asked for; `None` where there are no keys.
+    pub meter: Option<Arc<Meter>>,
 }
 
 impl Keys {
@@ -60,8 +66,9 @@ impl Keys {
             }
             let wanted = || {
                 format!(
-                    "line {}: it must be a name, `blake3:` and 64 hexadecimal digits, and `adapters` where the key may load \
-                     them; `russet serve --new-key NAME` makes one",
+                    "line {}: it must be a name, `blake3:` and 64 hexadecimal digits, and behind them `adapters` where the key may \
+                     load them, requests-per-minute=N, tokens-per-minute=N, at-once=N, each once and N at least 1; `russet serve \
+                     --new-key NAME` makes one",
                     number + 1
                 )
             };
@@ -69,11 +76,16 @@ impl Keys {
             let (name, hash) = words.next().zip(words.next()).ok_or_else(wanted)?;
             let hash = hash.strip_prefix("blake3:").ok_or_else(wanted)?;
             let hash = blake3::Hash::from_hex(hash).map_err(|_| wanted())?;
-            let adapters = match (words.next(), words.next()) {
-                (None, None) => false,
-                (Some("adapters"), None) => true,
-                _ => return Err(wanted()),
-            };
+            let (mut adapters, mut allowance) = (false, Allowance::default());
+            for word in words {
+                let known = match word {
+                    "adapters" => !std::mem::replace(&mut adapters, true),
+                    word => allowance.take(word),
+                };
+                if !known {
+                    return Err(wanted());
+                }
+            }
             if keys.iter().any(|other| other.name == name) {
                 return Err(format!("line {}: there are two keys `{name}`", number + 1));
             }
@@ -81,6 +93,7 @@ impl Keys {
                 name: name.to_owned(),
                 hash,
                 adapters,
+                meter: Meter::new(allowance),
             });
         }
         match keys.is_empty() {
@@ -107,6 +120,7 @@ impl Keys {
         found.map(|entry| Caller {
             name: Some(entry.name.clone()),
             adapters: entry.adapters,
+            meter: Some(entry.meter.clone()),
         })
     }
 }
@@ -180,6 +194,9 @@ mod tests {
             ("alice 1234\n", "line 1"),
             ("\nalice blake3:12\n", "line 2"),
             (&format!("{line} admin\n"), "line 1"),
+            (&format!("{line} adapters adapters\n"), "line 1"),
+            (&format!("{line} at-once=0\n"), "line 1"),
+            (&format!("{line} at-once=1 at-once=1\n"), "line 1"),
             (
                 &format!("{line}\n{line}\n"),
                 "line 2: there are two keys `alice`",

@@ -9,14 +9,14 @@
 //! In the order one uses them:
 //! - [`Settings`] say where to listen, who may ask and how much; [`Keys`] are a file of hashes, [`new_key`] makes one.
 //! - [`Server::bind`] takes a [`Model`] and a way to make its engine, and is refused an address that others reach unless there
-//!   are keys.
+//!   are keys and TLS.
 //! - [`Server::run`] serves until it is told to stop, lets what is on its way end, and returns.
 //!
 //! [`grade`] is a page of another kind: people compare responses on it, and no model runs. [`client`] is the other end of the wire.
 //!
 //! The engine is synchronous and lives on a thread that owns it; handlers talk to it by channels, and what nobody waits for any
 //! more is called off there. A field of a request is carried out or refused by name. Nothing that was asked or answered goes to a
-//! log, a metric or a disk: events of `tracing` hold ids, counts and times. Left out: TLS, which a proxy in front brings.
+//! log, a metric or a disk: events of `tracing` hold ids, counts and times.
 
 mod answer;
 pub mod client;
@@ -24,9 +24,11 @@ mod error;
 pub mod grade;
 mod http;
 mod keys;
+mod meter;
 mod metrics;
 mod model;
 mod registry;
+mod tls;
 mod tools;
 mod wire;
 mod worker;
@@ -39,6 +41,7 @@ use std::time::Duration;
 
 pub use keys::{Keys, new_key};
 pub use model::{Model, vocabulary};
+pub use tls::Tls;
 pub use worker::MakeEngine;
 
 /// `Result` with this crate's [`Error`].
@@ -65,7 +68,9 @@ pub struct Settings {
     pub address: SocketAddr,
     /// Who may ask; `None`: whoever reaches the address.
     pub keys: Option<Keys>,
-    /// Whether others may reach a server without keys.
+    /// What it shows and proves itself by; `None`: what is said travels in the clear.
+    pub tls: Option<Tls>,
+    /// Whether others may reach a server that lacks keys or TLS.
     pub insecure: bool,
     /// Names and PEFT folders of adapters to begin with.
     pub adapters: Vec<(String, PathBuf)>,
@@ -114,6 +119,7 @@ impl Default for Limits {
 /// A server that listens and does not answer yet.
 pub struct Server {
     listener: TcpListener,
+    tls: Option<Tls>,
     state: Arc<http::State>,
 }
 
@@ -129,22 +135,32 @@ impl Server {
     /// Makes the engine, reads the adapters and takes the address.
     ///
     /// # Errors
-    /// When others can reach the address and there are no keys, unless that was asked for; when a setting, the engine or an
+    /// When others can reach the address and there are no keys or no TLS, unless that was asked for; when a setting, the engine or an
     /// adapter is at fault; or the address is taken.
     pub fn bind(settings: Settings, model: Model, make: MakeEngine) -> Result<Server> {
         let Settings {
             address, insecure, ..
         } = settings;
-        if !address.ip().is_loopback() && settings.keys.is_none() && !insecure {
-            return Err(Error::Setting(format!(
-                "{address} can be reached by others, and without keys whoever reaches it may ask; give --api-keys FILE, or say \
-                 --insecure if that is what you want"
-            )));
+        let tls = settings.tls.clone();
+        if !address.ip().is_loopback() && !insecure {
+            let lacks = match (&settings.keys, &tls) {
+                (None, _) => "without keys whoever reaches it may ask; give --api-keys FILE",
+                (_, None) => {
+                    "without TLS keys and texts travel in the clear; give --tls-cert FILE and --tls-key FILE"
+                }
+                _ => "",
+            };
+            if !lacks.is_empty() {
+                return Err(Error::Setting(format!(
+                    "{address} can be reached by others, and {lacks}, or say --insecure if that is what you want"
+                )));
+            }
         }
         let listener = listen(address)?;
         let state = http::State::new(settings, model, make)?;
         Ok(Server {
             listener,
+            tls,
             state: Arc::new(state),
         })
     }
@@ -164,7 +180,9 @@ impl Server {
     pub fn run(self, stop: Arc<AtomicBool>) -> Result<()> {
         let failed = |error: std::io::Error| Error::Start(error.to_string());
         let runtime = runtime().map_err(failed)?;
-        let served = runtime.block_on(http::listen::serve(self.listener, self.state.clone(), stop));
+        let state = self.state.clone();
+        let serving = http::listen::serve(self.listener, self.tls.as_ref(), state, stop);
+        let served = runtime.block_on(serving);
         self.state.worker.stop();
         runtime.shutdown_timeout(Duration::from_secs(1));
         served.map_err(failed)

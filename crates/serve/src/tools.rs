@@ -34,12 +34,53 @@ pub(crate) struct Tool {
     schema: String,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Declared {
-    #[serde(rename = "type")]
-    kind: String,
-    function: Function,
+/// How a request says what stands beside `"type": "function"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// In an object called `function`: `/v1/chat/completions`.
+    Nested,
+    /// Beside it: `/v1/responses`.
+    Flat,
+}
+
+impl Form {
+    /// What a function's value says beside its type.
+    fn function<T: serde::de::DeserializeOwned>(self, value: &Value) -> Result<T, String> {
+        let mut fields = value.as_object().cloned().unwrap_or_default();
+        match fields.remove("type") {
+            Some(Value::String(kind)) if kind == "function" => {}
+            _ => return Err("only the type `function` is known here".to_owned()),
+        }
+        let function = match self {
+            Form::Flat => Value::Object(fields),
+            Form::Nested => {
+                let function = fields
+                    .remove("function")
+                    .ok_or("missing field `function`")?;
+                match fields.keys().next() {
+                    None => function,
+                    Some(other) => return Err(format!("unknown field `{other}`")),
+                }
+            }
+        };
+        T::deserialize(function).map_err(|error| error.to_string())
+    }
+
+    /// Where a function's name stands.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Nested => "function.name",
+            Form::Flat => "name",
+        }
+    }
+
+    /// The form, for a sentence, with these fields.
+    fn shown(self, fields: &str) -> String {
+        match self {
+            Form::Nested => format!("{{\"type\": \"function\", \"function\": {{{fields}}}}}"),
+            Form::Flat => format!("{{\"type\": \"function\", {fields}}}"),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -55,23 +96,17 @@ struct Function {
 
 impl Tool {
     /// A tool of a request.
-    pub fn parse(value: &Value) -> ApiResult<Tool> {
-        let tool = Declared::deserialize(value).map_err(|error| {
-            ApiError::body(format!(
-                "a tool is {{\"type\": \"function\", \"function\": {{\"name\", \"description\", \"parameters\"}}}}: {error}"
-            ))
+    pub fn parse(value: &Value, form: Form) -> ApiResult<Tool> {
+        let function = form.function(value).map_err(|error| {
+            let form = form.shown("\"name\", \"description\", \"parameters\"");
+            ApiError::body(format!("a tool is {form}: {error}"))
         })?;
-        if tool.kind != "function" {
-            return Err(ApiError::body(
-                "only tools of the type `function` can be called here",
-            ));
-        }
         let Function {
             name,
             description,
             parameters,
             ..
-        } = tool.function;
+        } = function;
         let letters = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
         if name.is_empty() || name.len() > 64 || !name.chars().all(letters) {
             return Err(ApiError::body(
@@ -126,21 +161,13 @@ pub(crate) enum Choice {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NamedChoice {
-    #[serde(rename = "type")]
-    kind: String,
-    function: NamedFunction,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct NamedFunction {
     name: String,
 }
 
 impl Choice {
     /// What `tool_choice` says of these tools.
-    pub fn parse(value: Option<&Value>, tools: &[Tool]) -> ApiResult<Choice> {
+    pub fn parse(value: Option<&Value>, tools: &[Tool], form: Form) -> ApiResult<Choice> {
         let wrong = |said: &str| Err(ApiError::field("tool_choice", said));
         let choice = match value {
             None if tools.is_empty() => return Ok(Choice::None),
@@ -155,12 +182,11 @@ impl Choice {
                     );
                 }
             },
-            Some(value) => match NamedChoice::deserialize(value) {
-                Ok(choice) if choice.kind == "function" => Choice::Named(choice.function.name),
-                _ => {
-                    return wrong(
-                        "a tool_choice by name is {\"type\": \"function\", \"function\": {\"name\": …}}",
-                    );
+            Some(value) => match form.function::<NamedFunction>(value) {
+                Ok(function) => Choice::Named(function.name),
+                Err(error) => {
+                    let form = form.shown("\"name\": …");
+                    return wrong(&format!("a tool_choice by name is {form}: {error}"));
                 }
             },
         };
@@ -448,6 +474,10 @@ mod tests {
                 "type `function`",
             ),
             (
+                json!({"type": "function", "function": {"name": "a"}, "x": 1}),
+                "unknown field `x`",
+            ),
+            (
                 json!({"type": "function", "function": {"name": "a b"}}),
                 "name",
             ),
@@ -464,20 +494,31 @@ mod tests {
                 "extra",
             ),
         ] {
-            let said = Tool::parse(&tool).unwrap_err().json().to_string();
+            let said = Tool::parse(&tool, Form::Nested)
+                .unwrap_err()
+                .json()
+                .to_string();
             assert!(said.contains(&says.replace('"', "\\\"")), "{tool}: {said}");
         }
-        let tool = Tool::parse(&json!({"type": "function", "function": {"name": "a"}})).unwrap();
+        let nested = |name: &str| json!({"type": "function", "function": {"name": name}});
+        let flat = |name: &str| json!({"type": "function", "name": name});
+        let tool = Tool::parse(&nested("a"), Form::Nested).unwrap();
+        assert_eq!(Tool::parse(&flat("a"), Form::Flat).unwrap(), tool);
+        assert!(Tool::parse(&flat("a"), Form::Nested).is_err());
+        assert!(Tool::parse(&nested("a"), Form::Flat).is_err());
         let tools = [tool];
-        assert_eq!(Choice::parse(None, &tools).unwrap(), Choice::Auto);
-        assert_eq!(Choice::parse(None, &[]).unwrap(), Choice::None);
-        assert!(Choice::parse(Some(&json!("auto")), &[]).is_err());
-        assert!(Choice::parse(Some(&json!("any")), &tools).is_err());
-        let named = |name: &str| json!({"type": "function", "function": {"name": name}});
-        assert_eq!(
-            Choice::parse(Some(&named("a")), &tools).unwrap(),
-            Choice::Named("a".to_owned())
-        );
-        assert!(Choice::parse(Some(&named("b")), &tools).is_err());
+        for (form, named) in [
+            (Form::Nested, &nested as &dyn Fn(&str) -> Value),
+            (Form::Flat, &flat),
+        ] {
+            let parse = |value: Option<Value>, tools| Choice::parse(value.as_ref(), tools, form);
+            assert_eq!(parse(None, &tools).unwrap(), Choice::Auto);
+            assert_eq!(parse(None, &[]).unwrap(), Choice::None);
+            assert!(parse(Some(json!("auto")), &[]).is_err());
+            assert!(parse(Some(json!("any")), &tools).is_err());
+            let choice = parse(Some(named("a")), &tools).unwrap();
+            assert_eq!(choice, Choice::Named("a".to_owned()));
+            assert!(parse(Some(named("b")), &tools).is_err());
+        }
     }
 }

@@ -4,6 +4,8 @@
 
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod embeddings;
+pub(crate) mod responses;
 pub(crate) mod schema;
 
 use std::collections::BTreeMap;
@@ -13,6 +15,7 @@ use russet_engine::{Request, Sampling};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::error::{ApiError, ApiResult};
 
@@ -34,37 +37,10 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
     let parsed = parsed.map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        let said = inner.to_string();
         if inner.is_syntax() || inner.is_eof() {
-            return ApiError::body(format!("the body is not JSON: {said}")).coded("invalid_json");
+            return ApiError::body(format!("the body is not JSON: {inner}")).coded("invalid_json");
         }
-        // serde names a field between backticks where it is unknown, missing or there twice.
-        let named = ["unknown field `", "missing field `", "duplicate field `"];
-        let named = named.iter().find_map(|start| said.strip_prefix(start));
-        let named = named.and_then(|rest| rest.split('`').next());
-        let outer = (path != ".").then_some(path.as_str());
-        let param = match (outer, named) {
-            (Some(outer), Some(named))
-                if outer != named && !outer.ends_with(&format!(".{named}")) =>
-            {
-                format!("{outer}.{named}")
-            }
-            (Some(outer), _) => outer.to_owned(),
-            (None, Some(named)) => named.to_owned(),
-            (None, None) => {
-                return ApiError::body(format!("the body is not of the right form: {said}"));
-            }
-        };
-        let (code, said) = match said.starts_with("unknown field") {
-            true => (
-                "unsupported_parameter",
-                format!(
-                    "`{param}` is not supported here; leave it out (docs/serve.md lists the fields)"
-                ),
-            ),
-            false => ("invalid_value", format!("`{param}`: {said}")),
-        };
-        ApiError::field(param, said).coded(code)
+        misread(&path, &inner.to_string())
     })?;
     json.end().map_err(|_| {
         ApiError::body("something follows the JSON of the body").coded("invalid_json")
@@ -72,11 +48,52 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
     Ok(parsed)
 }
 
+/// Reads a part of a body that stands at `at`, as [`parse`] reads the whole.
+pub(crate) fn part<T: DeserializeOwned>(value: Value, at: &str) -> ApiResult<T> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = match error.path().to_string() {
+            path if path == "." => at.to_owned(),
+            path => format!("{at}.{path}"),
+        };
+        misread(&path, &error.into_inner().to_string())
+    })
+}
+
+/// What serde says of the value at `path`.
+fn misread(path: &str, said: &str) -> ApiError {
+    // serde names a field between backticks where it is unknown, missing or there twice.
+    let named = ["unknown field `", "missing field `", "duplicate field `"];
+    let named = named.iter().find_map(|start| said.strip_prefix(start));
+    let named = named.and_then(|rest| rest.split('`').next());
+    let outer = (path != ".").then_some(path);
+    let param = match (outer, named) {
+        (Some(outer), Some(named)) if outer != named && !outer.ends_with(&format!(".{named}")) => {
+            format!("{outer}.{named}")
+        }
+        (Some(outer), _) => outer.to_owned(),
+        (None, Some(named)) => named.to_owned(),
+        (None, None) => {
+            return ApiError::body(format!("the body is not of the right form: {said}"));
+        }
+    };
+    let (code, said) = match said.starts_with("unknown field") {
+        true => (
+            "unsupported_parameter",
+            format!(
+                "`{param}` is not supported here; leave it out (docs/serve.md lists the fields)"
+            ),
+        ),
+        false => ("invalid_value", format!("`{param}`: {said}")),
+    };
+    ApiError::field(param, said).coded(code)
+}
+
 /// Declares a body: its own fields and those that both ways to ask for text share.
 macro_rules! body {
-    ($(#[$about:meta])* $name:ident { $($(#[$say:meta])* $field:ident: $kind:ty,)* }) => {
+    ($(#[$about:meta])* $name:ident as $schema:ident { $($(#[$say:meta])* $field:ident: $kind:ty,)* }) => {
         $(#[$about])*
-        #[derive(Debug, serde::Deserialize)]
+        #[derive(Debug, serde::Deserialize, utoipa::ToSchema)]
+        #[schema(as = $schema)]
         #[serde(deny_unknown_fields)]
         pub(crate) struct $name {
             $($(#[$say])* pub $field: $kind,)*
@@ -109,6 +126,9 @@ macro_rules! body {
         impl $name {
             /// The fields that both bodies have, taken out and checked.
             pub fn common(&mut self) -> $crate::error::ApiResult<$crate::wire::Common> {
+                let format = self.response_format.take();
+                let format = format.map(|format| $crate::wire::schema::response_format(&format));
+                let format = format.transpose()?.flatten();
                 $crate::wire::Raw {
                     model: std::mem::take(&mut self.model),
                     temperature: self.temperature,
@@ -126,7 +146,7 @@ macro_rules! body {
                     stream: self.stream,
                     stream_options: self.stream_options.take(),
                     structured: self.structured_outputs.take(),
-                    response_format: self.response_format.take(),
+                    format: format.map(|constraint| (constraint, "response_format")),
                     labels: [
                         ("user", self.user.take()),
                         ("safety_identifier", self.safety_identifier.take()),
@@ -144,7 +164,7 @@ macro_rules! body {
 pub(crate) use body;
 
 /// How a stream tells more than text.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StreamOptions {
     include_usage: Option<bool>,
@@ -152,7 +172,8 @@ pub(crate) struct StreamOptions {
 }
 
 /// vLLM's way to ask for a form of the answer.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = StructuredOutputs)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Structured {
     json: Option<Value>,
@@ -163,6 +184,7 @@ pub(crate) struct Structured {
 }
 
 /// The shared fields as they came.
+#[derive(Default)]
 pub(crate) struct Raw {
     pub model: String,
     pub temperature: Option<f32>,
@@ -180,7 +202,8 @@ pub(crate) struct Raw {
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
     pub structured: Option<Structured>,
-    pub response_format: Option<Value>,
+    /// The form of the answer, and the field that gave it.
+    pub format: Option<(Constraint, &'static str)>,
     pub labels: [(&'static str, Option<String>); 3],
     pub metadata: Option<BTreeMap<String, String>>,
     pub store: Option<bool>,
@@ -206,7 +229,7 @@ pub(crate) struct Common {
 }
 
 impl Raw {
-    pub fn check(self) -> ApiResult<Common> {
+    pub fn check(mut self) -> ApiResult<Common> {
         self.labels()?;
         let (constraint, stops) = (self.constraint()?, stops(self.stop.as_ref())?);
         let sampling = Sampling {
@@ -272,10 +295,7 @@ impl Raw {
     /// The fields that change no answer: they may be there, and are bounded.
     fn labels(&self) -> ApiResult<()> {
         for (name, text) in &self.labels {
-            if text.as_ref().is_some_and(|text| text.len() > LONGEST_LABEL) {
-                let said = format!("`{name}` has more than {LONGEST_LABEL} bytes");
-                return Err(ApiError::field(*name, said));
-            }
+            label(name, text.as_deref())?;
         }
         if let Some(metadata) = &self.metadata {
             let mut texts = metadata.iter().flat_map(|(key, value)| [key, value]);
@@ -299,22 +319,30 @@ impl Raw {
         }
     }
 
-    fn constraint(&self) -> ApiResult<Option<(Constraint, &'static str)>> {
-        let format = match &self.response_format {
-            None => None,
-            Some(format) => schema::response_format(format)?.map(|c| (c, "response_format")),
-        };
+    fn constraint(&mut self) -> ApiResult<Option<(Constraint, &'static str)>> {
+        let format = self.format.take();
         let structured = match &self.structured {
             None => None,
             Some(structured) => Some((structured.constraint()?, "structured_outputs")),
         };
         match (format, structured) {
-            (Some(_), Some(_)) => Err(ApiError::field(
+            (Some((_, field)), Some(_)) => Err(ApiError::field(
                 "structured_outputs",
-                "the answer has one form; give response_format or structured_outputs, not both",
+                format!("the answer has one form; give {field} or structured_outputs, not both"),
             )),
             (format, structured) => Ok(format.or(structured)),
         }
+    }
+}
+
+/// A text that changes no answer: it may be there, and is bounded.
+fn label(name: &'static str, text: Option<&str>) -> ApiResult<()> {
+    match text {
+        Some(text) if text.len() > LONGEST_LABEL => Err(ApiError::field(
+            name,
+            format!("`{name}` has more than {LONGEST_LABEL} bytes"),
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -422,7 +450,10 @@ mod tests {
             body.common()?;
             body.own().map(drop)
         });
-        chat.is_ok() || completion.is_ok()
+        let embedding =
+            parse::<embeddings::Body>(body).and_then(|mut body| body.inputs(32).map(drop));
+        let response = parse::<responses::Body>(body).and_then(|body| body.check().map(drop));
+        chat.is_ok() || completion.is_ok() || embedding.is_ok() || response.is_ok()
     }
 
     #[test]
@@ -441,8 +472,21 @@ mod tests {
             "model": "m", "prompt": [[1, 2], [3]], "echo": true, "logprobs": 2, "max_tokens": 0, "response_format": schema,
             "metadata": {"a": "b"}, "store": false, "top_k": -1,
         });
+        let embedding = json!({"model": "m", "input": ["a", [1, 2]], "encoding_format": "base64", "dimensions": 32, "user": "u"});
+        let tool = json!({"type": "function", "name": "a", "parameters": {"type": "object"}, "strict": true});
+        let said = json!([{"type": "output_text", "text": "é", "annotations": [], "logprobs": []}]);
+        let response = json!({
+            "model": "m", "instructions": "i", "max_output_tokens": 5, "tools": [tool], "tool_choice": {"type": "function", "name": "a"},
+            "text": {"format": {"type": "text"}}, "stream": true, "metadata": {"a": "b"}, "input": [
+                {"role": "user", "content": "a"}, {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "é"}]},
+                {"type": "message", "id": "1", "status": "completed", "role": "assistant", "content": said},
+                {"type": "function_call", "call_id": "1", "name": "a", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "1", "output": "x"},
+            ],
+        });
         let mut accepted = 0;
-        for (stream, body) in [chat.to_string(), completion.to_string()]
+        for (stream, body) in [chat, completion, embedding, response]
+            .map(|body| body.to_string())
             .iter()
             .enumerate()
         {
@@ -452,7 +496,7 @@ mod tests {
                 count += 1;
                 random::below(stream as u64, 1, count, bound as u64) as usize
             };
-            for _ in 0..20_000 {
+            for _ in 0..10_000 {
                 let mut bytes = body.clone().into_bytes();
                 for _ in 0..1 + below(4) {
                     if bytes.is_empty() {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use russet_engine::{Engine, Error, Event, Flow, Generation, Request, RequestId, Stats, Token};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::meter::Meter;
 use crate::registry::Registry;
 
 /// Makes an engine: at the start, and again after a panic.
@@ -55,6 +56,7 @@ enum Ask {
 struct Shared {
     stats: Mutex<Stats>,
     context: usize,
+    width: usize,
     alive: AtomicBool,
     restarts: AtomicU64,
     tickets: AtomicU64,
@@ -77,6 +79,7 @@ pub(crate) struct Ticket {
     id: u64,
     ask: Sender<Ask>,
     told: mpsc::UnboundedReceiver<Told>,
+    meter: Option<Arc<Meter>>,
 }
 
 impl Drop for Ticket {
@@ -89,9 +92,19 @@ impl Drop for Ticket {
 }
 
 impl Ticket {
+    /// Lets `meter` count its tokens.
+    pub fn metered(mut self, meter: Option<Arc<Meter>>) -> Ticket {
+        self.meter = meter;
+        self
+    }
+
     /// What the engine says next; `None`: it is gone.
     pub async fn next(&mut self) -> Option<Told> {
-        self.told.recv().await
+        let told = self.told.recv().await;
+        if let (Some(Told::Token(..)), Some(meter)) = (&told, &self.meter) {
+            meter.spend(1);
+        }
+        told
     }
 
     /// Calls the request at `place` off.
@@ -120,6 +133,7 @@ impl Worker {
             let shared = Arc::new(Shared {
                 stats: Mutex::new(engine.stats()),
                 context: engine.config().context,
+                width: engine.decoder().config().width,
                 alive: AtomicBool::new(true),
                 restarts: AtomicU64::new(0),
                 tickets: AtomicU64::new(0),
@@ -164,6 +178,7 @@ impl Worker {
             id,
             ask: self.ask.clone(),
             told: hears,
+            meter: None,
         };
         reply.await.map_err(|_| Refusal::Gone)??;
         Ok(ticket)
@@ -176,6 +191,11 @@ impl Worker {
     /// Tokens that one sequence may have.
     pub fn context(&self) -> usize {
         self.shared.context
+    }
+
+    /// D: values of a hidden state.
+    pub fn width(&self) -> usize {
+        self.shared.width
     }
 
     /// Whether there is an engine.

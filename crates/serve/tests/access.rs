@@ -2,14 +2,21 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use common::{
     Reply, completion, conversation, engine_config, make, model, serve, serve_with, settings,
 };
-use russet_serve::{Keys, Server, new_key};
+use russet_serve::{Keys, Server, Tls, new_key};
 use serde_json::json;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 fn keys(lines: &[&str]) -> Keys {
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -93,21 +100,29 @@ fn a_key_opens_and_nothing_else_does() {
 }
 
 #[test]
-fn an_address_that_others_reach_wants_keys() {
-    let bind = |insecure: bool, keys: Option<Keys>| {
+fn an_address_that_others_reach_wants_keys_and_tls() {
+    let (_, line) = new_key("alice", false).unwrap();
+    let bind = |insecure: bool, closed: bool, tls: bool| {
         let mut open = settings();
         open.address = "0.0.0.0:0".parse().unwrap();
-        (open.insecure, open.keys) = (insecure, keys);
+        open.insecure = insecure;
+        open.keys = closed.then(|| keys(&[&line]));
+        open.tls = tls.then(tls_of_tests);
         Server::bind(open, model(), make(engine_config(), None))
     };
-    let said = bind(false, None).unwrap_err().to_string();
-    assert!(
-        said.contains("--api-keys") && said.contains("--insecure"),
-        "{said}"
-    );
-    assert!(bind(true, None).is_ok());
-    let (_, line) = new_key("alice", false).unwrap();
-    assert!(bind(false, Some(keys(&[&line]))).is_ok());
+    for (closed, tls, option) in [
+        (false, false, "--api-keys"),
+        (false, true, "--api-keys"),
+        (true, false, "--tls-cert"),
+    ] {
+        let said = bind(false, closed, tls).unwrap_err().to_string();
+        assert!(
+            said.contains(option) && said.contains("--insecure"),
+            "{said}"
+        );
+        assert!(bind(true, closed, tls).is_ok());
+    }
+    assert!(bind(false, true, true).is_ok());
     let taken = serve();
     let mut same = settings();
     same.address = taken.address;
@@ -115,6 +130,158 @@ fn an_address_that_others_reach_wants_keys() {
         .unwrap_err()
         .to_string();
     assert!(said.contains("is another server there?"), "{said}");
+}
+
+fn fixture(name: &str) -> PathBuf {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    fixtures.join(name)
+}
+
+fn tls_of_tests() -> Tls {
+    Tls::read(&fixture("certificate.pem"), &fixture("key.pem")).unwrap()
+}
+
+/// One request to a server whose certificate is known, and all that comes back.
+fn over_tls(address: SocketAddr, request: &str) -> Vec<u8> {
+    let certificate = CertificateDer::from_pem_file(fixture("certificate.pem")).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("localhost").unwrap();
+    let client = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = StreamOwned::new(client, TcpStream::connect(address).unwrap());
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
+
+#[test]
+fn what_is_said_over_tls_is_answered_and_what_is_said_in_the_clear_is_not() {
+    let mut closed = settings();
+    closed.tls = Some(tls_of_tests());
+    closed.limits.patience = Duration::from_millis(300);
+    let server = serve_with(closed, make(engine_config(), None));
+    let json = [("Content-Type", "application/json")];
+    let ask = |fields: serde_json::Value| {
+        let body = completion(json!("The fox"), fields).to_string();
+        let head = common::head("POST", "/v1/completions", &json, body.len());
+        format!("{head}{body}")
+    };
+    let plain = serve();
+    let wanted = plain.complete(json!("The fox"), json!({"max_tokens": 9}));
+    for _ in 0..2 {
+        let reply = common::parse(&over_tls(server.address, &ask(json!({"max_tokens": 9}))));
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert_eq!(common::text(&reply.json(), 0), common::text(&wanted, 0));
+        let streamed = ask(json!({"max_tokens": 9, "stream": true}));
+        let reply = common::parse(&over_tls(server.address, &streamed));
+        assert!(reply.events().len() > 1);
+        // Who speaks in the clear, and who does not speak at all, is no client.
+        let clear = common::raw(server.address, ask(json!({})).as_bytes());
+        assert!(!clear.starts_with(b"HTTP"), "{clear:?}");
+        let begun = std::time::Instant::now();
+        assert!(common::raw(server.address, b"").is_empty());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
+}
+
+#[test]
+fn a_certificate_that_cannot_be_shown_is_refused_by_its_file() {
+    let (certificate, key) = (fixture("certificate.pem"), fixture("key.pem"));
+    for (certificate, key, says) in [
+        (Path::new("/nowhere"), &*key, "/nowhere"),
+        (&certificate, Path::new("/nowhere"), "/nowhere"),
+        (&key, &key, "no certificate"),
+        (&certificate, &certificate, "certificate.pem"),
+    ] {
+        let said = Tls::read(certificate, key).unwrap_err().to_string();
+        assert!(said.contains(says) && said.contains("PEM"), "{said}");
+    }
+}
+
+#[test]
+fn a_key_has_as_much_as_its_line_says() {
+    let made: Vec<(String, String)> =
+        ["requests-per-minute=3", "at-once=1", "tokens-per-minute=40"]
+            .iter()
+            .enumerate()
+            .map(|(number, limit)| {
+                let (key, line) = new_key(&format!("key{number}"), false).unwrap();
+                (format!("Bearer {key}"), format!("{line} {limit}"))
+            })
+            .collect();
+    let lines: Vec<&str> = made.iter().map(|(_, line)| &**line).collect();
+    let mut closed = settings();
+    closed.keys = Some(keys(&lines));
+    let server = serve_with(
+        closed,
+        make(engine_config(), Some(Duration::from_millis(3))),
+    );
+    let ask = |key: usize, method: &str, fields: serde_json::Value| {
+        let path = if method == "GET" {
+            "/v1/models"
+        } else {
+            "/v1/completions"
+        };
+        let headers = [
+            ("Content-Type", "application/json"),
+            ("Authorization", &*made[key].0),
+        ];
+        let body = completion(json!([5]), fields).to_string();
+        server.send(method, path, &headers, &body)
+    };
+    let limited = |reply: &Reply, says: &str| {
+        let said = reply.refused(429, None);
+        assert!(said.contains(says), "{said}");
+        assert_eq!(reply.json()["error"]["type"], "rate_limit_error");
+        reply.headers["retry-after"].parse::<u64>().unwrap()
+    };
+    let few = || json!({"max_tokens": 1});
+    for _ in 0..3 {
+        assert_eq!(ask(0, "POST", few()).status, 200);
+    }
+    let wait = limited(&ask(0, "POST", few()), "3 requests a minute");
+    assert!((10..=20).contains(&wait), "{wait}");
+    assert_eq!(
+        ask(0, "GET", json!({})).status,
+        200,
+        "reading costs nothing"
+    );
+    // One that is still streaming is open; one that was left is not.
+    let long = completion(
+        json!([5]),
+        json!({"max_tokens": 900, "ignore_eos": true, "stream": true}),
+    )
+    .to_string();
+    let headers = [
+        ("Content-Type", "application/json"),
+        ("Authorization", &*made[1].0),
+    ];
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let head = common::head("POST", "/v1/completions", &headers, long.len());
+    stream
+        .write_all(format!("{head}{long}").as_bytes())
+        .unwrap();
+    stream.read_exact(&mut [0; 300]).unwrap();
+    assert_eq!(limited(&ask(1, "POST", few()), "as it may at once: 1"), 1);
+    drop(stream);
+    let begun = std::time::Instant::now();
+    while ask(1, "POST", few()).status == 429 {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Tokens of the prompt and of the answer count, streamed or not.
+    for stream in [false, true] {
+        let fields = json!({"max_tokens": 29, "ignore_eos": true, "stream": stream});
+        assert_eq!(ask(2, "POST", fields).status, 200);
+    }
+    let wait = limited(&ask(2, "POST", few()), "40 tokens a minute");
+    assert!((20..=32).contains(&wait), "{wait}");
 }
 
 #[test]
@@ -197,7 +364,7 @@ fn neither_logs_nor_metrics_hold_what_was_said() {
     closed.keys = Some(keys(&[&line]));
     let server = serve_with(
         closed,
-        make(engine_config(), Some(std::time::Duration::from_millis(1))),
+        make(engine_config(), Some(Duration::from_millis(1))),
     );
     let bearer = format!("Bearer {key}");
     let canary = "zanzibar-7731";
@@ -224,8 +391,27 @@ fn neither_logs_nor_metrics_hold_what_was_said() {
                 &conversation(canary, fields.clone()),
             )
             .body;
-            answers += &ask("/v1/completions", &completion(json!(canary), fields)).body;
+            answers += &ask(
+                "/v1/completions",
+                &completion(json!(canary), fields.clone()),
+            )
+            .body;
+            let mut response = fields;
+            if let Some(tokens) = response.as_object_mut().unwrap().remove("max_tokens") {
+                response["max_output_tokens"] = tokens;
+            }
+            (response["input"], response["instructions"]) = (canary.into(), canary.into());
+            if response.get("model").is_none() {
+                response["model"] = common::MODEL.into();
+            }
+            answers += &ask("/v1/responses", &response).body;
         }
+    }
+    for input in [json!(canary), json!([canary, canary])] {
+        ask(
+            "/v1/embeddings",
+            &json!({"model": common::MODEL, "input": input, "user": canary}),
+        );
     }
     ask("/tokenize", &json!({"prompt": canary}));
     ask(&format!("/{canary}"), &json!({}));

@@ -148,6 +148,24 @@ fn an_echo_brings_the_prompt_and_its_log_probabilities() {
     assert_eq!(text(&silent, 0), prompt);
     assert_eq!(silent["usage"]["completion_tokens"], 0);
     assert_eq!(tokens.as_array().unwrap().len(), 8);
+    // Of a prompt alone there may be a whole context.
+    let whole: Vec<u32> = (0..CONTEXT as u32).map(|id| 10 + id % 400).collect();
+    let scored = server.complete(
+        json!(whole),
+        json!({"max_tokens": 0, "echo": true, "logprobs": 0}),
+    );
+    let logprobs = &scored["choices"][0]["logprobs"]["token_logprobs"];
+    assert_eq!(logprobs.as_array().unwrap().len(), CONTEXT);
+    assert_eq!(scored["choices"][0]["finish_reason"], "length");
+    server
+        .post(
+            "/v1/completions",
+            &completion(
+                json!(whole),
+                json!({"max_tokens": 1, "echo": true, "logprobs": 0}),
+            ),
+        )
+        .refused(400, Some("prompt"));
     // One token has nothing before it.
     let one = server.complete(
         json!([5]),

@@ -343,6 +343,16 @@ impl Tokenizer {
             std::fs::write(&path, bytes).map_err(|e| TokenizerError::file(&path, e))
         };
         write("tokenizer.json", &self.json)?;
+        let config = format!("{:#}\n", self.config());
+        write("tokenizer_config.json", config.as_bytes())?;
+        if let Some(template) = &self.template {
+            write("chat_template.jinja", template.source().as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// What its `tokenizer_config.json` says, without the chat template.
+    pub fn config(&self) -> serde_json::Value {
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": false,
@@ -359,12 +369,7 @@ impl Tokenizer {
                 config[key] = json!(name);
             }
         }
-        let config = format!("{config:#}\n");
-        write("tokenizer_config.json", config.as_bytes())?;
-        if let Some(template) = &self.template {
-            write("chat_template.jinja", template.source().as_bytes())?;
-        }
-        Ok(())
+        config
     }
 
     /// The library's tokenizer with special tokens parsed.

@@ -10,8 +10,8 @@ use axum::response::Response;
 use russet_engine::Token;
 use serde_json::{Value, json};
 
-use super::chat::Usage;
-use super::stream::{Broken, Out, respond, unless_gone};
+use super::conversation::Usage;
+use super::stream::{Broken, Out, done, respond, unless_gone};
 use super::{Shared, body, json as reply};
 use crate::answer::{Answers, Said, Scored, Style};
 use crate::error::{ApiError, ApiResult};
@@ -45,7 +45,11 @@ pub(super) async fn completions(
         let mut asked = state.request(&common, &caller, &adapters);
         asked.sampling.top_logprobs = own.logprobs.unwrap_or(0);
         asked.prompt_logprobs = own.logprobs.filter(|_| scores_prompt);
-        asked.max_tokens = own.max_tokens.max(1);
+        asked.max_tokens = match scores_prompt {
+            true => own.max_tokens,
+            // The engine is to be asked for something.
+            false => own.max_tokens.max(1),
+        };
         asked.guide = guide.clone();
         asked.prompt = prompt.tokens.clone();
         asked
@@ -68,10 +72,10 @@ pub(super) async fn completions(
         model: common.model,
     };
     let ticket = state
-        .submit(requests, job.answers, &job.model, "prompt")
+        .submit(&caller, requests, job.answers, &job.model, "prompt")
         .await?;
     if common.stream {
-        return Ok(respond(&state, move |state, out| {
+        return Ok(respond(&state, done, move |state, out| {
             stream(state, out, job, ticket)
         }));
     }

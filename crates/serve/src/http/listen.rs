@@ -9,11 +9,12 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use super::{Shared, router};
-use crate::Limits;
+use crate::{Limits, Tls};
 
 /// How often the wish to stop is looked at.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -23,18 +24,29 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Serves until `stop`, then lets connections end.
 pub(crate) async fn serve(
     listener: StdListener,
+    tls: Option<&Tls>,
     state: Shared,
     stop: Arc<AtomicBool>,
 ) -> std::io::Result<()> {
     let draining = || state.draining.store(true, Ordering::SeqCst);
     let call_off = || state.worker.cancel_all();
     let router = router(state.clone());
-    connections(listener, router, &state.limits, stop, draining, call_off).await
+    connections(
+        listener,
+        tls,
+        router,
+        &state.limits,
+        stop,
+        draining,
+        call_off,
+    )
+    .await
 }
 
 /// Answers connections by a router until `stop`. Then `draining` is called, and, where some do not end in time, `call_off`.
 pub(crate) async fn connections(
     listener: StdListener,
+    tls: Option<&Tls>,
     router: Router,
     limits: &Limits,
     stop: Arc<AtomicBool>,
@@ -57,9 +69,17 @@ pub(crate) async fn connections(
             continue;
         };
         let (router, gone, patience) = (router.clone(), gone.clone(), limits.patience);
+        let tls = tls.cloned();
         tokio::spawn(async move {
             let _permit = permit;
-            connection(stream, router, gone, patience).await;
+            let Some(tls) = tls else {
+                return connection(stream, router, gone, patience).await;
+            };
+            // Who does not shake hands in time is no client.
+            let shaken = tokio::time::timeout(patience, tls.acceptor().accept(stream)).await;
+            if let Ok(Ok(stream)) = shaken {
+                connection(stream, router, gone, patience).await;
+            }
         });
     }
     draining();
@@ -96,7 +116,7 @@ async fn accept(
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     mut gone: watch::Receiver<bool>,
     patience: Duration,

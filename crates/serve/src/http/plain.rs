@@ -6,6 +6,7 @@ use axum::response::{Html, IntoResponse, Response};
 use russet_tokenizer::Conversation;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::{Shared, body, json as reply};
 use crate::error::{ApiError, ApiResult};
@@ -94,6 +95,17 @@ pub(super) async fn one_model(
     Ok(reply(StatusCode::OK, &adapter(&state, &name, &known)))
 }
 
+/// vLLM's `/tokenizer_info`: what `tokenizer_config.json` says.
+pub(super) async fn tokenizer_info(From(state): From<Shared>) -> Response {
+    let tokenizer = &state.text.tokenizer;
+    let mut info = tokenizer.config();
+    info["model_max_length"] = state.worker.context().into();
+    if let Some(template) = tokenizer.chat_template() {
+        info["chat_template"] = template.source().into();
+    }
+    reply(StatusCode::OK, &info)
+}
+
 fn base(state: &Shared) -> Value {
     let name = state.registry.base();
     json!({
@@ -120,9 +132,10 @@ fn adapter(state: &Shared, name: &str, known: &Known) -> Value {
 }
 
 /// vLLM's `/tokenize`: a text, or a conversation.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = TokenizeRequest)]
 #[serde(deny_unknown_fields)]
-struct Tokenize {
+pub(super) struct Tokenize {
     model: Option<String>,
     prompt: Option<String>,
     add_special_tokens: Option<bool>,
@@ -158,7 +171,7 @@ pub(super) async fn tokenize(From(state): From<Shared>, request: Request) -> Api
                 tools: Vec::new(),
             };
             let prompt = asked.add_generation_prompt.unwrap_or(true);
-            super::chat::encode(&state, conversation, prompt).await?
+            super::conversation::encode(&state, conversation, prompt, "messages").await?
         }
         _ => {
             return Err(ApiError::field(
@@ -181,9 +194,10 @@ pub(super) async fn tokenize(From(state): From<Shared>, request: Request) -> Api
 }
 
 /// vLLM's `/detokenize`.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = DetokenizeRequest)]
 #[serde(deny_unknown_fields)]
-struct Detokenize {
+pub(super) struct Detokenize {
     model: Option<String>,
     tokens: Vec<u32>,
 }
@@ -208,9 +222,10 @@ fn known(state: &Shared, model: Option<&str>) -> ApiResult<()> {
 }
 
 /// vLLM's body to load an adapter.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = LoadAdapterRequest)]
 #[serde(deny_unknown_fields)]
-struct Load {
+pub(super) struct Load {
     lora_name: String,
     lora_path: String,
     load_inplace: Option<bool>,
@@ -231,9 +246,10 @@ pub(super) async fn load_adapter(
 }
 
 /// vLLM's body to unload an adapter.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = UnloadAdapterRequest)]
 #[serde(deny_unknown_fields)]
-struct Unload {
+pub(super) struct Unload {
     lora_name: String,
 }
 

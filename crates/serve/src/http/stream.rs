@@ -19,9 +19,28 @@ use crate::error::{ApiError, ApiResult};
 /// Events that may wait for a slow reader.
 const WAITING: usize = 16;
 
+/// An event: what it says, and its name where it has one.
+pub(crate) struct Line {
+    name: Option<&'static str>,
+    data: String,
+}
+
+impl Line {
+    pub fn named(name: &'static str, value: &Value) -> Line {
+        Line {
+            name: Some(name),
+            data: value.to_string(),
+        }
+    }
+
+    fn plain(data: String) -> Line {
+        Line { name: None, data }
+    }
+}
+
 /// Where a stream's writer puts its events.
 pub(crate) struct Out {
-    events: mpsc::Sender<String>,
+    events: mpsc::Sender<Line>,
     patience: Duration,
 }
 
@@ -32,10 +51,11 @@ pub(crate) struct Gone;
 impl Out {
     /// Sends one object.
     pub async fn send(&self, value: &Value) -> Result<(), Gone> {
-        self.line(value.to_string()).await
+        self.line(Line::plain(value.to_string())).await
     }
 
-    async fn line(&self, line: String) -> Result<(), Gone> {
+    /// Sends one event.
+    pub async fn line(&self, line: Line) -> Result<(), Gone> {
         let sent = tokio::time::timeout(self.patience, self.events.send(line)).await;
         sent.map_err(|_| Gone)?.map_err(|_| Gone)
     }
@@ -65,9 +85,18 @@ impl From<ApiError> for Broken {
     }
 }
 
-/// A response whose events `write` makes. Whole, it ends in `[DONE]`; broken, in an error.
-pub(crate) fn respond<W, F>(state: &Shared, write: W) -> Response
+/// The last line of a stream of chunks: `[DONE]` where it is whole, an error where it is broken.
+pub(crate) fn done(outcome: ApiResult<()>) -> Option<Line> {
+    Some(Line::plain(match outcome {
+        Ok(()) => "[DONE]".to_owned(),
+        Err(error) => error.json().to_string(),
+    }))
+}
+
+/// A response whose events `write` makes, and behind them `last` of how that went.
+pub(crate) fn respond<L, W, F>(state: &Shared, last: L, write: W) -> Response
 where
+    L: FnOnce(ApiResult<()>) -> Option<Line> + Send + 'static,
     W: FnOnce(Shared, Arc<Out>) -> F + Send + 'static,
     F: Future<Output = Result<(), Broken>> + Send + 'static,
 {
@@ -79,19 +108,18 @@ where
     let shared = state.clone();
     let writing = Guarded::new(write(state.clone(), out.clone()));
     tokio::spawn(async move {
-        let error = match writing.await {
-            Ok(Ok(())) => {
-                let _ = out.line("[DONE]".to_owned()).await;
-                return;
-            }
+        let outcome = match writing.await {
+            Ok(Ok(())) => Ok(()),
             Ok(Err(Broken::Gone)) => return,
-            Ok(Err(Broken::Api(error))) => error,
+            Ok(Err(Broken::Api(error))) => Err(error),
             Err(Panicked) => {
                 shared.metrics.panicked();
-                ApiError::bug()
+                Err(ApiError::bug())
             }
         };
-        let _ = out.send(&error.json()).await;
+        if let Some(line) = last(outcome) {
+            let _ = out.line(line).await;
+        }
     });
     let silence = KeepAlive::new()
         .interval(state.limits.keep_alive)
@@ -106,14 +134,19 @@ where
     response
 }
 
-struct Events(mpsc::Receiver<String>);
+struct Events(mpsc::Receiver<Line>);
 
 impl Stream for Events {
     type Item = Result<Event, std::convert::Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let line = self.0.poll_recv(context);
-        line.map(|line| line.map(|line| Ok(Event::default().data(line))))
+        line.map(|line| {
+            line.map(|Line { name, data }| {
+                let event = name.map_or_else(Event::default, |name| Event::default().event(name));
+                Ok(event.data(data))
+            })
+        })
     }
 }
 

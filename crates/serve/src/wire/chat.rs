@@ -2,19 +2,20 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::{MOST_TOP, at_least_one, body};
 use crate::error::{ApiError, ApiResult};
-use crate::tools::{Choice, Tool};
+use crate::tools::{Choice, Form, Tool};
 
 /// The most messages of one request.
-const MOST_MESSAGES: usize = 4096;
+pub(super) const MOST_MESSAGES: usize = 4096;
 /// The most tools of one request, as at OpenAI.
 const MOST_TOOLS: usize = 128;
 
 body! {
     /// `/v1/chat/completions`.
-    Body {
+    Body as ChatCompletionRequest {
         messages: Vec<Message>,
         max_tokens: Option<usize>,
         max_completion_tokens: Option<usize>,
@@ -72,8 +73,8 @@ impl Body {
             let said = format!("there must be 1 to {MOST_MESSAGES} messages");
             return Err(ApiError::field("messages", said));
         }
-        let tools = self.tools()?;
-        let choice = Choice::parse(self.tool_choice.as_ref(), &tools)?;
+        let tools = tools(self.tools.take(), Form::Nested)?;
+        let choice = Choice::parse(self.tool_choice.as_ref(), &tools, Form::Nested)?;
         if self.parallel_tool_calls.is_some() && tools.is_empty() {
             let said = "parallel_tool_calls says how tools are called, but there are none";
             return Err(ApiError::field("parallel_tool_calls", said));
@@ -97,35 +98,33 @@ impl Body {
             parallel: self.parallel_tool_calls.unwrap_or(true),
         })
     }
+}
 
-    fn tools(&mut self) -> ApiResult<Vec<Tool>> {
-        let tools = self.tools.take().unwrap_or_default();
-        if tools.len() > MOST_TOOLS {
-            let said = format!(
-                "there are {} tools, but {MOST_TOOLS} are the most",
-                tools.len()
-            );
-            return Err(ApiError::field("tools", said));
-        }
-        let mut checked: Vec<Tool> = Vec::new();
-        for (place, tool) in tools.iter().enumerate() {
-            let tool =
-                Tool::parse(tool).map_err(|error| error.about(&format!("tools[{place}]")))?;
-            if checked.iter().any(|other| other.name == tool.name) {
-                let said = format!("there are two tools `{}`", tool.name);
-                return Err(ApiError::field(
-                    format!("tools[{place}].function.name"),
-                    said,
-                ));
-            }
-            checked.push(tool);
-        }
-        Ok(checked)
+/// The tools of a request.
+pub(super) fn tools(tools: Option<Vec<Value>>, form: Form) -> ApiResult<Vec<Tool>> {
+    let tools = tools.unwrap_or_default();
+    if tools.len() > MOST_TOOLS {
+        let said = format!(
+            "there are {} tools, but {MOST_TOOLS} are the most",
+            tools.len()
+        );
+        return Err(ApiError::field("tools", said));
     }
+    let mut checked: Vec<Tool> = Vec::new();
+    for (place, tool) in tools.iter().enumerate() {
+        let at = format!("tools[{place}]");
+        let tool = Tool::parse(tool, form).map_err(|error| error.about(&at))?;
+        if checked.iter().any(|other| other.name == tool.name) {
+            let said = format!("there are two tools `{}`", tool.name);
+            return Err(ApiError::field(format!("{at}.{}", form.name()), said));
+        }
+        checked.push(tool);
+    }
+    Ok(checked)
 }
 
 /// A message as it comes. What only answers of other servers hold may be there, empty.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Message {
     role: String,
@@ -139,7 +138,7 @@ pub(crate) struct Message {
     function_call: Option<Value>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Call {
     id: String,
@@ -151,7 +150,7 @@ struct Call {
     _index: Option<u64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct CalledFunction {
     name: String,
@@ -234,16 +233,8 @@ impl Message {
                         "only functions can be called",
                     ));
                 }
-                // Templates write the arguments as JSON themselves.
-                let arguments: Map<String, Value> = serde_json::from_str(&call.function.arguments)
-                    .map_err(|_| {
-                        ApiError::field(
-                            field("function.arguments"),
-                            "arguments are the text of a JSON object",
-                        )
-                    })?;
-                let function = json!({"name": call.function.name, "arguments": arguments});
-                Ok(json!({"type": "function", "id": call.id, "function": function}))
+                let CalledFunction { name, arguments } = call.function;
+                called(&call.id, &name, &arguments, &field("function.arguments"))
             });
             let calls = calls.collect::<ApiResult<Vec<_>>>()?;
             message.insert("tool_calls".to_owned(), calls.into());
@@ -253,6 +244,14 @@ impl Message {
         }
         Ok(message)
     }
+}
+
+/// A call as templates take it, which write the arguments as JSON themselves; `at` is where those stand.
+pub(super) fn called(id: &str, name: &str, arguments: &str, at: &str) -> ApiResult<Value> {
+    let arguments: Map<String, Value> = serde_json::from_str(arguments)
+        .map_err(|_| ApiError::field(at, "arguments are the text of a JSON object"))?;
+    let function = json!({"name": name, "arguments": arguments});
+    Ok(json!({"type": "function", "id": id, "function": function}))
 }
 
 /// A text, or parts of one.

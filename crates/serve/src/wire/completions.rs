@@ -12,7 +12,7 @@ const MAX_TOKENS: usize = 16;
 
 body! {
     /// `/v1/completions`.
-    Body {
+    Body as CompletionRequest {
         prompt: Option<Value>,
         max_tokens: Option<usize>,
         echo: Option<bool>,
@@ -57,7 +57,11 @@ impl Body {
             return Err(ApiError::field("max_tokens", said));
         }
         Ok(Own {
-            prompts: prompts(self.prompt.take())?,
+            prompts: match self.prompt.take() {
+                // As at OpenAI: the beginning of a document.
+                None => vec![Prompt::Text(String::new())],
+                Some(prompt) => prompts("prompt", MOST_PROMPTS, prompt)?,
+            },
             max_tokens,
             echo,
             logprobs: self.logprobs,
@@ -75,19 +79,16 @@ pub(crate) struct Own {
 }
 
 /// A text, a list of texts, tokens, or a list of lists of tokens.
-fn prompts(value: Option<Value>) -> ApiResult<Vec<Prompt>> {
+pub(super) fn prompts(field: &'static str, most: usize, value: Value) -> ApiResult<Vec<Prompt>> {
     let wrong = || {
         let said = format!(
-            "prompt must be a text, a list of 1 to {MOST_PROMPTS} texts, a list of tokens, or a list of 1 to {MOST_PROMPTS} lists \
-             of tokens"
+            "{field} must be a text, a list of 1 to {most} texts, a list of tokens, or a list of 1 to {most} lists of tokens"
         );
-        ApiError::field("prompt", said)
+        ApiError::field(field, said)
     };
     let prompts = match value {
-        // As at OpenAI: the beginning of a document.
-        None => vec![Prompt::Text(String::new())],
-        Some(Value::String(text)) => vec![Prompt::Text(text)],
-        Some(Value::Array(values)) => match values.first() {
+        Value::String(text) => vec![Prompt::Text(text)],
+        Value::Array(values) => match values.first() {
             Some(Value::Number(_)) => vec![tokens(&values).ok_or_else(wrong)?],
             _ => {
                 let prompt = |value| match value {
@@ -99,9 +100,9 @@ fn prompts(value: Option<Value>) -> ApiResult<Vec<Prompt>> {
                 prompts.ok_or_else(wrong)?
             }
         },
-        Some(_) => return Err(wrong()),
+        _ => return Err(wrong()),
     };
-    match (1..=MOST_PROMPTS).contains(&prompts.len()) {
+    match (1..=most).contains(&prompts.len()) {
         true => Ok(prompts),
         false => Err(wrong()),
     }
@@ -130,9 +131,8 @@ mod tests {
                 vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])],
             ),
         ] {
-            assert_eq!(prompts(Some(given)).unwrap(), wanted);
+            assert_eq!(prompts("prompt", 2, given).unwrap(), wanted);
         }
-        assert_eq!(prompts(None).unwrap(), vec![text("")]);
         for wrong in [
             json!([]),
             json!(1),
@@ -142,8 +142,9 @@ mod tests {
             json!([1.5]),
             json!({}),
             json!([null]),
+            json!(["a", "b", "c"]),
         ] {
-            assert!(prompts(Some(wrong.clone())).is_err(), "{wrong}");
+            assert!(prompts("prompt", 2, wrong.clone()).is_err(), "{wrong}");
         }
     }
 }

@@ -32,6 +32,30 @@ struct Named {
     _strict: Option<bool>,
 }
 
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum TextFormat {
+    Text,
+    JsonObject,
+    JsonSchema(Named),
+}
+
+/// What `text.format` of `/v1/responses` asks for; `None`: any text.
+pub(crate) fn text_format(value: &Value) -> ApiResult<Option<Constraint>> {
+    let format = TextFormat::deserialize(value).map_err(|error| {
+        let said = format!(
+            "text.format: {error}; it is {{\"type\": \"text\"}}, {{\"type\": \"json_object\"}} or {{\"type\": \"json_schema\", \
+             \"name\": …, \"schema\": …}}"
+        );
+        ApiError::field("text.format", said)
+    })?;
+    match format {
+        TextFormat::Text => Ok(None),
+        TextFormat::JsonObject => Ok(Some(Constraint::JsonObject)),
+        TextFormat::JsonSchema(named) => named.constraint("text.format").map(Some),
+    }
+}
+
 /// What `response_format` asks for; `None`: any text.
 pub(crate) fn response_format(value: &Value) -> ApiResult<Option<Constraint>> {
     let format = Format::deserialize(value).map_err(|error| {
@@ -41,25 +65,32 @@ pub(crate) fn response_format(value: &Value) -> ApiResult<Option<Constraint>> {
         );
         ApiError::field("response_format", said)
     })?;
-    Ok(match format {
-        Format::Text => None,
-        Format::JsonObject => Some(Constraint::JsonObject),
+    match format {
+        Format::Text => Ok(None),
+        Format::JsonObject => Ok(Some(Constraint::JsonObject)),
         Format::JsonSchema { json_schema } => {
-            if json_schema.name.is_empty() || json_schema.name.len() > 64 {
-                return Err(ApiError::field(
-                    "response_format.json_schema.name",
-                    "the schema's name has 1 to 64 bytes",
-                ));
-            }
-            match &json_schema.schema {
-                None => Some(Constraint::JsonObject),
-                Some(schema) => Some(
-                    constraint(schema)
-                        .map_err(|error| error.about("response_format.json_schema.schema"))?,
-                ),
+            let place = "response_format.json_schema";
+            json_schema.constraint(place).map(Some)
+        }
+    }
+}
+
+impl Named {
+    /// What an answer must keep; `place` is where this stands.
+    fn constraint(&self, place: &str) -> ApiResult<Constraint> {
+        if self.name.is_empty() || self.name.len() > 64 {
+            return Err(ApiError::field(
+                format!("{place}.name"),
+                "the schema's name has 1 to 64 bytes",
+            ));
+        }
+        match &self.schema {
+            None => Ok(Constraint::JsonObject),
+            Some(schema) => {
+                constraint(schema).map_err(|error| error.about(&format!("{place}.schema")))
             }
         }
-    })
+    }
 }
 
 /// A schema within its bounds.

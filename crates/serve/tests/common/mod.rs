@@ -82,6 +82,7 @@ pub fn settings() -> Settings {
     Settings {
         address: "127.0.0.1:0".parse().unwrap(),
         keys: None,
+        tls: None,
         insecure: false,
         adapters: Vec::new(),
         adapter_dir: None,
