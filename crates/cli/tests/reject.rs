@@ -611,3 +611,15 @@ fn a_round_is_a_folder_of_recipes() {
     );
     assert!(ran.stderr.contains("sfd.jsonl"), "{}", ran.stderr);
 }
+
+#[test]
+fn the_round_that_comes_along_is_in_order() {
+    let root = golden("..");
+    let plans = ok(&root, &["run", "recipes/round", "--dry-run", "--json"]).json();
+    let plan = |number: usize| &plans["stages"][number]["plan"];
+    assert_eq!(plan(0)["answers"], 1760, "{plans}");
+    assert_eq!(
+        (&plan(3)["prompts"], &plan(3)["answers"]),
+        (&json!(541), &json!(3246))
+    );
+}
