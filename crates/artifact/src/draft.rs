@@ -239,14 +239,14 @@ impl Drop for Draft {
     }
 }
 
-enum Occupant {
+pub(crate) enum Occupant {
     Nothing,
     EmptyFolder,
     Artifact,
 }
 
 /// What lies in the place for a new artifact, if it is something that may be replaced.
-fn occupant(dir: &Path, kind: Kind, stage: Option<&str>) -> Result<Occupant> {
+pub(crate) fn occupant(dir: &Path, kind: Kind, stage: Option<&str>) -> Result<Occupant> {
     let occupied = |reason: String| Error::Occupied {
         dir: dir.to_owned(),
         reason,

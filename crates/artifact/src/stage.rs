@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::artifact::Artifact;
-use crate::draft::Draft;
+use crate::draft::{self, Draft};
 use crate::error::{Error, Result};
 use crate::hash::{self, Hash, shorten};
 use crate::manifest::{self, InputKind, Kind, MANIFEST, Manifest, Tool, check_input_name};
@@ -73,6 +73,14 @@ impl Stage {
         let draft = Draft::of_stage(dir, kind, &self.name)?;
         self.inputs.verify()?;
         Ok(draft)
+    }
+
+    /// Whether [`Stage::begin`] would take this place: it holds nothing, or an older artifact of this kind and stage.
+    ///
+    /// # Errors
+    /// When it holds anything else.
+    pub fn check_place(&self, dir: &Path, kind: Kind) -> Result<()> {
+        draft::occupant(dir, kind, Some(&self.name)).map(drop)
     }
 
     fn difference(&self, old: &Manifest, dir: &Path) -> String {

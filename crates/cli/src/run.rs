@@ -45,10 +45,13 @@ pub fn run(app: &mut App, args: &RunArgs) -> Result<()> {
     }
     // All of them before the first: a mistake in the last recipe should show before the first has run for an hour.
     let mut outlook = outlook(app, args.dry_run);
+    if args.dry_run {
+        outlook.look_at_places();
+    }
     let mut plans = Vec::new();
     for (job, place) in &jobs {
         plans.push(job.plan(place, &mut outlook)?);
-        outlook.runs_before(&job.name);
+        outlook.runs_before(place);
     }
     if args.dry_run {
         return print_plans(app, &plans);
@@ -147,6 +150,9 @@ pub fn single(app: &mut App, args: &RecipeArgs, wanted: StageKind, resume: Resum
         }
     }
     outlook.forget_splits();
+    if args.dry_run {
+        outlook.look_at_places();
+    }
     let place = Place { runs, out, resume };
     let plan = job.plan(&place, &mut outlook)?;
     if args.dry_run {

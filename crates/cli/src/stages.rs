@@ -160,8 +160,10 @@ pub struct Outlook {
     decoders: BTreeMap<String, Config>,
     /// The splits of the tokens that the run will make, by the name of the stage.
     splits: BTreeMap<String, Vec<String>>,
-    /// The stages that run before the one that is planned now, so that what lies there of them may be made anew.
-    earlier: BTreeSet<String>,
+    /// The places of stages that run before the one that is planned now, so that what lies there may be made anew.
+    earlier: BTreeSet<PathBuf>,
+    /// Whether the plan tells what lies in a stage's own place: a run finds out when it is the stage's turn.
+    looks: bool,
     /// For what lies there: another version makes it anew.
     tool: Tool,
     /// The files of rows that the run will make, below the name of the stage.
@@ -181,20 +183,26 @@ impl Outlook {
             decoders: BTreeMap::new(),
             splits: BTreeMap::new(),
             earlier: BTreeSet::new(),
+            looks: false,
             tool,
             rows: BTreeSet::new(),
         }
     }
 
-    /// Hears that this stage runs before those that are planned from now on.
-    pub fn runs_before(&mut self, stage: &str) {
-        self.earlier.insert(stage.to_owned());
+    /// From now on plans tell what lies in the stages' places.
+    pub fn look_at_places(&mut self) {
+        self.looks = true;
+    }
+
+    /// Hears that what lies in this place may be made anew before the stages that are planned from now on run.
+    pub fn runs_before(&mut self, place: &Place) {
+        self.earlier.insert(place.out.clone());
     }
 
     /// Whether an input is what the stage will find: it is there, and nothing of the run makes it anew before.
     fn is_settled(&self, input: &Path, place: &Place) -> bool {
-        let made_anew = |name: &str| self.earlier.contains(name);
-        place.input(input).exists() && !input.to_str().is_some_and(made_anew)
+        let path = place.input(input);
+        path.exists() && !self.earlier.contains(&path)
     }
 
     /// The rate of products of a type, in a dry run.

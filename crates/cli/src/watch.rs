@@ -35,6 +35,9 @@ const EVERY: Duration = Duration::from_millis(500);
 /// long one.
 const SMOOTHED_SHARE: f64 = 0.05;
 
+/// A log that has grown within this time is that of a run that goes on.
+const LATELY: Duration = Duration::from_secs(3);
+
 /// A log that has not grown for so long is said to stand still.
 const STILL: Duration = Duration::from_secs(60);
 
@@ -144,10 +147,12 @@ impl Pace {
         if folder.extension().is_some_and(|end| end == "log") && made.is_some() && made >= log {
             return Pace::Finished;
         }
-        if Hold::is_held(folder) == Some(false) {
+        let age = log.and_then(|log| log.elapsed().ok());
+        // A log that grows has a process, whatever a lock on another machine's disk may say.
+        if age.is_none_or(|age| age > LATELY) && Hold::is_held(folder) == Some(false) {
             return Pace::Stopped;
         }
-        match log.and_then(|log| log.elapsed().ok()) {
+        match age {
             Some(age) if age > STILL => Pace::Still(age.as_secs()),
             _ => Pace::Running,
         }
@@ -157,9 +162,7 @@ impl Pace {
         match self {
             Pace::Finished => "finished".to_owned(),
             Pace::Running => "running".to_owned(),
-            Pace::Stopped => {
-                "stopped: the command that began it goes on from what was saved".to_owned()
-            }
+            Pace::Stopped => "stopped".to_owned(),
             Pace::Still(seconds) => format!("no new line for {seconds} s"),
         }
     }
@@ -498,11 +501,20 @@ mod tests {
         ] {
             assert_eq!(log_folder(&given).unwrap(), logs, "{}", given.display());
         }
-        assert_eq!(Pace::of(&logs), Pace::Running, "which cannot be told here");
+        assert_eq!(Pace::of(&logs), Pace::Running);
+        let written = |seconds| {
+            let log = std::fs::File::options()
+                .append(true)
+                .open(logs.join("log.jsonl"));
+            let then = std::time::SystemTime::now() - Duration::from_secs(seconds);
+            log.unwrap().set_modified(then).unwrap();
+        };
+        written(10);
         let hold = Hold::take(folder.path(), &logs).unwrap();
         assert_eq!(Pace::of(&logs), Pace::Running);
         drop(hold);
         assert_eq!(Pace::of(&logs), Pace::Stopped);
+        written(0);
         std::fs::create_dir(folder.path().join("03-pretrain")).unwrap();
         std::fs::write(folder.path().join("03-pretrain/manifest.json"), "{}").unwrap();
         assert_eq!(Pace::of(&logs), Pace::Finished);

@@ -171,17 +171,22 @@ impl TeacherInput {
         })
     }
 
-    /// Refuses what cannot teach students on such a shard, without reading weights or predictions.
+    /// Refuses what cannot teach students on such a shard, without reading weights or predictions; the shape of a checkpoint.
     ///
     /// # Errors
     /// When a checkpoint has another tokenizer or vocabulary, or was made for shorter sequences; when predictions were stored of
     /// windows of another length.
-    pub(crate) fn look(&self, shard: &TokenShard, sequence_length: usize) -> Result<()> {
+    pub(crate) fn look(
+        &self,
+        shard: &TokenShard,
+        sequence_length: usize,
+    ) -> Result<Option<Config>> {
         let problem = match self {
             TeacherInput::Checkpoint(path) => {
-                let context = look_at_teacher(path, shard)?.context;
+                let config = look_at_teacher(path, shard)?;
+                let context = config.context;
                 if context >= sequence_length {
-                    return Ok(());
+                    return Ok(Some(config));
                 }
                 format!(
                     "the teacher was made for {context} tokens of context, but `train.sequence_length` is {sequence_length}; \
@@ -193,7 +198,7 @@ impl TeacherInput {
                 let asked = &artifact.manifest().recipe["teacher_logits"]["sequence_length"];
                 let Some(asked) = asked.as_u64().filter(|&one| one != sequence_length as u64)
                 else {
-                    return Ok(());
+                    return Ok(None);
                 };
                 format!(
                     "the teacher was asked in windows of {asked} tokens, but `train.sequence_length` is {sequence_length}, so it \

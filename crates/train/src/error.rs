@@ -80,7 +80,7 @@ pub enum TrainError {
     /// Gradients that have grown past `train.skip_norm` and stay there.
     #[error(
         "step {step}: the last {in_a_row} steps were all skipped, their gradients' norms at or above {limit} (`train.skip_norm`; now \
-         {norm:.4}). Skipped steps change no weight, so training stops here: lower `train.peak_lr` or raise `train.skip_norm`, \
+         {norm:.4}). Nothing is learnt by them, so training stops here: lower `train.peak_lr` or raise `train.skip_norm`, \
          and begin again with --restart. What was saved before is untouched"
     )]
     Skipped {

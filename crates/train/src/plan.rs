@@ -164,7 +164,8 @@ impl Plan {
     /// The plan with a teacher for its `[distill]`.
     ///
     /// # Errors
-    /// When there is no `[distill]`, or it asks for what this teacher does not offer.
+    /// When there is no `[distill]`, it asks for what this teacher does not offer, or the teacher is missing, has another tokenizer or
+    /// vocabulary, was made for shorter sequences, or was asked in windows of another length.
     pub fn taught_by(mut self, teacher: TeacherInput) -> Result<Plan> {
         let Some(distill) = &self.settings.distill else {
             let problem = "is missing, but `inputs` name a teacher; say what to learn from it, such as kind = \"hard\"";
@@ -172,10 +173,7 @@ impl Plan {
         };
         teacher.check(distill)?;
         let shard = TokenShard::open(&self.train[0].path)?;
-        teacher.look(&shard, self.settings.train.sequence_length)?;
-        if let TeacherInput::Checkpoint(path) = &teacher {
-            self.teacher_config = Some(Config::open(path)?);
-        }
+        self.teacher_config = teacher.look(&shard, self.settings.train.sequence_length)?;
         self.teacher = Some(teacher);
         Ok(self)
     }

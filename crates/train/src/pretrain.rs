@@ -93,7 +93,8 @@ impl Task for Plan {
     }
 
     fn is_of_any_length(&self) -> bool {
-        true
+        // Adapters are rounded at the end, which a stop in the last measurement saves.
+        self.settings().adapter.is_none()
     }
 
     fn files(&self, state: &State, measured: &Measured) -> Result<Vec<(String, Vec<u8>)>> {

@@ -232,7 +232,7 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
 }
 
 /// What a teacher in the same process adds to a run.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct TeacherPrice {
     /// Operations of its forward passes, one of every token.
     pub flops: f64,

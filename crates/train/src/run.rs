@@ -47,7 +47,7 @@ pub type Measured = Vec<(&'static str, f64)>;
 /// Steps in a row whose gradients may be no numbers: from more of them nothing comes back.
 const NOT_FINITE_IN_A_ROW: u64 = 10;
 
-/// Steps in a row whose gradients may be skipped. Skipped steps change no weight, so from more of them nothing else comes.
+/// Steps in a row whose gradients may be skipped: a run that has learnt nothing for so long will hardly learn again.
 const SKIPPED_IN_A_ROW: u64 = 100;
 
 /// Steps in a row after which gradients that are exactly zero are told: the schedule's end may round a few away, not so many.
@@ -82,6 +82,8 @@ pub struct Record {
     pub losses: Vec<f32>,
     /// What this rank sent in the last step, but for validation and saves.
     pub moved: Moved,
+    /// What the machine can do, in FLOP/s: [`Loop::peak_flops`], or what steps have reached where that is more.
+    pub peak_flops: f64,
 }
 
 /// What the loop needs besides the state it changes.
@@ -149,7 +151,6 @@ pub fn train(mut run: Loop, ctx: &mut Ctx, state: &mut State) -> Result<Ended> {
         best: None,
         busy: Busy::default(),
         not_finite: 0,
-        skipped: 0,
         zero: 0,
         log_fails: false,
     };
@@ -166,7 +167,6 @@ struct Stepping<'a, 'l> {
     best: Option<Best>,
     busy: Busy,
     not_finite: u64, // steps in a row
-    skipped: u64,    // likewise
     zero: u64,       // likewise
     log_fails: bool,
 }
@@ -263,6 +263,9 @@ impl Stepping<'_, '_> {
             let rate_of_flops = (tally.flops - flops) / passed;
             // A peak that was measured while the machine was busy is corrected by what is reached.
             self.run.peak_flops = self.run.peak_flops.max(rate_of_flops);
+            if let Some(record) = &mut self.run.record {
+                record.peak_flops = self.run.peak_flops;
+            }
             let utilisation = rate_of_flops / self.run.peak_flops;
             let mut fields = vec![
                 ("loss", f64::from(loss)),
@@ -426,7 +429,7 @@ impl Stepping<'_, '_> {
             self.skip(state, batches, norm)?;
             return Ok((norm, rate));
         }
-        self.skipped = 0;
+        state.tally.skipped_in_a_row = 0;
         self.watch_for_zeros(state, norm, batches);
         let update = state.step + 1 - state.tally.skipped;
         let step = Step {
@@ -448,7 +451,8 @@ impl Stepping<'_, '_> {
     /// Counts a step whose gradients are thrown away. The first of a row is told, the log has all.
     fn skip(&mut self, state: &mut State, batches: &[Batch], norm: f64) -> Result<()> {
         state.tally.skipped += 1;
-        self.skipped += 1;
+        state.tally.skipped_in_a_row += 1;
+        let in_a_row = state.tally.skipped_in_a_row;
         let step = state.step + 1;
         let limit = self.run.skip_norm.expect("a step was compared with it");
         let origins = self.ranks.origins(batches);
@@ -461,14 +465,14 @@ impl Stepping<'_, '_> {
                 document_list(&origins, &names, most)
             )
         };
-        if self.skipped == 1 {
+        if in_a_row == 1 {
             self.run.progress.message(&sentence(SHOWN));
         }
         self.log_text(step, "skipped", &sentence(usize::MAX));
-        if self.skipped > SKIPPED_IN_A_ROW {
+        if in_a_row > SKIPPED_IN_A_ROW {
             let error = TrainError::Skipped {
                 step,
-                in_a_row: self.skipped,
+                in_a_row,
                 norm,
                 limit,
             };

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use russet_artifact::{Artifact, Draft, Kind, Stage};
+use russet_artifact::{Artifact, Draft, Kind, Stage, Stale};
 use russet_kernels::{Compute, Isa};
 use russet_model::{Config, Cut, Decoder, checkpoint, cut};
 use russet_tensor::Ctx;
@@ -61,6 +61,9 @@ pub struct Tally {
     pub tokens_by_source: Vec<u64>,
     /// Steps whose gradients were thrown away.
     pub skipped: u64,
+    /// Those of them since the last step that was not.
+    #[serde(default)]
+    pub skipped_in_a_row: u64,
     /// What is remembered of the losses, to tell spikes.
     pub spikes: SpikeWatch,
     /// The step and the loss of the best validation so far.
@@ -362,20 +365,21 @@ impl StateStore {
                 None => return Ok(None),
             }
         }
-        let current = match (self.stage.current(&dir, Kind::TrainState), self.any_length) {
-            (Err(stale), Some(schedule)) => self.of_other_length(&dir, schedule)?.ok_or(stale),
-            (current, _) => current,
-        };
-        let artifact = current.map_err(|stale| {
-            let whole = |path: &PathBuf| self.stage.current(path, Kind::TrainState).is_ok();
-            let older = self.older().into_iter().find(|(_, path)| whole(path));
-            let advice = match older {
+        let artifact = self.accept(&dir).map_err(|stale| {
+            let older = self.older();
+            let others: Vec<_> = older.iter().filter(|(_, path)| *path != dir).collect();
+            let whole = others.iter().find(|(_, path)| self.accept(path).is_ok());
+            let advice = match whole {
                 Some((step, _)) => format!(
                     "The state of step {step}, which was kept before it, is whole: remove this folder to go on from there"
                 ),
-                None => "Undo that, or remove this folder to start over (so does --restart, of the verb that runs this stage \
-                         alone)"
-                    .to_owned(),
+                None => format!(
+                    "Undo that, or remove this folder{} to start over (so does --restart, of the verb that runs this stage alone)",
+                    match others.is_empty() {
+                        true => "",
+                        false => " and those of earlier steps beside it",
+                    }
+                ),
             };
             let problem = format!("this is no state to go on from: {stale}. {advice}");
             TrainError::State {
@@ -387,16 +391,21 @@ impl StateStore {
         Ok(Some((artifact, stored)))
     }
 
+    /// The state in a folder, where this run may go on from it.
+    fn accept(&self, dir: &Path) -> std::result::Result<Artifact, Stale> {
+        let current = self.stage.current(dir, Kind::TrainState);
+        match (current, self.any_length) {
+            (Err(stale), Some(schedule)) => self.of_other_length(dir, schedule).ok_or(stale),
+            (current, _) => current,
+        }
+    }
+
     /// A whole state of a run that differs in its length alone and had the same rates so far: going on from it is this run in one
     /// go.
-    fn of_other_length(&self, dir: &Path, schedule: Schedule) -> Result<Option<Artifact>> {
-        let Ok(artifact) = Artifact::open(dir, Kind::TrainState) else {
-            return Ok(None);
-        };
+    fn of_other_length(&self, dir: &Path, schedule: Schedule) -> Option<Artifact> {
+        let artifact = Artifact::open(dir, Kind::TrainState).ok()?;
         let recipe = &artifact.manifest().recipe;
-        let Some(its) = schedule_of(recipe) else {
-            return Ok(None);
-        };
+        let its = schedule_of(recipe)?;
         let mut stage = self.stage.clone();
         stage.recipe["schedule"] = recipe["schedule"].clone();
         let train = stage.recipe["train"].as_object_mut();
@@ -407,13 +416,13 @@ impl StateStore {
                 None => drop(train.remove(key)),
             }
         }
-        if stage.current(dir, Kind::TrainState).is_err() {
-            return Ok(None);
-        }
-        let step = self.stored(&artifact)?.step;
+        stage.current(dir, Kind::TrainState).ok()?;
+        let step = self.stored(&artifact).ok()?.step;
         let rates = |of: &Schedule, step| (of.at(step).to_bits(), of.share(step).to_bits());
-        let same = (0..step).all(|step| rates(&schedule, step) == rates(&its, step));
-        Ok((same && step <= schedule.steps).then_some(artifact))
+        // The bound first: a step that nobody has done is no reason to count to it.
+        let same = step <= schedule.steps.min(its.steps)
+            && (0..step).all(|step| rates(&schedule, step) == rates(&its, step));
+        same.then_some(artifact)
     }
 
     /// What this rank has of the newest saved state, if there is one, whatever mesh it was saved on. `frame` makes the decoder
@@ -535,14 +544,6 @@ impl StateStore {
                 dir: dir.to_owned(),
                 problem: format!("cannot be removed: {error}; remove this folder yourself"),
             })
-    }
-
-    /// Whether a whole state of this run lies there.
-    pub fn holds_this_run(&self) -> bool {
-        let key = |artifact: Artifact| artifact.manifest().key();
-        Artifact::open(&self.dir, Kind::TrainState)
-            .map(key)
-            .is_ok_and(|key| key == self.stage.key())
     }
 }
 

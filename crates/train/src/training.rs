@@ -187,6 +187,9 @@ pub enum Standing {
     State {
         /// Steps done.
         step: u64,
+        /// What differs of an earlier result beside it, which is replaced too.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        replaces: Option<String>,
     },
     /// The result of an earlier run, which it replaces when it has ended.
     EarlierResult {
@@ -200,7 +203,15 @@ impl fmt::Display for Standing {
         match self {
             Standing::Nothing => write!(f, "begins at the first step"),
             Standing::Result => write!(f, "unchanged: the result is there, nothing is run"),
-            Standing::State { step } => write!(f, "goes on after step {step}"),
+            Standing::State { step, replaces } => {
+                write!(f, "goes on after step {step}")?;
+                match replaces {
+                    Some(why) => {
+                        write!(f, ", and replaces what lies there when it has ended: {why}")
+                    }
+                    None => Ok(()),
+                }
+            }
             Standing::EarlierResult { why } => {
                 write!(f, "replaces what lies there when it has ended: {why}")
             }
@@ -243,7 +254,7 @@ pub struct TrainReport {
     pub tokens_per_second: f64,
     /// Operations that the model needs over those that the machine, at the rate measured at the start, could have done.
     pub mfu: f64,
-    /// The measured rate of the machine's products, in GFLOP/s.
+    /// The measured rate of the machine's products, or what steps reached where that is more, in GFLOP/s.
     pub peak_gflops: f64,
     /// Mean loss on held-out text, in nats per token.
     pub validation_nats: Option<f64>,
@@ -344,25 +355,31 @@ impl Training<'_> {
     /// What a run in this place would find there. Changes nothing.
     ///
     /// # Errors
-    /// When it would refuse the state that is saved there, or `out` is no place for a folder.
+    /// When it would be refused: another process is at it, the place holds something else, or the state that is saved there is one of
+    /// another run.
     pub fn standing(&self, out: &Path, resume: Resume) -> Result<Standing> {
-        let current = self.stage.current(out, self.trained.kind());
-        if resume == Resume::Continue {
-            if current.is_ok() {
-                return Ok(Standing::Result);
-            }
-            if let Some(step) = self.store(out)?.step()? {
-                return Ok(Standing::State { step });
-            }
+        let kind = self.trained.kind();
+        if Hold::is_held(&beside(out, "log")?) == Some(true) {
+            let place = out.to_owned();
+            return Err(russet_artifact::Error::Held { place }.into());
         }
-        Ok(match Artifact::open(out, self.trained.kind()) {
-            Ok(_) => Standing::EarlierResult {
-                why: current.map_or_else(
-                    |why| why.to_string(),
-                    |_| "--restart asks for it".to_owned(),
-                ),
-            },
-            Err(_) => Standing::Nothing,
+        self.stage.check_place(out, kind)?;
+        let current = self.stage.current(out, kind);
+        if resume == Resume::Continue && current.is_ok() {
+            return Ok(Standing::Result);
+        }
+        let replaces = Artifact::open(out, kind).ok().map(|_| match &current {
+            Ok(_) => "--restart asks for it".to_owned(),
+            Err(why) => why.to_string(),
+        });
+        if resume == Resume::Continue
+            && let Some(step) = self.store(out)?.step()?
+        {
+            return Ok(Standing::State { step, replaces });
+        }
+        Ok(match replaces {
+            Some(why) => Standing::EarlierResult { why },
+            None => Standing::Nothing,
         })
     }
 
@@ -477,7 +494,7 @@ impl Run<'_> {
         let current = stage.current(out, kind);
         if resume == Resume::Continue && current.is_ok() {
             // Left where the process was killed just after its last rename.
-            if store.holds_this_run() {
+            if matches!(store.step(), Ok(Some(_))) {
                 store.remove()?;
             }
             return Ok(None);
@@ -506,10 +523,10 @@ impl Run<'_> {
                 != best.manifest().key()
         {
             progress.message(&format!(
-                "{} is of an earlier run with other settings or inputs{}",
+                "{} is of another run, or of another length of this one{}",
                 self.best.display(),
                 match training.train.keep_best {
-                    true => ", and is replaced when this one is measured first",
+                    true => ", and is replaced when this one measures a lower loss",
                     false => ", and is left as it is",
                 }
             ));
@@ -738,8 +755,7 @@ impl Run<'_> {
         let last = |name: &str| measured.iter().find(|one| one.0 == name).map(|one| one.1);
 
         let tally = state.tally;
-        // A peak that was measured while the machine was busy is corrected by what was reached.
-        let peak_flops = peak_flops.max(tally.flops / tally.seconds);
+        let peak_flops = peak_flops.max(record.peak_flops);
         let before = |name: &str| {
             tally
                 .before
@@ -754,7 +770,8 @@ impl Run<'_> {
             tokens: tally.tokens,
             seconds: tally.seconds,
             tokens_per_second: tally.tokens as f64 / tally.seconds,
-            mfu: tally.flops / tally.seconds / peak_flops,
+            // The steps before a resume may have run on a faster machine.
+            mfu: (tally.flops / tally.seconds / peak_flops).min(1.0),
             peak_gflops: peak_flops / 1e9,
             validation_nats: last(VALIDATION_LOSS),
             bits_per_byte: last(BITS_PER_BYTE),

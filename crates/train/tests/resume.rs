@@ -6,7 +6,7 @@ mod running;
 
 use std::fs;
 
-use russet_artifact::{Artifact, Hold, Interrupt, Kind, Progress, read_log};
+use russet_artifact::{Artifact, Draft, Hold, Inputs, Interrupt, Kind, Progress, Stage, read_log};
 use russet_train::{Outcome, Plan, Resume, Standing, pretrain};
 
 use running::{corpus, finished, names, result, run, run_as, stop_at};
@@ -186,6 +186,11 @@ fn a_stopped_run_goes_on_to_another_length_where_its_rates_so_far_are_the_same()
         let wsd = "schedule.kind=wsd".to_owned(); // decays over the last fifth
         vec![wsd, format!("train.steps={steps}")]
     };
+    let warming = |steps: u64, warmup: u64| {
+        let mut changes = of(steps);
+        changes.push(format!("train.warmup_steps={warmup}"));
+        changes
+    };
     let run = |changes: &[String]| {
         run(
             &dir,
@@ -206,12 +211,17 @@ fn a_stopped_run_goes_on_to_another_length_where_its_rates_so_far_are_the_same()
         fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
     }
     // From a constant rate to a decay.
+    finished(run(&of(20)));
+    let straight = result(&dir);
+    fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
     stop_at(&["schedule.kind=constant".to_owned()], 12);
     finished(run(&of(20)));
+    assert_eq!(result(&dir), straight);
     fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
     // The decay has begun; there are more steps done than asked for; a cosine knows its end from the first step on.
     for (begun, stopped, then) in [
         (of(30), 27, of(40)),
+        (warming(30, 5), 12, warming(40, 6)), // it rose at another pace
         (of(30), 12, of(10)),
         (
             vec!["train.steps=30".to_owned()],
@@ -224,6 +234,40 @@ fn a_stopped_run_goes_on_to_another_length_where_its_rates_so_far_are_the_same()
         assert!(problem.contains("`train.steps` was 30, is "), "{problem}");
         fs::remove_dir_all(dir.join("03-pretrain.state")).unwrap();
     }
+}
+
+/// `state.json` is read before anything of it is believed.
+#[test]
+fn a_state_of_more_steps_than_can_be_is_refused_at_once() {
+    let (_keep, dir) = corpus();
+    let constant = ["schedule.kind=constant"];
+    stop_at(&dir, &constant, 7);
+    let state = dir.join("03-pretrain.state");
+    let path = state.join("state.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let text = text.replace("\"step\": 7", &format!("\"step\": {}", u64::MAX));
+    // Written by someone who knows manifests.
+    let old = Artifact::open(&state, Kind::TrainState).unwrap();
+    let recipe = old.manifest().recipe.clone();
+    let inputs = Inputs::new();
+    let tokens = Artifact::open(&dir.join("tokens"), Kind::Tokens).unwrap();
+    let stage = Stage::new(
+        "pretrain",
+        &common::tool(),
+        recipe,
+        inputs.artifact("tokens", &tokens).unwrap(),
+    );
+    let draft = Draft::create(&state, Kind::TrainState).unwrap();
+    for name in old.manifest().files.keys() {
+        let bytes = match name.as_str() {
+            "state.json" => text.clone().into_bytes(),
+            _ => fs::read(state.join(name)).unwrap(),
+        };
+        draft.write(name, &bytes).unwrap();
+    }
+    draft.commit(&stage).unwrap();
+    let longer = [constant[0], "train.steps=40"];
+    run(&dir, &longer).unwrap_err();
 }
 
 #[test]
@@ -298,16 +342,27 @@ fn a_plan_tells_what_lies_in_its_place() {
     };
     assert_eq!(standing(&[], Resume::Continue).unwrap(), Standing::Nothing);
     stop_at(&dir, &[], 7);
-    let saved = Standing::State { step: 7 };
+    let saved = Standing::State {
+        step: 7,
+        replaces: None,
+    };
     assert_eq!(standing(&[], Resume::Continue).unwrap(), saved);
     assert_eq!(standing(&[], Resume::Restart).unwrap(), Standing::Nothing);
     let other = ["train.peak_lr=0.02"];
     standing(&other, Resume::Continue).unwrap_err(); // as the run would be
     finished(run(&dir, &[]));
     assert_eq!(standing(&[], Resume::Continue).unwrap(), Standing::Result);
+    let held = Hold::take(&out, &dir.join("03-pretrain.log")).unwrap();
+    let problem = standing(&[], Resume::Continue).unwrap_err().to_string();
+    assert!(problem.contains("another process"), "{problem}");
+    drop(held);
     let why = "`train.peak_lr` was 0.01, is 0.02".to_owned();
     let earlier = Standing::EarlierResult { why };
     assert_eq!(standing(&other, Resume::Continue).unwrap(), earlier);
+    // A file that is none of the result's would be lost, so the run would refuse.
+    fs::write(out.join("mine.txt"), "mine").unwrap();
+    let problem = standing(&other, Resume::Continue).unwrap_err().to_string();
+    assert!(problem.contains("`mine.txt` in it"), "{problem}");
 }
 
 /// Keeps what is said.
@@ -335,7 +390,9 @@ fn what_a_run_will_replace_is_said_when_it_begins() {
     let says = |words: &str| said.0.iter().any(|line| line.contains(words));
     assert!(
         says("which this one replaces when it has ended: `train.steps` was 30, is 31")
-            && says("03-pretrain.best is of an earlier run with other settings"),
+            && says(
+                "03-pretrain.best is of another run, or of another length of this one, and is left"
+            ),
         "{:?}",
         said.0
     );

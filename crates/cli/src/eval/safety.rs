@@ -179,7 +179,7 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<()> {
     ];
     if let Some(head) = &trained {
         text.push(format!(
-            "the head tells {:.1} % of {} held-out answers rightly",
+            "the head tells {:.1} % of the {} answers of --head-pairs rightly, to which it was fitted",
             100.0 * head.report["accuracy"].as_f64().unwrap_or(f64::NAN),
             2 * head.report["pairs"].as_u64().unwrap_or(0),
         ));

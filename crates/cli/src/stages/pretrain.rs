@@ -225,8 +225,6 @@ struct Reckoned {
     json: Value,
     text: String,
     memory: Memory,
-    flops: f64,
-    teacher_flops: f64,
     settings: Settings,
     decoder: Config,
     basis: &'static str,
@@ -278,7 +276,7 @@ impl Work for Pretrain {
             }),
         };
         let standing = match &known {
-            Some(plan) => {
+            Some(plan) if outlook.looks => {
                 let training = plan.training(&outlook.tool)?;
                 match training.standing(&place.out, place.resume) {
                     // Inputs that are made anew may mend it.
@@ -286,7 +284,7 @@ impl Work for Pretrain {
                     standing => Some(standing?),
                 }
             }
-            None => None,
+            _ => None,
         };
         let teacher = self.inputs.teacher.as_deref();
         let teacher = teacher.and_then(|name| outlook.decoder(name, place));
@@ -294,8 +292,6 @@ impl Work for Pretrain {
             mut json,
             mut text,
             memory,
-            flops,
-            teacher_flops,
             settings,
             decoder,
             basis,
@@ -306,8 +302,6 @@ impl Work for Pretrain {
                     json: serde_json::to_value(&description)?,
                     text: description.to_string(),
                     memory: description.memory,
-                    flops: description.flops,
-                    teacher_flops: description.teacher.map_or(0.0, |teacher| teacher.flops),
                     settings: plan.settings().clone(),
                     decoder: plan.config().clone(),
                     basis: "the tokens that are there",
@@ -317,14 +311,14 @@ impl Work for Pretrain {
                 let start = start.as_ref();
                 let settings = self.settings.clone().resolved(Start::from(start))?;
                 let mut price = Price::new(self.settings.clone(), vocab, start)?;
-                let teacher = teacher.map(|one| TeacherPrice::new(&one, &settings, price.tokens));
-                price.memory.teacher = teacher.map_or(0, |teacher| teacher.bytes);
+                if let Some(teacher) = &teacher {
+                    let teacher = TeacherPrice::new(teacher, &settings, price.tokens);
+                    price.memory.teacher = teacher.bytes;
+                }
                 Reckoned {
                     json: serde_json::to_value(price)?,
                     text: price.to_string(),
                     memory: price.memory,
-                    flops: price.flops,
-                    teacher_flops: teacher.map_or(0.0, |teacher| teacher.flops),
                     decoder: settings.decoder(vocab, start)?,
                     settings,
                     basis: match sources.tokens.exists() {
@@ -349,14 +343,13 @@ impl Work for Pretrain {
             Some(rate) => {
                 let ranks = settings.parallel.mesh().ranks();
                 let device = self.device.unwrap_or_else(|| self.here(rate, ranks));
-                let step = russet_train::Outlook::new(&decoder, &settings, device);
-                let mut estimate = step.estimate(settings.train.steps.unwrap_or(0));
-                if teacher_flops > 0.0 {
-                    let passes = 1.0 + teacher_flops / flops;
-                    estimate.seconds *= passes;
-                    estimate.seconds_at_peak *= passes;
+                let step =
+                    russet_train::Outlook::new(&decoder, &settings, device, teacher.as_ref());
+                let estimate = step.estimate(settings.train.steps.unwrap_or(0));
+                if let Some(teacher) = &teacher {
                     text += &format!(
-                        "\nteacher  {teacher_flops:.3e} operations more: a forward pass of every token"
+                        "\nteacher  {:.2} M parameters, a forward pass of every token",
+                        teacher.parameters() as f64 / 1e6
                     );
                 }
                 text += &format!("\n{step}\ntime     {}", about(estimate.seconds));
@@ -367,7 +360,10 @@ impl Work for Pretrain {
                     if let Err(error) = &fits {
                         text += &format!("\nhere     it would be refused: {error}");
                     }
-                    json["fits_here"] = fits.is_ok().into();
+                    json["fits_here"] = match self.inputs.teacher.is_some() && teacher.is_none() {
+                        true => Value::Null, // nothing is known of its size yet
+                        false => fits.is_ok().into(),
+                    };
                 }
                 text += &format!("\nby {basis}");
                 json["step"] = serde_json::to_value(step)?;
@@ -382,7 +378,11 @@ impl Work for Pretrain {
         }
         if let Some(standing) = standing {
             json["place"] = serde_json::to_value(&standing)?;
+            json["place"]["inputs_may_change"] = (!settled).into();
             text += &format!("\nplace    {}: {standing}", place.out.display());
+            if !settled {
+                text += ", if the stages before leave what lies there now";
+            }
         }
         outlook.decoders.insert(name.to_owned(), decoder);
         Ok(Plan { json, text })

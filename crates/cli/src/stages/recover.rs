@@ -245,12 +245,13 @@ impl Work for Recover {
             }
             _ => String::new(),
         };
-        let summary = format!(
+        let mut summary = format!(
             "rank {}, {} bytes, {} tokens{held_out}",
             report.rank, report.adapter_bytes, report.tokens
         );
         let skipped = match outcome {
             Outcome::Finished(trained) => {
+                summary += &trained.skipped_words();
                 facts["seconds"] = trained.seconds.into();
                 facts["tokens_per_second"] = trained.tokens_per_second.into();
                 facts["losses"] = serde_json::to_value(&trained.losses)?;

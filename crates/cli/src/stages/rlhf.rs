@@ -8,7 +8,7 @@ use russet_align::rlhf::{Plan as RlhfPlan, RlhfSettings, Settings, Sources};
 use russet_align::settings::constant;
 use russet_artifact::Recipe;
 use russet_train::settings::{ComputeSettings, OptimizerSettings, ScheduleSettings, TrainSettings};
-use russet_train::{AdapterSettings, TrainError};
+use russet_train::{AdapterSettings, TrainError, TrainReport};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -167,8 +167,9 @@ impl Work for Rlhf {
             &app.interrupt,
         )?;
         let prompts = plan.counts().prompts;
-        made(place, outcome, |found, _| {
+        made(place, outcome, |found, report| {
             let mut summary = format!("{} steps on {prompts} prompts", found["steps"]);
+            summary += &report.map_or(String::new(), TrainReport::skipped_words);
             let held_out = |when: &str| found[when]["validation_reward"].as_f64();
             if let (Some(before), Some(after)) = (held_out("before"), held_out("measured")) {
                 summary += &format!(", held-out reward {before:.4} to {after:.4}");

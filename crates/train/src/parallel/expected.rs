@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::{MeshPlan, RankPlan};
 use crate::check::{check_mesh, check_parallel, packing};
 use crate::device::Device;
-use crate::price::{Estimate, training_flops};
+use crate::price::{Estimate, TeacherPrice, training_flops};
 use crate::settings::{ParallelSettings, Recompute, Settings};
 
 /// Meshes that are shown beside the one asked for.
@@ -58,8 +58,13 @@ pub struct Outlook {
 }
 
 impl Expected {
-    /// Of resolved settings, whose mesh divides the model and the batch.
-    pub fn new(config: &Config, settings: &Settings, device: &Device) -> Expected {
+    /// Of resolved settings, whose mesh divides the model and the batch, and of a `teacher` that runs beside the student on every rank.
+    pub fn new(
+        config: &Config,
+        settings: &Settings,
+        device: &Device,
+        teacher: Option<&Config>,
+    ) -> Expected {
         let mesh = settings.parallel.mesh();
         let (rank, peak) = match MeshPlan::new(config, settings) {
             Some(plan) => (plan.rank, plan.rank.peak),
@@ -79,7 +84,12 @@ impl Expected {
                 tokens as f64 * a_token / mesh.ranks() as f64
             }
         };
-        let products = (needed + again) / (device.flops * device.reaches);
+        let price = |teacher| TeacherPrice::new(teacher, settings, tokens);
+        let teacher = teacher.map(price).unwrap_or_default();
+        let ranks = mesh.ranks();
+        let taught = teacher.flops / ranks as f64;
+        let peak = peak.saturating_add(teacher.bytes / ranks);
+        let products = (needed + again + taught) / (device.flops * device.reaches);
         let seconds_of = |axis: Axis, bytes: u64| bytes as f64 / bandwidth(mesh, axis, device);
         let along = AXES.map(|axis| seconds_of(axis, rank.moved.along[axis as usize]));
         let hidden = match device.ahead {
@@ -125,10 +135,15 @@ impl Outlook {
         }
     }
 
-    /// Of resolved settings, whose mesh divides the model and the batch.
-    pub fn new(config: &Config, settings: &Settings, device: Device) -> Outlook {
+    /// Of resolved settings, whose mesh divides the model and the batch, and of a `teacher` that runs beside the student.
+    pub fn new(
+        config: &Config,
+        settings: &Settings,
+        device: Device,
+        teacher: Option<&Config>,
+    ) -> Outlook {
         let fits = |peak: usize| device.memory.is_none_or(|memory| peak as f64 <= memory);
-        let own = Expected::new(config, settings, &device);
+        let own = Expected::new(config, settings, &device, teacher);
         let ranks = settings.parallel.mesh().ranks();
         let mut fastest: Vec<Expected> = match ranks {
             1 => Vec::new(),
@@ -141,7 +156,7 @@ impl Outlook {
                     };
                     check_parallel(&settings).ok()?;
                     check_mesh(&settings, config).ok()?;
-                    Some(Expected::new(config, &settings, &device))
+                    Some(Expected::new(config, &settings, &device, teacher))
                 })
                 .filter(|expected| fits(expected.peak))
                 .collect(),
@@ -265,7 +280,7 @@ mod tests {
         let settings = settings.resolved(crate::Start::Random).unwrap();
         let config = settings.decoder(512, None).unwrap();
         let plan = MeshPlan::new(&config, &settings);
-        (Expected::new(&config, &settings, device), plan)
+        (Expected::new(&config, &settings, device, None), plan)
     }
 
     const DEVICE: Device = Device {
@@ -317,7 +332,7 @@ mod tests {
         let config = settings.decoder(512, None).unwrap();
         let outlook = |memory| {
             let device = Device { memory, ..DEVICE };
-            Outlook::new(&config, &settings, device)
+            Outlook::new(&config, &settings, device, None)
         };
         let all = outlook(None);
         assert!(all.fits && all.fastest.len() > 2);
