@@ -42,6 +42,7 @@ use std::time::Duration;
 pub use keys::{Keys, new_key};
 pub use model::{Model, vocabulary};
 pub use tls::Tls;
+pub use wire::read_body;
 pub use worker::MakeEngine;
 
 /// `Result` with this crate's [`Error`].
