@@ -97,6 +97,11 @@ fn a_run_makes_everything_and_the_second_skips_it() {
 
     let before = manifests(&dir.path().join("runs/mini"));
     assert_eq!(before.len(), 6);
+    let dry = ok(dir.path(), &["run", "mini", "--dry-run", "--json"]).json();
+    assert_eq!(
+        dry["stages"][2]["plan"]["place"],
+        serde_json::json!({"holds": "result", "inputs_may_change": true})
+    );
     let second = ok(dir.path(), &["run", "mini", "--json"]).json();
     assert_eq!(skipped(&second), [true; 6]);
     for same in ["bits_per_byte", "bpw", "sample"] {

@@ -378,9 +378,9 @@ impl Work for Pretrain {
         }
         if let Some(standing) = standing {
             json["place"] = serde_json::to_value(&standing)?;
-            json["place"]["inputs_may_change"] = (!settled).into();
             text += &format!("\nplace    {}: {standing}", place.out.display());
             if !settled {
+                json["place"]["inputs_may_change"] = true.into();
                 text += ", if the stages before leave what lies there now";
             }
         }
