@@ -228,8 +228,11 @@ impl Recipe {
         let one = &self.overrides[start.checked_sub(self.text.len() + 1)?];
         let unknown = error.message().strip_prefix("unknown field `")?;
         let (unknown, _) = unknown.split_once('`')?;
+        // As the file has it, and not an override.
         let has = |value: &DeValue<'_>| match value {
-            DeValue::Table(table) => table.contains_key(unknown),
+            DeValue::Table(table) => table
+                .get_key_value(unknown)
+                .is_some_and(|(key, _)| key.span().start <= self.text.len()),
             _ => false,
         };
         let mut tables = tree.get_ref().iter();

@@ -41,7 +41,7 @@ pub struct ServeArgs {
     #[arg(long)]
     pub insecure: bool,
     /// Print a new key and its line for the file of keys, and end
-    #[arg(long, value_name = "NAME", exclusive = true)]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "api_keys", "tls_cert", "tls_key", "adapter"])]
     pub new_key: Option<String>,
     /// An adapter (PEFT folder) that requests call NAME; may be given several times
     #[arg(long, value_name = "NAME=FOLDER", value_parser = adapter)]

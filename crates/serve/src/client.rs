@@ -1,8 +1,9 @@
 //! The other end of the wire: asks a server of OpenAI's API for answers.
 //!
 //! [`Client::new`] takes the address that such servers tell, `http://HOST:PORT/v1`; [`Client::chat`] asks several things at once over
-//! connections of their own. What may pass by itself, a server that is busy, gone or silent, is tried again after waits that double,
-//! a bounded number of times; then the server counts as dead ([`ClientError::Dead`]). What no repetition mends is said at once.
+//! connections of their own. What may pass by itself, a server that is broken, gone or silent, is tried again after waits that double, a
+//! bounded number of times; then this request has met silence ([`ClientError::Silent`]). A server that is busy and says until when is waited
+//! for so long, an hour in all. What no repetition mends is said at once ([`ClientError::Dead`]).
 //!
 //! As on the server's side TLS is left out: an address with `https` is refused, and a proxy on this machine brings it. What was asked
 //! and answered is in no error and no event. A key goes into the header and nowhere else.
@@ -22,6 +23,8 @@ use tokio::task::JoinSet;
 const MOST_BYTES: usize = 16 << 20;
 /// How often the wish to stop is looked at.
 const GLANCE: Duration = Duration::from_millis(50);
+/// The longest that a request waits for a server that says when to ask again.
+const MOST_WAITED: Duration = Duration::from_secs(3600);
 /// The longest of a server's own words that is passed on.
 const WORDS: usize = 200;
 
@@ -82,7 +85,10 @@ pub enum ClientError {
     /// The server does not answer this; it may answer others.
     #[error("it refuses with status {0}")]
     Refused(u16),
-    /// The server answers nothing, however often it is asked.
+    /// The server did not answer this, however often it was asked; it may answer others.
+    #[error("{0}")]
+    Silent(String),
+    /// The server answers nothing that this key or model could ask.
     #[error("{0}")]
     Dead(String),
     /// Somebody asked to stop.
@@ -176,8 +182,8 @@ impl Client {
     /// Asks all of these at once; the answers come in their order.
     ///
     /// # Errors
-    /// [`ClientError::Dead`] when the server answers nothing any more, or nothing at all that this key or model could ask;
-    /// [`ClientError::Stopped`] once `stop` is set. That one of them is refused is its own answer.
+    /// [`ClientError::Dead`] when the server answers nothing that this key or model could ask; [`ClientError::Stopped`] once `stop` is
+    /// set. That one of them is refused or meets silence is its own answer.
     pub fn chat(
         &self,
         requests: &[ChatRequest],
@@ -221,6 +227,8 @@ async fn wished(stop: &AtomicBool) {
 enum Failed {
     /// Another may not.
     Passing(String),
+    /// The server says when to ask again.
+    Busy(Duration),
     Final(ClientError),
 }
 
@@ -232,23 +240,31 @@ impl Server {
     /// As often as patience has it.
     async fn patiently(&self, request: &ChatRequest) -> Result<ChatAnswer, ClientError> {
         let Patience { attempts, wait, .. } = self.patience;
-        let mut said = String::new();
-        for attempt in 0..attempts.max(1) {
-            if attempt > 0 {
-                // At most a minute: doubling has no end of its own.
-                let doubled = wait.saturating_mul(1 << (attempt - 1).min(16));
-                tokio::time::sleep(doubled.min(Duration::from_secs(60))).await;
-            }
-            match self.once(request).await {
+        let (mut failures, mut waited) = (0, Duration::ZERO);
+        loop {
+            let why = match self.once(request).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failed::Final(error)) => return Err(error),
-                Err(Failed::Passing(why)) => said = why,
+                // A server that says when is alive, and its word is no failure of its own.
+                Err(Failed::Busy(until)) if waited + until <= MOST_WAITED => {
+                    waited += until;
+                    tokio::time::sleep(until).await;
+                    continue;
+                }
+                Err(Failed::Busy(_)) => "status 429".to_owned(),
+                Err(Failed::Passing(why)) => why,
+            };
+            failures += 1;
+            if failures >= attempts.max(1) {
+                return Err(ClientError::Silent(format!(
+                    "{}:{} does not answer after {failures} attempts: {why}",
+                    self.host, self.port
+                )));
             }
+            // At most a minute: doubling has no end of its own.
+            let doubled = wait.saturating_mul(1 << (failures - 1).min(16));
+            tokio::time::sleep(doubled.min(Duration::from_secs(60))).await;
         }
-        Err(ClientError::Dead(format!(
-            "{}:{} does not answer after {attempts} attempts: {said}",
-            self.host, self.port
-        )))
     }
 
     async fn once(&self, request: &ChatRequest) -> Result<ChatAnswer, Failed> {
@@ -265,6 +281,11 @@ impl Server {
                 let response = sender.send_request(request).await;
                 let response = response.map_err(|error| passing("no answer", &error))?;
                 let status = response.status();
+                let until = response.headers().get(header::RETRY_AFTER);
+                let until = until.and_then(|until| until.to_str().ok()?.trim().parse().ok());
+                if let (StatusCode::TOO_MANY_REQUESTS, Some(seconds)) = (status, until) {
+                    return Err(Failed::Busy(Duration::from_secs(u64::max(seconds, 1))));
+                }
                 let bytes = to_bytes(Body::new(response.into_body()), MOST_BYTES).await;
                 let bytes = bytes.map_err(|error| passing("half an answer", &error))?;
                 self.read(status, &bytes)

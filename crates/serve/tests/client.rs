@@ -119,24 +119,55 @@ fn what_no_repetition_mends_is_said_at_once() {
 }
 
 #[test]
-fn a_server_that_is_gone_silent_or_no_server_is_dead_after_some_waits() {
+fn a_server_that_is_gone_silent_or_no_server_is_given_up_after_some_waits() {
+    let silence = |address: &str| match &chat(address, &["hi"]).unwrap()[..] {
+        [Err(error @ ClientError::Silent(_))] => error.to_string(),
+        answers => panic!("{answers:?}"),
+    };
     let (gone, over) = server(Vec::new());
     over.join().unwrap();
-    let error = chat(&gone, &["hi"]).unwrap_err().to_string();
+    let error = silence(&gone);
     assert!(error.contains("after 3 attempts: no connection"), "{error}");
     // Takes connections, and that is all.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let begun = Instant::now();
     let address = format!("http://{}", silent.local_addr().unwrap());
-    let error = chat(&address, &["hi"]).unwrap_err().to_string();
+    let error = silence(&address);
     assert!(error.contains("no answer within 0.2 s"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(5));
     let cut = "HTTP/1.1 200 X\r\nContent-Length: 99\r\n\r\n{".to_owned();
     let other = response(200, &json!({"object": "list"}));
     let (address, over) = server(vec![cut, "SSH-2.0\r\n".to_owned(), other]);
-    let error = chat(&address, &["hi"]).unwrap_err().to_string();
+    let error = silence(&address);
     assert!(error.contains("none of OpenAI's API"), "{error}");
     assert_eq!(over.join().unwrap().len(), 3);
+}
+
+#[test]
+fn what_was_answered_stays_where_another_meets_silence() {
+    let (address, over) = server(vec![said("yes")]);
+    let answers = chat(&address, &["hi", "ho"]).unwrap();
+    over.join().unwrap();
+    let heard = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert_eq!(heard, 1, "{answers:?}");
+    let silent = |answer: &&Result<_, _>| matches!(answer, Err(ClientError::Silent(_)));
+    assert_eq!(answers.iter().filter(silent).count(), 1, "{answers:?}");
+}
+
+#[test]
+fn a_busy_server_is_waited_for_as_long_as_it_says_and_that_is_no_failure() {
+    let busy = "HTTP/1.1 429 X\r\nRetry-After: 1\r\nContent-Length: 2\r\n\r\n{}".to_owned();
+    let (address, over) = server(vec![busy, said("yes")]);
+    let patience = Patience {
+        attempts: 1,
+        ..PATIENCE
+    };
+    let client = Client::new(&address, "big", None, patience).unwrap();
+    let begun = Instant::now();
+    let answers = client.chat(&[ask("hi")], &AtomicBool::new(false)).unwrap();
+    assert!(answers[0].is_ok(), "{answers:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    over.join().unwrap();
 }
 
 #[test]

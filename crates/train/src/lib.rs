@@ -49,6 +49,7 @@ pub mod save;
 pub mod schedule;
 pub mod settings;
 pub mod spike;
+mod standing;
 pub mod state;
 mod straggler;
 pub mod training;
@@ -76,8 +77,7 @@ pub use run::{
 };
 pub use schedule::Schedule;
 pub use settings::Settings;
+pub use standing::Standing;
 pub use state::{State, StateStore, Tally};
-pub use training::{
-    Adapters, First, Make, Outcome, Resume, Standing, Task, TrainReport, Trained, Training,
-};
+pub use training::{Adapters, First, Make, Outcome, Resume, Task, TrainReport, Trained, Training};
 pub use validation::{GoesOn, Validation, ValidationResult};

@@ -29,7 +29,6 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -175,50 +174,6 @@ pub enum Resume {
     Restart,
 }
 
-/// What a run would find in its place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "holds")]
-pub enum Standing {
-    /// It begins at the first step.
-    Nothing,
-    /// What it would leave, so that nothing is run.
-    Result,
-    /// A saved state, which it goes on from.
-    State {
-        /// Steps done.
-        step: u64,
-        /// What differs of an earlier result beside it, which is replaced too.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        replaces: Option<String>,
-    },
-    /// The result of an earlier run, which it replaces when it has ended.
-    EarlierResult {
-        /// What differs.
-        why: String,
-    },
-}
-
-impl fmt::Display for Standing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Standing::Nothing => write!(f, "begins at the first step"),
-            Standing::Result => write!(f, "unchanged: the result is there, nothing is run"),
-            Standing::State { step, replaces } => {
-                write!(f, "goes on after step {step}")?;
-                match replaces {
-                    Some(why) => {
-                        write!(f, ", and replaces what lies there when it has ended: {why}")
-                    }
-                    None => Ok(()),
-                }
-            }
-            Standing::EarlierResult { why } => {
-                write!(f, "replaces what lies there when it has ended: {why}")
-            }
-        }
-    }
-}
-
 /// How a run ended.
 #[allow(
     clippy::large_enum_variant,
@@ -352,38 +307,8 @@ impl Training<'_> {
         }
     }
 
-    /// What a run in this place would find there. Changes nothing.
-    ///
-    /// # Errors
-    /// When it would be refused: another process is at it, the place holds something else, or the state that is saved there is one of
-    /// another run.
-    pub fn standing(&self, out: &Path, resume: Resume) -> Result<Standing> {
-        let kind = self.trained.kind();
-        if Hold::is_held(&beside(out, "log")?) == Some(true) {
-            let place = out.to_owned();
-            return Err(russet_artifact::Error::Held { place }.into());
-        }
-        self.stage.check_place(out, kind)?;
-        let current = self.stage.current(out, kind);
-        if resume == Resume::Continue && current.is_ok() {
-            return Ok(Standing::Result);
-        }
-        let replaces = Artifact::open(out, kind).ok().map(|_| match &current {
-            Ok(_) => "--restart asks for it".to_owned(),
-            Err(why) => why.to_string(),
-        });
-        if resume == Resume::Continue
-            && let Some(step) = self.store(out)?.step()?
-        {
-            return Ok(Standing::State { step, replaces });
-        }
-        Ok(match replaces {
-            Some(why) => Standing::EarlierResult { why },
-            None => Standing::Nothing,
-        })
-    }
-
-    fn store(&self, out: &Path) -> Result<StateStore> {
+    /// Where its states lie.
+    pub(crate) fn store(&self, out: &Path) -> Result<StateStore> {
         let dir = beside(out, "state")?;
         let store = StateStore::new(dir, self.stage.clone(), self.train.keep_last);
         Ok(match self.task.is_of_any_length() {
@@ -902,7 +827,7 @@ fn ranks_of(mesh: MeshShape) -> String {
 }
 
 /// The folder beside `out` that has its name and `.WORD`.
-fn beside(out: &Path, word: &str) -> Result<PathBuf> {
+pub(crate) fn beside(out: &Path, word: &str) -> Result<PathBuf> {
     let name = out.file_name().ok_or_else(|| TrainError::Data {
         place: out.to_owned(),
         problem: "does not end in a folder's name; say where the artifact goes".to_owned(),

@@ -111,6 +111,25 @@ fn an_unknown_key_of_a_stage_is_looked_for_in_its_tables() {
         error.ends_with("did you mean `train.train.steps`?"),
         "{error}"
     );
+    // What only the override itself has is no advice.
+    let set = ["train.tempe=7".parse().unwrap()];
+    #[derive(Debug, serde::Deserialize)]
+    struct Strict {
+        #[allow(dead_code, reason = "a known key")]
+        train: OneKey,
+    }
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct OneKey {
+        #[allow(dead_code, reason = "a known key")]
+        steps: u64,
+    }
+    let recipe = Recipe::from_text("03-train", text, &set).unwrap();
+    let error = recipe.parse::<Strict>().unwrap_err().to_string();
+    assert!(
+        error.contains("unknown field `tempe`") && !error.contains("did you mean"),
+        "{error}"
+    );
 }
 
 #[test]

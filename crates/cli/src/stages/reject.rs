@@ -358,7 +358,10 @@ impl Running<'_> {
             }
             for (count, what) in [
                 (of_member.too_long, "prompts are longer than it reads"),
-                (of_member.refused, "answers were refused by the server"),
+                (
+                    of_member.refused,
+                    "answers were refused by the server, or never came",
+                ),
             ] {
                 if count > 0 {
                     app.progress

@@ -1,6 +1,6 @@
 //! Who answers: a model on this machine, through the engine, or a server of OpenAI's API.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -367,7 +367,8 @@ impl MemberSettings {
         Ok(())
     }
 
-    /// Elsewhere: some requests at once, until the server is dead.
+    /// Elsewhere: some requests at once. A prompt that meets silence costs its own answers, as long as the server answers others; one after
+    /// another, nothing between them, and the server counts as dead.
     fn ask(
         &self,
         app: &mut App,
@@ -394,8 +395,10 @@ impl MemberSettings {
         let prompts = (at_once / reject.samples).max(1);
         let stop = app.interrupt.flag();
         let mut asked = 0;
-        while drawn.rows.len() < questions.len() {
-            let first = drawn.rows.len();
+        // Prompts that met silence since the server was last heard, and rows that wait for it to be heard again.
+        let (mut silent, mut held) = (BTreeSet::new(), Vec::new());
+        while drawn.rows.len() + held.len() < questions.len() {
+            let first = drawn.rows.len() + held.len();
             let last = questions.len().min(first + prompts);
             let mut requests = Vec::new();
             for (number, question) in (first..).zip(&questions[first..last]) {
@@ -414,7 +417,26 @@ impl MemberSettings {
             let mut answers = Vec::new();
             for some in requests.chunks(at_once) {
                 match client.chat(some, &stop) {
-                    Ok(some) => answers.extend(some),
+                    Ok(some) => {
+                        let of = |at: usize| first + (answers.len() + at) / reject.samples;
+                        let mut last = None;
+                        for (at, answer) in some.iter().enumerate() {
+                            if let Err(why @ ClientError::Silent(_)) = answer {
+                                silent.insert(of(at));
+                                last = Some(why.to_string());
+                            }
+                        }
+                        if some
+                            .iter()
+                            .any(|one| !matches!(one, Err(ClientError::Silent(_))))
+                        {
+                            silent.clear();
+                        } else if silent.len() > 1 {
+                            drawn.left_out = last;
+                            return Ok(());
+                        }
+                        answers.extend(some);
+                    }
                     Err(ClientError::Stopped) => {
                         return Err(stopped().into());
                     }
@@ -433,10 +455,15 @@ impl MemberSettings {
                     finish: answer.finish,
                 })
             });
-            for number in first..last {
+            for _ in first..last {
                 let row: Vec<Option<Said>> = said.by_ref().take(reject.samples).collect();
-                log.push(number, &row)?;
-                drawn.rows.push(row);
+                held.push(row);
+            }
+            if silent.is_empty() || last == questions.len() {
+                for row in held.drain(..) {
+                    log.push(drawn.rows.len(), &row)?;
+                    drawn.rows.push(row);
+                }
             }
             fresh(app, asked);
         }
