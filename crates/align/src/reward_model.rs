@@ -238,31 +238,19 @@ pub fn pair_rewards(
     progress: &mut dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Vec<[f64; 2]>> {
-    let mut rewards = Vec::new();
-    each_pair(
-        ctx,
-        decoder,
-        source,
-        pass_tokens,
-        progress,
-        interrupt,
-        &mut |pair, _| {
-            rewards.push(pair.rewards);
-        },
-    )?;
-    Ok(rewards)
+    let pairs = judged_pairs(ctx, decoder, source, pass_tokens, progress, interrupt)?;
+    Ok(pairs.into_iter().map(|(pair, _)| pair.rewards).collect())
 }
 
-/// Judges all pairs of a file and shows each with what people said of it.
-fn each_pair(
+/// All pairs of a file as the model judges them, each with what people said of it.
+fn judged_pairs<'a>(
     ctx: &mut Ctx,
     decoder: &Decoder,
-    source: &Source,
+    source: &'a Source,
     pass_tokens: usize,
     progress: &mut dyn Progress,
     interrupt: &Interrupt,
-    each: &mut dyn FnMut(Pair, &Judgement),
-) -> Result<()> {
+) -> Result<Vec<(Pair, &'a Judgement)>> {
     if decoder.reward_head().is_none() {
         return Err(TrainError::Task(
             "the model has no reward head; train one with `russet reward`".into(),
@@ -270,7 +258,7 @@ fn each_pair(
     }
     let sources = std::slice::from_ref(source);
     let rewards = Rewards::new(RewardSettings::default(), sources);
-    let passes = held_out(sources, None, pass_tokens);
+    let (passes, mut all) = (held_out(sources, None, pass_tokens), Vec::new());
     progress.begin("reward", Some(passes.len() as u64), "passes");
     for (number, pass) in passes.iter().enumerate() {
         if interrupt.is_raised() {
@@ -279,12 +267,12 @@ fn each_pair(
         }
         let judged = judge(ctx, decoder, pass);
         for (place, pair) in rewards.pairs(pass, &judged).into_iter().enumerate() {
-            each(pair, rewards.judgement(pass, place));
+            all.push((pair, rewards.judgement(pass, place)));
         }
         progress.update(number as u64 + 1, &[]);
     }
     progress.end();
-    Ok(())
+    Ok(all)
 }
 
 /// What a reward model makes of a file of preferences: `pairs`, `accuracy`, `log_loss` and `brier` of `σ(r_c - r_r)` against
@@ -301,19 +289,11 @@ pub fn evaluate(
     interrupt: &Interrupt,
 ) -> Result<Value> {
     let (mut margins, mut strengths, mut grades) = (Vec::new(), Vec::new(), Vec::new());
-    each_pair(
-        ctx,
-        decoder,
-        source,
-        pass_tokens,
-        progress,
-        interrupt,
-        &mut |pair, said| {
-            margins.push(pair.rewards[0] - pair.rewards[1]);
-            strengths.push(said.strength);
-            grades.extend(pair.grades.iter().map(|grade| (grade.place, grade.right)));
-        },
-    )?;
+    for (pair, said) in judged_pairs(ctx, decoder, source, pass_tokens, progress, interrupt)? {
+        margins.push(pair.rewards[0] - pair.rewards[1]);
+        strengths.push(said.strength);
+        grades.extend(pair.grades.iter().map(|grade| (grade.place, grade.right)));
+    }
     let count = margins.len().max(1) as f64;
     let mean = |of: &dyn Fn(f64) -> f64| margins.iter().map(|&m| of(m)).sum::<f64>() / count;
     let calibrated = calibration(&margins);

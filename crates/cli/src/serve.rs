@@ -14,6 +14,31 @@ use serde_json::json;
 use crate::app::{App, Model, Usage};
 use crate::args::CacheArgs;
 
+/// What says how to serve and so has nothing to say beside `--new-key`. (`exclusive` would refuse `--json` too.)
+const OF_SERVING: [&str; 21] = [
+    "model",
+    "name",
+    "host",
+    "port",
+    "api_keys",
+    "tls_cert",
+    "tls_key",
+    "insecure",
+    "adapter",
+    "adapter_dir",
+    "adapter_mib",
+    "context",
+    "slots",
+    "queue",
+    "cache_mib",
+    "cache_type",
+    "no_prefix_cache",
+    "prompt_lookup",
+    "deadline",
+    "drain",
+    "body_mib",
+];
+
 #[derive(Args)]
 pub struct ServeArgs {
     /// A checkpoint or package
@@ -41,7 +66,7 @@ pub struct ServeArgs {
     #[arg(long)]
     pub insecure: bool,
     /// Print a new key and its line for the file of keys, and end
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "api_keys", "tls_cert", "tls_key", "adapter"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = OF_SERVING)]
     pub new_key: Option<String>,
     /// An adapter (PEFT folder) that requests call NAME; may be given several times
     #[arg(long, value_name = "NAME=FOLDER", value_parser = adapter)]

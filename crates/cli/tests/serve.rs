@@ -95,7 +95,7 @@ fn a_model_is_served_until_it_is_told_to_stop() {
 fn a_key_that_was_made_here_opens() {
     let keep = tempfile::tempdir().unwrap();
     model(keep.path());
-    let made = ok(keep.path(), &["--json", "serve", "--new-key", "alice"]).json();
+    let made = ok(keep.path(), &["serve", "--new-key", "alice", "--json"]).json();
     std::fs::write(keep.path().join("keys"), made["line"].as_str().unwrap()).unwrap();
     let (child, address) = serve(keep.path(), &["--api-keys", "keys"]);
     assert!(request(&address, "GET /v1/models HTTP/1.1", "").starts_with("HTTP/1.1 401"));
@@ -138,6 +138,8 @@ fn what_cannot_be_served_is_refused() {
     refused(2, &["--model", "stories", "--adapter", "x"]);
     refused(1, &["--model", "stories", "--adapter", "x=nothing"]);
     refused(2, &["--model", "stories", "--new-key", "a"]);
+    refused(2, &["--new-key", "a", "--port", "9"]);
+    refused(2, &["--new-key", "a", "--cache-type", "q8"]);
     refused(2, &["--model", "stories", "--context", "1"]);
     refused(2, &["--model", "stories", "--cache-type", "int8"]);
 }

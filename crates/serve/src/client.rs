@@ -246,7 +246,7 @@ impl Server {
                 Ok(answer) => return Ok(answer),
                 Err(Failed::Final(error)) => return Err(error),
                 // A server that says when is alive, and its word is no failure of its own.
-                Err(Failed::Busy(until)) if waited + until <= MOST_WAITED => {
+                Err(Failed::Busy(until)) if until <= MOST_WAITED.saturating_sub(waited) => {
                     waited += until;
                     tokio::time::sleep(until).await;
                     continue;

@@ -168,6 +168,18 @@ fn a_busy_server_is_waited_for_as_long_as_it_says_and_that_is_no_failure() {
     assert!(answers[0].is_ok(), "{answers:?}");
     assert!(begun.elapsed() >= Duration::from_secs(1));
     over.join().unwrap();
+    // One that says to wait for longer than anybody would is not waited for.
+    let busy = |seconds: u64| {
+        format!("HTTP/1.1 429 X\r\nRetry-After: {seconds}\r\nContent-Length: 2\r\n\r\n{{}}")
+    };
+    let (address, over) = server(vec![busy(1), busy(u64::MAX)]);
+    let client = Client::new(&address, "big", None, patience).unwrap();
+    let answers = client.chat(&[ask("hi")], &AtomicBool::new(false)).unwrap();
+    assert!(
+        matches!(answers[0], Err(ClientError::Silent(_))),
+        "{answers:?}"
+    );
+    over.join().unwrap();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `eval reward`: a reward model on preferences that it has not seen.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
@@ -34,7 +34,31 @@ pub struct RewardArgs {
 }
 
 /// Tokens of a pass.
-const PASS_TOKENS: usize = 8192;
+pub const PASS_TOKENS: usize = 8192;
+
+/// The pairs of a file, as a reward model of this context reads them; those that are longer are left out with a message.
+pub fn read_pairs(
+    app: &mut App,
+    file: &Path,
+    tokenizer: &Tokenizer,
+    context: usize,
+) -> Result<Source> {
+    let reading = Reading {
+        kind: RowKind::Judged,
+        sequence_length: context,
+        too_long: TooLong::Drop,
+        skip_malformed: false,
+    };
+    let source = Source::read(file, "pairs".to_owned(), tokenizer, reading)?;
+    if source.counts.dropped > 0 {
+        app.progress.message(&format!(
+            "{}: {} pairs are longer than the model's context and are left out",
+            file.display(),
+            source.counts.dropped
+        ));
+    }
+    Ok(source)
+}
 
 pub fn run(app: &mut App, args: &RewardArgs) -> Result<()> {
     crate::found::any_model(&args.model)?;
@@ -45,23 +69,8 @@ pub fn run(app: &mut App, args: &RewardArgs) -> Result<()> {
         crate::found::text(file)?;
     }
     let (decoder, tokenizer) = open(&args.model, args.adapter.as_deref())?;
-    let reading = Reading {
-        kind: RowKind::Judged,
-        sequence_length: decoder.config().context,
-        too_long: TooLong::Drop,
-        skip_malformed: false,
-    };
-    let read = |file: &PathBuf, tokenizer: &Tokenizer| {
-        Source::read(file, "pairs".to_owned(), tokenizer, reading)
-    };
-    let source = read(&args.data, &tokenizer)?;
-    if source.counts.dropped > 0 {
-        app.progress.message(&format!(
-            "{}: {} pairs are longer than the model's context and are left out",
-            args.data.display(),
-            source.counts.dropped
-        ));
-    }
+    let context = decoder.config().context;
+    let source = read_pairs(app, &args.data, &tokenizer, context)?;
     let mut ctx = Ctx::new(Arc::new(Pool::new(app.threads)?));
     let interrupt = app.interrupt.clone();
     let mut json = evaluate(
@@ -83,7 +92,7 @@ pub fn run(app: &mut App, args: &RewardArgs) -> Result<()> {
         json["calibration"]["error"].as_f64().unwrap_or(f64::NAN),
     );
     if let Some(file) = &args.baseline {
-        let train = read(file, &tokenizer)?;
+        let train = read_pairs(app, file, &tokenizer, context)?;
         if train.path == source.path {
             bail!(
                 "{}: the baseline would be trained on the rows that it is measured on; name other rows as --baseline",

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use russet_align::data::{Reading, RowKind, Source as Pairs, TooLong};
 use russet_align::reward_model::pair_rewards;
 use russet_align::rewards::{Answer, ModelReward, Reward, open};
 use russet_align::rows::Asked;
@@ -17,6 +16,7 @@ use russet_tokenizer::Conversation;
 use serde_json::{Map, Value, json};
 
 use super::respond::{Form, Question, Source, answers};
+use super::reward::{PASS_TOKENS, read_pairs};
 use super::save::{SaveArgs, Saved};
 use crate::app::{App, Usage};
 
@@ -187,9 +187,6 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<()> {
     app.print(&json, &text.join("\n"))
 }
 
-/// Tokens of a reward model's pass.
-const PASS_TOKENS: usize = 8192;
-
 /// A reward model whose rewards say how probable harm is.
 struct Trained {
     model: ModelReward,
@@ -198,7 +195,7 @@ struct Trained {
 }
 
 impl Trained {
-    /// Opens it, and fits harm to pairs that it has not seen.
+    /// Opens it, and fits harm to these pairs.
     fn open(
         app: &mut App,
         folder: &Path,
@@ -212,13 +209,7 @@ impl Trained {
         }
         crate::found::text(pairs)?;
         let (decoder, tokenizer) = open(folder, adapter)?;
-        let reading = Reading {
-            kind: RowKind::Judged,
-            sequence_length: decoder.config().context,
-            too_long: TooLong::Drop,
-            skip_malformed: false,
-        };
-        let source = Pairs::read(pairs, "pairs".to_owned(), &tokenizer, reading)?;
+        let source = read_pairs(app, pairs, &tokenizer, decoder.config().context)?;
         let mut ctx = Ctx::new(app.pool.clone());
         let (progress, interrupt) = (&mut *app.progress, &app.interrupt);
         let rewards = pair_rewards(
