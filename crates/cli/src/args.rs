@@ -45,7 +45,7 @@ pub enum Verb {
     /// Store a teacher's predictions of token shards, from a recipe
     TeacherLogits(RecipeArgs),
     /// Prune a checkpoint's feed-forward layers, from a recipe
-    Prune(RecipeArgs),
+    Prune(TrainArgs),
     /// Palettize a checkpoint to a given number of bits per weight
     Palettize(PalettizeArgs),
     /// Train an adapter on a package that brings back what palettizing lost, from a recipe

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use russet_artifact::atomic_write;
 use russet_eval::grading::{Asks, DIMENSIONS, Grading, Singly, read_pairs, read_summaries};
-use russet_serve::grade::{Answered, Desk, Page, Refusal};
+use russet_serve::grade::{Answered, Desk, Refusal, page};
 use serde_json::{Value, json};
 
 use crate::app::{App, Usage};
@@ -79,7 +79,7 @@ pub fn grade(app: &mut App, args: &GradeArgs) -> Result<()> {
         return export(app, &grading, folder);
     }
     let of = grading.study().tasks().len();
-    let page = Page::bind(args.port, Arc::new(Table(grading)))?;
+    let page = page(args.port, Arc::new(Table(grading)))?;
     crate::serve::logs(app.json);
     app.stop_on_signals()?;
     let port = page.address()?.port();

@@ -157,7 +157,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::TeacherLogits(args) => {
             run::single(app, &args, StageKind::TeacherLogits, Resume::Continue)
         }
-        Verb::Prune(args) => run::single(app, &args, StageKind::Prune, Resume::Continue),
+        Verb::Prune(args) => run::single(app, &args.recipe, StageKind::Prune, resume(args.restart)),
         Verb::Palettize(args) => run::palettize(app, &args),
         Verb::Recover(args) => {
             run::single(app, &args.recipe, StageKind::Recover, resume(args.restart))

@@ -89,7 +89,7 @@ impl StageKind {
             StageKind::Reward => Box::new(align::read(app, recipe, Lesson::Rewards)?),
             StageKind::Reject => Box::new(reject::read(recipe)?),
             StageKind::Rlhf => Box::new(rlhf::read(app, recipe)?),
-            StageKind::Prune => Box::new(prune::read(recipe)?),
+            StageKind::Prune => Box::new(prune::read(app, recipe)?),
             StageKind::Palettize => Box::new(palettize::read(recipe)?),
             StageKind::Recover => Box::new(recover::read(app, recipe)?),
             StageKind::Eval => Box::new(eval::read(recipe)?),

@@ -1,11 +1,14 @@
-//! `watch`: a training run as it goes, in the terminal.
+//! `watch`: a training run as it goes, in the terminal or on a page.
 //!
 //! Reads the run's log (`log.jsonl`) again whenever it has grown, so it can be started and left at any time and does
 //! nothing to the run. TensorBoard opens the same folder.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::IsTerminal;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -25,7 +28,13 @@ use crate::app::{App, Usage};
 #[derive(Args)]
 pub struct WatchArgs {
     /// The folder of a run, of a training stage, or of its log
-    pub run: PathBuf,
+    run: PathBuf,
+    /// Draw it on a page for a browser of this machine, with all that the run logs, until SIGTERM or Ctrl-C
+    #[arg(long)]
+    page: bool,
+    /// Port of the page; 0 takes a free one
+    #[arg(long, default_value_t = 8002, requires = "page")]
+    port: u16,
 }
 
 /// How often the log is looked at.
@@ -44,6 +53,10 @@ const STILL: Duration = Duration::from_secs(60);
 /// Shows the run until `q`; the last values alone where nobody looks at a terminal.
 pub fn watch(app: &App, args: &WatchArgs) -> Result<()> {
     let folder = log_folder(&args.run)?;
+    if args.page {
+        read_log(&folder)?; // one that cannot be read is said now
+        return serve(app, args);
+    }
     if app.json || !std::io::stdout().is_terminal() {
         let curves = Curves::new(&read_log(&folder)?);
         let pace = Pace::of(&folder);
@@ -59,6 +72,48 @@ pub fn watch(app: &App, args: &WatchArgs) -> Result<()> {
     let shown = show(&mut terminal, &args.run);
     ratatui::restore();
     shown
+}
+
+/// Serves the page until SIGTERM or SIGINT.
+fn serve(app: &App, args: &WatchArgs) -> Result<()> {
+    let run = args.run.clone();
+    let tell = move |seen| tell(&run, seen).map_err(|error| format!("{error:#}"));
+    let page = russet_serve::watch::page(args.port, Arc::new(tell))?;
+    crate::serve::logs(app.json);
+    app.stop_on_signals()?;
+    let url = format!("http://{}:{}", Ipv4Addr::LOCALHOST, page.address()?.port());
+    app.print(
+        &json!({"url": url, "run": args.run}),
+        &format!(
+            "{} is drawn at {url} as it goes. SIGTERM or Ctrl-C ends the page; the run goes on.",
+            args.run.display()
+        ),
+    )?;
+    page.run(app.interrupt.flag())?;
+    Ok(())
+}
+
+/// What the page is told: the last values and, where it has not seen what is logged, the curves.
+fn tell(run: &Path, seen: u64) -> Result<serde_json::Value> {
+    let folder = log_folder(run)?;
+    let pace = Pace::of(&folder);
+    let is = std::fs::metadata(folder.join("log.jsonl"));
+    let mut hasher = DefaultHasher::new();
+    let modified = is.as_ref().ok().and_then(|is| is.modified().ok());
+    (&folder, is.map_or(0, |is| is.len()), modified).hash(&mut hasher);
+    let now = (hasher.finish() >> 12) | 1; // a number that JavaScript holds, and never 0
+    if now == seen {
+        return Ok(json!({"seen": now, "pace": pace.words()}));
+    }
+    let curves = Curves::new(&read_log(&folder)?);
+    let mut told = curves.json(&folder, pace);
+    told["seen"] = now.into();
+    told["headline"] = curves.headline().into();
+    told["points"] = json!(curves.points);
+    told["smoothed"] = json!(curves.smooth);
+    told["said"] = json!(curves.messages);
+    told["not_finite"] = json!(curves.not_finite);
+    Ok(told)
 }
 
 fn show(terminal: &mut ratatui::DefaultTerminal, run: &Path) -> Result<()> {
@@ -170,22 +225,18 @@ impl Pace {
 
 type Points = Vec<(f64, f64)>;
 
+static NO_POINTS: Points = Points::new();
+
 /// What is drawn, by step.
 #[derive(Default)]
 struct Curves {
     step: u64,
     seconds: f64,
-    loss: Points,
-    smooth: Points,
-    validation: Points,
-    rate: Points,
-    norm: Points,
-    speed: Points,
-    utilisation: Option<f64>,
-    skipped: f64,
-    sources: Vec<(String, f64)>, // tokens seen of each
-    steps: Option<f64>,          // of the whole run
-    messages: Vec<String>,
+    points: BTreeMap<String, Points>, // of each scalar but those below
+    smooth: Points,                   // the loss
+    sources: Vec<(String, f64)>,      // tokens seen of each
+    steps: Option<f64>,               // of the whole run
+    messages: Vec<(u64, String)>,     // with their steps
     not_finite: Option<u64>,
 }
 
@@ -199,48 +250,47 @@ impl Curves {
             let step = event.step as f64;
             curves.step = curves.step.max(event.step);
             curves.seconds = curves.seconds.max(event.wall_seconds);
-            curves.messages.extend(event.texts.values().cloned());
+            let said = event.texts.values().cloned();
+            curves.messages.extend(said.map(|text| (event.step, text)));
             for (name, &value) in &event.scalars {
-                match name.as_str() {
-                    "mfu" => curves.utilisation = Some(value),
-                    "skipped_steps" => curves.skipped = value,
-                    "steps" => curves.steps = Some(value),
-                    "tokens_per_second" => {}
-                    _ => {
-                        if let Some(source) = name.strip_prefix("tokens_") {
-                            curves.sources.retain(|(name, _)| name != source);
-                            curves.sources.push((source.to_owned(), value));
-                        }
-                    }
-                }
-            }
-            let named = [
-                ("loss", &mut curves.loss),
-                ("validation_loss", &mut curves.validation),
-                ("learning_rate", &mut curves.rate),
-                ("gradient_norm", &mut curves.norm),
-                ("tokens_per_second", &mut curves.speed),
-            ];
-            for (name, points) in named {
-                match event.scalars.get(name) {
-                    Some(value) if value.is_finite() => points.push((step, *value)),
-                    Some(_) => curves.not_finite = Some(event.step),
-                    None => {}
+                if let Some(source) = name
+                    .strip_prefix("tokens_")
+                    .filter(|_| name != "tokens_per_second")
+                {
+                    curves.sources.retain(|(name, _)| name != source);
+                    curves.sources.push((source.to_owned(), value));
+                } else if name == "steps" {
+                    curves.steps = Some(value);
+                } else if value.is_finite() {
+                    let points = curves.points.entry(name.clone()).or_default();
+                    points.push((step, value));
+                } else {
+                    curves.not_finite = Some(event.step);
                 }
             }
         }
-        let newest = 2.0 / (1.0 + (SMOOTHED_SHARE * curves.loss.len() as f64).max(1.0));
+        let losses = curves.of("loss");
+        let newest = 2.0 / (1.0 + (SMOOTHED_SHARE * losses.len() as f64).max(1.0));
         let mut average = None;
-        for &(step, loss) in &curves.loss {
+        let smooth = losses.iter().map(|&(step, loss)| {
             let next = average.map_or(loss, |before: f64| before + newest * (loss - before));
             average = Some(next);
-            curves.smooth.push((step, next));
-        }
+            (step, next)
+        });
+        curves.smooth = smooth.collect();
         curves
     }
 
+    fn of(&self, name: &str) -> &Points {
+        self.points.get(name).unwrap_or(&NO_POINTS)
+    }
+
+    fn last(&self, name: &str) -> Option<f64> {
+        self.of(name).last().map(|point| point.1)
+    }
+
     fn headline(&self) -> String {
-        let Some((_, loss)) = self.loss.last() else {
+        let Some(loss) = self.last("loss") else {
             return "nothing is logged yet".to_owned();
         };
         let mut line = format!("step {}", self.step);
@@ -248,21 +298,21 @@ impl Curves {
             line += &format!(" of {steps:.0}");
         }
         line += &format!(", loss {loss:.4}");
-        if let Some((_, validation)) = self.validation.last() {
+        if let Some(validation) = self.last("validation_loss") {
             line += &format!(", validation {validation:.4}");
         }
-        if let Some((_, speed)) = self.speed.last() {
+        if let Some(speed) = self.last("tokens_per_second") {
             line += &format!(", {speed:.0} tokens/s");
         }
-        if let Some(utilisation) = self.utilisation {
+        if let Some(utilisation) = self.last("mfu") {
             line += &format!(", {:.0} % of the peak", 100.0 * utilisation);
         }
         line += &format!(", {:.0} s", self.seconds);
         if let Some(left) = self.seconds_left() {
             line += &format!(", about {left:.0} s left");
         }
-        if self.skipped > 0.0 {
-            line += &format!(", {:.0} steps skipped", self.skipped);
+        if let Some(skipped) = self.last("skipped_steps").filter(|&skipped| skipped > 0.0) {
+            line += &format!(", {skipped:.0} steps skipped");
         }
         if let Some(step) = self.not_finite {
             line += &format!(", a value that is no number at step {step}");
@@ -274,7 +324,7 @@ impl Curves {
     fn seconds_left(&self) -> Option<f64> {
         let left = self.steps? - self.step as f64;
         let tokens: f64 = self.sources.iter().map(|(_, tokens)| tokens).sum();
-        let (_, speed) = self.speed.last()?;
+        let speed = self.last("tokens_per_second")?;
         (left > 0.0 && tokens > 0.0).then(|| left * tokens / self.step as f64 / speed)
     }
 
@@ -288,23 +338,23 @@ impl Curves {
     }
 
     fn json(&self, folder: &Path, pace: Pace) -> serde_json::Value {
-        let last = |points: &Points| points.last().map(|point| point.1);
+        let messages: Vec<&String> = self.messages.iter().map(|(_, text)| text).collect();
         json!({
             "log": folder,
             "pace": pace.words(),
             "step": self.step,
             "seconds": self.seconds,
-            "loss": last(&self.loss),
-            "validation_loss": last(&self.validation),
-            "learning_rate": last(&self.rate),
-            "gradient_norm": last(&self.norm),
-            "tokens_per_second": last(&self.speed),
-            "mfu": self.utilisation,
-            "skipped_steps": self.skipped,
+            "loss": self.last("loss"),
+            "validation_loss": self.last("validation_loss"),
+            "learning_rate": self.last("learning_rate"),
+            "gradient_norm": self.last("gradient_norm"),
+            "tokens_per_second": self.last("tokens_per_second"),
+            "mfu": self.last("mfu"),
+            "skipped_steps": self.last("skipped_steps").unwrap_or(0.0),
             "steps": self.steps,
             "seconds_left": self.seconds_left(),
             "tokens": self.sources.iter().cloned().collect::<BTreeMap<String, f64>>(),
-            "messages": self.messages,
+            "messages": messages,
         })
     }
 
@@ -315,7 +365,7 @@ impl Curves {
         let width = usize::from(frame.area().width);
         let lines: Vec<String> = said
             .iter()
-            .flat_map(|text| wrapped(text, width, most.max(1)))
+            .flat_map(|(_, text)| wrapped(text, width, most.max(1)))
             .collect();
         let [head, body, messages, foot] = Layout::vertical([
             Constraint::Length(1),
@@ -353,31 +403,28 @@ impl Curves {
             ", ".into(),
             "held out".fg(Color::Yellow),
         ]);
+        let (losses, held_out) = (self.of("loss"), self.of("validation_loss"));
         self.chart(
             frame,
             left,
             title,
             vec![
-                curve(&self.loss, GraphType::Scatter, Color::DarkGray),
+                curve(losses, GraphType::Scatter, Color::DarkGray),
                 line(&self.smooth, Color::Cyan),
-                line(&self.validation, Color::Yellow),
+                line(held_out, Color::Yellow),
                 // A run may have a single measurement, which no line shows.
-                curve(&self.validation, GraphType::Scatter, Color::Yellow).marker(Marker::Dot),
+                curve(held_out, GraphType::Scatter, Color::Yellow).marker(Marker::Dot),
             ],
-            &[&self.loss, &self.validation],
+            &[losses, held_out],
         );
-        for (area, title, points) in [
-            (small[0], "learning rate", &self.rate),
-            (small[1], "gradient norm", &self.norm),
-            (small[2], "tokens/s", &self.speed),
+        for (area, title, name) in [
+            (small[0], "learning rate", "learning_rate"),
+            (small[1], "gradient norm", "gradient_norm"),
+            (small[2], "tokens/s", "tokens_per_second"),
         ] {
-            self.chart(
-                frame,
-                area,
-                title.into(),
-                vec![line(points, Color::Cyan)],
-                &[points],
-            );
+            let points = self.of(name);
+            let data = vec![line(points, Color::Cyan)];
+            self.chart(frame, area, title.into(), data, &[points]);
         }
     }
 
@@ -596,7 +643,7 @@ mod tests {
         log.scalars(1, &[("loss", 5.0)]).unwrap();
         log.scalars(2, &[("loss", f64::NAN)]).unwrap();
         let curves = Curves::new(&read_log(folder.path()).unwrap());
-        assert_eq!(curves.loss, [(1.0, 5.0)]);
+        assert_eq!(curves.of("loss"), &[(1.0, 5.0)]);
         assert!(curves.headline().contains("no number at step 2"));
         Terminal::new(TestBackend::new(20, 5))
             .unwrap()

@@ -6,22 +6,15 @@
 //! GET /api/results       progress, scores, agreement            POST /api/say    {grader, place, answer}
 //! GET /export/NAME       a file, once all is graded             POST /api/skip   {grader, place}      POST /api/undo   {grader}
 //! ```
-//! What is asked, kept and exported is a [`Desk`]'s business, which whoever starts the page brings along; here are its routes and who may
-//! use them. The page listens on a loopback address and there is no way to let it listen on another: graders have no keys, a name is
-//! taken at its word. Every request must name this machine (`Host`), and one that changes something must be
-//! sent by the page itself (`Origin`, `Sec-Fetch-Site`, JSON). No log says what
-//! anybody wrote.
+//! What is asked, kept and exported is a [`Desk`]'s business, which whoever starts the page brings along; here are its routes. Who may
+//! use them is a [`Page`]'s: graders have no keys, a name is taken at its word. No log says what anybody wrote.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
@@ -30,12 +23,10 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use crate::error::{ApiError, ApiResult};
-use crate::http::guard::{Guarded, Panicked};
-use crate::http::listen::connections;
 use crate::http::plain::of_one_file;
-use crate::http::{asked_here, body_within, json, wrong_method};
+use crate::http::{body_within, json, wrong_method};
 use crate::wire::parse;
-use crate::{Error, Limits, Result};
+use crate::{Limits, Page, Result};
 
 /// One file: script and style are in it, and nothing is loaded from elsewhere.
 const PAGE: &str = include_str!("grade/page.html");
@@ -78,20 +69,6 @@ pub trait Desk: Send + Sync + 'static {
     fn export(&self, name: &str) -> std::result::Result<Option<String>, Refusal>;
 }
 
-/// A page that listens and does not answer yet.
-pub struct Page {
-    listener: TcpListener,
-    at: Arc<At>,
-}
-
-impl std::fmt::Debug for Page {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Page")
-            .field("listener", &self.listener)
-            .finish_non_exhaustive()
-    }
-}
-
 /// What handlers share.
 struct At {
     desk: Arc<dyn Desk>,
@@ -101,64 +78,25 @@ struct At {
 
 type Shared = State<Arc<At>>;
 
-impl Page {
-    /// Takes a port of this machine's own address; 0 takes a free one.
-    ///
-    /// # Errors
-    /// When the port is taken.
-    pub fn bind(port: u16, desk: Arc<dyn Desk>) -> Result<Page> {
-        let listener = crate::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
-        let limits = Limits {
-            body: 64 << 10,
-            connections: 256,
-            drain: Duration::from_secs(5),
-            ..Limits::default()
-        };
+/// The page of a desk; it takes a port of this machine's own address, 0 a free one.
+///
+/// # Errors
+/// When the port is taken.
+pub fn page(port: u16, desk: Arc<dyn Desk>) -> Result<Page> {
+    Page::bind(port, |limits| {
         let at_work = Arc::new(Semaphore::new(AT_WORK));
-        Ok(Page {
-            listener,
-            at: Arc::new(At {
-                desk,
-                limits,
-                at_work,
-            }),
-        })
-    }
-
-    /// Where it listens.
-    ///
-    /// # Errors
-    /// When the system does not say.
-    pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-
-    /// Answers until `stop` is set.
-    ///
-    /// # Errors
-    /// When the system gives no threads or takes the socket away.
-    pub fn run(self, stop: Arc<AtomicBool>) -> Result<()> {
-        let failed = |error: std::io::Error| Error::Start(error.to_string());
-        let runtime = crate::runtime().map_err(failed)?;
-        let (router, limits) = (router(self.at.clone()), self.at.limits);
-        let served = runtime.block_on(connections(
-            self.listener,
-            None,
-            router,
-            &limits,
-            stop,
-            || {},
-            || {},
-        ));
-        runtime.shutdown_timeout(Duration::from_secs(1));
-        served.map_err(failed)
-    }
+        router(Arc::new(At {
+            desk,
+            limits,
+            at_work,
+        }))
+    })
 }
 
 fn router(at: Arc<At>) -> Router {
     Router::new()
-        .route("/", get(page))
-        .route("/results", get(page))
+        .route("/", get(front))
+        .route("/results", get(front))
         .route("/api/study", get(study))
         .route("/api/next", post(next))
         .route("/api/say", post(say))
@@ -168,52 +106,7 @@ fn router(at: Arc<At>) -> Router {
         .route("/export/{name}", get(export))
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(enter))
         .with_state(at)
-}
-
-/// Before and after every handler.
-async fn enter(request: Request, next: Next) -> Response {
-    let begun = Instant::now();
-    let method = request.method().clone();
-    let mut response = match asked_here(&request).and_then(|()| asked_by_the_page(&request)) {
-        Err(error) => error.into_response(),
-        Ok(()) => match Guarded::new(next.run(request)).await {
-            Ok(response) => response,
-            Err(Panicked) => ApiError::bug().into_response(),
-        },
-    };
-    let status = response.status().as_u16();
-    let milliseconds = begun.elapsed().as_millis() as u64;
-    tracing::debug!(%method, status, milliseconds, "answered");
-    let headers = response.headers_mut();
-    let nosniff = HeaderValue::from_static("nosniff");
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
-/// Refuses what a page from elsewhere makes a browser send. What is no browser sends neither header.
-fn asked_by_the_page(request: &Request) -> ApiResult<()> {
-    if request.method() == Method::GET {
-        return Ok(()); // changes nothing, and other pages may not read the answer
-    }
-    let headers = request.headers();
-    let text = |name: header::HeaderName| headers.get(name).map(|value| value.to_str().ok());
-    let host = text(header::HOST).flatten().unwrap_or_default();
-    let origin = text(header::ORIGIN);
-    let own = origin.is_none_or(|origin| {
-        origin.and_then(|origin| origin.strip_prefix("http://")) == Some(host)
-    });
-    let site = text(header::HeaderName::from_static("sec-fetch-site"));
-    match own && site.is_none_or(|site| site == Some("same-origin")) {
-        true => Ok(()),
-        false => Err(ApiError::refused(
-            StatusCode::FORBIDDEN,
-            "wrong_origin",
-            "only the page itself may send this",
-        )),
-    }
 }
 
 async fn nothing_here() -> ApiError {
@@ -224,7 +117,7 @@ async fn nothing_here() -> ApiError {
     )
 }
 
-async fn page() -> Response {
+async fn front() -> Response {
     of_one_file(PAGE)
 }
 

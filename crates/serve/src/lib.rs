@@ -12,7 +12,8 @@
 //!   are keys and TLS.
 //! - [`Server::run`] serves until it is told to stop, lets what is on its way end, and returns.
 //!
-//! [`grade`] is a page of another kind: people compare responses on it, and no model runs. [`client`] is the other end of the wire.
+//! [`grade`] and [`watch`] are pages of another kind, for this machine alone and without a model: on one people compare responses, the
+//! other draws a training run. [`client`] is the other end of the wire.
 //!
 //! The engine is synchronous and lives on a thread that owns it; handlers talk to it by channels, and what nobody waits for any
 //! more is called off there. A field of a request is carried out or refused by name. Nothing that was asked or answered goes to a
@@ -24,12 +25,14 @@ mod error;
 pub mod grade;
 mod http;
 mod keys;
+mod local;
 mod meter;
 mod metrics;
 mod model;
 mod registry;
 mod tls;
 mod tools;
+pub mod watch;
 mod wire;
 mod worker;
 
@@ -40,6 +43,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use keys::{Keys, new_key};
+pub use local::Page;
 pub use model::{Model, vocabulary};
 pub use tls::Tls;
 pub use wire::read_body;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use common::{Reply, head, parse, raw};
-use russet_serve::grade::{Answered, Desk, Page, Refusal};
+use russet_serve::grade::{self, Answered, Desk, Refusal};
 use serde_json::{Value, json};
 
 const HOSTILE: &str = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u{202e}&lt;";
@@ -63,7 +63,7 @@ struct Served {
 
 fn serve() -> Served {
     let desk = Arc::new(Echo::default());
-    let page = Page::bind(0, desk.clone()).unwrap();
+    let page = grade::page(0, desk.clone()).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     Served {
         address: page.address().unwrap(),

@@ -11,30 +11,27 @@
 //!
 //! Beside the learned choice stand two that it has to beat: by magnitude and at random.
 
+mod learn;
 mod mask;
 mod slice;
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use russet_artifact::{Artifact, Interrupt, Progress};
-use russet_kernels::{Pool, mask as kernel, random};
+use russet_artifact::{Artifact, Interrupt, Kind, Progress, Stage};
+use russet_kernels::random;
 use russet_model::{Config, Decoder, Embedding, checkpoint};
 use russet_tensor::Ctx;
 use russet_tokenizer::{TokenShard, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use crate::loader::{Mixture, Packing};
-use crate::objective::NextToken;
-use crate::run::{Ended, Loop, train};
-use crate::schedule::{Schedule, Shape};
-use crate::settings::{AdamWSettings, OptimizerSettings, PackingKind};
-use crate::state::State;
-use crate::validation::Validation;
+use crate::publish::Publication;
+use crate::run::{BITS_PER_BYTE, Measured, VALIDATION_LOSS};
+use crate::settings::ComputeSettings;
+use crate::training::{Outcome, Resume};
+use crate::validation::{GoesOn, Validation};
 use crate::{Result, TrainError};
 
-use mask::{Annealed, Sharpness, masked, scores};
 use slice::{magnitudes, slice};
 
 /// The file of a pruned checkpoint that says what was kept.
@@ -276,218 +273,244 @@ impl PruneSettings {
         Ok(())
     }
 
+    /// Operations of learning: weights that do not learn have no gradients of their own to be made.
+    pub fn flops(&self, config: &Config) -> f64 {
+        let passes = match (self.method, self.weight_lr > 0.0) {
+            (PruneMethod::Learned, true) => 3.0,
+            (PruneMethod::Learned, false) => 2.0,
+            _ => 0.0,
+        };
+        let tokens = self.steps as f64 * (self.batch_sequences * self.sequence_length) as f64;
+        passes * tokens * config.forward_flops(self.sequence_length / 2)
+    }
+
     fn micro(&self) -> usize {
         self.micro_batch_sequences.unwrap_or(self.batch_sequences)
     }
 }
 
-/// Prunes `checkpoint` on `tokens` and leaves the smaller one in `out`, a draft's folder.
-///
-/// # Errors
-/// When the inputs do not belong together, the disk refuses, or `interrupt` is raised.
-pub fn prune(
-    settings: &PruneSettings,
-    checkpoint: &Path,
-    tokens: &Artifact,
-    out: &Path,
-    pool: &Arc<Pool>,
-    progress: &mut dyn Progress,
-    interrupt: &Interrupt,
-) -> Result<PruneReport> {
-    settings.check()?;
-    let refuse = |problem: String| TrainError::Data {
-        place: checkpoint.to_owned(),
-        problem,
-    };
-    let decoder = checkpoint::open(checkpoint)?;
-    let (config, k) = (decoder.config().clone(), settings.ffn);
-    if matches!(decoder.output_table(), Embedding::Int8(_)) {
-        return Err(refuse(
-            "it is a package; prune the checkpoint that it was made from".to_owned(),
-        ));
+/// A checkpoint to be pruned, and the tokens that go with it.
+#[derive(Debug)]
+pub struct Pruning {
+    settings: PruneSettings,
+    checkpoint: PathBuf,
+    config: Config,
+    tokenizer: Tokenizer,
+    train: PathBuf,
+    validation: Option<PathBuf>,
+}
+
+/// How pruning ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pruned {
+    /// The checkpoint is written.
+    Finished,
+    /// It was there already.
+    Current,
+    /// Stopped on request; the same call goes on from here.
+    Interrupted {
+        /// Steps of the masks done.
+        step: u64,
+    },
+}
+
+/// What stays of each layer.
+struct Choice {
+    /// Hidden dims in rising order.
+    kept: Vec<Vec<usize>>,
+    /// What their columns of down are multiplied by.
+    factors: Vec<Vec<f32>>,
+}
+
+impl Pruning {
+    /// Looks at what is there.
+    ///
+    /// # Errors
+    /// When a setting is out of its range, or the inputs do not belong together.
+    pub fn new(settings: PruneSettings, checkpoint: &Path, tokens: &Artifact) -> Result<Pruning> {
+        settings.check()?;
+        let refuse = |problem: String| TrainError::Data {
+            place: checkpoint.to_owned(),
+            problem,
+        };
+        let decoder = checkpoint::open(checkpoint)?;
+        let what = match (decoder.output_table(), decoder.reward_head()) {
+            (Embedding::Int8(_), _) => Some("a package"),
+            (_, Some(_)) => Some("a reward model"),
+            _ => None,
+        };
+        if let Some(what) = what {
+            let problem = format!("it is {what}; prune the checkpoint that it was made from");
+            return Err(refuse(problem));
+        }
+        settings.check_model(decoder.config())?;
+        let tokenizer = Tokenizer::open(checkpoint)?;
+        let shard = |split: &str| -> Result<PathBuf> {
+            let path = tokens.file(&format!("{split}.tokens.safetensors"))?;
+            let shard = TokenShard::open(path)?;
+            if shard.tokenizer_blake3() != tokenizer.blake3() {
+                return Err(refuse(format!(
+                    "it has another tokenizer than the one that made {}; encode the text with this one",
+                    shard.path().display()
+                )));
+            }
+            Ok(shard.path().to_owned())
+        };
+        Ok(Pruning {
+            train: match settings.method {
+                PruneMethod::Learned => shard(&settings.train)?,
+                _ => PathBuf::new(), // nothing is learnt
+            },
+            validation: settings.validation.as_deref().map(shard).transpose()?,
+            config: decoder.config().clone(),
+            checkpoint: checkpoint.to_owned(),
+            settings,
+            tokenizer,
+        })
     }
-    settings.check_model(&config)?;
-    let tokenizer = Tokenizer::open(checkpoint)?;
-    let shard = |split: &str| -> Result<TokenShard> {
-        let shard = TokenShard::open(tokens.file(&format!("{split}.tokens.safetensors"))?)?;
-        if shard.tokenizer_blake3() != tokenizer.blake3() {
-            return Err(refuse(format!(
-                "it has another tokenizer than the one that made {}; encode the text with this one",
-                shard.path().display()
-            )));
+
+    /// Prunes, and leaves the smaller checkpoint in `out`, as the artifact of `stage`. Learning that is killed at any moment goes on
+    /// when this is called again, and leaves the same bytes.
+    ///
+    /// # Errors
+    /// When `out` or the state beside it holds something else, the masks diverge, the system refuses, or `interrupt` is raised while
+    /// nothing is learnt.
+    pub fn run(
+        &self,
+        stage: Stage,
+        compute: &ComputeSettings,
+        out: &Path,
+        resume: Resume,
+        progress: &mut dyn Progress,
+        interrupt: &Interrupt,
+    ) -> Result<Pruned> {
+        if self.settings.method == PruneMethod::Learned {
+            let outcome = self.learn(stage, compute, out, resume, progress, interrupt)?;
+            return Ok(match outcome {
+                Outcome::Finished(_) => Pruned::Finished,
+                Outcome::Current => Pruned::Current,
+                Outcome::Interrupted { step } => Pruned::Interrupted { step },
+            });
         }
-        Ok(shard)
-    };
-    let mut ctx = Ctx::new(pool.clone());
-    let begin_of_text = |shard: &TokenShard| tokenizer.special().bos.unwrap_or(shard.end_of_text());
-    let validation = match &settings.validation {
-        None => None,
-        Some(split) => {
-            let shard = shard(split)?;
-            let (begin, length) = (begin_of_text(&shard), settings.sequence_length);
-            let pass = settings.micro() * length;
-            Some(Validation::new(
-                shard,
-                begin,
-                settings.validation_tokens,
-                length,
-                pass,
-            )?)
+        if resume == Resume::Continue && stage.current(out, Kind::Checkpoint).is_ok() {
+            return Ok(Pruned::Current);
         }
-    };
-    let mut measure = |decoder: &Decoder| -> Result<Option<f64>> {
-        let measured = validation.as_ref().map(|validation| {
-            let goes_on = &mut |_| !interrupt.is_raised();
-            let measured = validation.measure(&mut ctx, decoder, goes_on)?;
+        let draft = stage.begin(out, Kind::Checkpoint)?;
+        self.choose(compute, interrupt)?.write(&draft)?;
+        draft.commit(&stage)?;
+        Ok(Pruned::Finished)
+    }
+
+    /// Chooses by what needs no learning.
+    fn choose(&self, compute: &ComputeSettings, interrupt: &Interrupt) -> Result<Publication> {
+        let settings = &self.settings;
+        let mut ctx = Ctx::new(Arc::new(compute.pool(1)?));
+        ctx.compute = compute.dtype.kernel();
+        let mut measure = |decoder: &Decoder| -> Result<Measured> {
+            let Some(validation) = self.validation()? else {
+                return Ok(Measured::new());
+            };
+            let measured = measured(&validation, &mut ctx, decoder, &mut |_| {
+                !interrupt.is_raised()
+            })?;
             measured.ok_or(TrainError::Interrupted)
-        });
-        Ok(measured.transpose()?.map(|result| result.nats_per_token))
-    };
-    let nats_before = measure(&decoder)?;
-
-    let (mut last_loss, mut hardness) = (None, None);
-    let (source, kept, factors) = match settings.method {
-        PruneMethod::Learned => {
-            let shard = shard(&settings.train)?;
-            let begin = begin_of_text(&shard);
-            let learnt = learn(settings, decoder, shard, begin, pool, progress, interrupt)?;
-            last_loss = Some(learnt.loss);
-            let masks = learnt.masks;
-            let kept: Vec<Vec<usize>> = masks.iter().map(|mask| greatest(mask, k)).collect();
-            let factors: Vec<Vec<f32>> = masks
-                .iter()
-                .zip(&kept)
-                .map(|(mask, kept)| kept.iter().map(|&i| mask[i]).collect())
-                .collect();
-            let sum: f64 = factors.iter().flatten().map(|&f| f64::from(f)).sum();
-            hardness = Some(sum / (k * kept.len()) as f64);
-            let source = match learnt.decoder {
-                Some(decoder) => decoder,
-                None => checkpoint::load(checkpoint)?,
-            };
-            (source, kept, factors)
-        }
-        PruneMethod::Magnitude => {
-            let scores = magnitudes(&decoder);
-            let kept = scores.iter().map(|scores| greatest(scores, k)).collect();
-            (decoder, kept, vec![vec![1.0; k]; config.layers])
-        }
-        PruneMethod::Random => {
-            let score = |layer: usize, i: usize| {
-                random::uniform(settings.seed ^ CHOICE, layer as u64, i as u64)
-            };
-            let kept = (0..config.layers)
-                .map(|layer| {
-                    let scores: Vec<f32> = (0..config.ffn).map(|i| score(layer, i)).collect();
-                    greatest(&scores, k)
-                })
-                .collect();
-            (decoder, kept, vec![vec![1.0; k]; config.layers])
-        }
-    };
-    let small = slice(&source, &kept, &factors);
-    let report = PruneReport {
-        method: settings.method,
-        ffn_before: config.ffn,
-        ffn: k,
-        parameters_before: config.parameters(),
-        parameters: small.config().parameters(),
-        last_loss,
-        hardness,
-        nats_before,
-        nats_after: measure(&small)?,
-        kept,
-    };
-    write(&small, checkpoint, &report, out)?;
-    Ok(report)
-}
-
-/// What learning masks leaves.
-struct Learnt {
-    masks: Vec<Vec<f32>>, // λ at ε₁, a layer each
-    loss: f32,
-    decoder: Option<Decoder>, // where its weights have changed
-}
-
-/// Learns the masks of all layers by the one training loop.
-fn learn(
-    settings: &PruneSettings,
-    decoder: Decoder,
-    shard: TokenShard,
-    begin_of_text: u32,
-    pool: &Arc<Pool>,
-    progress: &mut dyn Progress,
-    interrupt: &Interrupt,
-) -> Result<Learnt> {
-    // One rate for all: where the weights learn too, scores are kept shorter by the quotient of the rates, and so is ε.
-    let joint = settings.weight_lr > 0.0;
-    let peak = if joint {
-        settings.weight_lr
-    } else {
-        settings.lr
-    };
-    let gain = settings.lr / peak;
-    let sharpness = Sharpness::new(settings.epsilon_start / gain);
-    let decoder = masked(decoder, settings.ffn, &sharpness, joint);
-    let packing = Packing {
-        kind: PackingKind::Stream,
-        sequence_length: settings.sequence_length,
-        batch_sequences: settings.batch_sequences,
-        micro_batch_sequences: settings.micro(),
-        seed: settings.seed,
-    };
-    let mut batches = Annealed {
-        batches: Mixture::single(shard, begin_of_text, packing)?,
-        sharpness: sharpness.clone(),
-        from: settings.epsilon_start / gain,
-        to: settings.epsilon_end / gain,
-        step: 0,
-        steps: settings.steps,
-    };
-    let adamw = AdamWSettings {
-        weight_decay: 0.0, // too short to need it
-        ..AdamWSettings::default()
-    };
-    let mut state = State::new(decoder, OptimizerSettings::AdamW(adamw));
-    let mut ctx = Ctx::new(pool.clone());
-    let run = Loop {
-        name: "prune",
-        steps: settings.steps,
-        schedule: Schedule {
-            peak,
-            warmup_steps: settings.steps.div_ceil(20),
-            steps: settings.steps,
-            shape: Shape::Cosine { final_ratio: 0.1 },
-        },
-        clip_norm: joint.then_some(1.0), // that of the scores alone says little about their scale
-        skip_norm: None,
-        spike_deviations: 0.0,
-        objective: &NextToken,
-        batches: &mut batches,
-        measure: None,
-        measures_start: false,
-        at_end: None,
-        saving: None,
-        log: None,
-        progress,
-        record: None,
-        interrupt,
-        peak_flops: crate::matmul_gflops(pool) * 1e9,
-    };
-    if train(run, &mut ctx, &mut state)? == Ended::Interrupted {
-        return Err(TrainError::Interrupted);
+        };
+        let decoder = checkpoint::load(&self.checkpoint)?;
+        let before = measure(&decoder)?;
+        let k = settings.ffn;
+        let kept: Vec<Vec<usize>> = match settings.method {
+            PruneMethod::Random => {
+                let score = |layer: usize, i: usize| {
+                    random::uniform(settings.seed ^ CHOICE, layer as u64, i as u64)
+                };
+                (0..self.config.layers)
+                    .map(|layer| {
+                        let scores: Vec<f32> =
+                            (0..self.config.ffn).map(|i| score(layer, i)).collect();
+                        greatest(&scores, k)
+                    })
+                    .collect()
+            }
+            _ => {
+                let scores = magnitudes(&decoder);
+                scores.iter().map(|scores| greatest(scores, k)).collect()
+            }
+        };
+        let factors = vec![vec![1.0; k]; self.config.layers];
+        let small = slice(&decoder, &kept, &factors);
+        drop(decoder);
+        let after = measure(&small)?;
+        let report = self.report(Choice { kept, factors }, None, &before, &after);
+        let mut publication =
+            Publication::checkpoint(&small, &self.checkpoint).expect("it is on no mesh");
+        publication.files = files(&report);
+        Ok(publication)
     }
-    let masks = scores(&state.decoder).into_iter().map(|scores| {
-        let mut mask = vec![0.0; scores.len()];
-        let epsilon = settings.epsilon_end / gain;
-        kernel::soft_top_k(scores.data(), settings.ffn, epsilon, &mut mask);
-        mask
-    });
-    Ok(Learnt {
-        masks: masks.collect(),
-        loss: state.tally.last_loss,
-        decoder: joint.then_some(state.decoder),
-    })
+
+    fn report(
+        &self,
+        choice: Choice,
+        last_loss: Option<f32>,
+        before: &Measured,
+        after: &Measured,
+    ) -> PruneReport {
+        let Choice { kept, factors } = choice;
+        let small = Config {
+            ffn: self.settings.ffn,
+            ..self.config.clone()
+        };
+        let nats = |measured: &Measured| {
+            let loss = measured.iter().find(|(name, _)| *name == VALIDATION_LOSS);
+            loss.map(|(_, loss)| *loss)
+        };
+        let sum: f64 = factors.iter().flatten().map(|&f| f64::from(f)).sum();
+        PruneReport {
+            method: self.settings.method,
+            ffn_before: self.config.ffn,
+            ffn: small.ffn,
+            parameters_before: self.config.parameters(),
+            parameters: small.parameters(),
+            last_loss,
+            hardness: last_loss.map(|_| sum / (small.ffn * kept.len()) as f64),
+            nats_before: nats(before),
+            nats_after: nats(after),
+            kept,
+        }
+    }
+
+    /// A split as it lies there, and what its documents begin with.
+    fn shard(&self, path: &Path) -> Result<(TokenShard, u32)> {
+        let shard = TokenShard::open(path.to_owned())?;
+        let begin_of_text = self.tokenizer.special().bos.unwrap_or(shard.end_of_text());
+        Ok((shard, begin_of_text))
+    }
+
+    /// What it is measured on, if on anything.
+    fn validation(&self) -> Result<Option<Validation>> {
+        let Some(path) = &self.validation else {
+            return Ok(None);
+        };
+        let (shard, begin) = self.shard(path)?;
+        let length = self.settings.sequence_length;
+        let pass = self.settings.micro() * length;
+        let tokens = self.settings.validation_tokens;
+        Ok(Some(Validation::new(shard, begin, tokens, length, pass)?))
+    }
+}
+
+fn measured(
+    validation: &Validation,
+    ctx: &mut Ctx,
+    decoder: &Decoder,
+    goes_on: &mut GoesOn,
+) -> Result<Option<Measured>> {
+    let result = validation.measure(ctx, decoder, goes_on)?;
+    Ok(result.map(|result| {
+        vec![
+            (VALIDATION_LOSS, result.nats_per_token),
+            (BITS_PER_BYTE, result.bits_per_byte),
+        ]
+    }))
 }
 
 /// Where the k greatest scores stand, in rising order; the first of equals stay.
@@ -499,25 +522,9 @@ fn greatest(scores: &[f32], k: usize) -> Vec<usize> {
     order
 }
 
-/// Everything that a folder of the Hugging Face hub has.
-fn write(decoder: &Decoder, source: &Path, report: &PruneReport, out: &Path) -> Result<()> {
-    let io = |place: &Path| {
-        let place = place.to_owned();
-        move |error: std::io::Error| TrainError::Data {
-            place,
-            problem: error.to_string(),
-        }
-    };
-    checkpoint::save(decoder, out)?;
-    for name in crate::publish::TOKENIZER_FILES {
-        let from = source.join(name);
-        if from.exists() {
-            fs::copy(&from, out.join(name)).map_err(io(&from))?;
-        }
-    }
+/// What goes beside the weights.
+fn files(report: &PruneReport) -> Vec<(String, Vec<u8>)> {
     let json = serde_json::to_string_pretty(report).expect("numbers and strings can be written");
-    let path = out.join(PRUNE_REPORT);
-    fs::write(&path, json + "\n").map_err(io(&path))?;
     let method = match report.method {
         PruneMethod::Learned => "by soft top-k masks learned on data",
         PruneMethod::Magnitude => "by the magnitude of their weights",
@@ -529,8 +536,10 @@ fn write(decoder: &Decoder, source: &Path, report: &PruneReport, out: &Path) -> 
          of further training.\n\nWhat was kept stands in `{PRUNE_REPORT}`, settings, inputs and hashes in `manifest.json`.\n",
         report.ffn, report.ffn_before, report.parameters, report.parameters_before
     );
-    let path = out.join("README.md");
-    fs::write(&path, card).map_err(io(&path))
+    vec![
+        ("README.md".to_owned(), card.into_bytes()),
+        (PRUNE_REPORT.to_owned(), (json + "\n").into_bytes()),
+    ]
 }
 
 #[cfg(test)]

@@ -201,6 +201,9 @@ impl Stepping<'_, '_> {
         if begins && !self.measure(ctx, state)? {
             return self.stop(ctx, state);
         }
+        if state.tally.unmeasured && state.step < self.run.steps && !self.measure(ctx, state)? {
+            return self.stop(ctx, state);
+        }
         let mut saves = false;
         while state.step < self.run.steps {
             let begun = Instant::now();
@@ -285,7 +288,7 @@ impl Stepping<'_, '_> {
                 (seconds, tokens, flops) = (tally.seconds, tally.tokens, tally.flops);
                 self.log(step, &fields);
             }
-            // One that was stopped is measured again: the next step finds out, and it is not begun.
+            // Where a stop comes in between, the next step is not begun, and whoever goes on measures first.
             if step < self.run.steps && self.is_measured(step) {
                 self.measure(ctx, state)?;
             }
@@ -503,7 +506,9 @@ impl Stepping<'_, '_> {
         swap_average(state);
         let measured = self.measure_now(ctx, state);
         swap_average(state);
-        let Some(fields) = measured? else {
+        let measured = measured?;
+        state.tally.unmeasured = measured.is_none();
+        let Some(fields) = measured else {
             return Ok(false);
         };
         self.log(state.step, &fields);
@@ -514,9 +519,11 @@ impl Stepping<'_, '_> {
     fn measure_now(&mut self, ctx: &mut Ctx, state: &mut State) -> Result<Option<Measured>> {
         let run = &mut *self.run;
         let (_, measure) = run.measure.as_mut().expect("it is due");
+        // Where no process could go on from, the measurement is not left undone.
+        let may_stop = run.batches.is_whole() || state.step == run.steps;
         let mut goes_on = |share: f64| {
             run.progress.update(state.step, &[("validated", share)]);
-            !self.ranks.any(run.interrupt.is_raised())
+            !self.ranks.any(may_stop && run.interrupt.is_raised())
         };
         let Some(fields) = measure(ctx, &state.decoder, &mut goes_on)? else {
             return Ok(None);

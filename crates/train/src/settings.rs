@@ -243,7 +243,7 @@ pub enum PackingKind {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ComputeSettings {
-    /// The type in which dense products multiply. Weights, activations and sums are `f32` either way.
+    /// The type in which dense products and attention multiply. Weights, activations and sums are `f32` either way.
     #[serde(default)]
     pub dtype: ComputeType,
     /// What of the forward pass is computed again in the backward pass.
@@ -254,7 +254,7 @@ pub struct ComputeSettings {
     pub threads: Option<usize>,
 }
 
-/// The type in which dense products multiply.
+/// The type in which dense products and attention multiply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ComputeType {

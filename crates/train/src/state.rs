@@ -68,6 +68,9 @@ pub struct Tally {
     pub spikes: SpikeWatch,
     /// The step and the loss of the best validation so far.
     pub best: Option<(u64, f64)>,
+    /// Whether the last step is still to be measured: a stop came in between.
+    #[serde(default)]
+    pub unmeasured: bool,
     /// What was measured before the first step, where that was asked for.
     #[serde(default)]
     pub before: Vec<(String, f64)>,

@@ -111,6 +111,18 @@ pub enum Trained<'a> {
     },
     /// Low-rank matrices beside the frozen weights of a package or a checkpoint; the run leaves an adapter. On one rank.
     Adapters(Adapters<'a>),
+    /// What stands in front of a checkpoint's layers while it is trained; the run leaves the checkpoint that comes of it. On one rank.
+    Wrapped(Wrapped<'a>),
+}
+
+/// A checkpoint in layers that are taken off again before it is written: masks.
+pub struct Wrapped<'a> {
+    /// The checkpoint, whose tokenizer the result has too.
+    pub base: PathBuf,
+    /// Puts them on. Its parameters are what is trained.
+    pub wrap: &'a (dyn Fn(Decoder) -> Decoder + Sync),
+    /// What is written of a decoder that wears them.
+    pub unwrap: &'a (dyn Fn(&Decoder) -> Result<Decoder> + Sync),
 }
 
 /// Adapters to be trained.
@@ -270,9 +282,14 @@ impl Training<'_> {
                 "makes several ranks, but a reward head is trained on one; leave `[parallel]` out";
             return Err(TrainError::setting("parallel", problem));
         }
-        if let (Trained::Adapters(_), 2..) = (&self.trained, shape.ranks()) {
+        let whole = match &self.trained {
+            Trained::Weights { .. } => None,
+            Trained::Adapters(_) => Some("adapters"),
+            Trained::Wrapped(_) => Some("masks"),
+        };
+        if let (Some(what), 2..) = (whole, shape.ranks()) {
             let problem = format!(
-                "makes {} ranks, but adapters are trained on one; leave `[parallel]` out",
+                "makes {} ranks, but {what} are trained on one; leave `[parallel]` out",
                 shape.ranks()
             );
             return Err(TrainError::setting("parallel", problem));
@@ -338,6 +355,9 @@ impl Training<'_> {
                 let dtype = settings.dtype.dtype();
                 Some(Publication::adapter(&state.decoder, base, dtype))
             }
+            Trained::Wrapped(Wrapped { base, unwrap, .. }) => {
+                Publication::checkpoint(&unwrap(&state.decoder)?, base)
+            }
         }) else {
             return Ok(None);
         };
@@ -350,7 +370,7 @@ impl Trained<'_> {
     /// What it leaves.
     pub fn kind(&self) -> Kind {
         match self {
-            Trained::Weights { .. } => Kind::Checkpoint,
+            Trained::Weights { .. } | Trained::Wrapped(_) => Kind::Checkpoint,
             Trained::Adapters(_) => Kind::Adapter,
         }
     }
@@ -375,6 +395,7 @@ impl Trained<'_> {
                     First::New | First::Made(_) => adapters.settings.attach(decoder, 0),
                 }
             }
+            Trained::Wrapped(Wrapped { base, wrap, .. }) => wrap(checkpoint::load(base)?),
         };
         Ok(Some(with_reward(decoder, reward, 0)))
     }
@@ -545,7 +566,7 @@ impl Run<'_> {
             ..State::new(decoder, training.optimizer)
         };
         let base = match trained {
-            Trained::Weights { .. } => None,
+            Trained::Weights { .. } | Trained::Wrapped(_) => None,
             Trained::Adapters(adapters) => training.base(&adapters.base),
         };
         let frame = || trained.frame(base.as_deref(), training.reward);
@@ -725,6 +746,10 @@ impl Run<'_> {
             Trained::Weights {
                 config, checkpoint, ..
             } => (config, checkpoint),
+            Trained::Wrapped(Wrapped { base, wrap, .. }) => {
+                progress.message(&format!("beginning with {}", base.display()));
+                return Ok(wrap(checkpoint::load(base)?));
+            }
             Trained::Adapters(adapters) => {
                 progress.message(&format!("adapting {}", adapters.base.display()));
                 let decoder = checkpoint::open(&adapters.base)?;

@@ -428,13 +428,13 @@ fn what_another_process_trains_is_left_to_it() {
     finished(run(&dir, &[]));
 }
 
-/// Raises the interrupt while the last step's validation runs.
-struct StopInMeasuring(Interrupt);
+/// Raises the interrupt while a step's validation runs.
+struct StopInMeasuring(Interrupt, u64);
 
 impl Progress for StopInMeasuring {
     fn begin(&mut self, _: &str, _: Option<u64>, _: &str) {}
     fn update(&mut self, done: u64, fields: &[(&str, f64)]) {
-        if done == 30 && fields.iter().any(|(name, _)| *name == "validated") {
+        if done == self.1 && fields.iter().any(|(name, _)| *name == "validated") {
             self.0.raise();
         }
     }
@@ -445,10 +445,26 @@ impl Progress for StopInMeasuring {
 #[test]
 fn a_stop_while_it_is_measured_loses_no_step() {
     let (_keep, dir) = corpus();
-    for changes in [&[][..], &["parallel.fsdp=2"]] {
+    let best = ["train.keep_best=true", "train.validate_every=10"];
+    for (step, changes) in [(30, &[][..]), (30, &["parallel.fsdp=2"]), (20, &best)] {
+        let kept = |dir: &std::path::Path| {
+            let logged = read_log(&dir.join("03-pretrain.log")).unwrap();
+            let measured = |event: &russet_artifact::LogEvent| {
+                let loss = event.scalars.get("validation_loss")?;
+                Some((event.step, *loss))
+            };
+            let measured: Vec<_> = logged.iter().filter_map(measured).collect();
+            let best = dir.join("03-pretrain.best");
+            let best = best.exists().then(|| {
+                let kept = Artifact::open(&best, Kind::Checkpoint).unwrap();
+                kept.manifest_hash()
+            });
+            (measured, best)
+        };
         let straight = finished(run(&dir, changes));
-        let wanted = result(&dir);
+        let wanted = (result(&dir), kept(&dir));
         fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
+        let _ = fs::remove_dir_all(dir.join("03-pretrain.best"));
         let plan = Plan::new(common::settings(changes), &dir.join("tokens")).unwrap();
         let interrupt = Interrupt::new();
         let stopped = pretrain(
@@ -456,13 +472,13 @@ fn a_stop_while_it_is_measured_loses_no_step() {
             &dir.join("03-pretrain"),
             &common::tool(),
             Resume::Continue,
-            &mut StopInMeasuring(interrupt.clone()),
+            &mut StopInMeasuring(interrupt.clone(), step),
             &interrupt,
         );
-        assert_eq!(stopped.unwrap(), Outcome::Interrupted { step: 30 });
+        assert_eq!(stopped.unwrap(), Outcome::Interrupted { step });
         let report = finished(run(&dir, changes));
         assert_eq!(report.bits_per_byte, straight.bits_per_byte);
-        assert_eq!(result(&dir), wanted, "{changes:?}");
+        assert_eq!((result(&dir), kept(&dir)), wanted, "{changes:?}");
         fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
     }
 }

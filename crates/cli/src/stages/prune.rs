@@ -3,14 +3,17 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use russet_artifact::{Artifact, Inputs, Kind, Recipe};
+use russet_artifact::{Artifact, Inputs, Kind, Recipe, Stage};
 use russet_model::Config;
-use russet_train::prune::{PRUNE_REPORT, PruneReport, PruneSettings, prune};
+use russet_train::Estimate;
+use russet_train::plan::IDLE_SETTINGS;
+use russet_train::prune::{PRUNE_REPORT, PruneReport, PruneSettings, Pruned, Pruning};
+use russet_train::settings::ComputeSettings;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Made, Outlook, Place, Plan, StageKind, Work, make, read_json};
-use crate::app::App;
+use super::{Made, Outlook, Place, Plan, StageKind, Work, about, read_json};
+use crate::app::{App, Interrupted};
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,6 +21,8 @@ pub(super) struct PruneRecipe {
     stage: StageKind,
     inputs: PruneInputs,
     prune: PruneSettings,
+    #[serde(default)]
+    compute: ComputeSettings,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -28,9 +33,14 @@ struct PruneInputs {
     tokens: PathBuf,
 }
 
-pub(super) fn read(recipe: &Recipe) -> Result<PruneRecipe> {
-    let recipe: PruneRecipe = recipe.parse()?;
+pub(super) fn read(app: &App, recipe: &Recipe) -> Result<PruneRecipe> {
+    let mut recipe: PruneRecipe = recipe.parse()?;
     recipe.prune.check()?;
+    // The command line is nearer to the person than the recipe.
+    if app.threads_given {
+        recipe.compute.threads = Some(app.threads);
+    }
+    recipe.compute.threads.get_or_insert(app.threads);
     Ok(recipe)
 }
 
@@ -64,16 +74,21 @@ impl Work for PruneRecipe {
         };
         let (before, after) = (config.parameters(), small.parameters());
         outlook.decoders.insert(name.to_owned(), small);
-        Ok(Plan {
-            json: json!({"parameters_before": before, "parameters": after}),
-            text: format!(
-                "{:.2} M parameters to {:.2} M: feed-forward layers {} wide to {}",
-                before as f64 / 1e6,
-                after as f64 / 1e6,
-                config.ffn,
-                self.prune.ffn
-            ),
-        })
+        let flops = self.prune.flops(&config);
+        let mut json = json!({"parameters_before": before, "parameters": after, "flops": flops});
+        let mut text = format!(
+            "{:.2} M parameters to {:.2} M: feed-forward layers {} wide to {}",
+            before as f64 / 1e6,
+            after as f64 / 1e6,
+            config.ffn,
+            self.prune.ffn
+        );
+        if let Some(rate) = outlook.rate(self.compute.dtype).filter(|_| flops > 0.0) {
+            let estimate = Estimate::new(flops, rate);
+            text += &format!(", {} of learning", about(estimate.seconds));
+            json["estimate"] = serde_json::to_value(estimate)?;
+        }
+        Ok(Plan { json, text })
     }
 
     fn run(&self, app: &mut App, _: &str, place: &Place) -> Result<Made> {
@@ -87,19 +102,30 @@ impl Work for PruneRecipe {
         let tokens = Artifact::open(&place.input(&self.inputs.tokens), Kind::Tokens)?;
         let inputs = Inputs::new().artifact("tokens", &tokens)?;
         let inputs = inputs.artifact_or_path("checkpoint", &checkpoint, Kind::Checkpoint)?;
-        let (what, settings) = ((StageKind::Prune, Kind::Checkpoint), self.settings()?);
-        let skipped = make(app, what, settings, inputs, &place.out, |app, draft, _| {
-            prune(
-                &self.prune,
-                &checkpoint,
-                &tokens,
-                draft,
-                &app.pool,
-                &mut *app.progress,
-                &app.interrupt,
-            )?;
-            Ok(())
-        })?;
+        let pruning = Pruning::new(self.prune.clone(), &checkpoint, &tokens)?;
+        let mut settings = self.settings()?;
+        if let Value::Object(settings) = &mut settings {
+            settings.remove("inputs");
+        }
+        for (table, key) in IDLE_SETTINGS {
+            if let Some(Value::Object(table)) = settings.get_mut(table) {
+                table.remove(key);
+            }
+        }
+        let stage = Stage::new(StageKind::Prune.word(), &app.tool, settings, inputs);
+        let pruned = pruning.run(
+            stage,
+            &self.compute,
+            &place.out,
+            place.resume,
+            &mut *app.progress,
+            &app.interrupt,
+        )?;
+        if let Pruned::Interrupted { step } = pruned {
+            let sentence =
+                format!("stopped after step {step}; the same command goes on from there");
+            return Err(Interrupted(sentence).into());
+        }
         let facts = read_json(&place.out.join(PRUNE_REPORT))?;
         let report: PruneReport = serde_json::from_value(facts.clone())?;
         let held_out = match (report.nats_before, report.nats_after) {
@@ -109,7 +135,7 @@ impl Work for PruneRecipe {
             _ => String::new(),
         };
         Ok(Made {
-            skipped,
+            skipped: pruned == Pruned::Current,
             summary: format!(
                 "{} parameters of {}{held_out}",
                 report.parameters, report.parameters_before

@@ -2,8 +2,8 @@
 //! what C's tile holds; sums below 2⁻¹²⁶ become 0. So an element of C depends on nothing but its row, its column and the depth here
 //! too, but its last bits are not those of the other instruction sets.
 //!
-//! Many more products a byte than vectors make leave packing, not multiplying, to be watched: each operand is packed once, B for
-//! all tasks, A by the task that needs it.
+//! Many more products a byte than vectors make leave packing, not multiplying, to be watched: B is packed once for
+//! all tasks, A by each task that needs it, so once for each piece of columns.
 
 use std::ops::Range;
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use russet_model::{Decoder, Frozen, Layout, Linear, Parameter, ParameterKind};
 use russet_tensor::{Ctx, Tensor, ops};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Result;
 use crate::loader::{Batch, Batches};
@@ -129,12 +129,16 @@ impl<B: Batches> Batches for Annealed<B> {
     }
 
     fn state(&self) -> Value {
-        self.batches.state()
+        json!({"step": self.step, "batches": self.batches.state()})
     }
 
-    /// Only after an interruption, which ends the job: what is lowered stays low.
     fn restore(&mut self, state: &Value) -> Result<()> {
-        self.batches.restore(state)
+        let step = state["step"].as_u64();
+        // The batches refuse what is no place.
+        let place = step.map_or(&Value::Null, |_| &state["batches"]);
+        self.batches.restore(place)?;
+        self.step = step.unwrap_or_default();
+        Ok(())
     }
 
     fn names(&self) -> Vec<String> {

@@ -1,12 +1,14 @@
-use std::path::PathBuf;
+use std::fs;
 
-use russet_artifact::{Interrupt, Kind, NoProgress};
+use russet_artifact::{Inputs, NoProgress};
+use russet_kernels::mask as kernel;
 use russet_tensor::{Segments, Tensor};
 
+use super::mask::{Sharpness, masked, scores};
 use super::*;
 use crate::common;
 use crate::run::tests::{context, tiny};
-use crate::{Outcome, Plan, Resume, Settings, pretrain};
+use crate::{Plan, Settings, pretrain};
 
 const TOKENS: [u32; 9] = [3, 60, 7, 7, 12, 44, 0, 1, 2];
 
@@ -128,23 +130,48 @@ fn settings(method: PruneMethod) -> PruneSettings {
     }
 }
 
+fn prune_into(
+    dir: &Path,
+    out: &Path,
+    settings: &PruneSettings,
+    threads: usize,
+    progress: &mut dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<Pruned> {
+    let tokens = Artifact::open(&dir.join("tokens"), Kind::Tokens).unwrap();
+    let recipe = serde_json::to_value(settings).unwrap();
+    let stage = Stage::new("prune", &common::tool(), recipe, Inputs::new());
+    let compute = ComputeSettings {
+        threads: Some(threads),
+        ..ComputeSettings::default()
+    };
+    Pruning::new(settings.clone(), &dir.join("03-pretrain"), &tokens)?.run(
+        stage,
+        &compute,
+        out,
+        Resume::Continue,
+        progress,
+        interrupt,
+    )
+}
+
+fn report(out: &Path) -> PruneReport {
+    serde_json::from_slice(&fs::read(out.join(PRUNE_REPORT)).unwrap()).unwrap()
+}
+
 fn run(
     dir: &Path,
     settings: &PruneSettings,
     threads: usize,
     interrupt: &Interrupt,
 ) -> Result<(PruneReport, tempfile::TempDir)> {
-    let out = tempfile::tempdir().unwrap();
-    let report = prune(
-        settings,
-        &dir.join("03-pretrain"),
-        &Artifact::open(&dir.join("tokens"), Kind::Tokens).unwrap(),
-        out.path(),
-        &context(threads).pool,
-        &mut NoProgress,
-        interrupt,
-    )?;
-    Ok((report, out))
+    let keep = tempfile::tempdir().unwrap();
+    let out = keep.path().join("07-prune");
+    let pruned = prune_into(dir, &out, settings, threads, &mut NoProgress, interrupt)?;
+    if let Pruned::Interrupted { .. } = pruned {
+        return Err(TrainError::Interrupted);
+    }
+    Ok((report(&out), keep))
 }
 
 #[test]
@@ -157,13 +184,14 @@ fn learned_masks_lose_less_than_chance_and_the_checkpoint_opens() {
     let (learned, out) = made(&settings(PruneMethod::Learned), 1);
     let (again, out_again) = made(&settings(PruneMethod::Learned), 2);
     assert_eq!(learned, again);
-    let bytes = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
-    assert!(
-        bytes(out.path()) == bytes(out_again.path()),
-        "threads change bits"
+    let (out, out_again) = (
+        out.path().join("07-prune"),
+        out_again.path().join("07-prune"),
     );
+    let bytes = |out: &Path| fs::read(out.join("model.safetensors")).unwrap();
+    assert!(bytes(&out) == bytes(&out_again), "threads change bits");
 
-    let decoder = checkpoint::open(out.path()).unwrap();
+    let decoder = checkpoint::open(&out).unwrap();
     assert_eq!(
         (decoder.config().ffn, decoder.config().parameters()),
         (16, learned.parameters)
@@ -178,10 +206,12 @@ fn learned_masks_lose_less_than_chance_and_the_checkpoint_opens() {
             .iter()
             .all(|kept| kept.len() == 16 && kept.is_sorted())
     );
-    let stored: PruneReport =
-        serde_json::from_slice(&fs::read(out.path().join(PRUNE_REPORT)).unwrap()).unwrap();
-    assert_eq!(stored, learned);
-    assert!(out.path().join("tokenizer.json").exists() && out.path().join("README.md").exists());
+    assert!(out.join("tokenizer.json").exists() && out.join("README.md").exists());
+    let log = russet_artifact::read_log(&out.with_extension("log")).unwrap();
+    let losses = log
+        .iter()
+        .filter(|event| event.scalars.contains_key("loss"));
+    assert_eq!(losses.count(), 60);
 
     let (random, _) = made(&settings(PruneMethod::Random), 1);
     let (magnitude, _) = made(&settings(PruneMethod::Magnitude), 1);
@@ -261,4 +291,68 @@ fn what_cannot_be_pruned_is_refused_with_a_sentence() {
     raised.raise();
     let stopped = run(dir, &settings(PruneMethod::Learned), 1, &raised);
     assert!(matches!(stopped, Err(TrainError::Interrupted)));
+}
+
+#[test]
+fn a_reward_model_is_refused() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    let checkpoint = trained(dir);
+    let decoder = russet_model::checkpoint::load(&checkpoint).unwrap();
+    let head = russet_model::RewardHead::random(decoder.config(), 0);
+    checkpoint::save(&decoder.with_reward(head), &checkpoint).unwrap();
+    let settings = settings(PruneMethod::Magnitude);
+    let problem = run(dir, &settings, 1, &Interrupt::new()).unwrap_err();
+    assert!(
+        problem.to_string().contains("it is a reward model; prune"),
+        "{problem}"
+    );
+}
+
+/// Raises the interrupt when a step is done.
+struct StopAt(u64, Interrupt);
+
+impl Progress for StopAt {
+    fn begin(&mut self, _: &str, _: Option<u64>, _: &str) {}
+    fn update(&mut self, done: u64, _: &[(&str, f64)]) {
+        if done == self.0 {
+            self.1.raise();
+        }
+    }
+    fn message(&mut self, _: &str) {}
+    fn end(&mut self) {}
+}
+
+#[test]
+fn learning_that_was_stopped_goes_on_to_the_same_bytes() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    trained(dir);
+    for weight_lr in [0.0, 1e-3] {
+        let settings = PruneSettings {
+            weight_lr,
+            ..settings(PruneMethod::Learned)
+        };
+        let manifest = |out: &Path| {
+            let artifact = Artifact::open(out, Kind::Checkpoint).unwrap();
+            artifact.verify().unwrap();
+            artifact.manifest_hash()
+        };
+        let (straight, out) = (dir.join("straight"), dir.join("stopped"));
+        let mut into = |out: &Path, stop: u64| {
+            let interrupt = Interrupt::new();
+            let mut progress = StopAt(stop, interrupt.clone());
+            prune_into(dir, out, &settings, 1, &mut progress, &interrupt).unwrap()
+        };
+        assert_eq!(into(&straight, u64::MAX), Pruned::Finished);
+        for step in [7, 31] {
+            assert_eq!(into(&out, step), Pruned::Interrupted { step });
+            assert!(!out.exists() && out.with_extension("state").is_dir());
+        }
+        assert_eq!(into(&out, u64::MAX), Pruned::Finished);
+        assert_eq!(manifest(&out), manifest(&straight), "{weight_lr}");
+        assert_eq!(into(&out, u64::MAX), Pruned::Current);
+        fs::remove_dir_all(&out).unwrap();
+        fs::remove_dir_all(&straight).unwrap();
+    }
 }
