@@ -73,6 +73,12 @@ impl App {
     /// it comes: a launcher may send each process what another one sent to all.
     pub fn stop_on_signals(&self) -> Result<()> {
         use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+        use std::sync::atomic::{AtomicBool, Ordering};
+        // Two who hear one signal would take it for a second one.
+        static HEARD: AtomicBool = AtomicBool::new(false);
+        if HEARD.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
         let together = self.launch.processes() > 1;
         let mut signals = vec![SIGINT, SIGTERM];
         signals.extend(together.then_some(SIGUSR1));
@@ -83,7 +89,7 @@ impl App {
             .name("signals".into())
             .spawn(move || {
                 for _ in signals.forever() {
-                    if flag.swap(true, std::sync::atomic::Ordering::SeqCst) && !together {
+                    if flag.swap(true, Ordering::SeqCst) && !together {
                         eprintln!(
                             "error: stopped at once by a second signal; what was saved before is whole, and the same \
                              command goes on from there"
@@ -107,6 +113,20 @@ impl App {
             format!("{text}\n")
         };
         write_stdout(line.as_bytes()).context("standard output is closed")
+    }
+}
+
+/// What a verb has come to.
+pub struct Said {
+    /// For a program.
+    pub json: Value,
+    /// For a person.
+    pub text: String,
+}
+
+impl Said {
+    pub fn new(json: Value, text: String) -> Said {
+        Said { json, text }
     }
 }
 

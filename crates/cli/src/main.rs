@@ -27,7 +27,7 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 
 use app::{App, Usage};
-use args::{BenchArgs, BenchVerb, Cli, EvalVerb, TokenizerVerb, Verb};
+use args::{BenchArgs, BenchVerb, Cli, TokenizerVerb, Verb};
 use outcome::{Outcome, outcome};
 use russet_train::{Launch, Resume};
 use serde_json::json;
@@ -166,26 +166,9 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Chat(args) => chat::chat(app, &args),
         Verb::Serve(args) => serve::serve(app, args),
         Verb::Grade(args) => grade::grade(app, &args),
-        Verb::Eval(EvalVerb::Perplexity(args)) => measure::perplexity(app, &args),
-        Verb::Eval(EvalVerb::Needle(args)) => needle::run(app, &args),
-        Verb::Eval(EvalVerb::Ifeval(args)) => eval::ifeval::run(app, &args),
-        Verb::Eval(EvalVerb::Pairwise(args)) => eval::pairwise::run(app, &args),
-        Verb::Eval(EvalVerb::Committee(args)) => eval::committee::run(app, &args),
-        Verb::Eval(EvalVerb::Judge(args)) => eval::judge::run(app, &args),
-        Verb::Eval(EvalVerb::Prompts(args)) => eval::prompts::run(app, &args),
-        Verb::Eval(EvalVerb::Respond(args)) => eval::respond::run(app, &args),
-        Verb::Eval(EvalVerb::Choice(args)) => eval::choice::run(app, &args),
-        Verb::Eval(EvalVerb::Math(args)) => eval::math::run(app, &args),
-        Verb::Eval(EvalVerb::Code(args)) => eval::code::run(app, &args),
-        Verb::Eval(EvalVerb::Calls(args)) => eval::calls::run(app, &args),
-        Verb::Eval(EvalVerb::Positions(args)) => eval::positions::run(app, &args),
-        Verb::Eval(EvalVerb::Summaries(args)) => eval::summaries::run(app, args),
-        Verb::Eval(EvalVerb::Slots(args)) => eval::slots::run(app, &args),
-        Verb::Eval(EvalVerb::Safety(args)) => eval::safety::run(app, &args),
-        Verb::Eval(EvalVerb::Reward(args)) => eval::reward::run(app, &args),
-        Verb::Eval(EvalVerb::Report(args)) => eval::report::run(app, &args),
-        Verb::Eval(EvalVerb::Logits { model, tokens, out }) => {
-            measure::logits(app, &model, &tokens, &out)
+        Verb::Eval(verb) => {
+            let said = eval::score(app, verb)?;
+            app.print(&said.json, &said.text)
         }
         Verb::Bench(BenchArgs {
             what: Some(BenchVerb::Train(args)),

@@ -16,7 +16,7 @@ use russet_tokenizer::{Tokenizer, read_texts};
 use russet_train::settings::ComputeType;
 use serde_json::json;
 
-use crate::app::{App, Model, Usage, base};
+use crate::app::{App, Model, Said, Usage, base};
 use crate::args::{BenchArgs, BenchTrainArgs, CacheType, PerplexityArgs, Type};
 use crate::eval::save::Saved;
 use crate::text::TraceFile;
@@ -63,7 +63,7 @@ pub fn window(context: usize, asked: Option<usize>) -> Result<usize> {
 }
 
 /// Perplexity and bits per byte, and the divergence from another model.
-pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<()> {
+pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<Said> {
     app.stop_on_signals()?;
     crate::found::text(&args.text)?;
     let model = Model::open(&args.model, args.adapter.as_deref())?;
@@ -140,11 +140,11 @@ pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<()> {
             100.0 * same_top
         );
     }
-    app.print(&json, &text)
+    Ok(Said::new(json, text))
 }
 
 /// Writes the logits of given tokens.
-pub fn logits(app: &App, model: &Path, tokens: &[u32], out: &Path) -> Result<()> {
+pub fn logits(app: &App, model: &Path, tokens: &[u32], out: &Path) -> Result<Said> {
     crate::found::model(model)?;
     let decoder = russet_model::checkpoint::open(model)?;
     let vocab = decoder.config().vocab;
@@ -183,10 +183,8 @@ pub fn logits(app: &App, model: &Path, tokens: &[u32], out: &Path) -> Result<()>
     };
     stored::write(folder, stem, &[tensor], usize::MAX)?;
     let json = json!({"out": out, "shape": logits.shape()});
-    app.print(
-        &json,
-        &format!("{}: logits of {} tokens", out.display(), tokens.len()),
-    )
+    let text = format!("{}: logits of {} tokens", out.display(), tokens.len());
+    Ok(Said::new(json, text))
 }
 
 /// The decoder that is measured, with its name and how many weights it has.

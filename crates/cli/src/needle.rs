@@ -8,8 +8,10 @@ use clap::Args;
 use russet_eval::needle::{Found, Haystack, NeedleScores, NeedleSettings, needle};
 use russet_tensor::Ctx;
 use russet_tokenizer::{Tokenizer, read_texts};
+use serde_json::json;
 
-use crate::app::{App, Model};
+use crate::app::{App, Model, Said};
+use crate::eval::save::{SaveArgs, Saved};
 
 /// Tokens of the text that are used at most.
 const FILLER: usize = 1 << 18;
@@ -49,10 +51,12 @@ pub struct NeedleArgs {
     /// The same seed asks for the same facts
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    save: SaveArgs,
 }
 
 /// Measures and prints.
-pub fn run(app: &mut App, args: &NeedleArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &NeedleArgs) -> Result<Said> {
     app.stop_on_signals()?;
     let model = Model::open(&args.model, args.adapter.as_deref())?;
     let haystack = haystack(&model.tokenizer, &args.text, args.values)?;
@@ -74,7 +78,18 @@ pub fn run(app: &mut App, args: &NeedleArgs) -> Result<()> {
         progress,
         interrupt,
     )?;
-    app.print(&serde_json::to_value(&scores)?, &table(&scores))
+    let json = serde_json::to_value(&scores)?;
+    let mut inputs = vec![("text", args.text.as_path()), ("model", &args.model)];
+    inputs.extend(args.adapter.as_deref().map(|path| ("adapter", path)));
+    let saved = Saved {
+        name: "needle",
+        scores: &json,
+        settings: json!({"lengths": args.lengths, "depths": args.depths, "trials": args.trials, "values": args.values, "seed": args.seed}),
+        inputs,
+        rows: Vec::new(),
+    };
+    args.save.save(app, &saved)?;
+    Ok(Said::new(json, table(&scores)))
 }
 
 /// Fills prompts with the text, and takes its words for the facts.

@@ -416,7 +416,7 @@ fn report(app: &App, done: &[(StageKind, Done)], interrupted: bool) -> Result<()
     if let Some((_, model)) = models.iter().find_map(|&kind| last(kind))
         && !interrupted
     {
-        let model = model.artifact.display();
+        let model = quoted(&model.artifact.display().to_string());
         lines.push(format!(
             "Next: russet generate --model {model} --prompt \"Once upon a time\""
         ));
@@ -424,4 +424,13 @@ fn report(app: &App, done: &[(StageKind, Done)], interrupted: bool) -> Result<()
         lines.push("(russet is target/release/russet, or `cargo run --release --`)".to_owned());
     }
     app.print(&json, &lines.join("\n"))
+}
+
+/// A path as a shell takes it for one word.
+fn quoted(path: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+".contains(c);
+    match path.chars().all(plain) {
+        true => path.to_owned(),
+        false => format!("'{}'", path.replace('\'', "'\\''")),
+    }
 }

@@ -80,7 +80,10 @@ mod tests {
             ),
             ("dim=0", "dim is `0`"),
             ("dim=8,dim=8", "dim is given twice"),
-            ("dim=8", "layers is missing"),
+            (
+                "dim=8",
+                "layers, heads, kv_heads, head_dim, ffn, vocab are missing",
+            ),
             (
                 "dim=8,layers=1,heads=3,kv_heads=2,head_dim=4,ffn=8,vocab=9",
                 "3 query heads cannot be shared",

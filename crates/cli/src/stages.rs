@@ -10,6 +10,7 @@ mod pretrain;
 mod prune;
 mod recover;
 mod reject;
+mod report;
 mod rlhf;
 mod sample;
 mod teacher_logits;
@@ -24,7 +25,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use russet_align::Lesson;
-use russet_artifact::{Inputs, Kind, Recipe, Stage, Tool};
+use russet_artifact::{Artifact, Inputs, Kind, MANIFEST, Recipe, Stage, Tool};
 use russet_kernels::Pool;
 use russet_model::Config;
 use russet_tokenizer::read_texts;
@@ -53,6 +54,7 @@ pub enum StageKind {
     Palettize,
     Recover,
     Eval,
+    Report,
     Sample,
 }
 
@@ -73,6 +75,7 @@ impl StageKind {
             StageKind::Palettize => "palettize",
             StageKind::Recover => "recover",
             StageKind::Eval => "eval",
+            StageKind::Report => "report",
             StageKind::Sample => "sample",
         }
     }
@@ -93,6 +96,7 @@ impl StageKind {
             StageKind::Palettize => Box::new(palettize::read(recipe)?),
             StageKind::Recover => Box::new(recover::read(app, recipe)?),
             StageKind::Eval => Box::new(eval::read(recipe)?),
+            StageKind::Report => Box::new(report::read(recipe)?),
             StageKind::Sample => Box::new(sample::read(recipe)?),
         })
     }
@@ -202,7 +206,13 @@ impl Outlook {
     /// Whether an input is what the stage will find: it is there, and nothing of the run makes it anew before.
     fn is_settled(&self, input: &Path, place: &Place) -> bool {
         let path = place.input(input);
-        path.exists() && !self.earlier.contains(&path)
+        let made = path.extension().is_some_and(|end| end == "best");
+        let made = if made {
+            path.with_extension("")
+        } else {
+            path.clone()
+        };
+        path.exists() && !self.earlier.contains(&made)
     }
 
     /// The rate of products of a type, in a dry run.
@@ -251,7 +261,12 @@ impl Outlook {
 
     /// The shape of a checkpoint: that which the run will make, else that which lies there.
     fn decoder(&self, input: &Path, place: &Place) -> Option<Config> {
-        let made = input.to_str().and_then(|name| self.decoders.get(name));
+        let name = input.to_str();
+        let made = name.and_then(|name| {
+            self.decoders
+                .get(name)
+                .or_else(|| self.decoders.get(name.strip_suffix(".best")?))
+        });
         made.cloned()
             .or_else(|| Config::open(&place.input(input)).ok())
     }
@@ -355,7 +370,11 @@ impl Job {
     /// `later` those after it.
     pub fn check_inputs(&self, place: &Place, earlier: &[&str], later: &[&str]) -> Result<()> {
         for (key, name) in inputs(&self.work.settings()?) {
-            let is = |stage: &&&str| Path::new(stage) == name;
+            // A training stage that keeps the best leaves it beside its result.
+            let made = name
+                .to_str()
+                .map(|name| name.strip_suffix(".best").unwrap_or(name));
+            let is = |stage: &&&str| Some(**stage) == made;
             let shown = name.display();
             let sentence = if earlier.iter().any(|stage| is(&stage)) {
                 continue;
@@ -404,11 +423,13 @@ fn inputs(settings: &Value) -> Vec<(String, PathBuf)> {
     let mixture = mixture.into_iter().flatten().enumerate();
     let mixed =
         mixture.map(|(number, part)| (format!("data.mixture.{number}.tokens"), &part["tokens"]));
-    let members = settings["member"].as_array();
-    let members = members.into_iter().flatten().enumerate();
-    let here = members.filter(|(_, member)| member.get("endpoint").is_none());
-    let of_members = here.flat_map(|(number, member)| {
-        ["model", "adapter"].map(|key| (format!("member.{number}.{key}"), &member[key]))
+    let of_members = ["member", "model"].into_iter().flat_map(|table| {
+        let members = settings[table].as_array();
+        let members = members.into_iter().flatten().enumerate();
+        let here = members.filter(|(_, member)| member.get("endpoint").is_none());
+        here.flat_map(move |(number, member)| {
+            ["model", "adapter"].map(|key| (format!("{table}.{number}.{key}"), &member[key]))
+        })
     });
     named
         .chain(mixed)
@@ -481,6 +502,14 @@ fn look_at_texts(key: &str, paths: &[PathBuf]) -> Result<Map<String, Value>> {
     found.insert("files".into(), paths.len().into());
     found.insert("file_bytes".into(), bytes.into());
     Ok(found)
+}
+
+/// An input that may be of any kind: an artifact by its manifest, else a file or folder by its bytes.
+fn ours_or_not(inputs: Inputs, name: &str, path: &Path) -> Result<Inputs> {
+    Ok(match path.join(MANIFEST).exists() {
+        true => inputs.artifact(name, &Artifact::open_any(path)?)?,
+        false => inputs.path(name, path)?,
+    })
 }
 
 fn read_json(path: &Path) -> Result<Value> {

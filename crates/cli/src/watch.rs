@@ -52,12 +52,19 @@ const STILL: Duration = Duration::from_secs(60);
 
 /// Shows the run until `q`; the last values alone where nobody looks at a terminal.
 pub fn watch(app: &App, args: &WatchArgs) -> Result<()> {
-    let folder = log_folder(&args.run)?;
+    let found = log_folder(&args.run)?;
     if args.page {
-        read_log(&folder)?; // one that cannot be read is said now
+        found.as_deref().map(read_log).transpose()?; // one that cannot be read is said now
         return serve(app, args);
     }
     if app.json || !std::io::stdout().is_terminal() {
+        let folder = found.ok_or_else(|| {
+            Usage(format!(
+                "{}: there is no log.jsonl in it, beside it (as NAME.log/) or in a folder of it; a training stage writes one from \
+                 its first step on",
+                args.run.display()
+            ))
+        })?;
         let curves = Curves::new(&read_log(&folder)?);
         let pace = Pace::of(&folder);
         let text = format!(
@@ -95,7 +102,9 @@ fn serve(app: &App, args: &WatchArgs) -> Result<()> {
 
 /// What the page is told: the last values and, where it has not seen what is logged, the curves.
 fn tell(run: &Path, seen: u64) -> Result<serde_json::Value> {
-    let folder = log_folder(run)?;
+    let Some(folder) = log_folder(run)? else {
+        return Ok(json!({"seen": 0, "pace": WAITING}));
+    };
     let pace = Pace::of(&folder);
     let is = std::fs::metadata(folder.join("log.jsonl"));
     let mut hasher = DefaultHasher::new();
@@ -120,16 +129,23 @@ fn show(terminal: &mut ratatui::DefaultTerminal, run: &Path) -> Result<()> {
     let (mut seen, mut curves) = (None, Curves::default());
     loop {
         // Of a run of several stages, the one that is being trained.
-        let folder = log_folder(run)?;
-        let length = std::fs::metadata(folder.join("log.jsonl")).map_or(0, |log| log.len());
-        let now = Some((folder.clone(), length));
-        if seen != now {
-            curves = Curves::new(&read_log(&folder)?);
-            seen = now;
+        match log_folder(run)? {
+            Some(folder) => {
+                let length = std::fs::metadata(folder.join("log.jsonl")).map_or(0, |log| log.len());
+                let now = Some((folder.clone(), length));
+                if seen != now {
+                    curves = Curves::new(&read_log(&folder)?);
+                    seen = now;
+                }
+                let pace = Pace::of(&folder);
+                let name = folder.display().to_string();
+                terminal.draw(|frame| curves.draw(frame, &name, pace))?;
+            }
+            None => {
+                let line = format!("{}: {WAITING}; q quits", run.display());
+                terminal.draw(|frame| frame.render_widget(Line::from(line), frame.area()))?;
+            }
         }
-        let pace = Pace::of(&folder);
-        let name = folder.display().to_string();
-        terminal.draw(|frame| curves.draw(frame, &name, pace))?;
         if event::poll(EVERY)?
             && let Event::Key(key) = event::read()?
         {
@@ -142,24 +158,33 @@ fn show(terminal: &mut ratatui::DefaultTerminal, run: &Path) -> Result<()> {
     }
 }
 
-/// The folder with the log: the one given, the one beside it, or the one in it that was written to last.
-fn log_folder(run: &Path) -> Result<PathBuf> {
+/// What is said of a run that has not come to its first step.
+const WAITING: &str = "nothing is logged yet";
+
+/// The folder with the log: the one given, the one beside it, or the one in it that was written to last; nothing where the run has
+/// logged nothing yet.
+fn log_folder(run: &Path) -> Result<Option<PathBuf>> {
     let has_log = |folder: &Path| folder.join("log.jsonl").is_file();
     if has_log(run) {
-        return Ok(run.to_owned());
+        return Ok(Some(run.to_owned()));
     }
     if run.ends_with("log.jsonl")
         && let Some(folder) = run.parent().filter(|folder| has_log(folder))
     {
-        return Ok(folder.to_owned());
+        return Ok(Some(folder.to_owned()));
     }
     if let Some(name) = run.file_name() {
         let mut name = name.to_owned();
         name.push(".log");
         let beside = run.with_file_name(name);
         if has_log(&beside) {
-            return Ok(beside);
+            return Ok(Some(beside));
         }
+    }
+    if !run.is_dir() {
+        let sentence =
+            "there is no such folder; name one of a run, of a training stage or of its log";
+        return Err(Usage(format!("{}: {sentence}", run.display())).into());
     }
     let inside = std::fs::read_dir(run).into_iter().flatten().flatten();
     let newest = inside
@@ -170,14 +195,7 @@ fn log_folder(run: &Path) -> Result<PathBuf> {
                 .and_then(|log| log.modified())
                 .ok()
         });
-    newest.ok_or_else(|| {
-        Usage(format!(
-            "{}: there is no log.jsonl in it, beside it (as NAME.log/) or in a folder of it; a training stage writes one \
-             from its first step on",
-            run.display()
-        ))
-        .into()
-    })
+    Ok(newest)
 }
 
 /// Whether the run goes on, as far as its files tell.
@@ -546,7 +564,12 @@ mod tests {
             logs.clone(),
             logs.join("log.jsonl"),
         ] {
-            assert_eq!(log_folder(&given).unwrap(), logs, "{}", given.display());
+            assert_eq!(
+                log_folder(&given).unwrap().as_ref(),
+                Some(&logs),
+                "{}",
+                given.display()
+            );
         }
         assert_eq!(Pace::of(&logs), Pace::Running);
         let written = |seconds| {
@@ -652,9 +675,11 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_without_a_log_is_refused_with_a_remedy() {
+    fn a_folder_without_a_log_is_waited_for_and_one_that_is_not_there_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let error = log_folder(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("no log.jsonl"), "{error}");
+        assert_eq!(log_folder(folder.path()).unwrap(), None, "it may come");
+        assert_eq!(tell(folder.path(), 0).unwrap()["pace"], WAITING);
+        let error = log_folder(&folder.path().join("other")).unwrap_err();
+        assert!(error.to_string().contains("no such folder"), "{error}");
     }
 }

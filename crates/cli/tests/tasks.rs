@@ -390,3 +390,106 @@ fn a_model_is_asked_and_gone_on_with() {
         [(0, 50, 50), (50, 100, 50), (100, 150, 50), (150, 200, 50)]
     );
 }
+
+#[test]
+fn a_recipe_puts_several_models_side_by_side_and_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    stories(dir);
+    let (question, problem) = (
+        json!({"id": "q", "context": "Once upon a", "choices": [" time", " xq"], "answer": 0}),
+        json!({"question": "1 + 1?", "answer": "#### 2"}),
+    );
+    write(dir, "c.jsonl", &[question]);
+    write(dir, "math.jsonl", &[problem]);
+    write(
+        dir,
+        "text.jsonl",
+        &[
+            json!({"text": "Once upon a time there was a little girl and her mom. They went to the big park and they saw a dog. ".repeat(8)}),
+        ],
+    );
+    std::fs::create_dir(dir.join("worth")).unwrap();
+    let recipe = |more: &str| {
+        let text = format!(
+            "stage = \"report\"\n[[model]]\nname = \"plain\"\nmodel = \"stories\"\n[[model]]\nname = \"again\"\nmodel = \"stories\"\n\
+             [[task]]\nkind = \"perplexity\"\ntext = \"text.jsonl\"\nwindow = 64\nagainst = \"stories\"\n\
+             [[task]]\nkind = \"choice\"\ntask = \"c.jsonl\"\n[[task]]\nkind = \"math\"\ntask = \"math.jsonl\"\nmax_tokens = 3\n{more}"
+        );
+        std::fs::write(dir.join("worth/01-report.toml"), text).unwrap();
+    };
+    recipe(
+        "[[task]]\nkind = \"needle\"\ntext = \"text.jsonl\"\nlengths = [32]\ntrials = 2\nvalues = 2\ndepths = [0.0, 0.5]\n",
+    );
+    let run = || ok(dir, &["run", "worth", "--json"]).json();
+    let facts = run();
+    assert_eq!(facts["stages"][0]["skipped"], false);
+    let out = dir.join("runs/worth/01-report");
+    let read =
+        |path: &Path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    for model in ["plain", "again"] {
+        let of = |eval: &str| read(&out.join(model).join(format!("{eval}.json")));
+        let perplexity = of("perplexity");
+        assert_eq!(perplexity["settings"]["window"], 64);
+        assert_eq!(
+            perplexity["scores"]["kld"].as_f64().map(f64::abs),
+            Some(0.0)
+        );
+        assert_eq!(of("choice-c")["scores"]["acc"], 1.0, "a time is likelier");
+        assert_eq!(of("math")["scores"]["n"], 1);
+        assert_eq!(of("needle")["settings"]["depths"], json!([0.0, 0.5]));
+    }
+    let both = read(&out.join("scores.json"));
+    assert_eq!(
+        both["runs"][0]["evals"]["choice-c"]["scores"],
+        both["runs"][1]["evals"]["choice-c"]["scores"]
+    );
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("plain") && page.contains("found in 32 tokens"));
+    assert_eq!(run()["stages"][0]["skipped"], true, "nothing has changed");
+
+    // Whoever goes on asks only for what was not answered: the answers that are there are taken as they are.
+    let answers = dir.join("runs/worth/01-report.answers");
+    let kept = answers.join("plain.math.jsonl");
+    let answered = std::fs::read_to_string(&kept).unwrap();
+    let mut row: Value = serde_json::from_str(answered.trim()).unwrap();
+    row["response"] = "#### 2".into();
+    std::fs::write(&kept, format!("{row}\n")).unwrap();
+    std::fs::remove_dir_all(&out).unwrap();
+    run();
+    assert_eq!(read(&out.join("plain/math.json"))["scores"]["strict"], 1.0);
+    assert_eq!(read(&out.join("again/math.json"))["scores"]["strict"], 0.0);
+
+    for (more, says) in [
+        (
+            "[[task]]\nkind = \"math\"\ntask = \"other.jsonl\"\n",
+            "a second time",
+        ),
+        ("[[task]]\nkind = \"judge\"\n", "`task.3.kind` is judge"),
+        ("[[task]]\nkind = \"no\"\n", "write one of"),
+        (
+            "[[task]]\nkind = \"ifeval\"\nmax_token = 3\n",
+            "`task.3` (ifeval)",
+        ),
+        (
+            "[[task]]\nkind = \"ifeval\"\nsave = \"x\"\n",
+            "`task.3.save` is the stage's",
+        ),
+        (
+            "[[model]]\nname = \"plain\"\nmodel = \"stories\"\n",
+            "tell them apart",
+        ),
+        (
+            "[[model]]\nname = \"../x\"\nmodel = \"stories\"\n",
+            "it names a folder",
+        ),
+        (
+            "[[model]]\nname = \"gone\"\nmodel = \"gone\"\n",
+            "`model.2.model` is gone",
+        ),
+    ] {
+        recipe(more);
+        let ran = exits(dir, 2, &["run", "worth"]);
+        assert!(ran.stderr.contains(says), "{says}: {}", ran.stderr);
+    }
+}

@@ -17,10 +17,11 @@ use serde_json::Value;
 
 use crate::loader::{Batch, Batches};
 use crate::objective::NextToken;
+use crate::price::Memory;
 use crate::probe::matmul_gflops_in;
 use crate::run::{Ended, Loop, train};
 use crate::schedule::{self, Schedule};
-use crate::settings::{ComputeType, OptimizerSettings};
+use crate::settings::{ComputeType, OptimizerSettings, Recompute};
 use crate::state::State;
 use crate::{Result, TrainError};
 
@@ -82,11 +83,16 @@ pub fn sizes<const N: usize>(
             return Err(format!("{name} is given twice"));
         }
     }
-    let mut sizes = [0; N];
-    for ((to, value), name) in sizes.iter_mut().zip(values).zip(names) {
-        *to = value.ok_or_else(|| format!("{name} is missing"))?;
+    let missing = names
+        .iter()
+        .zip(values)
+        .filter(|(_, value)| value.is_none());
+    let missing: Vec<&str> = missing.map(|(name, _)| *name).collect();
+    match missing[..] {
+        [] => Ok(values.map(|value| value.expect("none is missing"))),
+        [name] => Err(format!("{name} is missing")),
+        _ => Err(format!("{} are missing", missing.join(", "))),
     }
-    Ok(sizes)
 }
 
 impl FromStr for Shape {
@@ -207,6 +213,12 @@ pub fn bench(
     config
         .check()
         .map_err(|problem| TrainError::setting("shape", problem))?;
+    let rows = shape.seq.saturating_mul(shape.batch);
+    let recompute = match ctx.recompute {
+        true => Recompute::Block,
+        false => Recompute::None,
+    };
+    Memory::of_step(&config, rows, recompute, config.parameters(), 0, false).check()?;
     ctx.compute = dtype.kernel();
     let peak_flops = matmul_gflops_in(&ctx.pool, ctx.compute) * 1e9;
     let decoder = Decoder::random(&config, 1);
@@ -405,7 +417,10 @@ mod tests {
         let shape: Shape = SMALL.parse().unwrap();
         assert_eq!(shape.to_string(), SMALL);
         for (text, complaint) in [
-            ("dim=32", "layers is missing"),
+            (
+                "dim=32",
+                "layers, heads, kv_heads, ffn, vocab, seq, batch are missing",
+            ),
             ("dim=32,dim=32", "given twice"),
             ("width=32", "no part of a shape"),
             ("dim=0", "whole number from 1"),

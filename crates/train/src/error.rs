@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use russet_artifact::Kind;
+
 /// `Result` with [`TrainError`].
 pub type Result<T> = std::result::Result<T, TrainError>;
 
@@ -56,6 +58,17 @@ pub enum TrainError {
         /// Why.
         source: Box<TrainError>,
     },
+    /// The result of a run that has come to its end.
+    #[error(
+        "training has ended, but the {what} could not be written: {source}. What was saved last is untouched, and the same command \
+         goes on from there"
+    )]
+    NotWritten {
+        /// What the run leaves.
+        what: Kind,
+        /// Why.
+        source: Box<TrainError>,
+    },
     /// A rank of a mesh that ended in the middle.
     #[error(
         "rank {rank} of {ranks} is gone: {problem}. What was saved before is untouched; the same command goes on from there"
@@ -90,6 +103,17 @@ pub enum TrainError {
         in_a_row: u64,
         /// The last one's norm.
         norm: f64,
+        /// `train.skip_norm`.
+        limit: f64,
+    },
+    /// A run came to its end and changed no weight.
+    #[error(
+        "all {steps} steps were skipped, their gradients' norms at or above {limit} (`train.skip_norm`), so nothing was learnt and nothing \
+         is written: lower `train.peak_lr` or raise `train.skip_norm`, and begin again with --restart"
+    )]
+    NothingLearnt {
+        /// Of the run.
+        steps: u64,
         /// `train.skip_norm`.
         limit: f64,
     },

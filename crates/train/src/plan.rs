@@ -77,6 +77,7 @@ pub struct Plan {
     base: Option<PathBuf>, // a checkpoint, or the package under adapters
     train: Vec<Source>,
     validation: Option<PathBuf>,
+    validation_tokens: u64, // of the split
     begin_of_text: u32,
     teacher: Option<TeacherInput>,
     teacher_config: Option<Config>, // of one that runs in the same process
@@ -127,8 +128,11 @@ impl Plan {
             .as_ref()
             .map(|name| shard_path(&tokens, name))
             .transpose()?;
+        let mut validation_tokens = 0;
         for path in train.iter().map(|source| &source.path).chain(&validation) {
-            check_tokenizer(&TokenShard::open(path)?, &tokenizer, &folder)?;
+            let shard = TokenShard::open(path)?;
+            check_tokenizer(&shard, &tokenizer, &folder)?;
+            validation_tokens = shard.tokens() as u64; // the last one's
         }
         if let (Some(path), Some(start)) = (base, &start) {
             check_checkpoint(path, start, &tokenizer, &folder)?;
@@ -154,6 +158,7 @@ impl Plan {
             base: base.cloned(),
             train,
             validation,
+            validation_tokens,
             begin_of_text,
             teacher: None,
             teacher_config: None,
@@ -380,6 +385,20 @@ impl Plan {
         let teacher = self.teacher_config.as_ref().map(price);
         let mut memory = memory(&self.config, &self.settings);
         memory.teacher = teacher.map_or(0, |teacher| teacher.bytes);
+        let train = &self.settings.train;
+        let once = match self.validation {
+            Some(_) => self
+                .validation_tokens
+                .min(train.validation_tokens.unwrap_or(u64::MAX)),
+            None => 0,
+        };
+        // The last step is measured once, whether it is due or not.
+        let times = match train.validate_every {
+            0 => 1,
+            every => self.steps.saturating_sub(1) / every + 1,
+        };
+        let validation_tokens = times * once;
+        let forward = self.config.forward_flops(train.sequence_length / 2);
         let all: f64 = self.train.iter().map(|source| source.weight).sum();
         let describe = |source: &Source| SourceDescription {
             name: source.label.clone(),
@@ -407,6 +426,8 @@ impl Plan {
             ),
             threads: self.settings.compute.threads(),
             validates: self.validation.is_some(),
+            validation_tokens,
+            validation_flops: validation_tokens as f64 * forward,
         }
     }
 

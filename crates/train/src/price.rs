@@ -52,6 +52,10 @@ pub struct Description {
     pub threads: usize,
     /// Whether there is something held out to measure.
     pub validates: bool,
+    /// Tokens that are measured in all, over all measurements.
+    pub validation_tokens: u64,
+    /// Operations of that.
+    pub validation_flops: f64,
 }
 
 /// A shard that is trained on.
@@ -184,6 +188,26 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
         };
     }
     let packing = packing(settings);
+    let rows = packing.micro_batch_sequences * packing.sequence_length;
+    let learns = match &settings.adapter {
+        None => config.parameters(),
+        Some(adapter) => adapter.parameters(config),
+    };
+    let means = usize::from(settings.train.ema > 0.0);
+    let every = settings.train.checkpoint_every;
+    let saves = every > 0 && every < settings.train.steps.expect("resolved");
+    Memory::of_step(
+        config,
+        rows,
+        settings.compute.recompute,
+        learns,
+        means,
+        saves,
+    )
+}
+
+/// What the tape and the way back take of so many rows, in bytes.
+fn activations(config: &Config, rows: usize, recompute: Recompute) -> usize {
     let Config {
         width,
         layers,
@@ -193,7 +217,6 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
         ffn,
         ..
     } = *config;
-    let rows = packing.micro_batch_sequences * packing.sequence_length;
     let statistics = 2 + 2 * heads + kv_heads;
     // Floats that a row keeps, and that its gradient takes on the way back.
     let (attention, d_attention) = (
@@ -201,7 +224,7 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
         2 * config.qkv_width() + heads * head_dim + 2 * width,
     );
     let (ffn, d_ffn) = (2 * ffn + width, 3 * ffn + 2 * width);
-    let blocks = match settings.compute.recompute {
+    let blocks = match recompute {
         Recompute::None => rows.saturating_mul(layers * (attention + ffn) + d_ffn + 3 * width),
         // One block's attention for all rows, and then the way back through its feed-forward layer, some rows at a time, or
         // through the attention.
@@ -211,24 +234,12 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
                 .saturating_add(feed_forward.max(rows.saturating_mul(d_attention)))
         }
     };
-    // Saturating: what no machine has need not be said to the byte.
-    let bytes = |floats: usize| floats.saturating_mul(size_of::<f32>());
-    let weights = bytes(config.parameters());
-    let learns = match &settings.adapter {
-        None => weights,
-        Some(adapter) => bytes(adapter.parameters(config)),
-    };
-    let means = usize::from(settings.train.ema > 0.0);
-    let every = settings.train.checkpoint_every;
-    let saves = usize::from(every > 0 && every < settings.train.steps.expect("resolved"));
-    Memory {
-        weights,
-        gradients: learns,
-        optimizer: learns.saturating_mul(2 + means),
-        saving: learns.saturating_mul(saves * (3 + means)),
-        activations: bytes(blocks),
-        teacher: 0,
-    }
+    bytes(blocks)
+}
+
+/// Saturating: what no machine has need not be said to the byte.
+fn bytes(floats: usize) -> usize {
+    floats.saturating_mul(size_of::<f32>())
 }
 
 /// What a teacher in the same process adds to a run.
@@ -299,7 +310,10 @@ impl fmt::Display for Description {
         if let Some(plan) = &self.parallel {
             write!(f, "\n{plan}")?;
         }
-        if !self.validates {
+        if self.validates {
+            let millions = self.validation_tokens as f64 / 1e6;
+            write!(f, "\nheld out {millions:.2} M tokens over all measurements")?;
+        } else {
             write!(
                 f,
                 "\nnothing is held out: set `data.validation` to a shard's name to measure as it trains"
@@ -348,6 +362,27 @@ impl fmt::Display for Memory {
 }
 
 impl Memory {
+    /// Of steps on one rank, of so many rows a pass: a decoder of which so many numbers learn, with running means of them, with a copy
+    /// being saved.
+    pub(crate) fn of_step(
+        config: &Config,
+        rows: usize,
+        recompute: Recompute,
+        learns: usize,
+        means: usize,
+        saves: bool,
+    ) -> Memory {
+        let learns = bytes(learns);
+        Memory {
+            weights: bytes(config.parameters()),
+            gradients: learns,
+            optimizer: learns.saturating_mul(2 + means),
+            saving: learns.saturating_mul(usize::from(saves) * (3 + means)),
+            activations: activations(config, rows, recompute),
+            teacher: 0,
+        }
+    }
+
     /// All of it.
     pub fn total(&self) -> usize {
         [

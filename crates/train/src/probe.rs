@@ -1,6 +1,6 @@
 //! What this machine's arithmetic gives: the peak beside which a run's speed is printed.
 //!
-//! "Peak" is the rate at which Russet's own product in the run's type runs on a square matrix that fits in cache, with the run's
+//! "Peak" is the rate at which Russet's own product in the run's type runs on large matrices, with the run's
 //! threads and instruction set, measured now. It is not the number on the data sheet, which no program on a shared
 //! machine with a floating clock can be held to. Model FLOPs utilisation (MFU, arXiv 2204.02311, appendix B) relative to it
 //! says which share of the time goes into the products that the model needs.
@@ -11,10 +11,13 @@ use russet_kernels::{Compute, Isa, Mat, MatMut, Pool, matmul_in};
 
 use crate::price::{EXPECTED_MFU, EXPECTED_MFU_ON_TILES};
 
-/// M = N = K of the product: 3 x 4 MiB, in the last-level cache of current machines, large enough for every thread.
-const SIZE: usize = 1024;
+/// M = N and K of the product, large enough for every thread.
+const SIZES: [usize; 2] = [1024, 1024];
+/// In bf16: operands are rounded once and multiplied by as many others as M or N says, which must not be few, for rounding is then
+/// a fifth of the time.
+const SIZES_IN_BF16: [usize; 2] = [2048, 1024];
 /// Without SIMD bodies one product of the full size takes a second, and the rate depends little on the size.
-const SCALAR_SIZE: usize = 192;
+const SCALAR_SIZES: [usize; 2] = [192, 192];
 /// The best of so many; the first also warms up.
 const PASSES: usize = 6;
 
@@ -49,13 +52,13 @@ pub fn matmul_gflops(pool: &Pool) -> f64 {
 
 /// As [`matmul_gflops`], multiplying in the given type.
 pub fn matmul_gflops_in(pool: &Pool, compute: Compute) -> f64 {
-    let size = if pool.isa() == Isa::Scalar {
-        SCALAR_SIZE
-    } else {
-        SIZE
+    let [size, depth] = match (pool.isa(), compute) {
+        (Isa::Scalar, _) => SCALAR_SIZES,
+        (_, Compute::F32) => SIZES,
+        (_, Compute::Bf16) => SIZES_IN_BF16,
     };
     let values = |salt: usize| -> Vec<f32> {
-        (0..size * size)
+        (0..size * depth)
             .map(|i| ((i * 31 + salt) % 17) as f32 - 8.0)
             .collect()
     };
@@ -68,13 +71,13 @@ pub fn matmul_gflops_in(pool: &Pool, compute: Compute) -> f64 {
         matmul_in(
             pool,
             compute,
-            Mat::new(&a, size, size),
-            Mat::new(&b, size, size).t(),
+            Mat::new(&a, size, depth),
+            Mat::new(&b, size, depth).t(),
             out,
             false,
         );
         best = best.min(start.elapsed().as_secs_f64());
     }
     std::hint::black_box(&c);
-    2.0 * (size * size * size) as f64 / best / 1e9
+    2.0 * (size * size * depth) as f64 / best / 1e9
 }

@@ -25,9 +25,10 @@ use russet_tensor::Ctx;
 use russet_tokenizer::{TokenShard, Tokenizer};
 use serde::{Deserialize, Serialize};
 
+use crate::price::Memory;
 use crate::publish::Publication;
 use crate::run::{BITS_PER_BYTE, Measured, VALIDATION_LOSS};
-use crate::settings::ComputeSettings;
+use crate::settings::{ComputeSettings, Recompute};
 use crate::training::{Outcome, Resume};
 use crate::validation::{GoesOn, Validation};
 use crate::{Result, TrainError};
@@ -185,22 +186,22 @@ impl PruneSettings {
             let problem = format!("is {}; it must be from 0 to 1", self.weight_lr);
             return Err(TrainError::setting("prune.weight_lr", problem));
         }
-        if self.weight_lr > 0.0 && self.method != PruneMethod::Learned {
-            let problem = "is there, but only `method = \"learned\"` trains anything; leave it out";
-            return Err(TrainError::setting("prune.weight_lr", problem));
-        }
         let learns = [
             ("prune.steps", self.steps != steps()),
             ("prune.lr", self.lr != lr()),
+            ("prune.weight_lr", self.weight_lr > 0.0),
             ("prune.epsilon_start", self.epsilon_start != epsilon_start()),
             ("prune.epsilon_end", self.epsilon_end != epsilon_end()),
             ("prune.train", self.train != train_split()),
         ];
-        if let (true, Some((key, _))) = (
-            self.method != PruneMethod::Learned,
-            learns.iter().find(|(_, given)| *given),
-        ) {
-            let problem = "is there, but only `method = \"learned\"` trains anything; leave it out";
+        let given = learns.iter().filter(|(_, given)| *given);
+        let given: Vec<&str> = given.map(|(key, _)| *key).collect();
+        if let ([key, others @ ..], true) = (&given[..], self.method != PruneMethod::Learned) {
+            let others = others.iter().map(|key| format!(", and so is `{key}`"));
+            let problem = format!(
+                "is there{}, but only `method = \"learned\"` trains anything; leave out what it alone reads",
+                others.collect::<String>()
+            );
             return Err(TrainError::setting(key, problem));
         }
         if self.method == PruneMethod::Magnitude && self.seed != 0 {
@@ -282,6 +283,22 @@ impl PruneSettings {
         };
         let tokens = self.steps as f64 * (self.batch_sequences * self.sequence_length) as f64;
         passes * tokens * config.forward_flops(self.sequence_length / 2)
+    }
+
+    /// What learning takes: beside a training's step the masked inputs of each layer's `down`. Weights that do not learn have neither
+    /// gradients nor moments.
+    pub fn memory(&self, config: &Config, recompute: Recompute) -> Memory {
+        let scores = config.layers * config.ffn;
+        let learns = match self.weight_lr > 0.0 {
+            true => config.parameters() + scores,
+            false => scores,
+        };
+        let rows = self.micro().saturating_mul(self.sequence_length);
+        let saves = self.steps > learn::CHECKPOINT_EVERY;
+        let mut memory = Memory::of_step(config, rows, recompute, learns, 0, saves);
+        let masked = rows.saturating_mul(size_of::<f32>() * scores);
+        memory.activations = memory.activations.saturating_add(masked);
+        memory
     }
 
     fn micro(&self) -> usize {

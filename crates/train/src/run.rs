@@ -201,8 +201,11 @@ impl Stepping<'_, '_> {
         if begins && !self.measure(ctx, state)? {
             return self.stop(ctx, state);
         }
-        if state.tally.unmeasured && state.step < self.run.steps && !self.measure(ctx, state)? {
-            return self.stop(ctx, state);
+        if state.tally.unmeasured && state.step < self.run.steps {
+            if !self.measure(ctx, state)? {
+                return self.stop(ctx, state);
+            }
+            self.save(ctx, state)?; // so that a kill after this does not have it measured again
         }
         let mut saves = false;
         while state.step < self.run.steps {

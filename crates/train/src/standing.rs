@@ -25,6 +25,8 @@ pub enum Standing {
         #[serde(skip_serializing_if = "Option::is_none")]
         replaces: Option<String>,
     },
+    /// Another process is at work on it.
+    Held,
     /// The result of an earlier run, which it replaces when it has ended.
     EarlierResult {
         /// What differs.
@@ -36,6 +38,10 @@ impl fmt::Display for Standing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Standing::Nothing => write!(f, "begins at the first step"),
+            Standing::Held => write!(
+                f,
+                "another process is at work on it, so this would be refused now"
+            ),
             Standing::Result => write!(f, "unchanged: the result is there, nothing is run"),
             Standing::State { step, replaces } => {
                 write!(f, "goes on after step {step}")?;
@@ -57,13 +63,12 @@ impl Training<'_> {
     /// What a run in this place would find there. Changes nothing.
     ///
     /// # Errors
-    /// When it would be refused: another process is at it, the place holds something else, or the state that is saved there is one of
-    /// another run.
+    /// When it would be refused whoever is at it: the place holds something else, or the state that is saved there is one of another
+    /// run.
     pub fn standing(&self, out: &Path, resume: Resume) -> Result<Standing> {
         let kind = self.trained.kind();
         if Hold::is_held(&beside(out, "log")?) == Some(true) {
-            let place = out.to_owned();
-            return Err(russet_artifact::Error::Held { place }.into());
+            return Ok(Standing::Held);
         }
         self.stage.check_place(out, kind)?;
         let current = self.stage.current(out, kind);

@@ -384,7 +384,14 @@ impl StateStore {
                     }
                 ),
             };
-            let problem = format!("this is no state to go on from: {stale}. {advice}");
+            let other = |schedule| self.of_other_length(&dir, schedule)?.1;
+            let length = self.any_length.and_then(other).map_or(String::new(), |step| {
+                format!(
+                    "; the length alone may change, but the rate of step {} is another one in a run of this length",
+                    step + 1
+                )
+            });
+            let problem = format!("this is no state to go on from: {stale}{length}. {advice}");
             TrainError::State {
                 dir: dir.clone(),
                 problem,
@@ -398,14 +405,17 @@ impl StateStore {
     fn accept(&self, dir: &Path) -> std::result::Result<Artifact, Stale> {
         let current = self.stage.current(dir, Kind::TrainState);
         match (current, self.any_length) {
-            (Err(stale), Some(schedule)) => self.of_other_length(dir, schedule).ok_or(stale),
+            (Err(stale), Some(schedule)) => match self.of_other_length(dir, schedule) {
+                Some((artifact, None)) => Ok(artifact),
+                _ => Err(stale),
+            },
             (current, _) => current,
         }
     }
 
-    /// A whole state of a run that differs in its length alone and had the same rates so far: going on from it is this run in one
-    /// go.
-    fn of_other_length(&self, dir: &Path, schedule: Schedule) -> Option<Artifact> {
+    /// A whole state of a run that differs in its length alone, with the first step whose rates were others: without one, going on
+    /// from it is this run in one go.
+    fn of_other_length(&self, dir: &Path, schedule: Schedule) -> Option<(Artifact, Option<u64>)> {
         let artifact = Artifact::open(dir, Kind::TrainState).ok()?;
         let recipe = &artifact.manifest().recipe;
         let its = schedule_of(recipe)?;
@@ -423,9 +433,9 @@ impl StateStore {
         let step = self.stored(&artifact).ok()?.step;
         let rates = |of: &Schedule, step| (of.at(step).to_bits(), of.share(step).to_bits());
         // The bound first: a step that nobody has done is no reason to count to it.
-        let same = step <= schedule.steps.min(its.steps)
-            && (0..step).all(|step| rates(&schedule, step) == rates(&its, step));
-        same.then_some(artifact)
+        let both = step.min(schedule.steps).min(its.steps);
+        let other = (0..both).find(|&step| rates(&schedule, step) != rates(&its, step));
+        Some((artifact, other.or((both < step).then_some(both))))
     }
 
     /// What this rank has of the newest saved state, if there is one, whatever mesh it was saved on. `frame` makes the decoder

@@ -299,6 +299,11 @@ impl Training<'_> {
             store: self.store(out)?,
             best: beside(out, "best")?,
             log: beside(out, "log")?,
+            name: out
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
             ranks_here: launch.ranks_here(shape)?,
             interrupt,
         };
@@ -419,6 +424,8 @@ struct Run<'a> {
     store: StateStore,
     best: PathBuf,
     log: PathBuf,
+    /// Of the artifact's folder: what the progress is that of.
+    name: String,
     ranks_here: usize,
     interrupt: &'a Interrupt,
 }
@@ -544,6 +551,7 @@ impl Run<'_> {
             store,
             best,
             log,
+            name,
             ranks_here,
             interrupt,
         } = self;
@@ -655,7 +663,7 @@ impl Run<'_> {
             }
         };
         let run = Loop {
-            name: &training.stage.name,
+            name,
             steps: training.steps(),
             schedule: training.schedule,
             clip_norm: (settings.clip_norm > 0.0).then_some(settings.clip_norm),
@@ -673,7 +681,7 @@ impl Run<'_> {
                 best: settings.keep_best.then_some(keep),
             }),
             log: log.as_mut().map(|log| (settings.log_every, log)),
-            progress,
+            progress: &mut *progress,
             record: Some(&mut record),
             interrupt,
             peak_flops,
@@ -682,6 +690,12 @@ impl Run<'_> {
             return Ok(Outcome::Interrupted { step: state.step });
         }
         let measured = measured.take();
+        if state.tally.skipped > 0 && state.tally.skipped == state.step {
+            return Err(TrainError::NothingLearnt {
+                steps: state.step,
+                limit: settings.skip_norm,
+            });
+        }
         if let Some(average) = &mut state.average {
             average.swap(&mut state.decoder);
         }
@@ -694,12 +708,23 @@ impl Run<'_> {
         let bytes = own.of_all(mesh.as_deref());
         let publication = training.publication(&state, &measured)?;
         if let (Some(publication), Some(draft)) = (publication, draft) {
-            publication.write(&draft)?;
-            draft.commit(&training.stage)?;
+            let written = publication.write(&draft);
+            let written = written.and_then(|()| Ok(draft.commit(&training.stage)?));
+            written.map_err(|source| TrainError::NotWritten {
+                what: trained.kind(),
+                source: Box::new(source),
+            })?;
             store.remove()?;
         }
         let last = |name: &str| measured.iter().find(|one| one.0 == name).map(|one| one.1);
 
+        let even = libm::log(state.decoder.config().vocab as f64);
+        if let Some(loss) = last(VALIDATION_LOSS).filter(|&loss| loss > even) {
+            progress.message(&format!(
+                "the loss held out is {loss:.3} nats a token, above the {even:.3} of a model that holds every token equally likely: what was \
+                 learnt is of no use for it; look at the losses, and lower `train.peak_lr` if they rose"
+            ));
+        }
         let tally = state.tally;
         let peak_flops = peak_flops.max(record.peak_flops);
         let before = |name: &str| {

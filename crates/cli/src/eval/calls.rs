@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::respond::{Form, Question, Source, answers};
 use super::save::{SaveArgs, Saved};
-use crate::app::App;
+use crate::app::{App, Said};
 
 #[derive(Args)]
 pub struct CallsArgs {
@@ -25,7 +25,7 @@ pub struct CallsArgs {
     save: SaveArgs,
 }
 
-pub fn run(app: &mut App, args: &CallsArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &CallsArgs) -> Result<Said> {
     crate::found::text(&args.task)?;
     if let Some(answers) = &args.answers {
         crate::found::text(answers)?;
@@ -80,7 +80,7 @@ pub fn run(app: &mut App, args: &CallsArgs) -> Result<()> {
         100.0 * scores.accuracy,
         scores.n
     );
-    app.print(&json, &text)
+    Ok(Said::new(json, text))
 }
 
 /// The functions, how to call them, and what the user says.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::respond::{Form, Kept, Question, about, keep};
 use super::save::{SaveArgs, Saved, plain_name, source};
-use crate::app::{App, Interrupted, Model, Usage};
+use crate::app::{App, Interrupted, Model, Said, Usage};
 
 /// Questions between two looks at the wish to stop; what a killed run has lost at most.
 const CHUNK: usize = 8;
@@ -48,7 +48,7 @@ pub struct ChoiceArgs {
     save: SaveArgs,
 }
 
-pub fn run(app: &mut App, args: &ChoiceArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &ChoiceArgs) -> Result<Said> {
     crate::found::text(&args.task)?;
     let questions = read_questions(&args.task)?;
     let path = match (&args.responses, &args.model) {
@@ -101,7 +101,7 @@ pub fn run(app: &mut App, args: &ChoiceArgs) -> Result<()> {
         rows: rows.collect(),
     };
     args.save.save(app, &saved)?;
-    app.print(&json, &table(&scores))
+    Ok(Said::new(json, table(&scores)))
 }
 
 /// The same by subject, where questions have one.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::respond::{Form, Question, Source, answers};
 use super::save::{SaveArgs, Saved};
-use crate::app::{App, Interrupted, Usage};
+use crate::app::{App, Interrupted, Said, Usage};
 
 #[derive(Args)]
 pub struct CodeArgs {
@@ -38,7 +38,7 @@ pub struct CodeArgs {
 /// Where a model that continues the prompt has left the function.
 const STOPS: [&str; 5] = ["\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\n#"];
 
-pub fn run(app: &mut App, args: &CodeArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &CodeArgs) -> Result<Said> {
     crate::found::text(&args.task)?;
     let tasks = read_tasks(&args.task)?;
     let limits = Limits {
@@ -133,5 +133,5 @@ pub fn run(app: &mut App, args: &CodeArgs) -> Result<()> {
         scores.samples,
         scores.n
     );
-    app.print(&json, &text)
+    Ok(Said::new(json, text))
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use russet_eval::pairwise::{Judgements, PairwiseSettings, Seats, next_committee, score};
 use serde_json::json;
 
-use crate::app::App;
+use crate::app::Said;
 
 #[derive(Args)]
 pub struct CommitteeArgs {
@@ -32,7 +32,7 @@ pub struct CommitteeArgs {
     seed: u64,
 }
 
-pub fn run(app: &App, args: &CommitteeArgs) -> Result<()> {
+pub fn run(args: &CommitteeArgs) -> Result<Said> {
     let mut all: Option<Judgements> = None;
     for path in &args.judgements {
         crate::found::text(path)?;
@@ -79,5 +79,5 @@ pub fn run(app: &App, args: &CommitteeArgs) -> Result<()> {
         })
         .collect();
     let json = json!({"committee": chosen, "candidates": standings, "games": scores.games});
-    app.print(&json, &lines.join("\n"))
+    Ok(Said::new(json, lines.join("\n")))
 }

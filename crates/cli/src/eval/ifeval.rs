@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::respond::{Form, Question, Source, answers};
 use super::save::{SaveArgs, Saved};
-use crate::app::App;
+use crate::app::{App, Said};
 
 #[derive(Args)]
 pub struct IfevalArgs {
@@ -29,7 +29,7 @@ pub struct IfevalArgs {
 }
 
 /// Scores and prints.
-pub fn run(app: &mut App, args: &IfevalArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &IfevalArgs) -> Result<Said> {
     let prompts = match &args.prompts {
         None => Prompts::embedded(),
         Some(path) => {
@@ -62,7 +62,7 @@ pub fn run(app: &mut App, args: &IfevalArgs) -> Result<()> {
         rows: rows(&prompts, &answers, &verdicts),
     };
     args.save.save(app, &saved)?;
-    app.print(&json, &table(&scores))
+    Ok(Said::new(json, table(&scores)))
 }
 
 /// Each response with what it follows.

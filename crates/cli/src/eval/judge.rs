@@ -11,7 +11,7 @@ use russet_eval::{Row, prompts, read_begun, read_rows};
 use serde_json::json;
 
 use super::respond::go_on;
-use crate::app::{App, Interrupted, Model, Usage};
+use crate::app::{App, Interrupted, Model, Said, Usage};
 
 /// Pairs that are judged together, each in two orders.
 const PAIRS: usize = 4;
@@ -40,7 +40,7 @@ struct Pair {
     category: Option<String>,
 }
 
-pub fn run(app: &mut App, args: &JudgeArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
     let [one, two] = &args.responses[..] else {
         let sentence = format!(
             "--responses is there {} times, but two models are compared; give it twice",
@@ -129,7 +129,7 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<()> {
         "{}: {done} judgements; {consistent} point the same way in both orders, {silent} have no verdict",
         args.out.display()
     );
-    app.print(&json, &text)
+    Ok(Said::new(json, text))
 }
 
 fn names(given: &[String], one: &Path, two: &Path) -> Result<[String; 2]> {

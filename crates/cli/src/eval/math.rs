@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::respond::{Form, Question, Source, answers};
 use super::save::{SaveArgs, Saved};
-use crate::app::App;
+use crate::app::{App, Said};
 
 #[derive(Args)]
 pub struct MathArgs {
@@ -25,7 +25,7 @@ pub struct MathArgs {
 /// What is asked for behind the question.
 const ASK: &str = "\n\nThink step by step. End with a line of `#### ` and the number alone.";
 
-pub fn run(app: &mut App, args: &MathArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &MathArgs) -> Result<Said> {
     crate::found::text(&args.task)?;
     let problems = read_problems(&args.task)?;
     let questions: Vec<Question> = problems
@@ -67,5 +67,5 @@ pub fn run(app: &mut App, args: &MathArgs) -> Result<()> {
         100.0 * scores.flexible,
         scores.n
     );
-    app.print(&json, &text)
+    Ok(Said::new(json, text))
 }

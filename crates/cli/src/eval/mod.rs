@@ -21,7 +21,36 @@ pub mod summaries;
 
 use std::path::Path;
 
-use crate::app::App;
+use anyhow::Result;
+
+use crate::app::{App, Said};
+use crate::args::EvalVerb;
+use crate::{measure, needle};
+
+/// Carries a verb out.
+pub fn score(app: &mut App, verb: EvalVerb) -> Result<Said> {
+    match verb {
+        EvalVerb::Perplexity(args) => measure::perplexity(app, &args),
+        EvalVerb::Needle(args) => needle::run(app, &args),
+        EvalVerb::Ifeval(args) => ifeval::run(app, &args),
+        EvalVerb::Pairwise(args) => pairwise::run(app, &args),
+        EvalVerb::Committee(args) => committee::run(&args),
+        EvalVerb::Judge(args) => judge::run(app, &args),
+        EvalVerb::Prompts(args) => prompts::run(&args),
+        EvalVerb::Respond(args) => respond::run(app, &args),
+        EvalVerb::Choice(args) => choice::run(app, &args),
+        EvalVerb::Math(args) => math::run(app, &args),
+        EvalVerb::Code(args) => code::run(app, &args),
+        EvalVerb::Calls(args) => calls::run(app, &args),
+        EvalVerb::Positions(args) => positions::run(app, &args),
+        EvalVerb::Summaries(args) => summaries::run(app, args),
+        EvalVerb::Slots(args) => slots::run(app, &args),
+        EvalVerb::Safety(args) => safety::run(app, &args),
+        EvalVerb::Reward(args) => reward::run(app, &args),
+        EvalVerb::Report(args) => report::run(&args),
+        EvalVerb::Logits { model, tokens, out } => measure::logits(app, &model, &tokens, &out),
+    }
+}
 
 /// Says which lines of a file are something; nothing where there are none.
 pub fn remark(app: &mut App, path: &Path, lines: &[u64], what: &str) {

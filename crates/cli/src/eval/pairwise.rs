@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::remark;
 use super::save::{SaveArgs, Saved};
-use crate::app::{App, Usage};
+use crate::app::{App, Said, Usage};
 
 #[derive(Args)]
 pub struct PairwiseArgs {
@@ -34,7 +34,7 @@ pub struct PairwiseArgs {
     save: SaveArgs,
 }
 
-pub fn run(app: &mut App, args: &PairwiseArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &PairwiseArgs) -> Result<Said> {
     let path = &args.judgements;
     crate::found::text(path)?;
     let judgements = Judgements::read(path)?;
@@ -88,7 +88,7 @@ pub fn run(app: &mut App, args: &PairwiseArgs) -> Result<()> {
             rows: judgements.games.iter().map(row).collect(),
         },
     )?;
-    app.print(&json, &table(&scores))
+    Ok(Said::new(json, table(&scores)))
 }
 
 /// A game as the report shows it.

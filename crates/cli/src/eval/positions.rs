@@ -9,7 +9,7 @@ use russet_tensor::Ctx;
 use serde_json::json;
 
 use super::save::{SaveArgs, Saved};
-use crate::app::{App, Model};
+use crate::app::{App, Model, Said};
 use crate::measure;
 
 #[derive(Args)]
@@ -33,7 +33,7 @@ pub struct PositionsArgs {
     save: SaveArgs,
 }
 
-pub fn run(app: &mut App, args: &PositionsArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &PositionsArgs) -> Result<Said> {
     app.stop_on_signals()?;
     crate::found::text(&args.text)?;
     let model = Model::open(&args.model, args.adapter.as_deref())?;
@@ -75,5 +75,5 @@ pub fn run(app: &mut App, args: &PositionsArgs) -> Result<()> {
             )
         })
         .collect();
-    app.print(&json, &lines.join("\n"))
+    Ok(Said::new(json, lines.join("\n")))
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use russet_eval::{CATEGORIES, Prompt, prompts};
 use serde_json::json;
 
-use crate::app::{App, Usage};
+use crate::app::{Said, Usage};
 
 #[derive(Args)]
 pub struct PromptsArgs {
@@ -19,7 +19,7 @@ pub struct PromptsArgs {
     categories: Vec<String>,
 }
 
-pub fn run(app: &App, args: &PromptsArgs) -> Result<()> {
+pub fn run(args: &PromptsArgs) -> Result<Said> {
     for category in &args.categories {
         if !CATEGORIES.contains(&category.as_str()) {
             return Err(Usage(format!(
@@ -38,7 +38,7 @@ pub fn run(app: &App, args: &PromptsArgs) -> Result<()> {
                 .iter()
                 .map(|prompt| format!("{:<26}{}", prompt.id, prompt.prompt))
                 .collect();
-            app.print(&json!({"prompts": chosen}), &lines.join("\n"))
+            Ok(Said::new(json!({"prompts": chosen}), lines.join("\n")))
         }
         Some(path) => {
             let rows: String = chosen
@@ -48,7 +48,7 @@ pub fn run(app: &App, args: &PromptsArgs) -> Result<()> {
             std::fs::write(path, rows)
                 .with_context(|| format!("{}: the prompts cannot be written", path.display()))?;
             let text = format!("{}: {} prompts", path.display(), chosen.len());
-            app.print(&json!({"out": path, "n": chosen.len()}), &text)
+            Ok(Said::new(json!({"out": path, "n": chosen.len()}), text))
         }
     }
 }

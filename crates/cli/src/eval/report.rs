@@ -9,7 +9,7 @@ use russet_eval::report::{Run, html, markdown, scores};
 use serde_json::json;
 
 use super::save::not_into_an_artifact;
-use crate::app::App;
+use crate::app::Said;
 
 #[derive(Args)]
 pub struct ReportArgs {
@@ -21,7 +21,7 @@ pub struct ReportArgs {
     out: Option<PathBuf>,
 }
 
-pub fn run(app: &App, args: &ReportArgs) -> Result<()> {
+pub fn run(args: &ReportArgs) -> Result<Said> {
     for folder in &args.runs {
         if !folder.is_dir() {
             bail!(
@@ -52,5 +52,8 @@ pub fn run(app: &App, args: &ReportArgs) -> Result<()> {
         page.display(),
         runs.len()
     );
-    app.print(&json!({"page": page, "card": out.join("report.md"), "scores": out.join("scores.json"), "evals": evals}), &text)
+    Ok(Said::new(
+        json!({"page": page, "card": out.join("report.md"), "scores": out.join("scores.json"), "evals": evals}),
+        text,
+    ))
 }

@@ -14,7 +14,7 @@ use russet_tokenizer::{Message, Tokenizer};
 use serde_json::{Value, json};
 
 use super::save::source;
-use crate::app::{App, Interrupted, Model, Usage};
+use crate::app::{App, Interrupted, Model, Said, Usage};
 
 /// Sequences that the engine continues together; what a killed run has lost at most.
 const SLOTS: usize = 8;
@@ -397,7 +397,7 @@ pub struct RespondArgs {
 }
 
 /// `eval respond`: answers, and says where they lie.
-pub fn run(app: &mut App, args: &RespondArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &RespondArgs) -> Result<Said> {
     let Some(model) = &args.asked.model else {
         return Err(Usage("give --model DIR, which is to answer".into()).into());
     };
@@ -415,7 +415,7 @@ pub fn run(app: &mut App, args: &RespondArgs) -> Result<()> {
     let kept = ask(app, &args.asked, model, &form, &questions)?;
     let json = json!({"responses": kept, "n": questions.len()});
     let text = format!("{}: {} responses", kept.display(), questions.len());
-    app.print(&json, &text)
+    Ok(Said::new(json, text))
 }
 
 /// Prompts of a file, each once.

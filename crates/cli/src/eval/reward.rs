@@ -13,7 +13,7 @@ use russet_tensor::Ctx;
 use russet_tokenizer::Tokenizer;
 
 use super::save::{SaveArgs, Saved};
-use crate::app::App;
+use crate::app::{App, Said};
 
 #[derive(Args)]
 pub struct RewardArgs {
@@ -60,7 +60,7 @@ pub fn read_pairs(
     Ok(source)
 }
 
-pub fn run(app: &mut App, args: &RewardArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &RewardArgs) -> Result<Said> {
     crate::found::any_model(&args.model)?;
     if let Some(adapter) = &args.adapter {
         crate::found::adapter(adapter)?;
@@ -121,5 +121,5 @@ pub fn run(app: &mut App, args: &RewardArgs) -> Result<()> {
         rows: Vec::new(),
     };
     args.save.save(app, &saved)?;
-    app.print(&json, &text)
+    Ok(Said::new(json, text))
 }

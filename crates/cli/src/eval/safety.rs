@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use super::respond::{Form, Question, Source, answers};
 use super::reward::{PASS_TOKENS, read_pairs};
 use super::save::{SaveArgs, Saved};
-use crate::app::{App, Usage};
+use crate::app::{App, Said, Usage};
 
 #[derive(Args)]
 pub struct SafetyArgs {
@@ -54,7 +54,7 @@ pub struct SafetyArgs {
     save: SaveArgs,
 }
 
-pub fn run(app: &mut App, args: &SafetyArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &SafetyArgs) -> Result<Said> {
     crate::found::text(&args.prompts)?;
     let threshold = args.threshold.unwrap_or(0.5);
     if !(0.0..=1.0).contains(&threshold) {
@@ -184,7 +184,7 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<()> {
             2 * head.report["pairs"].as_u64().unwrap_or(0),
         ));
     }
-    app.print(&json, &text.join("\n"))
+    Ok(Said::new(json, text.join("\n")))
 }
 
 /// A reward model whose rewards say how probable harm is.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::respond::{Form, Question, Source, answers};
 use super::save::{SaveArgs, Saved};
-use crate::app::App;
+use crate::app::{App, Said};
 
 #[derive(Args)]
 pub struct SlotsArgs {
@@ -22,7 +22,7 @@ pub struct SlotsArgs {
     save: SaveArgs,
 }
 
-pub fn run(app: &mut App, args: &SlotsArgs) -> Result<()> {
+pub fn run(app: &mut App, args: &SlotsArgs) -> Result<Said> {
     crate::found::text(&args.task)?;
     let tasks = read_slots(&args.task)?;
     let questions: Vec<Question> = tasks
@@ -62,5 +62,5 @@ pub fn run(app: &mut App, args: &SlotsArgs) -> Result<()> {
         100.0 * scores.exact,
         scores.n
     );
-    app.print(&json, &text)
+    Ok(Said::new(json, text))
 }

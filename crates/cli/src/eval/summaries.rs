@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::respond::{Asked, Form, Question, Source, answers};
 use super::save::{SaveArgs, Saved};
-use crate::app::{App, Usage};
+use crate::app::{App, Said, Usage};
 
 #[derive(Args)]
 pub struct SummariesArgs {
@@ -30,7 +30,7 @@ pub struct SummariesArgs {
     save: SaveArgs,
 }
 
-pub fn run(app: &mut App, args: SummariesArgs) -> Result<()> {
+pub fn run(app: &mut App, args: SummariesArgs) -> Result<Said> {
     let SummariesArgs {
         grades,
         task,
@@ -48,7 +48,7 @@ pub fn run(app: &mut App, args: SummariesArgs) -> Result<()> {
     }
 }
 
-fn grade(app: &App, path: &Path, save: &SaveArgs) -> Result<()> {
+fn grade(app: &App, path: &Path, save: &SaveArgs) -> Result<Said> {
     crate::found::text(path)?;
     let scores = score_grades(&read_grades(path)?);
     let json = json!({"models": scores});
@@ -69,10 +69,10 @@ fn grade(app: &App, path: &Path, save: &SaveArgs) -> Result<()> {
             ));
         }
     }
-    app.print(&json, &lines.join("\n"))
+    Ok(Said::new(json, lines.join("\n")))
 }
 
-fn summarise(app: &mut App, task: &Path, source: &Source, save: &SaveArgs) -> Result<()> {
+fn summarise(app: &mut App, task: &Path, source: &Source, save: &SaveArgs) -> Result<Said> {
     crate::found::text(task)?;
     let tasks = read_summaries(task)?;
     let questions: Vec<Question> = tasks
@@ -132,5 +132,5 @@ fn summarise(app: &mut App, task: &Path, source: &Source, save: &SaveArgs) -> Re
         100.0 * scores.compression,
         scores.n
     );
-    app.print(&json, &text)
+    Ok(Said::new(json, text))
 }

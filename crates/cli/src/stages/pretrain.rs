@@ -10,8 +10,8 @@ use russet_train::settings::{
     ScheduleSettings, StageName, TrainSettings,
 };
 use russet_train::{
-    Device, DeviceKind, DistillSettings, Memory, Outcome, Price, Rate, Settings, Sources, Start,
-    TeacherInput, TeacherPrice, TrainError, copy_bytes_a_second,
+    Device, DeviceKind, DistillSettings, Estimate, Memory, Outcome, Price, Rate, Settings, Sources,
+    Start, TeacherInput, TeacherPrice, TrainError, copy_bytes_a_second,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -280,8 +280,8 @@ impl Work for Pretrain {
                 let training = plan.training(&outlook.tool)?;
                 match training.standing(&place.out, place.resume) {
                     // Inputs that are made anew may mend it.
-                    Err(_) if !settled => None,
-                    standing => Some(standing?),
+                    Err(error) if !settled => Some(Err(error)),
+                    standing => Some(Ok(standing?)),
                 }
             }
             _ => None,
@@ -345,7 +345,14 @@ impl Work for Pretrain {
                 let device = self.device.unwrap_or_else(|| self.here(rate, ranks));
                 let step =
                     russet_train::Outlook::new(&decoder, &settings, device, teacher.as_ref());
-                let estimate = step.estimate(settings.train.steps.unwrap_or(0));
+                let mut estimate = step.estimate(settings.train.steps.unwrap_or(0));
+                // Measuring is counted where it is known how much: of tokens that are there, on this machine.
+                let measuring = json["validation_flops"].as_f64();
+                if let Some(flops) = measuring.filter(|_| self.device.is_none()) {
+                    let measuring = Estimate::new(flops, rate);
+                    estimate.seconds += measuring.seconds;
+                    estimate.seconds_at_peak += measuring.seconds_at_peak;
+                }
                 if let Some(teacher) = &teacher {
                     text += &format!(
                         "\nteacher  {:.2} M parameters, a forward pass of every token",
@@ -377,8 +384,17 @@ impl Work for Pretrain {
             None => {}
         }
         if let Some(standing) = standing {
-            json["place"] = serde_json::to_value(&standing)?;
-            text += &format!("\nplace    {}: {standing}", place.out.display());
+            let said = match standing {
+                Ok(standing) => {
+                    json["place"] = serde_json::to_value(&standing)?;
+                    standing.to_string()
+                }
+                Err(error) => {
+                    json["place"] = json!({"refused": error.to_string()});
+                    format!("it would be refused: {error}")
+                }
+            };
+            text += &format!("\nplace    {}: {said}", place.out.display());
             if !settled {
                 json["place"]["inputs_may_change"] = true.into();
                 text += ", if the stages before leave what lies there now";

@@ -85,7 +85,17 @@ impl Work for PruneRecipe {
         );
         if let Some(rate) = outlook.rate(self.compute.dtype).filter(|_| flops > 0.0) {
             let estimate = Estimate::new(flops, rate);
-            text += &format!(", {} of learning", about(estimate.seconds));
+            let memory = self.prune.memory(&config, self.compute.recompute);
+            let fits = memory.check();
+            text += &format!(
+                ", {} of learning\nmemory   {memory}",
+                about(estimate.seconds)
+            );
+            if let Err(error) = &fits {
+                text += &format!("\nhere     it would be refused: {error}");
+            }
+            json["memory"] = serde_json::to_value(memory)?;
+            json["fits_here"] = fits.is_ok().into();
             json["estimate"] = serde_json::to_value(estimate)?;
         }
         Ok(Plan { json, text })

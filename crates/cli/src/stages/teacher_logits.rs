@@ -4,11 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use russet_artifact::{Artifact, Inputs, Kind, Recipe};
+use russet_tokenizer::TokenShard;
+use russet_train::Estimate;
 use russet_train::distill::{TeachReport, TeachSettings, teach};
+use russet_train::settings::ComputeType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Made, Outlook, Place, Plan, StageKind, Work, make, read_json};
+use super::{Made, Outlook, Place, Plan, StageKind, Work, about, make, read_json};
 use crate::app::App;
 
 /// The file of the artifact that says what the teacher said in the mean.
@@ -47,18 +50,40 @@ impl Work for TeacherLogitsRecipe {
             self.teacher_logits.check_teacher(teacher)?;
         }
         // An id and a half-precision logarithm.
-        let bytes =
-            teacher.map_or(4, |teacher| 2 + if teacher.vocab > 1 << 16 { 4 } else { 2 }) * k;
+        let bytes = teacher
+            .as_ref()
+            .map_or(4, |teacher| 2 + if teacher.vocab > 1 << 16 { 4 } else { 2 })
+            * k;
         for split in splits {
             outlook.check_split(&self.inputs.tokens, "teacher_logits.splits", split)?;
         }
-        Ok(Plan {
-            json: json!({"k": k, "bytes_per_token": bytes}),
-            text: format!(
-                "{k} predictions a token of {}, {bytes} bytes a token",
-                splits.join(", ")
-            ),
-        })
+        let mut json = json!({"k": k, "bytes_per_token": bytes});
+        let mut text = format!(
+            "{k} predictions a token of {}, {bytes} bytes a token",
+            splits.join(", ")
+        );
+        let settled = outlook.is_settled(&self.inputs.tokens, place);
+        let folder = place.input(&self.inputs.tokens);
+        let shard = |split| TokenShard::open(folder.join(format!("{split}.tokens.safetensors")));
+        let shards: Result<Vec<_>, _> = splits.iter().map(shard).collect();
+        if let (true, Ok(shards)) = (settled, shards) {
+            let tokens: usize = shards.iter().map(TokenShard::tokens).sum();
+            json["tokens"] = tokens.into();
+            json["bytes"] = (tokens * bytes).into();
+            let megabytes = (tokens * bytes) as f64 / 1e6;
+            text += &format!(": {megabytes:.1} MB of {tokens} tokens");
+            if let Some(teacher) = &teacher {
+                let flops =
+                    tokens as f64 * teacher.forward_flops(self.teacher_logits.sequence_length / 2);
+                json["flops"] = flops.into();
+                if let Some(rate) = outlook.rate(ComputeType::F32) {
+                    let estimate = Estimate::new(flops, rate);
+                    text += &format!(", {}", about(estimate.seconds));
+                    json["estimate"] = serde_json::to_value(estimate)?;
+                }
+            }
+        }
+        Ok(Plan { json, text })
     }
 
     fn run(&self, app: &mut App, _: &str, place: &Place) -> Result<Made> {

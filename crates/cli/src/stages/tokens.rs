@@ -5,12 +5,12 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use russet_artifact::{Artifact, Inputs, Kind, Recipe};
+use russet_artifact::{Inputs, Kind, MANIFEST, Recipe};
 use russet_tokenizer::{Progress, TokenShard, Tokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Made, Outlook, Place, Plan, StageKind, Work, look_at_texts, make};
+use super::{Made, Outlook, Place, Plan, StageKind, Work, look_at_texts, make, ours_or_not};
 use crate::app::{App, Usage};
 
 #[derive(Serialize, Deserialize)]
@@ -63,8 +63,17 @@ impl Work for TokensRecipe {
 
     fn run(&self, app: &mut App, name: &str, place: &Place) -> Result<Made> {
         let folder = place.input(&self.inputs.tokenizer);
-        let mut inputs =
-            Inputs::new().artifact("tokenizer", &Artifact::open(&folder, Kind::Tokenizer)?)?;
+        let mut inputs = Inputs::new();
+        if folder.join(MANIFEST).exists() {
+            inputs = ours_or_not(inputs, "tokenizer", &folder)?;
+        } else {
+            // Of a model from elsewhere its tokenizer alone counts.
+            inputs = inputs.path("tokenizer", &folder.join("tokenizer.json"))?;
+            let config = folder.join("tokenizer_config.json");
+            if config.exists() {
+                inputs = inputs.path("tokenizer_config", &config)?;
+            }
+        }
         for (split, paths) in &self.data {
             for (index, path) in paths.iter().enumerate() {
                 inputs = inputs.path(&format!("{split}-{index}"), path)?;

@@ -99,6 +99,15 @@ pub fn metrics(eval: &str, scores: &Value) -> Vec<Metric> {
             .map(less),
         ],
         "calls" => vec![share("right", scores, "accuracy", "standard_error")],
+        "needle" => {
+            let of = |label: String, found: &Value| share(&label, found, "accuracy", "none");
+            let lengths = scores["lengths"].as_array().into_iter().flatten();
+            let lengths =
+                lengths.map(|one| of(format!("found in {} tokens", one["length"]), &one["found"]));
+            std::iter::once(of("found".to_owned(), &scores["found"]))
+                .chain(lengths)
+                .collect()
+        }
         "slots" => vec![
             share("F1", scores, "f1", "none"),
             share("all right", scores, "exact", "none"),

@@ -115,10 +115,12 @@ impl Mixture {
     }
 
     /// One shard.
-    ///
-    /// # Errors
-    /// As [`Mixture::new`].
-    pub fn single(shard: TokenShard, begin_of_text: u32, packing: Packing) -> Result<Mixture> {
+    #[cfg(test)]
+    pub(crate) fn single(
+        shard: TokenShard,
+        begin_of_text: u32,
+        packing: Packing,
+    ) -> Result<Mixture> {
         let part = Part {
             shard,
             label: "train".to_owned(),

@@ -12,8 +12,9 @@ use super::mask::{Annealed, Sharpness, masked, scores};
 use super::{Choice, Pruning, files, greatest, measured, slice};
 use crate::Result;
 use crate::launch::Launch;
-use crate::loader::{Batches, Mixture, Packing};
+use crate::loader::{Batches, Mixture, Packing, Part};
 use crate::objective::{NextToken, Objective};
+use crate::plan::label;
 use crate::run::{Measure, Measured};
 use crate::schedule::{Schedule, Shape};
 use crate::settings::{
@@ -24,7 +25,7 @@ use crate::training::{Outcome, Resume, Task, Trained, Training, Wrapped};
 use crate::validation::GoesOn;
 
 /// Steps from one saved state to the next.
-const CHECKPOINT_EVERY: u64 = 100;
+pub(super) const CHECKPOINT_EVERY: u64 = 100;
 
 /// What is learnt: the scores of the masks.
 struct Learning<'a> {
@@ -89,7 +90,7 @@ impl Pruning {
             },
             compute,
             mesh: MeshShape { sizes: [1; 4] },
-            memory: None,
+            memory: Some(settings.memory(&self.config, compute.recompute)),
             trained: Trained::Wrapped(Wrapped {
                 base: self.checkpoint.clone(),
                 wrap: &wrap,
@@ -166,9 +167,14 @@ impl Task for Learning<'_> {
             seed: settings.seed,
         };
         let (shard, begin_of_text) = self.pruning.shard(train)?;
+        let part = Part {
+            shard,
+            label: label(&settings.train, |_| false),
+            weight: 1.0,
+        };
         let (from, to) = self.pruning.epsilons();
         Ok(Box::new(Annealed {
-            batches: Mixture::single(shard, begin_of_text, packing)?,
+            batches: Mixture::new(vec![part], begin_of_text, packing)?,
             sharpness: self.sharpness.clone(),
             from,
             to,

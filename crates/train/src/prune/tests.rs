@@ -256,7 +256,7 @@ fn what_cannot_be_pruned_is_refused_with_a_sentence() {
             s.method = PruneMethod::Random;
             s.weight_lr = 0.1;
         },
-        "`prune.weight_lr` is there, but only `method = \"learned\"` trains",
+        "and so is `prune.weight_lr`, but only `method = \"learned\"` trains",
     );
     refused(
         &|s| s.method = PruneMethod::Magnitude,
@@ -298,7 +298,7 @@ fn a_reward_model_is_refused() {
     let keep = tempfile::tempdir().unwrap();
     let dir = keep.path();
     let checkpoint = trained(dir);
-    let decoder = russet_model::checkpoint::load(&checkpoint).unwrap();
+    let decoder = checkpoint::load(&checkpoint).unwrap();
     let head = russet_model::RewardHead::random(decoder.config(), 0);
     checkpoint::save(&decoder.with_reward(head), &checkpoint).unwrap();
     let settings = settings(PruneMethod::Magnitude);
@@ -339,7 +339,7 @@ fn learning_that_was_stopped_goes_on_to_the_same_bytes() {
             artifact.manifest_hash()
         };
         let (straight, out) = (dir.join("straight"), dir.join("stopped"));
-        let mut into = |out: &Path, stop: u64| {
+        let into = |out: &Path, stop: u64| {
             let interrupt = Interrupt::new();
             let mut progress = StopAt(stop, interrupt.clone());
             prune_into(dir, out, &settings, 1, &mut progress, &interrupt).unwrap()

@@ -1,0 +1,292 @@
+//! `stage = "report"`: several models, the same evaluations of each, one page.
+//!
+//! An evaluation is a verb of `eval` by its name and options, so a recipe and the command line mean the same by the same word. What
+//! models answer lies beside the artifact (`NAME.answers/`), where a run that was stopped goes on.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{CommandFactory, Parser};
+use russet_artifact::{Inputs, Kind, Recipe};
+use russet_eval::report::{Metric, Run, html, markdown, metrics, scores};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{Made, Outlook, Place, Plan, StageKind, Work, make, ours_or_not, read_json};
+use crate::app::{App, Usage};
+use crate::args::EvalVerb;
+use crate::eval::save::plain_name;
+
+/// The file of all scores.
+const SCORES: &str = "scores.json";
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReportRecipe {
+    stage: StageKind,
+    model: Vec<Judged>,
+    task: Vec<Task>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Judged {
+    /// What the page calls it.
+    name: String,
+    model: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<PathBuf>,
+}
+
+/// A verb of `eval`, and its options with `_` for `-`.
+#[derive(Serialize, Deserialize)]
+struct Task {
+    kind: String,
+    #[serde(flatten)]
+    options: Map<String, Value>,
+}
+
+/// Options that the stage gives itself.
+const OWN: [&str; 5] = ["model", "adapter", "responses", "keep", "save"];
+
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct Words {
+    #[command(subcommand)]
+    verb: EvalVerb,
+}
+
+impl Task {
+    /// What its record is called.
+    fn record(&self) -> String {
+        let task = self.options.get("task").and_then(Value::as_str);
+        match (&self.kind[..], task) {
+            ("choice", Some(task)) => format!("choice-{}", plain_name(Path::new(task))),
+            _ => self.kind.clone(),
+        }
+    }
+
+    /// What it reads, each under its option's name.
+    fn files(&self, place: &Place) -> Vec<(&str, PathBuf)> {
+        let texts = self.options.iter();
+        let texts = texts.filter_map(|(key, value)| Some((&key[..], value.as_str()?)));
+        let paths = texts.map(|(key, text)| {
+            let text = Path::new(text);
+            let folder = place.input(text);
+            (
+                key,
+                if folder.is_dir() {
+                    folder
+                } else {
+                    place.rows(text)
+                },
+            )
+        });
+        paths.filter(|(_, path)| path.exists()).collect()
+    }
+
+    /// The command line, for one model.
+    fn verb(&self, number: usize, place: &Place, more: &[(&str, &Path)]) -> Result<EvalVerb> {
+        let files = self.files(place);
+        let mut words: Vec<OsString> = vec![self.kind.clone().into()];
+        for (key, value) in &self.options {
+            let word = match (value, files.iter().find(|(name, _)| name == key)) {
+                (_, Some((_, path))) => path.clone().into_os_string(),
+                (Value::String(text), None) => text.into(),
+                (Value::Array(all), None) => {
+                    let all: Vec<String> = all.iter().map(Value::to_string).collect();
+                    all.join(",").into()
+                }
+                (Value::Bool(true), None) => OsString::new(), // a switch
+                (value, None) => value.to_string().into(),
+            };
+            words.push(format!("--{}", key.replace('_', "-")).into());
+            words.extend(Some(word).filter(|word| !word.is_empty()));
+        }
+        for (key, path) in more.iter().filter(|(key, _)| takes(&self.kind, key)) {
+            words.push(format!("--{key}").into());
+            words.push(path.into());
+        }
+        let parsed = Words::try_parse_from(words).map_err(|error| {
+            let said = error.to_string();
+            let said = said.lines().next().unwrap_or_default();
+            Usage(format!(
+                "`task.{number}` ({}): {}; options are those of `russet eval {}`, with _ for -",
+                self.kind,
+                said.trim_start_matches("error: "),
+                self.kind
+            ))
+        })?;
+        Ok(parsed.verb)
+    }
+}
+
+/// Whether a verb of `eval` has an option.
+fn takes(verb: &str, option: &str) -> bool {
+    let command = Words::command();
+    let verb = command.find_subcommand(verb);
+    verb.is_some_and(|verb| {
+        verb.get_arguments()
+            .any(|argument| argument.get_long() == Some(option))
+    })
+}
+
+pub(super) fn read(recipe: &Recipe) -> Result<ReportRecipe> {
+    let recipe: ReportRecipe = recipe.parse()?;
+    let refuse = |sentence: String| Err(Usage(sentence).into());
+    if recipe.model.is_empty() || recipe.task.is_empty() {
+        return refuse("a report needs a [[model]] and a [[task]] at least".to_owned());
+    }
+    let mut names = BTreeSet::new();
+    for (number, model) in recipe.model.iter().enumerate() {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let is_name = !model.name.starts_with('.') && model.name.chars().all(plain);
+        if model.name.is_empty() || !is_name {
+            return refuse(format!(
+                "`model.{number}.name` is {:?}; it names a folder, so write letters, digits, - and _",
+                model.name
+            ));
+        }
+        if !names.insert(&model.name) {
+            return refuse(format!(
+                "`model.{number}.name` is {} as of an earlier model; tell them apart",
+                model.name
+            ));
+        }
+    }
+    let mut records = BTreeSet::new();
+    for (number, task) in recipe.task.iter().enumerate() {
+        let kind = &task.kind;
+        if !takes(kind, "model") || !takes(kind, "save") {
+            let all = Words::command();
+            let fit = all.get_subcommands().map(|verb| verb.get_name());
+            let fit: Vec<&str> = fit
+                .filter(|verb| takes(verb, "model") && takes(verb, "save"))
+                .collect();
+            return refuse(format!(
+                "`task.{number}.kind` is {kind}, which evaluates no model into a report; write one of {}",
+                fit.join(", ")
+            ));
+        }
+        if let Some(key) = OWN.iter().find(|key| task.options.contains_key(**key)) {
+            return refuse(format!(
+                "`task.{number}.{key}` is the stage's to say; leave it out, and name models by [[model]]"
+            ));
+        }
+        if !records.insert(task.record()) {
+            return refuse(format!(
+                "`task.{number}` is {} a second time; a report has one of each, so put it into a report of its own",
+                task.record()
+            ));
+        }
+    }
+    Ok(recipe)
+}
+
+impl ReportRecipe {
+    /// The headline of each evaluation of each model.
+    fn headlines(&self, out: &Path) -> Result<Value> {
+        let mut models = Map::new();
+        for model in &self.model {
+            let mut all = Map::new();
+            for task in &self.task {
+                let record = task.record();
+                let told = read_json(&out.join(&model.name).join(format!("{record}.json")))?;
+                if let Some(Metric { label, value, .. }) =
+                    metrics(&record, &told["scores"]).into_iter().next()
+                {
+                    all.insert(record, json!({"what": label, "value": value}));
+                }
+            }
+            models.insert(model.name.clone(), all.into());
+        }
+        Ok(models.into())
+    }
+}
+
+impl Work for ReportRecipe {
+    fn settings(&self) -> Result<Value> {
+        Ok(Recipe::resolved_json(self)?)
+    }
+
+    fn plan(&self, _: &str, place: &Place, _: &mut Outlook) -> Result<Plan> {
+        for (number, task) in self.task.iter().enumerate() {
+            task.verb(number, place, &[("model", Path::new("model"))])?;
+        }
+        let names = |all: Vec<String>| all.join(", ");
+        let (models, tasks) = (
+            names(self.model.iter().map(|model| model.name.clone()).collect()),
+            names(self.task.iter().map(Task::record).collect()),
+        );
+        Ok(Plan {
+            text: format!("{tasks} of {models}"),
+            json: json!({"models": self.model.len(), "tasks": self.task.len()}),
+        })
+    }
+
+    fn run(&self, app: &mut App, _: &str, place: &Place) -> Result<Made> {
+        let mut inputs = Inputs::new();
+        let mut judged = Vec::new();
+        for model in &self.model {
+            let folder = place.input(&model.model);
+            crate::found::model(&folder)?;
+            inputs = ours_or_not(inputs, &format!("{}.model", model.name), &folder)?;
+            let adapter = model.adapter.as_deref().map(|name| place.input(name));
+            if let Some(adapter) = &adapter {
+                crate::found::adapter(adapter)?;
+                inputs = ours_or_not(inputs, &format!("{}.adapter", model.name), adapter)?;
+            }
+            judged.push((&model.name, folder, adapter));
+        }
+        for (number, task) in self.task.iter().enumerate() {
+            for (key, path) in task.files(place) {
+                inputs = ours_or_not(inputs, &format!("task.{number}.{key}"), &path)?;
+            }
+        }
+        let mut name = place.out.file_name().unwrap_or_default().to_owned();
+        name.push(".answers");
+        let answers = place.out.with_file_name(name);
+        let what = (StageKind::Report, Kind::Scores);
+        let settings = self.settings()?;
+        let skipped = make(app, what, settings, inputs, &place.out, |app, draft, _| {
+            std::fs::create_dir_all(&answers)
+                .with_context(|| format!("{}: the folder cannot be made", answers.display()))?;
+            let mut runs = Vec::new();
+            for (name, model, adapter) in &judged {
+                let save = draft.join(name);
+                for (number, task) in self.task.iter().enumerate() {
+                    let keep = answers.join(format!("{name}.{}.jsonl", task.record()));
+                    let mut more =
+                        vec![("model", model.as_path()), ("keep", &keep), ("save", &save)];
+                    more.extend(adapter.as_deref().map(|path| ("adapter", path)));
+                    let verb = task.verb(number, place, &more)?;
+                    let said = crate::eval::score(app, verb)
+                        .with_context(|| format!("{} of {name}", task.record()))?;
+                    let line = said.text.lines().next().unwrap_or_default();
+                    let line = format!("{name}, {}: {line}", task.record());
+                    app.progress.message(&line);
+                }
+                runs.push(Run::read(&save)?);
+            }
+            let text = format!("{:#}\n", scores(&runs));
+            std::fs::write(draft.join(SCORES), text)?;
+            std::fs::write(draft.join("report.html"), html::page(&runs))?;
+            std::fs::write(draft.join("report.md"), markdown::card(&runs))?;
+            Ok(())
+        })?;
+        let page = place.out.join("report.html");
+        Ok(Made {
+            skipped,
+            summary: format!(
+                "{} evaluations of {} models, on {}",
+                self.task.len(),
+                self.model.len(),
+                page.display()
+            ),
+            facts: json!({"page": page, "card": place.out.join("report.md"), "scores": place.out.join(SCORES),
+                "models": self.headlines(&place.out)?}),
+        })
+    }
+}
