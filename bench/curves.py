@@ -4,12 +4,13 @@
     bench/curves.py --field validation_bits_per_byte --out docs/figures/optimizers.svg \\
         "AdamW 0.004=runs/a/03-pretrain.log/log.jsonl" "AdaStar 0.003=runs/b/03-pretrain.log/log.jsonl"
 
-The horizontal axis is tokens in millions, the vertical one the field; a line a run, with its last value. Only the standard
-library is needed.
+The horizontal axis is tokens in millions, the vertical one the field; a line a run, with its last value. Where runs are called
+LABEL@RATE, there is a line a label, of the last values of its runs over their learning rates. Only the standard library is needed.
 """
 import argparse
 import html
 import json
+import math
 import sys
 
 COLOURS = ["#1b6ca8", "#c1440e", "#2e7d32", "#7b3fa0", "#b8860b", "#444444", "#d81b60", "#00838f"]
@@ -53,13 +54,23 @@ parser.add_argument("--tokens-per-step", type=float, default=None)
 parser.add_argument("--out", required=True)
 args = parser.parse_args()
 
-curves = []
+curves, rates = [], set()
 for run in args.runs:
     label, _, path = run.partition("=")
-    curves.append((label, points(path, args.field, args.tokens_per_step)))
+    curve = points(path, args.field, args.tokens_per_step)
+    label, _, rate = label.partition("@")
+    if not rate:
+        curves.append((label, curve))
+        continue
+    rates.add(float(rate))
+    if label not in (name for name, _ in curves):
+        curves.append((label, []))
+    next(line for name, line in curves if name == label).append((math.log2(float(rate)), curve[-1][1]))
+for _, curve in curves:
+    curve.sort()
 xs = [x for _, curve in curves for x, _ in curve]
 ys = [y for _, curve in curves for _, y in curve]
-low_x, high_x = 0.0, max(xs) * 1.02
+low_x, high_x = (min(xs) - 0.2, max(xs) + 0.2) if rates else (0.0, max(xs) * 1.02)
 margin = 0.05 * (max(ys) - min(ys)) or 0.1
 low_y, high_y = min(ys) - margin, max(ys) + margin
 to_x = lambda x: LEFT + (x - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
@@ -69,13 +80,14 @@ text = lambda x, y, what, anchor="start", colour="#444", more="": (
 
 svg = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>']
-for x in ticks(low_x, high_x):
+marks = {math.log2(rate): f"{rate:g}" for rate in rates} or {x: f"{x:g}" for x in ticks(low_x, high_x)}
+for x, mark in marks.items():
     svg.append(f'<line x1="{to_x(x):.1f}" x2="{to_x(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#eee"/>')
-    svg.append(text(to_x(x), HEIGHT - BOTTOM + 16, f"{x:g}", "middle"))
+    svg.append(text(to_x(x), HEIGHT - BOTTOM + 16, mark, "middle"))
 for y in ticks(low_y, high_y):
     svg.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{to_y(y):.1f}" y2="{to_y(y):.1f}" stroke="#eee"/>')
     svg.append(text(LEFT - 6, to_y(y) + 4, f"{y:.4g}", "end"))
-svg.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "million tokens", "middle"))
+svg.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "peak learning rate" if rates else "million tokens", "middle"))
 middle = (TOP + HEIGHT - BOTTOM) / 2
 svg.append(text(14, middle, args.title or args.field, "middle", more=f' transform="rotate(-90 14 {middle:.1f})"'))
 order = sorted(range(len(curves)), key=lambda i: curves[i][1][-1][1], reverse=True)

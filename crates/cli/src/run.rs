@@ -40,8 +40,11 @@ pub fn run(app: &mut App, args: &RunArgs) -> Result<()> {
         };
         jobs.push((job, place));
     }
+    let bests: Vec<Option<String>> = jobs.iter().map(|(job, _)| job.best()).collect();
     for (at, (job, place)) in jobs.iter().enumerate() {
-        job.check_inputs(place, &names[..at], &names[at..])?;
+        let bests = bests[..at].iter().flatten().map(String::as_str);
+        let earlier: Vec<&str> = names[..at].iter().copied().chain(bests).collect();
+        job.check_inputs(place, &earlier, &names[at..])?;
     }
     // All of them before the first: a mistake in the last recipe should show before the first has run for an hour.
     let mut outlook = outlook(app, args.dry_run);
@@ -301,8 +304,8 @@ fn check_run_folder(folder: &Path) -> Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let word = |word: &str| name.ends_with(word) || name.contains(&format!("{word}-"));
         let left = name.starts_with('.') && (word(".tmp") || word(".old"));
-        path.is_dir()
-            && (path.join("manifest.json").is_file() || word(".state") || word(".log") || left)
+        let beside = [".state", ".log", ".answers"].into_iter().any(word);
+        path.is_dir() && (path.join("manifest.json").is_file() || beside || left)
     };
     match paths.is_empty() || paths.iter().any(of_a_run) {
         true => Ok(()),

@@ -215,6 +215,13 @@ impl Outlook {
         path.exists() && !self.earlier.contains(&made)
     }
 
+    /// Whether a path lies where a stage that runs before leaves its result.
+    fn will_have(&self, path: &Path, place: &Place) -> bool {
+        let mut below = place.runs.iter().map(|run| run.join(path));
+        self.earlier.iter().any(|made| path.starts_with(made))
+            || below.any(|path| self.earlier.iter().any(|made| path.starts_with(made)))
+    }
+
     /// The rate of products of a type, in a dry run.
     fn rate(&self, dtype: ComputeType) -> Option<Rate> {
         match dtype {
@@ -366,15 +373,18 @@ impl Job {
         Ok((json, lines.join("\n")))
     }
 
-    /// Refuses an input that neither is there nor will have been made by then: `earlier` are the stages before this one,
-    /// `later` those after it.
+    /// The best of a training, which lies beside its result, where the recipe has it kept.
+    pub fn best(&self) -> Option<String> {
+        let settings = self.work.settings().ok()?;
+        let kept = settings["train"]["keep_best"] == true;
+        kept.then(|| format!("{}.best", self.name))
+    }
+
+    /// Refuses an input that neither is there nor will have been made by then: `earlier` are the stages before this one and what
+    /// they leave beside their results, `later` those after it.
     pub fn check_inputs(&self, place: &Place, earlier: &[&str], later: &[&str]) -> Result<()> {
         for (key, name) in inputs(&self.work.settings()?) {
-            // A training stage that keeps the best leaves it beside its result.
-            let made = name
-                .to_str()
-                .map(|name| name.strip_suffix(".best").unwrap_or(name));
-            let is = |stage: &&&str| Some(**stage) == made;
+            let is = |stage: &&&str| Path::new(stage) == name;
             let shown = name.display();
             let sentence = if earlier.iter().any(|stage| is(&stage)) {
                 continue;
@@ -389,8 +399,14 @@ impl Job {
                     [] => String::new(),
                     names => format!(" ({})", names.join(", ")),
                 };
+                let best = match name.extension().is_some_and(|end| end == "best") {
+                    true => {
+                        "; a training stage leaves its best beside its result where `train.keep_best` is set"
+                    }
+                    false => "",
+                };
                 format!(
-                    "{shown}, which is neither an earlier stage of this run{earlier} nor a path that exists"
+                    "{shown}, which is neither an earlier stage of this run{earlier} nor a path that exists{best}"
                 )
             };
             return Err(Usage(format!("{}: `{key}` is {sentence}", self.name)).into());

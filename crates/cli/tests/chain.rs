@@ -136,3 +136,32 @@ fn a_stage_without_its_checkpoint_says_so() {
     );
     assert!(!dir.join("runs").exists());
 }
+
+#[test]
+fn a_stage_may_begin_with_the_best_of_the_one_before() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    chain(dir);
+    std::fs::remove_file(dir.join("mini/05-palettize.toml")).unwrap();
+    let best = "04-longer.inputs.checkpoint=03-core.best";
+    let run = ["run", "mini", "--json", "--set", best];
+    let plan = ok(dir, &[&run[..], &["--dry-run"]].concat()).json();
+    assert_eq!(plan["stages"][3]["plan"]["parameters"], 28_224);
+    ok(dir, &run);
+    let bytes = std::fs::read(dir.join("runs/mini/04-longer/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(manifest["inputs"]["checkpoint"]["path"], "../03-core.best");
+
+    let none = [
+        "--out",
+        "runs/other",
+        "--set",
+        "03-core.train.keep_best=false",
+    ];
+    let ran = exits(dir, 2, &[&run[..], &none].concat());
+    assert!(
+        ran.stderr.contains("where `train.keep_best` is set"),
+        "{}",
+        ran.stderr
+    );
+}

@@ -418,9 +418,7 @@ fn a_recipe_puts_several_models_side_by_side_and_goes_on_where_it_stopped() {
         );
         std::fs::write(dir.join("worth/01-report.toml"), text).unwrap();
     };
-    recipe(
-        "[[task]]\nkind = \"needle\"\ntext = \"text.jsonl\"\nlengths = [32]\ntrials = 2\nvalues = 2\ndepths = [0.0, 0.5]\n",
-    );
+    recipe("[[task]]\nkind = \"positions\"\ntext = \"text.jsonl\"\nlength = 32\nbucket = 16\n");
     let run = || ok(dir, &["run", "worth", "--json"]).json();
     let facts = run();
     assert_eq!(facts["stages"][0]["skipped"], false);
@@ -437,7 +435,7 @@ fn a_recipe_puts_several_models_side_by_side_and_goes_on_where_it_stopped() {
         );
         assert_eq!(of("choice-c")["scores"]["acc"], 1.0, "a time is likelier");
         assert_eq!(of("math")["scores"]["n"], 1);
-        assert_eq!(of("needle")["settings"]["depths"], json!([0.0, 0.5]));
+        assert_eq!(of("positions")["scores"]["positions"][1]["from"], 16);
     }
     let both = read(&out.join("scores.json"));
     assert_eq!(
@@ -445,20 +443,43 @@ fn a_recipe_puts_several_models_side_by_side_and_goes_on_where_it_stopped() {
         both["runs"][1]["evals"]["choice-c"]["scores"]
     );
     let page = std::fs::read_to_string(out.join("report.html")).unwrap();
-    assert!(page.contains("plain") && page.contains("found in 32 tokens"));
+    assert!(page.contains("plain") && page.contains("perplexity at 0 to 16"));
     assert_eq!(run()["stages"][0]["skipped"], true, "nothing has changed");
 
     // Whoever goes on asks only for what was not answered: the answers that are there are taken as they are.
     let answers = dir.join("runs/worth/01-report.answers");
-    let kept = answers.join("plain.math.jsonl");
-    let answered = std::fs::read_to_string(&kept).unwrap();
+    let kept = |what: &str| -> Vec<std::path::PathBuf> {
+        let files = std::fs::read_dir(&answers).unwrap();
+        let files = files.map(|file| file.unwrap().path());
+        let named = files.filter(|path| {
+            path.file_name()
+                .unwrap()
+                .to_string_lossy()
+                .starts_with(what)
+        });
+        named.collect()
+    };
+    let [kept_math] = &kept("plain.math.")[..] else {
+        panic!("one file of answers")
+    };
+    let answered = std::fs::read_to_string(kept_math).unwrap();
     let mut row: Value = serde_json::from_str(answered.trim()).unwrap();
     row["response"] = "#### 2".into();
-    std::fs::write(&kept, format!("{row}\n")).unwrap();
+    std::fs::write(kept_math, format!("{row}\n")).unwrap();
     std::fs::remove_dir_all(&out).unwrap();
     run();
     assert_eq!(read(&out.join("plain/math.json"))["scores"]["strict"], 1.0);
     assert_eq!(read(&out.join("again/math.json"))["scores"]["strict"], 0.0);
+
+    // Another question is another file of answers, and the old one is in nobody's way.
+    write(
+        dir,
+        "math.jsonl",
+        &[json!({"question": "2 + 2?", "answer": "#### 4"})],
+    );
+    assert_eq!(run()["stages"][0]["skipped"], false);
+    assert_eq!(read(&out.join("plain/math.json"))["scores"]["strict"], 0.0);
+    assert_eq!(kept("plain.math.").len(), 2);
 
     for (more, says) in [
         (

@@ -138,7 +138,7 @@ impl Progress for StopAt {
         self.2.push(what.to_owned());
     }
     fn update(&mut self, done: u64, _: &[(&str, f64)]) {
-        if done == self.0 && self.2.last().is_some_and(|what| what == "recover") {
+        if done == self.0 && self.2.last().is_some_and(|what| what == "adapter") {
             self.1.raise();
         }
     }

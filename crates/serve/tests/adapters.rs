@@ -104,7 +104,8 @@ fn adapters_come_and_go_while_others_run() {
     let first = say();
     load("a", "sub/2", false).refused(400, Some("lora_name"));
     assert_eq!(first, say());
-    // Who runs keeps the adapter that it began with.
+    // Who runs keeps the adapter that it began with. The count below is to be that of the one which begins now.
+    server.wait_for("russet_num_requests_running", 0.0);
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| {
             let mut fields = fields("a");

@@ -415,8 +415,8 @@ impl Memory {
             Some(available) if share > available => {
                 let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
                 let problem = format!(
-                    "with this batch needs {:.1} GiB to train, and {:.1} GiB are free; make it smaller, or lower \
-                     `train.micro_batch_sequences`",
+                    "with this batch needs {:.1} GiB to train, and {:.1} GiB are free; make it smaller, or give a pass fewer or \
+                     shorter sequences",
                     gib(share),
                     gib(available)
                 );

@@ -298,6 +298,10 @@ impl PruneSettings {
         let mut memory = Memory::of_step(config, rows, recompute, learns, 0, saves);
         let masked = rows.saturating_mul(size_of::<f32>() * scores);
         memory.activations = memory.activations.saturating_add(masked);
+        if self.weight_lr == 0.0 {
+            // To be cut they are read once more, since what does not learn is no parameter of the decoder with masks.
+            memory.weights = memory.weights.saturating_mul(2);
+        }
         memory
     }
 

@@ -88,7 +88,7 @@ pub struct Record {
 
 /// What the loop needs besides the state it changes.
 pub struct Loop<'a> {
-    /// What is being done, for the progress bar: "pretrain".
+    /// What is being done, for the progress bar: the name of the artifact's folder.
     pub name: &'a str,
     /// The step to stop at.
     pub steps: u64,

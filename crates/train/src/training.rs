@@ -719,10 +719,12 @@ impl Run<'_> {
         let last = |name: &str| measured.iter().find(|one| one.0 == name).map(|one| one.1);
 
         let even = libm::log(state.decoder.config().vocab as f64);
-        if let Some(loss) = last(VALIDATION_LOSS).filter(|&loss| loss > even) {
+        // Of other tasks the loss is not one of tokens.
+        let tokens = last(BITS_PER_BYTE).and(last(VALIDATION_LOSS));
+        if let Some(loss) = tokens.filter(|&loss| loss > even) {
             progress.message(&format!(
                 "the loss held out is {loss:.3} nats a token, above the {even:.3} of a model that holds every token equally likely: what was \
-                 learnt is of no use for it; look at the losses, and lower `train.peak_lr` if they rose"
+                 learnt is of no use for it; look at the losses, and lower the learning rate if they rose"
             ));
         }
         let tally = state.tally;

@@ -353,8 +353,7 @@ fn a_plan_tells_what_lies_in_its_place() {
     finished(run(&dir, &[]));
     assert_eq!(standing(&[], Resume::Continue).unwrap(), Standing::Result);
     let held = Hold::take(&out, &dir.join("03-pretrain.log")).unwrap();
-    let problem = standing(&[], Resume::Continue).unwrap_err().to_string();
-    assert!(problem.contains("another process"), "{problem}");
+    assert_eq!(standing(&[], Resume::Continue).unwrap(), Standing::Held);
     drop(held);
     let why = "`train.peak_lr` was 0.01, is 0.02".to_owned();
     let earlier = Standing::EarlierResult { why };
@@ -481,4 +480,19 @@ fn a_stop_while_it_is_measured_loses_no_step() {
         assert_eq!((result(&dir), kept(&dir)), wanted, "{changes:?}");
         fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
     }
+}
+
+#[test]
+fn a_run_that_skips_every_step_leaves_what_lay_there() {
+    let (_keep, dir) = corpus();
+    finished(run(&dir, &[]));
+    let before = result(&dir);
+    let problem = run(&dir, &["train.skip_norm=1e-9"])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        problem.contains("all 30 steps were skipped") && problem.contains("train.skip_norm"),
+        "{problem}"
+    );
+    assert_eq!(result(&dir), before);
 }

@@ -7,7 +7,7 @@ use russet_artifact::{Artifact, Inputs, Kind, Recipe, Stage};
 use russet_model::Config;
 use russet_train::Estimate;
 use russet_train::plan::IDLE_SETTINGS;
-use russet_train::prune::{PRUNE_REPORT, PruneReport, PruneSettings, Pruned, Pruning};
+use russet_train::prune::{PRUNE_REPORT, PruneMethod, PruneReport, PruneSettings, Pruned, Pruning};
 use russet_train::settings::ComputeSettings;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -53,7 +53,9 @@ impl Work for PruneRecipe {
         let PruneSettings {
             train, validation, ..
         } = &self.prune;
-        outlook.check_split(&self.inputs.tokens, "prune.train", train)?;
+        if self.prune.method == PruneMethod::Learned {
+            outlook.check_split(&self.inputs.tokens, "prune.train", train)?;
+        }
         if let Some(split) = validation {
             outlook.check_split(&self.inputs.tokens, "prune.validation", split)?;
         }
@@ -83,20 +85,25 @@ impl Work for PruneRecipe {
             config.ffn,
             self.prune.ffn
         );
-        if let Some(rate) = outlook.rate(self.compute.dtype).filter(|_| flops > 0.0) {
-            let estimate = Estimate::new(flops, rate);
-            let memory = self.prune.memory(&config, self.compute.recompute);
-            let fits = memory.check();
-            text += &format!(
-                ", {} of learning\nmemory   {memory}",
-                about(estimate.seconds)
-            );
-            if let Err(error) = &fits {
-                text += &format!("\nhere     it would be refused: {error}");
+        let memory = self.prune.memory(&config, self.compute.recompute);
+        match outlook.rate(self.compute.dtype) {
+            _ if flops == 0.0 => {} // nothing is learnt
+            Some(rate) => {
+                let estimate = Estimate::new(flops, rate);
+                let fits = memory.check();
+                text += &format!(
+                    ", {} of learning\nmemory   {memory}",
+                    about(estimate.seconds)
+                );
+                if let Err(error) = &fits {
+                    text += &format!("\nhere     it would be refused: {error}");
+                }
+                json["memory"] = serde_json::to_value(memory)?;
+                json["fits_here"] = fits.is_ok().into();
+                json["estimate"] = serde_json::to_value(estimate)?;
             }
-            json["memory"] = serde_json::to_value(memory)?;
-            json["fits_here"] = fits.is_ok().into();
-            json["estimate"] = serde_json::to_value(estimate)?;
+            None if !place.out.exists() => memory.check()?,
+            None => {}
         }
         Ok(Plan { json, text })
     }
@@ -117,9 +124,11 @@ impl Work for PruneRecipe {
         if let Value::Object(settings) = &mut settings {
             settings.remove("inputs");
         }
-        for (table, key) in IDLE_SETTINGS {
-            if let Some(Value::Object(table)) = settings.get_mut(table) {
-                table.remove(key);
+        // Masks are added up in other pieces where blocks are computed again, so that setting does change bits here.
+        let idle = IDLE_SETTINGS.iter().filter(|(_, key)| *key != "recompute");
+        for (table, key) in idle {
+            if let Some(Value::Object(table)) = settings.get_mut(*table) {
+                table.remove(*key);
             }
         }
         let stage = Stage::new(StageKind::Prune.word(), &app.tool, settings, inputs);

@@ -8,16 +8,18 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap::builder::ValueParser;
 use clap::{CommandFactory, Parser};
-use russet_artifact::{Inputs, Kind, Recipe};
-use russet_eval::report::{Metric, Run, html, markdown, metrics, scores};
+use russet_artifact::{Hash, Inputs, Kind, MANIFEST, Recipe};
+use russet_eval::report::{Run, html, markdown, scores};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Made, Outlook, Place, Plan, StageKind, Work, make, ours_or_not, read_json};
+use super::{Made, Outlook, Place, Plan, StageKind, Work, make, ours_or_not};
 use crate::app::{App, Usage};
 use crate::args::EvalVerb;
-use crate::eval::save::plain_name;
+use crate::eval::respond::about;
+use crate::eval::save::{plain_name, source};
 
 /// The file of all scores.
 const SCORES: &str = "scores.json";
@@ -49,7 +51,10 @@ struct Task {
 }
 
 /// Options that the stage gives itself.
-const OWN: [&str; 5] = ["model", "adapter", "responses", "keep", "save"];
+const OWN: [&str; 6] = ["model", "adapter", "responses", "keep", "save", "verdicts"];
+
+/// Names that the artifact's own files have.
+const TAKEN: [&str; 4] = [SCORES, "report.html", "report.md", MANIFEST];
 
 #[derive(Parser)]
 #[command(no_binary_name = true, disable_help_flag = true)]
@@ -63,6 +68,7 @@ impl Task {
     fn record(&self) -> String {
         let task = self.options.get("task").and_then(Value::as_str);
         match (&self.kind[..], task) {
+            ("calls", _) if !self.options.contains_key("answers") => "calls-irrelevance".to_owned(),
             ("choice", Some(task)) => format!("choice-{}", plain_name(Path::new(task))),
             _ => self.kind.clone(),
         }
@@ -72,6 +78,7 @@ impl Task {
     fn files(&self, place: &Place) -> Vec<(&str, PathBuf)> {
         let texts = self.options.iter();
         let texts = texts.filter_map(|(key, value)| Some((&key[..], value.as_str()?)));
+        let texts = texts.filter(|(key, _)| is_path(&self.kind, key));
         let paths = texts.map(|(key, text)| {
             let text = Path::new(text);
             let folder = place.input(text);
@@ -84,7 +91,7 @@ impl Task {
                 },
             )
         });
-        paths.filter(|(_, path)| path.exists()).collect()
+        paths.collect()
     }
 
     /// The command line, for one model.
@@ -93,17 +100,18 @@ impl Task {
         let mut words: Vec<OsString> = vec![self.kind.clone().into()];
         for (key, value) in &self.options {
             let word = match (value, files.iter().find(|(name, _)| name == key)) {
-                (_, Some((_, path))) => path.clone().into_os_string(),
-                (Value::String(text), None) => text.into(),
+                (_, Some((_, path))) => Some(path.clone().into_os_string()),
+                (Value::String(text), None) => Some(text.into()),
                 (Value::Array(all), None) => {
                     let all: Vec<String> = all.iter().map(Value::to_string).collect();
-                    all.join(",").into()
+                    Some(all.join(",").into())
                 }
-                (Value::Bool(true), None) => OsString::new(), // a switch
-                (value, None) => value.to_string().into(),
+                (Value::Bool(false), None) => continue, // a switch that is not set
+                (Value::Bool(true), None) => None,
+                (value, None) => Some(value.to_string().into()),
             };
             words.push(format!("--{}", key.replace('_', "-")).into());
-            words.extend(Some(word).filter(|word| !word.is_empty()));
+            words.extend(word);
         }
         for (key, path) in more.iter().filter(|(key, _)| takes(&self.kind, key)) {
             words.push(format!("--{key}").into());
@@ -111,7 +119,12 @@ impl Task {
         }
         let parsed = Words::try_parse_from(words).map_err(|error| {
             let said = error.to_string();
-            let said = said.lines().next().unwrap_or_default();
+            let said = said.lines().take_while(|line| !line.starts_with("Usage:"));
+            let said: Vec<&str> = said
+                .map(str::trim)
+                .filter(|line| !line.is_empty())
+                .collect();
+            let said = said.join(" ");
             Usage(format!(
                 "`task.{number}` ({}): {}; options are those of `russet eval {}`, with _ for -",
                 self.kind,
@@ -133,6 +146,19 @@ fn takes(verb: &str, option: &str) -> bool {
     })
 }
 
+/// Whether an option of it is a path.
+fn is_path(verb: &str, option: &str) -> bool {
+    let command = Words::command();
+    let option = option.replace('_', "-");
+    let argument = command.find_subcommand(verb).and_then(|verb| {
+        verb.get_arguments()
+            .find(|argument| argument.get_long() == Some(&option))
+    });
+    argument.is_some_and(|argument| {
+        argument.get_value_parser().type_id() == ValueParser::path_buf().type_id()
+    })
+}
+
 pub(super) fn read(recipe: &Recipe) -> Result<ReportRecipe> {
     let recipe: ReportRecipe = recipe.parse()?;
     let refuse = |sentence: String| Err(Usage(sentence).into());
@@ -146,6 +172,12 @@ pub(super) fn read(recipe: &Recipe) -> Result<ReportRecipe> {
         if model.name.is_empty() || !is_name {
             return refuse(format!(
                 "`model.{number}.name` is {:?}; it names a folder, so write letters, digits, - and _",
+                model.name
+            ));
+        }
+        if TAKEN.contains(&&model.name[..]) {
+            return refuse(format!(
+                "`model.{number}.name` is {}, as a file of the report is called; call it something else",
                 model.name
             ));
         }
@@ -185,35 +217,23 @@ pub(super) fn read(recipe: &Recipe) -> Result<ReportRecipe> {
     Ok(recipe)
 }
 
-impl ReportRecipe {
-    /// The headline of each evaluation of each model.
-    fn headlines(&self, out: &Path) -> Result<Value> {
-        let mut models = Map::new();
-        for model in &self.model {
-            let mut all = Map::new();
-            for task in &self.task {
-                let record = task.record();
-                let told = read_json(&out.join(&model.name).join(format!("{record}.json")))?;
-                if let Some(Metric { label, value, .. }) =
-                    metrics(&record, &told["scores"]).into_iter().next()
-                {
-                    all.insert(record, json!({"what": label, "value": value}));
-                }
-            }
-            models.insert(model.name.clone(), all.into());
-        }
-        Ok(models.into())
-    }
-}
-
 impl Work for ReportRecipe {
     fn settings(&self) -> Result<Value> {
         Ok(Recipe::resolved_json(self)?)
     }
 
-    fn plan(&self, _: &str, place: &Place, _: &mut Outlook) -> Result<Plan> {
+    fn plan(&self, _: &str, place: &Place, outlook: &mut Outlook) -> Result<Plan> {
         for (number, task) in self.task.iter().enumerate() {
             task.verb(number, place, &[("model", Path::new("model"))])?;
+            for (key, path) in task.files(place) {
+                if !path.exists() && !outlook.will_have(&path, place) {
+                    let sentence = format!(
+                        "`task.{number}.{key}` is {}, which is neither there nor left by an earlier stage of this run",
+                        path.display()
+                    );
+                    return Err(Usage(sentence).into());
+                }
+            }
         }
         let names = |all: Vec<String>| all.join(", ");
         let (models, tasks) = (
@@ -240,10 +260,14 @@ impl Work for ReportRecipe {
             }
             judged.push((&model.name, folder, adapter));
         }
+        let mut read = Vec::new();
         for (number, task) in self.task.iter().enumerate() {
+            let mut files = Vec::new();
             for (key, path) in task.files(place) {
                 inputs = ours_or_not(inputs, &format!("task.{number}.{key}"), &path)?;
+                files.push(source(&path)?);
             }
+            read.push(files);
         }
         let mut name = place.out.file_name().unwrap_or_default().to_owned();
         name.push(".answers");
@@ -256,8 +280,13 @@ impl Work for ReportRecipe {
             let mut runs = Vec::new();
             for (name, model, adapter) in &judged {
                 let save = draft.join(name);
+                let about = about(model, adapter.as_deref())?;
                 for (number, task) in self.task.iter().enumerate() {
-                    let keep = answers.join(format!("{name}.{}.jsonl", task.record()));
+                    // All that they follow from: where any of it is another one, answers are asked for anew.
+                    let of = json!([about, task, read[number], app.tool]).to_string();
+                    let of = Hash::of(of.as_bytes()).to_string();
+                    let keep = format!("{name}.{}.{}.jsonl", task.record(), &of[..12]);
+                    let keep = answers.join(keep);
                     let mut more =
                         vec![("model", model.as_path()), ("keep", &keep), ("save", &save)];
                     more.extend(adapter.as_deref().map(|path| ("adapter", path)));
@@ -285,8 +314,7 @@ impl Work for ReportRecipe {
                 self.model.len(),
                 page.display()
             ),
-            facts: json!({"page": page, "card": place.out.join("report.md"), "scores": place.out.join(SCORES),
-                "models": self.headlines(&place.out)?}),
+            facts: Value::Null,
         })
     }
 }

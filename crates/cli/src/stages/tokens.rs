@@ -67,11 +67,13 @@ impl Work for TokensRecipe {
         if folder.join(MANIFEST).exists() {
             inputs = ours_or_not(inputs, "tokenizer", &folder)?;
         } else {
-            // Of a model from elsewhere its tokenizer alone counts.
+            // Of a model from elsewhere what says which tokens there are counts, and its weights do not.
             inputs = inputs.path("tokenizer", &folder.join("tokenizer.json"))?;
-            let config = folder.join("tokenizer_config.json");
-            if config.exists() {
-                inputs = inputs.path("tokenizer_config", &config)?;
+            for name in ["tokenizer_config", "generation_config", "config"] {
+                let path = folder.join(format!("{name}.json"));
+                if path.exists() {
+                    inputs = inputs.path(name, &path)?;
+                }
             }
         }
         for (split, paths) in &self.data {

@@ -260,7 +260,7 @@ fn what_cannot_be_pruned_is_refused_with_a_sentence() {
     );
     refused(
         &|s| s.method = PruneMethod::Magnitude,
-        "`prune.steps` is there, but only `method = \"learned\"` trains",
+        "`prune.steps` is there, and so is `prune.lr`, but only `method = \"learned\"` trains",
     );
     refused(
         &|s| {
