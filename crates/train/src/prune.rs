@@ -501,7 +501,7 @@ impl Pruning {
 
     /// A split as it lies there, and what its documents begin with.
     fn shard(&self, path: &Path) -> Result<(TokenShard, u32)> {
-        let shard = TokenShard::open(path.to_owned())?;
+        let shard = TokenShard::open(path)?;
         let begin_of_text = self.tokenizer.special().bos.unwrap_or(shard.end_of_text());
         Ok((shard, begin_of_text))
     }
