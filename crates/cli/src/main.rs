@@ -20,6 +20,7 @@ mod stages;
 mod text;
 mod watch;
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -105,7 +106,9 @@ fn tell(error: &anyhow::Error, json: bool, whose: &str) -> ExitCode {
         true => "",
         false => whose,
     };
-    eprintln!("error: {whose}{said}");
+    // In one piece: a launcher writes to the same stream, and its lines may come between pieces.
+    let line = format!("error: {whose}{said}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
     match outcome {
         Outcome::Usage => ExitCode::from(2),
         _ => ExitCode::FAILURE,
