@@ -117,7 +117,6 @@ fn tell(run: &Path, seen: u64) -> Result<serde_json::Value> {
     let curves = Curves::new(&read_log(&folder)?);
     let mut told = curves.json(&folder, pace);
     told["seen"] = now.into();
-    told["headline"] = curves.headline().into();
     told["points"] = json!(curves.points);
     told["smoothed"] = json!(curves.smooth);
     told["said"] = json!(curves.messages);
@@ -309,7 +308,7 @@ impl Curves {
 
     fn headline(&self) -> String {
         let Some(loss) = self.last("loss") else {
-            return "nothing is logged yet".to_owned();
+            return WAITING.to_owned();
         };
         let mut line = format!("step {}", self.step);
         if let Some(steps) = self.steps {

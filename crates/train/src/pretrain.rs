@@ -12,10 +12,10 @@ use crate::loader::Batches;
 use crate::objective::Objective;
 use crate::plan::Plan;
 use crate::publish::card_rows;
-use crate::run::{BITS_PER_BYTE, Measure, Measured, VALIDATION_LOSS};
+use crate::run::{Measure, Measured};
 use crate::state::State;
 use crate::training::{Outcome, Resume, Task};
-use crate::validation::{GoesOn, Validation};
+use crate::validation::{GoesOn, Validation, ValidationResult};
 
 /// Trains a decoder by `plan` and leaves its checkpoint, or where adapters are trained these, in `out`. Killed at any moment and called again, it leaves the
 /// same weights to the last bit. Ranks are threads of this process.
@@ -82,12 +82,7 @@ impl Task for Plan {
         )?;
         let measure = move |ctx: &mut Ctx, decoder: &Decoder, goes_on: &mut GoesOn| {
             let result = validation.measure(ctx, decoder, goes_on)?;
-            Ok(result.map(|result| {
-                vec![
-                    (VALIDATION_LOSS, result.nats_per_token),
-                    (BITS_PER_BYTE, result.bits_per_byte),
-                ]
-            }))
+            Ok(result.map(ValidationResult::measured))
         };
         Ok(Some(Box::new(measure)))
     }

@@ -27,10 +27,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::price::Memory;
 use crate::publish::Publication;
-use crate::run::{BITS_PER_BYTE, Measured, VALIDATION_LOSS};
+use crate::run::{Measured, VALIDATION_LOSS};
 use crate::settings::{ComputeSettings, Recompute};
 use crate::training::{Outcome, Resume};
-use crate::validation::{GoesOn, Validation};
+use crate::validation::{Validation, ValidationResult};
 use crate::{Result, TrainError};
 
 use slice::{magnitudes, slice};
@@ -431,10 +431,11 @@ impl Pruning {
             let Some(validation) = self.validation()? else {
                 return Ok(Measured::new());
             };
-            let measured = measured(&validation, &mut ctx, decoder, &mut |_| {
-                !interrupt.is_raised()
-            })?;
-            measured.ok_or(TrainError::Interrupted)
+            let goes_on = &mut |_| !interrupt.is_raised();
+            let result = validation.measure(&mut ctx, decoder, goes_on)?;
+            result
+                .map(ValidationResult::measured)
+                .ok_or(TrainError::Interrupted)
         };
         let decoder = checkpoint::load(&self.checkpoint)?;
         let before = measure(&decoder)?;
@@ -517,21 +518,6 @@ impl Pruning {
         let tokens = self.settings.validation_tokens;
         Ok(Some(Validation::new(shard, begin, tokens, length, pass)?))
     }
-}
-
-fn measured(
-    validation: &Validation,
-    ctx: &mut Ctx,
-    decoder: &Decoder,
-    goes_on: &mut GoesOn,
-) -> Result<Option<Measured>> {
-    let result = validation.measure(ctx, decoder, goes_on)?;
-    Ok(result.map(|result| {
-        vec![
-            (VALIDATION_LOSS, result.nats_per_token),
-            (BITS_PER_BYTE, result.bits_per_byte),
-        ]
-    }))
 }
 
 /// Where the k greatest scores stand, in rising order; the first of equals stay.

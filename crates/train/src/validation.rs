@@ -20,6 +20,7 @@ use serde::Serialize;
 use crate::loader::{Batch, append};
 use crate::permutation::Permutation;
 use crate::ranks::place_in_data;
+use crate::run::{BITS_PER_BYTE, Measured, VALIDATION_LOSS};
 use crate::{Result, TrainError};
 
 /// Hears the share of a measurement that is done, and says whether to go on.
@@ -48,6 +49,16 @@ pub struct ValidationResult {
     pub bytes: u64,
     /// Documents.
     pub documents: u64,
+}
+
+impl ValidationResult {
+    /// As the log and the best have it.
+    pub(crate) fn measured(self) -> Measured {
+        vec![
+            (VALIDATION_LOSS, self.nats_per_token),
+            (BITS_PER_BYTE, self.bits_per_byte),
+        ]
+    }
 }
 
 impl Validation {

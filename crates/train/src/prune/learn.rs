@@ -9,7 +9,7 @@ use russet_tensor::Ctx;
 use russet_tensor::mesh::MeshShape;
 
 use super::mask::{Annealed, Sharpness, masked, scores};
-use super::{Choice, Pruning, files, greatest, measured, slice};
+use super::{Choice, Pruning, files, greatest, slice};
 use crate::Result;
 use crate::launch::Launch;
 use crate::loader::{Batches, Mixture, Packing, Part};
@@ -22,7 +22,7 @@ use crate::settings::{
 };
 use crate::state::State;
 use crate::training::{Outcome, Resume, Task, Trained, Training, Wrapped};
-use crate::validation::GoesOn;
+use crate::validation::{GoesOn, ValidationResult};
 
 /// Steps from one saved state to the next.
 pub(super) const CHECKPOINT_EVERY: u64 = 100;
@@ -195,7 +195,8 @@ impl Task for Learning<'_> {
                 true => checkpoint::load(&self.pruning.checkpoint)?,
                 false => self.pruning.cut(decoder)?,
             };
-            measured(&validation, ctx, &bare, goes_on)
+            let result = validation.measure(ctx, &bare, goes_on)?;
+            Ok(result.map(ValidationResult::measured))
         };
         Ok(Some(Box::new(measure)))
     }
