@@ -9,7 +9,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL, VBMI and VNNI.
     Avx512,
-    /// The same with BF16, and AMX tiles of bf16, which only products in bf16 use.
+    /// The same with BF16, and AMX tiles: of bf16 for products and attention in bf16, of int8 for palettized weights.
     Amx,
 }
 
@@ -98,17 +98,19 @@ impl Isa {
     }
 }
 
-/// Whether the CPU multiplies tiles of bf16 and the system lets this process do so: tiles are 8 KiB that a switch of threads has
+/// Whether the CPU multiplies tiles of bf16 and int8 and the system lets this process do so: tiles are 8 KiB that a switch of threads has
 /// to save, so Linux wants to be asked, once a process.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn may_use_tiles() -> bool {
     static MAY: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
         const AMX_BF16: u32 = 1 << 22;
         const AMX_TILE: u32 = 1 << 24;
+        const AMX_INT8: u32 = 1 << 25;
+        const ALL: u32 = AMX_BF16 | AMX_TILE | AMX_INT8;
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
         let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
-        if features & (AMX_BF16 | AMX_TILE) != AMX_BF16 | AMX_TILE {
+        if features & ALL != ALL {
             return false;
         }
         // With it the least stack for signals grows, and children inherit it; where a stack is smaller the system refuses, as does

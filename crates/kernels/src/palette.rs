@@ -22,6 +22,8 @@
 //! palettization as in coremltools and SqueezeLLM (Kim et al., 2023), with int8 entries. Choosing
 //! palettes and indices is not done here, and neither are sparse outliers or vector palettes.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod avx2;
 mod avx512;
 pub(crate) mod dense;
@@ -216,7 +218,7 @@ pub fn dequantize(pool: &Pool, matrix: PaletteMatrix<'_>, out: &mut [f32]) {
 /// `out[n] = [ W₀ x[n] | W₁ x[n] | … ]`: `[N, Σ rows]`, in one job for all parts.
 ///
 /// The parts (say q, k and v, each with its own bits) share their inputs. A few tokens stream the
-/// weights once; many decode them in registers, 12 tokens x 32 rows at a time.
+/// weights once; many decode them in registers, 12 tokens x 32 rows at a time, or on AMX for tiles of 32 tokens x 32 rows.
 ///
 /// # Panics
 /// When a part has other columns than `x`, or `out` is not `[N, Σ rows]`.

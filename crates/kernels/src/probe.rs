@@ -99,7 +99,10 @@ pub fn int8_gop_s(pool: &Pool) -> f64 {
             let operations = match pool.isa() {
                 // SAFETY: the pool vouches for its instruction set.
                 #[cfg(target_arch = "x86_64")]
-                crate::Isa::Avx512 | crate::Isa::Amx => unsafe { multiply_avx512(ROUNDS) },
+                crate::Isa::Avx512 => unsafe { multiply_avx512(ROUNDS) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                crate::Isa::Amx => unsafe { crate::simd::tiles::multiply_registers(ROUNDS / 8) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 crate::Isa::Avx2 => unsafe { multiply_avx2(ROUNDS) },

@@ -14,6 +14,12 @@ use crate::pool::Disjoint;
 use crate::profile::{Kernel, span};
 use crate::{Isa, Pool};
 
+/// Rows of a tile of AMX.
+const SIDE: usize = 16;
+/// The most tokens in a panel for tiles: all that a task multiplies, so that a block of theirs lies in one run. Panels of 32 would be
+/// a power of two apart, and all of them would map to one set of the cache.
+const TILED_PANEL: usize = 512;
+
 /// Inputs that share an activation scale, and over which products accumulate in int32: at most
 /// 128 · 255 · 127 = 4.1 M, far from overflow and exact in f32.
 pub const BLOCK: usize = 128;
@@ -22,13 +28,17 @@ pub const BLOCK: usize = 128;
 /// holds in registers beside weights and tables.
 pub(crate) const PANEL: usize = 12;
 
+/// Rows from which on panels are those of AMX's tiles, where there are any: fewer are bound by memory, and then 16 rows of a tile
+/// would do for one.
+const TILED: usize = 16;
+
 /// Below this a block counts as zero: 127 / max|x| must stay finite, and weights times 1e-30 do
 /// not reach any f32 sum.
 const ZERO: f32 = 1e-30;
 
 /// Int8 activations `[N, D]`, ready for [`crate::palette::matmul`] and [`crate::int8::matmul`].
 ///
-/// The order in memory is private: panels of up to 12 tokens, and inside a panel
+/// The order in memory is private: panels of up to 12 tokens, for AMX's tiles of up to 512, and inside a panel
 /// `[block, token, 128]`, so a tile of the product reads one contiguous run and never strides by a
 /// power of two (which would map all its tokens to one set of the cache).
 #[derive(Clone, Debug, Default)]
@@ -37,12 +47,19 @@ pub struct QuantizedRows {
     cols: usize,
     /// Tokens in each panel (the last may have fewer; its tail is zero).
     width: usize,
-    values: Vec<i8>,       // [panel, block, width, 128]
+    /// Whether panels are those of AMX's tiles.
+    tiled: bool,
+    values: Vec<Values>,   // [panel, block, width]
     scales: Vec<f32>,      // [panel, block, width]
     corrections: Vec<i32>, // [panel, block, width]: -128 Σ q, undoing the +128 of unsigned tables
 }
 
-/// Up to 12 tokens of a [`QuantizedRows`]: what one tile of a product reads.
+/// A block of a token; a row of a tile is half of one, and one that crossed a line of the cache would be read as two.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+struct Values([i8; BLOCK]);
+
+/// Some tokens of a [`QuantizedRows`]: what one tile of a product reads.
 #[derive(Clone, Copy)]
 pub(crate) struct Panel<'a> {
     /// Tokens that exist, `<= width`.
@@ -78,16 +95,21 @@ impl QuantizedRows {
         let _span = span(Kernel::Palette);
         let rows = x.len() / cols;
         let blocks = cols.div_ceil(BLOCK);
-        let panels = rows.div_ceil(PANEL);
-        // Equal widths waste least: 13 tokens are 7 + 6, not 12 + 1.
-        let width = if panels == 0 {
-            0
+        self.tiled = pool.isa() == Isa::Amx && rows >= TILED;
+        let (most, step) = if self.tiled {
+            (TILED_PANEL, SIDE)
         } else {
-            rows.div_ceil(panels)
+            (PANEL, 1)
+        };
+        // Equal widths waste least: 13 tokens are 7 + 6, not 12 + 1.
+        let width = match rows.div_ceil(most) {
+            0 => 0,
+            panels => rows.div_ceil(panels).next_multiple_of(step),
         };
         let panels = if width == 0 { 0 } else { rows.div_ceil(width) };
         (self.rows, self.cols, self.width) = (rows, cols, width);
-        self.values.resize(panels * blocks * width * BLOCK, 0);
+        let zero = Values([0; BLOCK]);
+        self.values.resize(panels * blocks * width, zero);
         self.scales.resize(panels * blocks * width, 0.0);
         self.corrections.resize(panels * blocks * width, 0);
 
@@ -109,10 +131,7 @@ impl QuantizedRows {
                 // SAFETY: each panel belongs to one task, and panels do not overlap.
                 let (values, scales, corrections) = unsafe {
                     (
-                        values
-                            .range(panel * len * BLOCK, len * BLOCK)
-                            .as_chunks_mut()
-                            .0,
+                        values.range(panel * len, len),
                         scales.range(panel * len, len),
                         corrections.range(panel * len, len),
                     )
@@ -125,9 +144,9 @@ impl QuantizedRows {
                             let first = row * cols + b * BLOCK;
                             let last = (first + BLOCK).min((row + 1) * cols);
                             // SAFETY: the pool vouches for its instructions.
-                            unsafe { quantize(&x[first..last], &mut values[at]) }
+                            unsafe { quantize(&x[first..last], &mut values[at].0) }
                         } else {
-                            values[at].fill(0);
+                            values[at].0.fill(0);
                             (0.0, 0)
                         };
                         scales[at] = scale;
@@ -153,8 +172,8 @@ impl QuantizedRows {
     /// # Panics
     /// When `row` or `block` is out of range.
     pub fn values(&self, row: usize, block: usize) -> &[i8] {
-        let at = self.position(row, block) * BLOCK;
-        &self.values[at..at + BLOCK.min(self.cols - block * BLOCK)]
+        let values = &self.values[self.position(row, block)].0;
+        &values[..BLOCK.min(self.cols - block * BLOCK)]
     }
 
     /// The scale of one block of a token: x ≈ scale · value, off by at most scale / 2.
@@ -196,6 +215,11 @@ impl QuantizedRows {
         }
     }
 
+    /// Whether panels are those of AMX's tiles, whole multiples of 16 tokens wide.
+    pub(crate) fn tiled(&self) -> bool {
+        self.tiled
+    }
+
     /// Tokens in each panel but perhaps the last.
     pub(crate) fn width(&self) -> usize {
         self.width
@@ -208,7 +232,7 @@ impl QuantizedRows {
         Panel {
             tokens: self.width.min(self.rows - index * self.width),
             width: self.width,
-            values: &self.values[all.start * BLOCK..all.end * BLOCK],
+            values: bytemuck::cast_slice(&self.values[all.clone()]),
             scales: &self.scales[all.clone()],
             corrections: &self.corrections[all],
         }

@@ -97,8 +97,8 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
     // spread over more accumulators, group by group. Int32 sums do not mind the order.
     let chains = (if T * S <= 2 { 4 } else { 2 }).min(if T * S <= 8 { inputs / 4 } else { 1 });
     let mut tables = [_mm512_setzero_si512(); S];
-    for (s, table) in tables.iter_mut().enumerate() {
-        *table = unsigned_table::<BITS>(strips, first + s);
+    for (s, place) in tables.iter_mut().enumerate() {
+        *place = table::<BITS, 0x80>(strips, first + s);
     }
     let stride = lines * LINE;
     let blocks = lines.div_ceil(per_block);
@@ -226,10 +226,13 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
     }
 }
 
-/// Group GROUP of four inputs of a unit, as unsigned weights (int8 + 128).
+/// Group GROUP of four inputs of a unit: entries of the table; at 8 bits the weights, turned as it says.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-fn decode<const BITS: usize, const GROUP: usize>(packed: &[__m512i; 3], table: __m512i) -> __m512i {
+pub(super) fn decode<const BITS: usize, const GROUP: usize>(
+    packed: &[__m512i; 3],
+    table: __m512i,
+) -> __m512i {
     let [line, ..] = *packed;
     match BITS {
         8 => return _mm512_xor_si512(line, table),
@@ -266,26 +269,48 @@ fn low_bits(packed: __m512i, shift: usize) -> __m512i {
     }
 }
 
-/// A strip's palette as int8 + 128, repeated over 64 bytes; for 8 bits the constant 128.
+/// A strip's palette, repeated over 64 bytes, each byte with the bits of FLIP turned: 0x80 makes int8 + 128. For 8 bits FLIP alone.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-fn unsigned_table<const BITS: usize>(strips: &Strips<'_>, strip: usize) -> __m512i {
+pub(super) fn table<const BITS: usize, const FLIP: u8>(
+    strips: &Strips<'_>,
+    strip: usize,
+) -> __m512i {
     if BITS == 8 {
-        return _mm512_set1_epi8(-128);
+        return hidden(_mm512_set1_epi8(FLIP as i8));
     }
+    let flip = u32::from_ne_bytes([FLIP; 4]);
     let palette = strips.table(strip);
     assert_eq!(palette.len(), 1 << BITS);
     // SAFETY: 4 entries are 4 bytes, 8 are 8, 16 are 16.
-    unsafe {
-        if BITS == 2 {
-            let entries = palette.as_ptr().cast::<u32>().read_unaligned();
-            _mm512_set1_epi32((entries ^ 0x8080_8080) as i32)
-        } else if BITS == 3 {
-            let entries = palette.as_ptr().cast::<u64>().read_unaligned();
-            _mm512_set1_epi64((entries ^ 0x8080_8080_8080_8080) as i64)
-        } else {
-            let entries = _mm_loadu_si128(palette.as_ptr().cast());
-            _mm512_broadcast_i32x4(_mm_xor_si128(entries, _mm_set1_epi8(-128)))
+    hidden(unsafe {
+        match BITS {
+            2 => {
+                let entries = palette.as_ptr().cast::<u32>().read_unaligned();
+                _mm512_set1_epi32((entries ^ flip) as i32)
+            }
+            3 => {
+                let entries = palette.as_ptr().cast::<u64>().read_unaligned();
+                let flip = u64::from(flip) << 32 | u64::from(flip);
+                _mm512_set1_epi64((entries ^ flip) as i64)
+            }
+            _ => {
+                let entries = _mm_loadu_si128(palette.as_ptr().cast());
+                let flip = _mm_set1_epi8(FLIP as i8);
+                _mm512_broadcast_i32x4(_mm_xor_si128(entries, flip))
+            }
         }
+    })
+}
+
+/// The same vector, made who knows how: where LLVM 22 sees that what a look-up takes is repeated or turned, its legalizer may turn it
+/// to and fro for ever.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+fn hidden(mut vector: __m512i) -> __m512i {
+    // SAFETY: no instruction, only a claim to change the register.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(zmm_reg) vector, options(pure, nomem, nostack));
     }
+    vector
 }

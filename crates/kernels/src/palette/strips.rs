@@ -15,7 +15,7 @@
 
 use super::scalar;
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{amx, avx2, avx512};
 use crate::pool::Disjoint;
 use crate::quantize::{BLOCK, PANEL, Panel, QuantizedRows};
 use crate::{Isa, Pool};
@@ -403,6 +403,8 @@ const STREAM_TASK: std::ops::RangeInclusive<usize> = 48 << 10..=256 << 10;
 const PANEL_TASK: usize = 384 << 10;
 /// Multiply-adds of a task at most: some tens of microseconds.
 const GEMM_TASK: usize = 48 << 20;
+/// The same on tiles, which take a third of the time.
+const TILED_TASK: usize = 128 << 20;
 
 /// `out[n, ·] = x[n, ·] · (the parts' rows, one part after another)ᵀ`.
 ///
@@ -440,7 +442,16 @@ pub(crate) fn product<'m, 's: 'm>(
 
     let panels = x.panels();
     let panel_bytes = x.width() * x.cols().next_multiple_of(BLOCK);
-    let panels_each = (PANEL_TASK / panel_bytes).clamp(1, panels);
+    let tiled = x.tiled();
+    assert!(
+        !tiled || pool.isa() == Isa::Amx,
+        "activations for AMX's tiles meet a pool without"
+    );
+    let (panels_each, most) = if tiled {
+        (1, TILED_TASK)
+    } else {
+        ((PANEL_TASK / panel_bytes).clamp(1, panels), GEMM_TASK)
+    };
     let runs = panels.div_ceil(panels_each);
     let mut left: usize = (0..parts).map(part).map(|part| part.data.len()).sum(); // bytes
     let stream = (left / 4).clamp(*STREAM_TASK.start(), *STREAM_TASK.end());
@@ -454,7 +465,7 @@ pub(crate) fn product<'m, 's: 'm>(
                 1 => stream.min((left / 4).max(*STREAM_TASK.start())),
                 _ => stream,
             };
-            let wanted = (stream / bytes).min(GEMM_TASK / work).max(2);
+            let wanted = (stream / bytes).min(most / work).max(2);
             let end = part.count().min(start + wanted.next_multiple_of(2));
             cuts.push(Cut {
                 part: index,
@@ -479,13 +490,20 @@ pub(crate) fn product<'m, 's: 'm>(
 
     pool.run(cuts.len() * runs, |task| {
         let run = task / cuts.len();
+        let cut = &cuts[task % cuts.len()];
+        let part = part(cut.part);
+        #[cfg(target_arch = "x86_64")]
+        if tiled {
+            // SAFETY: the pool vouches for its instructions; (run, cut) names this task alone, and with it tokens and columns.
+            unsafe { amx::task(part, cut, &x.panel(run), run * x.width(), &out, width) };
+            return;
+        }
         let Cut {
-            part: index,
             column,
             start: begin,
             end: last,
-        } = cuts[task % cuts.len()];
-        let part = part(index);
+            ..
+        } = *cut;
         let mut results = Results([[0.0; TOGETHER * STRIP]; PANEL]);
         for start in (begin..last).step_by(TOGETHER) {
             let end = last.min(start + TOGETHER);
@@ -513,10 +531,10 @@ pub(crate) fn product<'m, 's: 'm>(
 
 /// Strips of a part that one task multiplies.
 #[derive(Clone, Copy)]
-struct Cut {
+pub(super) struct Cut {
     part: usize,
     /// Of the part in the product.
-    column: usize,
-    start: usize,
-    end: usize,
+    pub column: usize,
+    pub start: usize,
+    pub end: usize,
 }

@@ -170,6 +170,7 @@ fn every_body_equals_the_formula_bit_for_bit() {
         check(&[(bits, 17)], 129, 1, 3); // one over
         check(&[(bits, 47)], 383, 5, 4); // one under
         check(&[(bits, 33)], 200, 40, 5); // four panels
+        check(&[(bits, 33)], 1100, 150, 7); // on tiles: three runs of blocks, two of tokens
         for tokens in 1..=12 {
             check(&[(bits, 48)], 264, tokens, 6); // every tile: two strips, then one
         }
@@ -180,6 +181,7 @@ fn every_body_equals_the_formula_bit_for_bit() {
 fn parts_of_different_bits_are_concatenated() {
     check(&[(4, 48), (2, 16), (3, 16), (4, 16)], 256, 1, 6);
     check(&[(2, 19), (4, 1), (3, 33), (2, 40)], 77, 25, 7);
+    check(&[(4, 50), (2, 16)], 77, 530, 8); // on tiles: two panels
 }
 
 proptest! {

@@ -21,6 +21,7 @@ macro_rules! tile_asm {
         )
     };
 }
+pub(crate) use tile_asm;
 
 /// This thread's tile registers, set to eight of 16 rows of 64 bytes; given back when dropped, as they would else be saved at every
 /// switch of threads.
@@ -193,4 +194,30 @@ pub(crate) unsafe fn multiply_rows(
             c_stride = in(reg) c_stride * 4,
         );
     }
+}
+
+/// Multiplies registers of int8 alone, `rounds` times four tiles by others: how many operations that were.
+///
+/// # Safety
+/// There are tiles, and the process may use them.
+pub(crate) unsafe fn multiply_registers(rounds: usize) -> u64 {
+    // SAFETY: the caller's promise; nothing touches memory.
+    unsafe {
+        let _tiles = Tiles::new();
+        tile_asm!(
+            "tilezero tmm4",
+            "tilezero tmm5",
+            "tilezero tmm6",
+            "tilezero tmm7",
+            "2:",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tdpbssd tmm1, tmm4, tmm7",
+            "tdpbssd tmm2, tmm5, tmm6",
+            "tdpbssd tmm3, tmm5, tmm7",
+            "dec {rounds}",
+            "jnz 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+        );
+    }
+    (rounds.max(1) * 4 * 2 * SIDE * SIDE * 4 * SIDE) as u64
 }
