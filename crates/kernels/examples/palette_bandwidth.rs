@@ -9,7 +9,7 @@
 //! cargo run --release -p russet-kernels --example palette_bandwidth [decode|cache|batch|prefill|dense|chain] [rounds]
 //! ```
 //! `chain`, only where asked for, is one product after another with the rounding of its inputs, at 1, 8 and 512 tokens, a JSON
-//! object a line: `bench/peers/openvino.py` sets it beside the same chain in OpenVINO.
+//! object a line: `bench/peers/linear_layers.py` sets it beside the same chain in OpenVINO.
 #![allow(clippy::print_stdout, unsafe_code)]
 
 use half::f16;

@@ -2,7 +2,7 @@
 """Linear layers alone, Russet beside OpenVINO: a chain of products at 1, 8 and 512 tokens, alternating, a table for BENCHMARKS.md.
 
     pip install openvino numpy
-    cargo build --release -p russet-kernels --example palette_bandwidth && python3 bench/peers/openvino.py [--rounds 3]
+    cargo build --release -p russet-kernels --example palette_bandwidth && python3 bench/peers/linear_layers.py [--rounds 3]
 
 OpenVINO holds the weights as u4 in groups of 128 (4.13 bits) and rounds activations to 8 bits in groups of 128 while it runs
 (dynamic quantization), Russet as 4-bit indices into a table for 16 rows. Twenty products of 3072 x 8192 in turn with their
