@@ -54,6 +54,13 @@ def tools():
                 CACHE, f"llama_cpp_python=={VERSION}", env=path)
         with tarfile.open(archive) as files:
             files.extractall(CACHE, filter="data")
+        # gcc 12 takes the intrinsic to read 8 of the 64 bytes, and leaves the stores to the others out: tiles are then none.
+        tiles = os.path.join(source, "vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp")
+        with open(tiles) as file:
+            text = file.read()
+        with open(tiles, "w") as file:
+            load = "    _tile_loadconfig(&tc);"
+            file.write(text.replace(load, '    asm volatile("" : : "r"(&tc) : "memory");\n' + load))
     options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "BUILD_SHARED_LIBS=OFF", "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF",
                "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_SERVER=OFF", "LLAMA_BUILD_EXAMPLES=OFF"]
     folder = os.path.dirname(build)
