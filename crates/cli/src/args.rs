@@ -425,12 +425,16 @@ pub struct BenchArgs {
     /// The bits that random projections may have: some of 2, 3 and 4, separated by commas
     #[arg(long, conflicts_with = "model", value_delimiter = ',', default_values_t = [2, 4])]
     pub bits: Vec<u32>,
-    /// Measure through this adapter (PEFT folder) too, in turns with the model alone
+    /// Measure through this adapter (PEFT folder) too, in turns with the model alone; given several times, sequences that generate go
+    /// through one after another
     #[arg(long, value_name = "DIR", conflicts_with = "adapter_rank")]
-    pub adapter: Option<PathBuf>,
-    /// Put a random adapter of this rank onto every projection
+    pub adapter: Vec<PathBuf>,
+    /// The same with random adapters of this rank on every projection
     #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub adapter_rank: Option<u16>,
+    /// How many random adapters
+    #[arg(long, value_name = "N", requires = "adapter_rank", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub adapters: u16,
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Tokens of the prompt

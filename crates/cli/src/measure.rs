@@ -206,11 +206,32 @@ fn measured_decoder(app: &App, args: &BenchArgs) -> Result<(Decoder, String)> {
         }
         (None, None) => unreachable!("clap asks for one of them"),
     };
-    let decoder = match args.adapter_rank {
-        Some(rank) => adapter::attach_new(decoder, rank.into(), f32::from(rank), 0, |_| true),
-        None => decoder,
-    };
     Ok((decoder, name))
+}
+
+/// The adapters that are measured too, and what they are called.
+fn measured_adapters(decoder: &Decoder, args: &BenchArgs) -> Result<(Vec<Stack>, String)> {
+    let layouts = decoder.layouts();
+    if let Some(rank) = args.adapter_rank {
+        let one = |seed| [Arc::new(adapter::random(&layouts, rank.into(), seed))].into();
+        let name = match args.adapters {
+            1 => format!("a random adapter of rank {rank}"),
+            count => format!("{count} random adapters of rank {rank}"),
+        };
+        return Ok(((0..u64::from(args.adapters)).map(one).collect(), name));
+    }
+    let base = args.model.as_deref().and_then(base);
+    let mut stacks = Vec::new();
+    for folder in &args.adapter {
+        crate::found::adapter(folder)?;
+        let adapter = adapter::load(&layouts, folder, base.as_deref())?;
+        stacks.push([Arc::new(adapter)].into());
+    }
+    let names = args
+        .adapter
+        .iter()
+        .map(|folder| folder.display().to_string());
+    Ok((stacks, names.collect::<Vec<_>>().join(", ")))
 }
 
 /// One test in the words of llama.cpp's `llama-bench -o json`.
@@ -260,19 +281,7 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
         repeats: args.repeats,
         format: args.cache.cache_type.format(),
     };
-    let adapters: Stack = match &args.adapter {
-        None => Stack::default(),
-        Some(folder) => {
-            crate::found::adapter(folder)?;
-            let base = args.model.as_deref().and_then(base);
-            [Arc::new(adapter::load(
-                &decoder.layouts(),
-                folder,
-                base.as_deref(),
-            )?)]
-            .into()
-        }
-    };
+    let (adapters, through) = measured_adapters(&decoder, args)?;
     let trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
     let measured = russet_engine::bench(&decoder, &app.pool, &config, &adapters)?;
     if let Some(file) = trace {
@@ -354,14 +363,13 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
         measured.decode_gb_s(),
         measured.dram_gb_s,
     );
-    if let (Some(adapted), Some(folder)) = (&measured.adapted, &args.adapter) {
+    if let Some(adapted) = &measured.adapted {
         let slower = [
             adapted.prefill_tokens_per_second / measured.prefill_tokens_per_second,
             adapted.decode_tokens_per_second / measured.decode_tokens_per_second,
         ];
         text += &format!(
-            "\nthrough {}: {pp} {:.1} tokens/s ({:.0} %); {tg} {:.1} tokens/s ({:.0} %), {} bytes a step",
-            folder.display(),
+            "\nthrough {through}: {pp} {:.1} tokens/s ({:.0} %); {tg} {:.1} tokens/s ({:.0} %), {} bytes a step",
             adapted.prefill_tokens_per_second,
             100.0 * slower[0],
             adapted.decode_tokens_per_second,
@@ -369,7 +377,9 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
             adapted.bytes_per_token,
         );
         json["adapter"] = json!({
-            "path": folder,
+            "paths": args.adapter,
+            "rank": args.adapter_rank,
+            "adapters": adapters.len(),
             pp.clone(): adapted.prefill_tokens_per_second,
             tg.clone(): adapted.decode_tokens_per_second,
             "prefill_share": slower[0],

@@ -191,10 +191,21 @@ fn verbs_keep_their_objects_and_exit_codes() {
     ];
     fields(&bench, &names);
     let shape = "dim=64,layers=1,heads=2,kv_heads=1,head_dim=32,ffn=128,vocab=100";
-    let random = ["bench", "--random", shape, "--adapter-rank", "4"];
+    let random = [
+        "bench",
+        "--random",
+        shape,
+        "--adapter-rank",
+        "4",
+        "--adapters",
+        "3",
+    ];
     let small = ["-p", "16", "-n", "4", "-b", "3", "-r", "2"];
     let bench = json(&[&random[..], &small].concat());
     assert!(bench["tg4 x 3"].as_f64() > Some(0.0));
+    let through = &bench["adapter"];
+    assert_eq!([&through["rank"], &through["adapters"]], [4, 3]);
+    assert!(through["tg4 x 3"].as_f64() > Some(0.0) && through["decode_share"].is_number());
     for (test, [prompt, generated]) in [[16, 0], [0, 4]].into_iter().enumerate() {
         let test = &bench["tests"][test];
         assert_eq!([&test["n_prompt"], &test["n_gen"]], [prompt, generated]);

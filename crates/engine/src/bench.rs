@@ -124,7 +124,7 @@ impl Bench {
     }
 }
 
-/// One round of reading and generating through `adapters`, written down operation by operation. None of it counts: [`bench()`] measures.
+/// One round of reading and generating through `adapters` (as [`bench()`] goes through them), written down operation by operation. None of it counts: [`bench()`] measures.
 ///
 /// # Errors
 /// As [`bench()`].
@@ -132,10 +132,10 @@ pub fn trace(
     decoder: &Decoder,
     pool: &Arc<Pool>,
     config: &BenchConfig,
-    adapters: &Stack,
+    adapters: &[Stack],
 ) -> Result<Trace> {
     let mut run = Run::new(decoder, pool, config)?;
-    run.adapters = adapters.clone();
+    run.adapters = adapters;
     run.ctx.trace = Some(Trace::default());
     for (name, rows) in [
         ("prompt", config.prompt),
@@ -177,7 +177,8 @@ fn check(decoder: &Decoder, config: &BenchConfig) -> Result<()> {
     cache_fits(decoder, config.format, config.sequences, tokens)
 }
 
-/// Measures `decoder` on `pool`, alone and, where there are `adapters`, with all rows going through them, in turns.
+/// Measures `decoder` on `pool`, alone and, where there are `adapters`, through them, in turns: the prompt through the first stack, sequences that
+/// generate through one stack after another.
 ///
 /// # Errors
 /// When a setting is 0 or beyond the model's context, the cache cannot fit this machine, or its format the model's heads.
@@ -185,7 +186,7 @@ pub fn bench(
     decoder: &Decoder,
     pool: &Arc<Pool>,
     config: &BenchConfig,
-    adapters: &Stack,
+    adapters: &[Stack],
 ) -> Result<Bench> {
     let mut run = Run::new(decoder, pool, config)?;
     let (mut prefill, mut decode, mut dram) = (Vec::new(), Vec::new(), Vec::new());
@@ -205,15 +206,19 @@ pub fn bench(
         if adapters.is_empty() {
             continue;
         }
-        run.adapters = adapters.clone();
+        run.adapters = adapters;
         let through = rates(&mut run)?;
-        run.adapters = Stack::default();
+        run.adapters = &[];
         if repeat > 0 {
             prefill_adapted.push(through.0);
             decode_adapted.push(through.1);
         }
     }
-    let bytes_of_adapters: usize = adapters.iter().map(|adapter| adapter.bytes()).sum();
+    let used = adapters
+        .iter()
+        .take(config.sequences)
+        .flat_map(|s| s.iter());
+    let bytes_of_adapters: usize = used.map(|adapter| adapter.bytes()).sum();
     let adapted = (!adapters.is_empty()).then(|| Adapted {
         prefill_tokens_per_second: median(&prefill_adapted),
         decode_tokens_per_second: median(&decode_adapted),
@@ -247,7 +252,7 @@ struct Run<'a> {
     cache: KvCache,
     prompt: Vec<u32>,
     config: &'a BenchConfig,
-    adapters: Stack, // of all rows
+    adapters: &'a [Stack], // of the sequences, in turns
 }
 
 impl<'a> Run<'a> {
@@ -267,8 +272,16 @@ impl<'a> Run<'a> {
                 .map(|i| random::below(0, 0, i, vocab) as u32)
                 .collect(),
             config,
-            adapters: Stack::default(),
+            adapters: &[],
         })
+    }
+
+    /// What the rows of a sequence go through.
+    fn stack(&self, sequence: usize) -> Stack {
+        match self.adapters.len() {
+            0 => Stack::default(),
+            stacks => self.adapters[sequence % stacks].clone(),
+        }
     }
 
     /// Reads the prompt; the seconds it took.
@@ -277,7 +290,7 @@ impl<'a> Run<'a> {
         for chunk in self.prompt.chunks(PREFILL_CHUNK) {
             let past = self.cache.extend(0, chunk.len())?;
             let mut segments = Segments::default();
-            segments.push_adapted(chunk.len(), past, 0, &self.adapters);
+            segments.push_adapted(chunk.len(), past, 0, &self.stack(0));
             let ctx = &mut self.ctx;
             let hidden = self
                 .decoder
@@ -302,7 +315,7 @@ impl<'a> Run<'a> {
             let mut segments = Segments::default();
             for slot in 0..sequences {
                 let past = self.cache.extend(slot, 1)?;
-                segments.push_adapted(1, past, slot, &self.adapters);
+                segments.push_adapted(1, past, slot, &self.stack(slot));
             }
             let ctx = &mut self.ctx;
             let hidden = self

@@ -8,11 +8,6 @@ use russet_kernels::palette::Bits;
 use russet_model::{Config, Decoder, KvFormat, adapter as peft, package};
 use russet_tensor::{Ctx, Segments, Stack};
 
-/// No adapters.
-fn alone() -> Stack {
-    Stack::default()
-}
-
 /// Rows and columns of the projections of one layer.
 const PROJECTIONS: [(usize, usize); 7] = [
     (64, 48),
@@ -74,7 +69,7 @@ fn every_repeat_is_reported_and_the_median_counts() {
         sequences: 1,
         ..BenchConfig::default()
     };
-    let measured = bench(&palettized(), &pool(2), &config, &alone()).unwrap();
+    let measured = bench(&palettized(), &pool(2), &config, &[]).unwrap();
     for (rates, median) in [
         (&measured.prefill, measured.prefill_tokens_per_second),
         (&measured.decode, measured.decode_tokens_per_second),
@@ -107,7 +102,7 @@ fn sequences_generate_together_and_read_the_weights_once() {
         sequences: 5,
         ..BenchConfig::default()
     };
-    let measured = bench(&palettized(), &pool(2), &config, &alone()).unwrap();
+    let measured = bench(&palettized(), &pool(2), &config, &[]).unwrap();
     let steps = measured.decode_tokens_per_second / 5.0;
     let gb_s = steps * bytes_per_token(&palettized()) as f64 / 1e9;
     assert!((measured.decode_gb_s() / gb_s - 1.0).abs() < 1e-12);
@@ -156,7 +151,7 @@ fn a_trace_has_every_pass_of_one_round() {
         repeats: 1,
         ..BenchConfig::default()
     };
-    let trace = bench::trace(&palettized(), &pool(2), &config, &alone()).unwrap();
+    let trace = bench::trace(&palettized(), &pool(2), &config, &[]).unwrap();
     let rows = |name: &str| -> Vec<usize> {
         let of = trace.events().iter().filter(|event| event.op.name == name);
         of.map(|event| event.op.rows).collect()
@@ -210,7 +205,7 @@ fn what_cannot_be_measured_is_refused() {
             "sequences is 0",
         ),
     ] {
-        let problem = bench(&dense(), &pool(1), &config, &alone())
+        let problem = bench(&dense(), &pool(1), &config, &[])
             .unwrap_err()
             .to_string();
         assert!(problem.starts_with(sentence), "{problem}");
@@ -233,7 +228,7 @@ fn what_cannot_be_measured_is_refused() {
             ..fine
         },
     ] {
-        let problem = bench(&decoder, &pool(1), &config, &alone())
+        let problem = bench(&decoder, &pool(1), &config, &[])
             .unwrap_err()
             .to_string();
         assert!(
@@ -244,7 +239,7 @@ fn what_cannot_be_measured_is_refused() {
 }
 
 #[test]
-fn an_adapter_is_measured_beside_its_base_and_eight_bits_take_a_quarter_of_the_cache() {
+fn adapters_are_measured_beside_their_base_and_eight_bits_take_a_quarter_of_the_cache() {
     let config = BenchConfig {
         prompt: 20,
         generate: 6,
@@ -254,9 +249,12 @@ fn an_adapter_is_measured_beside_its_base_and_eight_bits_take_a_quarter_of_the_c
     };
     let decoder = palettized();
     let folder = common::adapter(3, 1, "self_attn");
-    let adapter = peft::load(&decoder.layouts(), folder.path(), None).unwrap();
-    let bytes = adapter.bytes();
-    let through: Stack = [std::sync::Arc::new(adapter)].into();
+    let one = peft::load(&decoder.layouts(), folder.path(), None).unwrap();
+    let two = peft::random(&decoder.layouts(), 2, 7);
+    let bytes = one.bytes() + two.bytes();
+    // Two sequences meet two of three.
+    let through = [one, two, peft::random(&decoder.layouts(), 5, 7)];
+    let through = through.map(|adapter| Stack::from([std::sync::Arc::new(adapter)]));
     let measured = bench(&decoder, &pool(1), &config, &through).unwrap();
     let adapted = measured.adapted.unwrap();
     assert_eq!((adapted.prefill.len(), adapted.decode.len()), (2, 2));
@@ -270,7 +268,7 @@ fn an_adapter_is_measured_beside_its_base_and_eight_bits_take_a_quarter_of_the_c
         format: KvFormat::F32,
         ..config
     };
-    let measured = bench(&decoder, &pool(1), &config, &alone()).unwrap();
+    let measured = bench(&decoder, &pool(1), &config, &[]).unwrap();
     assert_eq!(measured.cache_bytes_per_token, 2 * 2 * 2 * 64);
     assert_eq!(measured.adapted, None);
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use half::{bf16, f16};
-use russet_kernels::random;
+use russet_kernels::random as numbers;
 use russet_tensor::ops::{Adapter, LoraPart};
 use russet_tensor::{DType, Tensor};
 use serde_json::{Value, json};
@@ -62,6 +62,33 @@ fn adapted(decoder: Decoder, mut own: impl FnMut(&Layout) -> Vec<Matrices>) -> D
 /// As [`attach`].
 pub fn load(layouts: &[Layout], folder: &Path, base: Option<&str>) -> Result<Adapter, ModelError> {
     let (matrices, _) = read(layouts, None, folder, base)?;
+    Ok(beside(layouts, matrices))
+}
+
+/// An adapter of random matrices on every projection, to go beside a decoder of these layouts: to measure speed with.
+pub fn random(layouts: &[Layout], rank: usize, seed: u64) -> Adapter {
+    let mut stream = 0;
+    let mut matrix = |rows: usize, cols: usize| {
+        stream += 1;
+        let deviation = (cols as f32).sqrt().recip();
+        Tensor::from_fn(&[rows, cols], |i| {
+            let number = deviation * numbers::normal(seed, stream, i as u64);
+            f32::from_bits(number.to_bits() & 0xffff_0000) // as files of bf16 hold them
+        })
+    };
+    let mut own = |layout: &Layout| -> Vec<Matrices> {
+        let projections = layout.projections.iter();
+        let made = projections.map(|projection| {
+            let (a, b) = (matrix(rank, layout.inputs), matrix(projection.rows, rank));
+            (projection.name.clone(), a, b, 1.0)
+        });
+        made.collect()
+    };
+    beside(layouts, layouts.iter().map(&mut own).collect())
+}
+
+/// An adapter of the matrices of each product.
+fn beside(layouts: &[Layout], matrices: Vec<Vec<Matrices>>) -> Adapter {
     let places = layouts.iter().zip(matrices).map(|(layout, own)| {
         let part = |(name, a, b, scale): Matrices| {
             let mut ranges = layout.ranges();
@@ -77,7 +104,7 @@ pub fn load(layouts: &[Layout], folder: &Path, base: Option<&str>) -> Result<Ada
         };
         own.into_iter().map(part).collect()
     });
-    Ok(Adapter::new(places.collect()))
+    Adapter::new(places.collect())
 }
 
 /// The matrices of each of a decoder's products; and the reward head, where the decoder has a `width` to take one.
@@ -154,7 +181,7 @@ pub fn attach_new(
             stream += 1;
             let deviation = (layout.inputs as f32).sqrt().recip();
             let a = Tensor::from_fn(&[rank, layout.inputs], |i| {
-                deviation * random::normal(seed, stream, i as u64)
+                deviation * numbers::normal(seed, stream, i as u64)
             });
             let b = Tensor::new(&[projection.rows, rank], vec![0.0; projection.rows * rank]);
             own.push((projection.name.clone(), a, b, alpha / rank as f32));
