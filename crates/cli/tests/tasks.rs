@@ -484,7 +484,10 @@ fn a_recipe_puts_several_models_side_by_side_and_goes_on_where_it_stopped() {
         read(&out.join("plain/perplexity.json"))["scores"]["perplexity"],
         7.5
     );
-    assert_eq!(rows(&out, "plain/math.responses.jsonl")[0]["response"], "#### 2");
+    assert_eq!(
+        rows(&out, "plain/math.responses.jsonl")[0]["response"],
+        "#### 2"
+    );
 
     // Another question is another file of answers, and the old one is in nobody's way.
     write(
@@ -535,7 +538,8 @@ fn a_server_answers_in_a_models_place() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     stories(dir);
-    let problem = |n: usize| json!({"question": format!("{n} + 1?"), "answer": format!("#### {}", n + 1)});
+    let problem =
+        |n: usize| json!({"question": format!("{n} + 1?"), "answer": format!("#### {}", n + 1)});
     write(dir, "math.jsonl", &(0..3).map(problem).collect::<Vec<_>>());
     write(
         dir,
@@ -545,18 +549,45 @@ fn a_server_answers_in_a_models_place() {
     write(
         dir,
         "code.jsonl",
-        &[json!({"task_id": "t/0", "prompt": "def one():\n", "entry_point": "one", "test": "def check(f):\n    pass"})],
+        &[
+            json!({"task_id": "t/0", "prompt": "def one():\n", "entry_point": "one", "test": "def check(f):\n    pass"}),
+        ],
     );
     let (mut child, said, address) = listening(
         dir,
-        &["serve", "--model", "stories", "--port", "0", "--json", "--threads", "1"],
+        &[
+            "serve",
+            "--model",
+            "stories",
+            "--port",
+            "0",
+            "--json",
+            "--threads",
+            "1",
+        ],
     );
-    let (name, url) = (said["model"].as_str().unwrap(), format!("http://{address}/v1"));
+    let (name, url) = (
+        said["model"].as_str().unwrap(),
+        format!("http://{address}/v1"),
+    );
     let far = ["--endpoint", &url, "--model", name];
-    let math = ["eval", "math", "--task", "math.jsonl", "--max-tokens", "8", "--json"];
+    let math = [
+        "eval",
+        "math",
+        "--task",
+        "math.jsonl",
+        "--max-tokens",
+        "8",
+        "--json",
+    ];
     let asked = ok(
         dir,
-        &[&math[..], &far, &["--at-once", "2", "--keep", "far.jsonl", "--save", "run"]].concat(),
+        &[
+            &math[..],
+            &far,
+            &["--at-once", "2", "--keep", "far.jsonl", "--save", "run"],
+        ]
+        .concat(),
     );
     assert_eq!(asked.json()["n"], 3);
     // The same weights and template: word for word what the model says here.
@@ -581,7 +612,10 @@ fn a_server_answers_in_a_models_place() {
     let text = std::fs::read_to_string(dir.join("far.jsonl")).unwrap();
     std::fs::write(dir.join("far.jsonl"), &text[..text.len() - 9]).unwrap();
     ok(dir, &[&math[..], &far, &["--keep", "far.jsonl"]].concat());
-    assert_eq!(std::fs::read_to_string(dir.join("far.jsonl")).unwrap(), text);
+    assert_eq!(
+        std::fs::read_to_string(dir.join("far.jsonl")).unwrap(),
+        text
+    );
     let refused = exits(
         dir,
         1,
@@ -594,13 +628,26 @@ fn a_server_answers_in_a_models_place() {
     );
 
     // A letter of a choice, a program, a judge.
-    let choice = ["eval", "choice", "--task", "c.jsonl", "--keep", "l.jsonl", "--json"];
+    let choice = [
+        "eval", "choice", "--task", "c.jsonl", "--keep", "l.jsonl", "--json",
+    ];
     let scores = ok(dir, &[&choice[..], &far].concat()).json();
-    assert_eq!((&scores["n"], &scores["acc_norm"]), (&json!(1), &Value::Null));
+    assert_eq!(
+        (&scores["n"], &scores["acc_norm"]),
+        (&json!(1), &Value::Null)
+    );
     assert!(rows(dir, "l.jsonl")[0]["response"].is_string());
     let code = [
-        "eval", "code", "--task", "code.jsonl", "--keep", "p.jsonl", "--max-tokens", "4",
-        "--unconfined", "--json",
+        "eval",
+        "code",
+        "--task",
+        "code.jsonl",
+        "--keep",
+        "p.jsonl",
+        "--max-tokens",
+        "4",
+        "--unconfined",
+        "--json",
     ];
     assert_eq!(ok(dir, &[&code[..], &far].concat()).json()["samples"], 1);
     let prompts = |response: &str| {
@@ -610,7 +657,15 @@ fn a_server_answers_in_a_models_place() {
     write(dir, "a.jsonl", &prompts("one"));
     write(dir, "b.jsonl", &prompts("two"));
     let judge = [
-        "eval", "judge", "--responses", "a.jsonl", "--responses", "b.jsonl", "--out", "j.jsonl", "--json",
+        "eval",
+        "judge",
+        "--responses",
+        "a.jsonl",
+        "--responses",
+        "b.jsonl",
+        "--out",
+        "j.jsonl",
+        "--json",
     ];
     assert_eq!(ok(dir, &[&judge[..], &far].concat()).json()["n"], 3);
     let judged = rows(dir, "j.jsonl");
@@ -628,12 +683,19 @@ fn a_server_answers_in_a_models_place() {
     };
     recipe("kind = \"math\"\ntask = \"math.jsonl\"\nmax_tokens = 8");
     ok(dir, &["run", "both"]);
-    let of = |model: &str| rows(&dir.join("runs/both/01-report"), &format!("{model}/math.rows.jsonl"));
+    let of = |model: &str| {
+        rows(
+            &dir.join("runs/both/01-report"),
+            &format!("{model}/math.rows.jsonl"),
+        )
+    };
     assert_eq!(of("here"), of("far"));
     recipe("kind = \"perplexity\"\ntext = \"math.jsonl\"");
     let refused = exits(dir, 2, &["run", "both"]);
     assert!(
-        refused.stderr.contains("likelihoods that a server does not tell"),
+        refused
+            .stderr
+            .contains("likelihoods that a server does not tell"),
         "{}",
         refused.stderr
     );
@@ -646,14 +708,31 @@ fn a_server_answers_in_a_models_place() {
     child.wait().unwrap();
     for (more, says) in [
         (vec!["--endpoint", "https://h/v1", "--model", "m"], "TLS"),
-        (vec!["--endpoint", &url, "--model", "m", "--adapter", "a"], "names for adapters"),
-        (vec!["--model", "stories", "--key-env", "K"], "--key-env is for a server"),
-        (vec!["--responses", "here.jsonl", "--endpoint", &url], "--endpoint"),
+        (
+            vec!["--endpoint", &url, "--model", "m", "--adapter", "a"],
+            "names for adapters",
+        ),
+        (
+            vec!["--model", "stories", "--key-env", "K"],
+            "--key-env is for a server",
+        ),
+        (
+            vec!["--responses", "here.jsonl", "--endpoint", &url],
+            "--endpoint",
+        ),
     ] {
         let refused = exits(dir, 2, &[&math[..], &more].concat());
-        assert!(refused.stderr.contains(says), "{more:?}: {}", refused.stderr);
+        assert!(
+            refused.stderr.contains(says),
+            "{more:?}: {}",
+            refused.stderr
+        );
     }
-    let refused = exits(dir, 1, &[&math[..], &far, &["--key-env", "NO_SUCH_KEY"]].concat());
+    let refused = exits(
+        dir,
+        1,
+        &[&math[..], &far, &["--key-env", "NO_SUCH_KEY"]].concat(),
+    );
     assert!(refused.stderr.contains("NO_SUCH_KEY"), "{}", refused.stderr);
 }
 
@@ -663,18 +742,35 @@ fn answers_keep_their_category_and_go_on_where_the_model_has_moved() {
     let dir = dir.path();
     stories(dir);
     let prompt = |n: usize| json!({"prompt": format!("Say {n}"), "category": "writing"});
-    write(dir, "prompts.jsonl", &(0..3).map(prompt).collect::<Vec<_>>());
+    write(
+        dir,
+        "prompts.jsonl",
+        &(0..3).map(prompt).collect::<Vec<_>>(),
+    );
     let respond = |model: &str, tokens: &str| {
         let all = [
-            "eval", "respond", "--prompts", "prompts.jsonl", "--model", model, "--max-tokens", tokens, "--keep",
+            "eval",
+            "respond",
+            "--prompts",
+            "prompts.jsonl",
+            "--model",
+            model,
+            "--max-tokens",
+            tokens,
+            "--keep",
             "k.jsonl",
         ];
         all.map(str::to_owned)
     };
-    let run = |code: i32, words: [String; 10]| exits(dir, code, &words.each_ref().map(|word| &word[..]));
+    let run =
+        |code: i32, words: [String; 10]| exits(dir, code, &words.each_ref().map(|word| &word[..]));
     run(0, respond("stories", "4"));
     let text = std::fs::read_to_string(dir.join("k.jsonl")).unwrap();
-    assert!(rows(dir, "k.jsonl").iter().all(|row| row["category"] == "writing"));
+    assert!(
+        rows(dir, "k.jsonl")
+            .iter()
+            .all(|row| row["category"] == "writing")
+    );
     std::fs::write(dir.join("k.jsonl"), &text[..text.len() - 5]).unwrap();
     std::fs::rename(dir.join("stories"), dir.join("moved")).unwrap();
     run(0, respond("moved", "4"));
@@ -700,11 +796,23 @@ fn texts_are_drawn_and_summarised_by_a_recipe() {
         &[json!({"id": "s", "use_case": "sensitive", "source": "A knife."})],
     );
     let drawn = [
-        "eval", "texts", "--from", "texts.jsonl", "--whole", "sensitive.jsonl", "--rows", "8", "--out", "drawn.jsonl",
+        "eval",
+        "texts",
+        "--from",
+        "texts.jsonl",
+        "--whole",
+        "sensitive.jsonl",
+        "--rows",
+        "8",
+        "--out",
+        "drawn.jsonl",
         "--json",
     ];
     let drawn = ok(dir, &drawn).json();
-    assert_eq!((&drawn["n"], rows(dir, "drawn.jsonl").len()), (&json!(9), 9));
+    assert_eq!(
+        (&drawn["n"], rows(dir, "drawn.jsonl").len()),
+        (&json!(9), 9)
+    );
     std::fs::create_dir(dir.join("sums")).unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.join("sums").join(name), text).unwrap();
     write(
@@ -730,14 +838,27 @@ fn texts_are_drawn_and_summarised_by_a_recipe() {
     assert_eq!(record["scores"]["use_cases"]["sensitive"]["n"], 1);
     // What people grade.
     let graded = [
-        "grade", "--kind", "summaries", "--task", "runs/sums/01-texts/texts.jsonl", "--responses",
-        "runs/sums/02-report/plain/summaries.responses.jsonl", "--export", "out",
+        "grade",
+        "--kind",
+        "summaries",
+        "--task",
+        "runs/sums/01-texts/texts.jsonl",
+        "--responses",
+        "runs/sums/02-report/plain/summaries.responses.jsonl",
+        "--export",
+        "out",
     ];
     ok(dir, &graded);
     for (text, says) in [
         ("stage = \"texts\"\n[data]\ntexts = []\n", "empty list"),
-        ("stage = \"texts\"\n[texts]\nrows = 0\n[data]\ntexts = [\"texts.jsonl\"]\n", "`texts.rows` is 0"),
-        ("stage = \"texts\"\n[texts]\nstacked = 2\n[data]\ntexts = [\"texts.jsonl\"]\n", "from 0 to 1"),
+        (
+            "stage = \"texts\"\n[texts]\nrows = 0\n[data]\ntexts = [\"texts.jsonl\"]\n",
+            "`texts.rows` is 0",
+        ),
+        (
+            "stage = \"texts\"\n[texts]\nstacked = 2\n[data]\ntexts = [\"texts.jsonl\"]\n",
+            "from 0 to 1",
+        ),
     ] {
         write("01-texts.toml", text);
         let ran = common::russet(dir, &["run", "sums"]).output().unwrap();

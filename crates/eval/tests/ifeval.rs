@@ -286,9 +286,15 @@ fn intervals_are_of_resampled_prompts() {
     let all: BTreeMap<_, _> = intervals(&verdicts).unwrap().into_iter().collect();
     // 1.96 standard errors of a share of a half among 100 are 0.098; of instructions half as much, since they come in prompts.
     let [low, high] = all["prompt_strict"];
-    assert!((low - 0.402).abs() < 0.025 && (high - 0.598).abs() < 0.025, "{low} {high}");
+    assert!(
+        (low - 0.402).abs() < 0.025 && (high - 0.598).abs() < 0.025,
+        "{low} {high}"
+    );
     let [low, high] = all["instruction_strict"];
-    assert!((low - 0.701).abs() < 0.015 && (high - 0.799).abs() < 0.015, "{low} {high}");
+    assert!(
+        (low - 0.701).abs() < 0.015 && (high - 0.799).abs() < 0.015,
+        "{low} {high}"
+    );
     assert_eq!(all["prompt_loose"], [1.0, 1.0]);
     assert_eq!(intervals(&verdicts[..1]), None);
 }

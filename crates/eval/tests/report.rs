@@ -106,7 +106,11 @@ fn two_runs_stand_side_by_side_with_their_difference() {
     let page = html::page(&runs);
     assert!(page.contains("<span class=\"good\">+20.0</span>"));
     // Both responses behind one line of the prompt, and a dash where a run has none.
-    assert_eq!(page.matches("<pre>1 + 1?</pre>").count(), 1);
+    assert_eq!(
+        page.matches("<pre>1 + 1?</pre>").count(),
+        2,
+        "among what changed, and among all"
+    );
     assert!(page.contains("<pre>three</pre>") && page.contains("<pre>two</pre>"));
     assert!(page.contains("<td class=\"n\">–</td>"));
     assert!(
@@ -181,9 +185,15 @@ fn figures_stand_beside_the_tables_that_have_enough_for_them() {
     let page = html::page(&runs);
     // The chart of all shares: violations and refusals turned, so that outwards is better.
     assert!(page.contains("<h2>At a glance</h2>"));
-    assert!(page.contains("one, no violation: 92.5 %") && page.contains("one, safe prompts answered: 88.0 %"));
+    assert!(
+        page.contains("one, no violation: 92.5 %")
+            && page.contains("one, safe prompts answered: 88.0 %")
+    );
     assert!(page.contains("two, ifeval: prompt, strict: 79.0 %"));
-    assert!(!page.contains("two, no violation"), "what was not measured has no point");
+    assert!(
+        !page.contains("two, no violation"),
+        "what was not measured has no point"
+    );
     // Preference in the form of 2024, of all prompts and of those on safety; and by category.
     assert!(page.contains("new against old"));
     for bar in ["wins 50.5 %", "ties 19.2 %", "losses 30.2 %", "wins 40.0 %"] {

@@ -11,7 +11,7 @@ use super::html::escape;
 pub(super) const SERIES: usize = 6;
 
 /// Axes that a radar chart has at least, and at most.
-const AXES: std::ops::RangeInclusive<usize> = 3..=12;
+pub(super) const AXES: std::ops::RangeInclusive<usize> = 3..=12;
 
 /// A name with a value for each axis; none where it is not known.
 pub(super) type Series<'a> = (&'a str, Vec<Option<f64>>);

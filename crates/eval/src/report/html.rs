@@ -36,17 +36,17 @@ pub fn escape(text: &str) -> String {
 }
 
 const STYLE: &str = "
-:root { color-scheme: light dark; --line: #8884; --bar: #b5532c; --soft: #b5532c33; --good: #2e7d32; --bad: #c62828;
+:root { color-scheme: light dark; --line: #8884; --muted: #616161; --bar: #b5532c; --soft: #b5532c33; --good: #2e7d32; --bad: #c62828;
   --s0: #b5532c; --s1: #1f6aa5; --s2: #3d7d3f; --s3: #8a4fae; --s4: #96731b; --s5: #5f6b73; }
-@media (prefers-color-scheme: dark) { :root { --good: #7cc47f; --bad: #ef8a80; --bar: #d07048; --s0: #e0835c; --s1: #6db3ea; --s2: #83c386; --s3: #c49ae0;
+@media (prefers-color-scheme: dark) { :root { --muted: #a8a8a8; --good: #7cc47f; --bad: #ef8a80; --bar: #d07048; --s0: #e0835c; --s1: #6db3ea; --s2: #83c386; --s3: #c49ae0;
   --s4: #d8b45e; --s5: #a9b4bb; } }
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; overflow-wrap: anywhere; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; } td { overflow-wrap: anywhere; min-width: 4rem; }
+table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; } td { overflow-wrap: anywhere; min-width: 4rem; } td:first-child { min-width: 7.5rem; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } th.n { text-align: right; overflow-wrap: anywhere; }
 table.grid { width: auto; } caption { text-align: left; font-weight: bold; padding: .3rem 0; }
-.i { color: GrayText; font-size: .85em; } text.i { fill: GrayText; }
+.i { color: var(--muted); font-size: .85em; }
 svg.bar { display: block; width: 9rem; height: .9rem; }
 .figure { margin: 1rem 0; max-width: 44rem; } .figure svg text { font-size: 11px; fill: currentColor; } svg.radar, svg.lines { display: block; width: 100%; }
 .s { stroke-width: 1.8; } .whisker { stroke-width: 1; }
@@ -101,14 +101,17 @@ pub fn page(runs: &[Run]) -> String {
     out
 }
 
-/// All shares of which more is better on one chart, but for those that compare models within one evaluation.
+/// All shares of which more is better on one chart, but for those that compare models within one evaluation; where they are more than
+/// a chart holds, the first ones of each evaluation.
 fn overview(out: &mut String, runs: &[Run]) {
-    let (mut axes, mut values) = (Vec::new(), vec![Vec::new(); runs.len()]);
+    // Its place within its evaluation, what it is called, and its value in each run.
+    let mut axes: Vec<(usize, String, Vec<Option<f64>>)> = Vec::new();
     for eval in evals(runs) {
         let kind = eval.split('-').next().unwrap_or(eval);
         if ["pairwise", "grades", "reject"].contains(&kind) {
             continue;
         }
+        let mut place = 0;
         for (label, metrics) in lined_up(runs, eval) {
             let share = |metric: &Metric| metric.percent && metric.value.is_finite();
             let more = metrics
@@ -120,27 +123,38 @@ fn overview(out: &mut String, runs: &[Run]) {
             if !(more || violations || refusals) {
                 continue;
             }
-            axes.push(match () {
+            let name = match () {
                 () if violations => "no violation".to_owned(),
                 () if refusals => "safe prompts answered".to_owned(),
                 () => format!("{eval}: {label}"),
-            });
-            for (values, metric) in values.iter_mut().zip(&metrics) {
-                let value = metric.as_ref().map(|metric| metric.value);
-                values.push(value.map(|value| if more { value } else { 100.0 - value }));
-            }
+            };
+            let turned = |metric: &Metric| match more {
+                true => metric.value,
+                false => 100.0 - metric.value,
+            };
+            let values = metrics.iter().map(|metric| metric.as_ref().map(turned));
+            axes.push((place, name, values.collect()));
+            place += 1;
         }
+    }
+    while axes.len() > *figures::AXES.end() {
+        let last = axes.iter().map(|(place, ..)| *place).max();
+        if last == Some(0) {
+            break; // more evaluations than axes
+        }
+        axes.retain(|(place, ..)| Some(*place) != last);
     }
     let series: Vec<figures::Series> = runs
         .iter()
-        .zip(values)
-        .map(|(run, values)| (&run.name[..], values))
+        .enumerate()
+        .map(|(run, of)| {
+            let values = axes.iter().map(|(_, _, values)| values[run]);
+            (&of.name[..], values.collect())
+        })
         .collect();
-    let chart = figures::radar(
-        "Shares of all evaluations, 0 to 100 per cent, outwards is better",
-        &axes,
-        &series,
-    );
+    let axes: Vec<String> = axes.iter().map(|(_, name, _)| name.clone()).collect();
+    let what = "Shares of all evaluations, 0 to 100 per cent, outwards is better";
+    let chart = figures::radar(what, &axes, &series);
     if !chart.is_empty() {
         *out += &format!(
             "<h2>At a glance</h2>\n{chart}<p class=\"i\">Per cent; outwards is better. The tables below have the numbers.</p>\n"
@@ -531,7 +545,7 @@ fn text(text: &str) -> String {
 }
 
 fn provenance(out: &mut String, runs: &[Run], names: &[String]) {
-    *out += "<h2 id=\"from\">Where it comes from</h2>\n<table>\n<tr><th>run</th><th>evaluation</th><th>read</th><th>settings</th><th>program</th></tr>\n";
+    *out += "<h2 id=\"from\">Where it comes from</h2>\n<div class=\"scroll\"><table>\n<tr><th>run</th><th>evaluation</th><th>read</th><th>settings</th><th>program</th></tr>\n";
     for (run, name) in runs.iter().zip(names) {
         for (eval, record) in &run.records {
             let inputs: Vec<String> = record
@@ -564,7 +578,7 @@ fn provenance(out: &mut String, runs: &[Run], names: &[String]) {
             );
         }
     }
-    *out += "</table>\n";
+    *out += "</table></div>\n";
 }
 
 #[cfg(test)]
