@@ -360,6 +360,8 @@ pub enum EvalVerb {
     Calls(crate::eval::calls::CallsArgs),
     /// Perplexity by position in long texts
     Positions(crate::eval::positions::PositionsArgs),
+    /// Draw the texts that a feature is tried on, evenly over kinds of content, lengths and stacks
+    Texts(crate::eval::texts::TextsArgs),
     /// Summaries: ROUGE, sensitive content, or the rates of graders' verdicts
     Summaries(crate::eval::summaries::SummariesArgs),
     /// What responses extract: F1 over slots
@@ -382,6 +384,34 @@ pub enum EvalVerb {
         #[arg(long)]
         out: PathBuf,
     },
+}
+
+impl EvalVerb {
+    /// Where its scores go, for those that have any.
+    pub fn save(&self) -> Option<&crate::eval::save::SaveArgs> {
+        Some(match self {
+            EvalVerb::Perplexity(args) => &args.save,
+            EvalVerb::Needle(args) => &args.save,
+            EvalVerb::Ifeval(args) => &args.save,
+            EvalVerb::Pairwise(args) => &args.save,
+            EvalVerb::Choice(args) => &args.save,
+            EvalVerb::Math(args) => &args.save,
+            EvalVerb::Code(args) => &args.save,
+            EvalVerb::Calls(args) => &args.save,
+            EvalVerb::Positions(args) => &args.save,
+            EvalVerb::Summaries(args) => &args.save,
+            EvalVerb::Slots(args) => &args.save,
+            EvalVerb::Safety(args) => &args.save,
+            EvalVerb::Reward(args) => &args.save,
+            EvalVerb::Committee(_)
+            | EvalVerb::Judge(_)
+            | EvalVerb::Prompts(_)
+            | EvalVerb::Respond(_)
+            | EvalVerb::Texts(_)
+            | EvalVerb::Report(_)
+            | EvalVerb::Logits { .. } => return None,
+        })
+    }
 }
 
 #[derive(Args)]

@@ -52,7 +52,7 @@ pub struct NeedleArgs {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
-    save: SaveArgs,
+    pub save: SaveArgs,
 }
 
 /// Measures and prints.

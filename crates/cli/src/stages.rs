@@ -14,6 +14,7 @@ mod report;
 mod rlhf;
 mod sample;
 mod teacher_logits;
+mod texts;
 mod tokenizer;
 mod tokens;
 
@@ -56,6 +57,7 @@ pub enum StageKind {
     Eval,
     Report,
     Sample,
+    Texts,
 }
 
 impl StageKind {
@@ -77,6 +79,7 @@ impl StageKind {
             StageKind::Eval => "eval",
             StageKind::Report => "report",
             StageKind::Sample => "sample",
+            StageKind::Texts => "texts",
         }
     }
 
@@ -98,6 +101,7 @@ impl StageKind {
             StageKind::Eval => Box::new(eval::read(recipe)?),
             StageKind::Report => Box::new(report::read(recipe)?),
             StageKind::Sample => Box::new(sample::read(recipe)?),
+            StageKind::Texts => Box::new(texts::read(recipe)?),
         })
     }
 }

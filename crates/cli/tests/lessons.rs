@@ -120,7 +120,17 @@ fn a_teacher_is_asked_a_student_learns_and_a_model_is_pruned() {
         ],
     )
     .json();
-    fields(&needle, &["values", "trials", "chance", "found", "lengths"]);
+    fields(
+        &needle,
+        &[
+            "values",
+            "trials",
+            "chance",
+            "found",
+            "accuracy_stderr",
+            "lengths",
+        ],
+    );
     assert_eq!(needle["lengths"][1]["length"], 128);
     assert_eq!(needle["lengths"][1]["depths"].as_array().unwrap().len(), 5);
     fields(

@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{exits, fields, golden, ok, rows, write};
+use common::{exits, fields, golden, listening, ok, rows, write};
 use serde_json::{Value, json};
 
 fn stories(dir: &Path) {
@@ -471,6 +471,24 @@ fn a_recipe_puts_several_models_side_by_side_and_goes_on_where_it_stopped() {
     assert_eq!(read(&out.join("plain/math.json"))["scores"]["strict"], 1.0);
     assert_eq!(read(&out.join("again/math.json"))["scores"]["strict"], 0.0);
 
+    // What was measured without answers is not measured again either; and the answers go along with the scores.
+    let [whole] = &kept("plain.perplexity.")[..] else {
+        panic!("one record")
+    };
+    let mut record = read(whole);
+    record["scores"]["perplexity"] = json!(7.5);
+    std::fs::write(whole, record.to_string()).unwrap();
+    std::fs::remove_dir_all(&out).unwrap();
+    run();
+    assert_eq!(
+        read(&out.join("plain/perplexity.json"))["scores"]["perplexity"],
+        7.5
+    );
+    assert_eq!(
+        rows(&out, "plain/math.responses.jsonl")[0]["response"],
+        "#### 2"
+    );
+
     // Another question is another file of answers, and the old one is in nobody's way.
     write(
         dir,
@@ -512,5 +530,339 @@ fn a_recipe_puts_several_models_side_by_side_and_goes_on_where_it_stopped() {
         recipe(more);
         let ran = exits(dir, 2, &["run", "worth"]);
         assert!(ran.stderr.contains(says), "{says}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_server_answers_in_a_models_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    stories(dir);
+    let problem =
+        |n: usize| json!({"question": format!("{n} + 1?"), "answer": format!("#### {}", n + 1)});
+    write(dir, "math.jsonl", &(0..3).map(problem).collect::<Vec<_>>());
+    write(
+        dir,
+        "c.jsonl",
+        &[json!({"id": "q", "context": "Once upon a", "choices": ["time", "xq"], "answer": 0})],
+    );
+    write(
+        dir,
+        "code.jsonl",
+        &[
+            json!({"task_id": "t/0", "prompt": "def one():\n", "entry_point": "one", "test": "def check(f):\n    pass"}),
+        ],
+    );
+    let (mut child, said, address) = listening(
+        dir,
+        &[
+            "serve",
+            "--model",
+            "stories",
+            "--port",
+            "0",
+            "--json",
+            "--threads",
+            "1",
+        ],
+    );
+    let (name, url) = (
+        said["model"].as_str().unwrap(),
+        format!("http://{address}/v1"),
+    );
+    let far = ["--endpoint", &url, "--model", name];
+    let math = [
+        "eval",
+        "math",
+        "--task",
+        "math.jsonl",
+        "--max-tokens",
+        "8",
+        "--json",
+    ];
+    let asked = ok(
+        dir,
+        &[
+            &math[..],
+            &far,
+            &["--at-once", "2", "--keep", "far.jsonl", "--save", "run"],
+        ]
+        .concat(),
+    );
+    assert_eq!(asked.json()["n"], 3);
+    // The same weights and template: word for word what the model says here.
+    ok(
+        dir,
+        &[&math[..], &["--model", "stories", "--keep", "here.jsonl"]].concat(),
+    );
+    let texts = |file: &str| -> Vec<Value> {
+        rows(dir, file)
+            .iter()
+            .map(|row| row["response"].clone())
+            .collect()
+    };
+    assert_eq!(texts("far.jsonl"), texts("here.jsonl"));
+    // A server is no folder: its name and address are settings, and what it said is what was read.
+    let record: Value =
+        serde_json::from_slice(&std::fs::read(dir.join("run/math.json")).unwrap()).unwrap();
+    assert_eq!(record["settings"]["endpoint"], url);
+    assert_eq!(record["settings"]["model"], name);
+    assert!(record["inputs"].get("model").is_none() && record["inputs"]["responses"].is_object());
+    // Gone on with behind the last whole line; and not by another server.
+    let text = std::fs::read_to_string(dir.join("far.jsonl")).unwrap();
+    std::fs::write(dir.join("far.jsonl"), &text[..text.len() - 9]).unwrap();
+    ok(dir, &[&math[..], &far, &["--keep", "far.jsonl"]].concat());
+    assert_eq!(
+        std::fs::read_to_string(dir.join("far.jsonl")).unwrap(),
+        text
+    );
+    let refused = exits(
+        dir,
+        1,
+        &[&math[..], &["--model", "stories", "--keep", "far.jsonl"]].concat(),
+    );
+    assert!(
+        refused.stderr.contains("far.jsonl, line 1") && refused.stderr.contains("by another model"),
+        "{}",
+        refused.stderr
+    );
+
+    // A letter of a choice, a program, a judge.
+    let choice = [
+        "eval", "choice", "--task", "c.jsonl", "--keep", "l.jsonl", "--json",
+    ];
+    let scores = ok(dir, &[&choice[..], &far].concat()).json();
+    assert_eq!(
+        (&scores["n"], &scores["acc_norm"]),
+        (&json!(1), &Value::Null)
+    );
+    assert!(rows(dir, "l.jsonl")[0]["response"].is_string());
+    let code = [
+        "eval",
+        "code",
+        "--task",
+        "code.jsonl",
+        "--keep",
+        "p.jsonl",
+        "--max-tokens",
+        "4",
+        "--unconfined",
+        "--json",
+    ];
+    assert_eq!(ok(dir, &[&code[..], &far].concat()).json()["samples"], 1);
+    let prompts = |response: &str| {
+        let row = |n: usize| json!({"prompt": format!("Say {n}"), "response": response, "category": "writing"});
+        (0..3).map(row).collect::<Vec<_>>()
+    };
+    write(dir, "a.jsonl", &prompts("one"));
+    write(dir, "b.jsonl", &prompts("two"));
+    let judge = [
+        "eval",
+        "judge",
+        "--responses",
+        "a.jsonl",
+        "--responses",
+        "b.jsonl",
+        "--out",
+        "j.jsonl",
+        "--json",
+    ];
+    assert_eq!(ok(dir, &[&judge[..], &far].concat()).json()["n"], 3);
+    let judged = rows(dir, "j.jsonl");
+    assert_eq!(judged[0]["judge"], format!("{name} at {url}"));
+    assert_eq!(judged[0]["by"]["endpoint"], url);
+
+    // In a report beside a model of this machine.
+    std::fs::create_dir(dir.join("both")).unwrap();
+    let recipe = |task: &str| {
+        let text = format!(
+            "stage = \"report\"\n[[model]]\nname = \"here\"\nmodel = \"stories\"\n[[model]]\nname = \"far\"\nmodel = \"{name}\"\n\
+             endpoint = \"{url}\"\n[[task]]\n{task}\n"
+        );
+        std::fs::write(dir.join("both/01-report.toml"), text).unwrap();
+    };
+    recipe("kind = \"math\"\ntask = \"math.jsonl\"\nmax_tokens = 8");
+    ok(dir, &["run", "both"]);
+    let of = |model: &str| {
+        rows(
+            &dir.join("runs/both/01-report"),
+            &format!("{model}/math.rows.jsonl"),
+        )
+    };
+    assert_eq!(of("here"), of("far"));
+    recipe("kind = \"perplexity\"\ntext = \"math.jsonl\"");
+    let refused = exits(dir, 2, &["run", "both"]);
+    assert!(
+        refused
+            .stderr
+            .contains("likelihoods that a server does not tell"),
+        "{}",
+        refused.stderr
+    );
+
+    // A name that the server does not know, and what is not for a server.
+    let nobody = ["--endpoint", &url, "--model", "nobody", "--keep", "n.jsonl"];
+    let refused = exits(dir, 1, &[&math[..], &nobody].concat());
+    assert!(refused.stderr.contains("404"), "{}", refused.stderr);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for (more, says) in [
+        (vec!["--endpoint", "https://h/v1", "--model", "m"], "TLS"),
+        (
+            vec!["--endpoint", &url, "--model", "m", "--adapter", "a"],
+            "names for adapters",
+        ),
+        (
+            vec!["--model", "stories", "--key-env", "K"],
+            "--key-env is for a server",
+        ),
+        (
+            vec!["--responses", "here.jsonl", "--endpoint", &url],
+            "--endpoint",
+        ),
+    ] {
+        let refused = exits(dir, 2, &[&math[..], &more].concat());
+        assert!(
+            refused.stderr.contains(says),
+            "{more:?}: {}",
+            refused.stderr
+        );
+    }
+    let refused = exits(
+        dir,
+        1,
+        &[&math[..], &far, &["--key-env", "NO_SUCH_KEY"]].concat(),
+    );
+    assert!(refused.stderr.contains("NO_SUCH_KEY"), "{}", refused.stderr);
+}
+
+#[test]
+fn answers_keep_their_category_and_go_on_where_the_model_has_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    stories(dir);
+    let prompt = |n: usize| json!({"prompt": format!("Say {n}"), "category": "writing"});
+    write(
+        dir,
+        "prompts.jsonl",
+        &(0..3).map(prompt).collect::<Vec<_>>(),
+    );
+    let respond = |model: &str, tokens: &str| {
+        let all = [
+            "eval",
+            "respond",
+            "--prompts",
+            "prompts.jsonl",
+            "--model",
+            model,
+            "--max-tokens",
+            tokens,
+            "--keep",
+            "k.jsonl",
+        ];
+        all.map(str::to_owned)
+    };
+    let run =
+        |code: i32, words: [String; 10]| exits(dir, code, &words.each_ref().map(|word| &word[..]));
+    run(0, respond("stories", "4"));
+    let text = std::fs::read_to_string(dir.join("k.jsonl")).unwrap();
+    assert!(
+        rows(dir, "k.jsonl")
+            .iter()
+            .all(|row| row["category"] == "writing")
+    );
+    std::fs::write(dir.join("k.jsonl"), &text[..text.len() - 5]).unwrap();
+    std::fs::rename(dir.join("stories"), dir.join("moved")).unwrap();
+    run(0, respond("moved", "4"));
+    assert_eq!(std::fs::read_to_string(dir.join("k.jsonl")).unwrap(), text);
+    let refused = run(1, respond("moved", "5"));
+    assert!(
+        refused.stderr.contains("with --max-tokens 4, not 5"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
+fn texts_are_drawn_and_summarised_by_a_recipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    stories(dir);
+    let text = |n: usize| json!({"id": format!("t{n}"), "use_case": "email", "source": format!("Mail {n}. {}", "word ".repeat(n)), "reference": "Mail"});
+    write(dir, "texts.jsonl", &(0..6).map(text).collect::<Vec<_>>());
+    write(
+        dir,
+        "sensitive.jsonl",
+        &[json!({"id": "s", "use_case": "sensitive", "source": "A knife."})],
+    );
+    let drawn = [
+        "eval",
+        "texts",
+        "--from",
+        "texts.jsonl",
+        "--whole",
+        "sensitive.jsonl",
+        "--rows",
+        "8",
+        "--out",
+        "drawn.jsonl",
+        "--json",
+    ];
+    let drawn = ok(dir, &drawn).json();
+    assert_eq!(
+        (&drawn["n"], rows(dir, "drawn.jsonl").len()),
+        (&json!(9), 9)
+    );
+    std::fs::create_dir(dir.join("sums")).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.join("sums").join(name), text).unwrap();
+    write(
+        "01-texts.toml",
+        "stage = \"texts\"\n[texts]\nrows = 8\n[data]\ntexts = [\"texts.jsonl\"]\nwhole = [\"sensitive.jsonl\"]\n",
+    );
+    write(
+        "02-report.toml",
+        "stage = \"report\"\n[[model]]\nname = \"plain\"\nmodel = \"stories\"\n[[task]]\nkind = \"summaries\"\n\
+         task = \"01-texts/texts.jsonl\"\nmax_tokens = 4\n",
+    );
+    ok(dir, &["run", "sums", "--dry-run"]);
+    ok(dir, &["run", "sums"]);
+    let run = dir.join("runs/sums");
+    // The same draw, by verb and by stage.
+    assert_eq!(
+        std::fs::read(dir.join("drawn.jsonl")).unwrap(),
+        std::fs::read(run.join("01-texts/texts.jsonl")).unwrap()
+    );
+    let record = std::fs::read(run.join("02-report/plain/summaries.json")).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    assert_eq!(record["scores"]["n"], 9);
+    assert_eq!(record["scores"]["use_cases"]["sensitive"]["n"], 1);
+    // What people grade.
+    let graded = [
+        "grade",
+        "--kind",
+        "summaries",
+        "--task",
+        "runs/sums/01-texts/texts.jsonl",
+        "--responses",
+        "runs/sums/02-report/plain/summaries.responses.jsonl",
+        "--export",
+        "out",
+    ];
+    ok(dir, &graded);
+    for (text, says) in [
+        ("stage = \"texts\"\n[data]\ntexts = []\n", "empty list"),
+        (
+            "stage = \"texts\"\n[texts]\nrows = 0\n[data]\ntexts = [\"texts.jsonl\"]\n",
+            "`texts.rows` is 0",
+        ),
+        (
+            "stage = \"texts\"\n[texts]\nstacked = 2\n[data]\ntexts = [\"texts.jsonl\"]\n",
+            "from 0 to 1",
+        ),
+    ] {
+        write("01-texts.toml", text);
+        let ran = common::russet(dir, &["run", "sums"]).output().unwrap();
+        let said = String::from_utf8(ran.stderr).unwrap();
+        assert!(!ran.status.success() && said.contains(says), "{said}");
     }
 }

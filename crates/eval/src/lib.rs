@@ -11,7 +11,7 @@
 //! [`choice`] scores multiple choice by likelihood, [`math`] and [`code`] responses by the number they end in and by tests that a program
 //! passes in a [`sandbox`], [`calls`] calls of functions; [`positions`] has losses by how far back a text goes.
 //!
-//! [`summaries`], [`slots`] and [`safety`] judge what features do; [`report`] puts all of it onto one page.
+//! [`strata`] draws the texts that features are tried on, [`summaries`], [`slots`] and [`safety`] judge what they do; [`report`] puts all of it onto one page.
 //!
 //! [`pairwise`] compares models by judgements of which response is better; [`prompts`](prompts()) are questions for it, of
 //! eleven categories; [`grading`] asks people.
@@ -40,6 +40,7 @@ pub mod sandbox;
 mod sensitive;
 pub mod slots;
 mod stats;
+pub mod strata;
 pub mod summaries;
 
 pub use compare::{Comparison, compare};

@@ -17,7 +17,7 @@ use russet_model::Decoder;
 use russet_tensor::{Ctx, Segments, ops};
 use serde::Serialize;
 
-use crate::{Error, Result};
+use crate::{Error, Result, stats};
 
 /// Tokens of one forward pass, or one prompt where that is longer.
 const PASS_TOKENS: usize = 4096;
@@ -65,6 +65,8 @@ pub struct NeedleScores {
     pub chance: f64,
     /// Of all prompts.
     pub found: Found,
+    /// The standard error of its accuracy over trials, which have their own facts; none of one.
+    pub accuracy_stderr: Option<f64>,
     /// By length.
     pub lengths: Vec<LengthScores>,
 }
@@ -76,6 +78,8 @@ pub struct LengthScores {
     pub length: usize,
     /// Of all its prompts.
     pub found: Found,
+    /// The standard error of its accuracy over trials; none of one.
+    pub accuracy_stderr: Option<f64>,
     /// By depth.
     pub depths: Vec<DepthScores>,
 }
@@ -245,6 +249,8 @@ pub fn needle(
     let total = per_length * settings.lengths.len();
     progress.begin("needle", Some(total as u64), "prompts");
     let mut done = 0;
+    // Of each trial, which has the same fact everywhere: the share of its prompts in which the right value is the likeliest.
+    let mut of_trials = vec![0.0; settings.trials];
     let mut measure = || -> Result<Vec<LengthScores>> {
         let mut lengths = Vec::new();
         for &length in &settings.lengths {
@@ -290,9 +296,18 @@ pub fn needle(
             });
             let depths: Vec<DepthScores> = depths.collect();
             let found = mean(depths.iter().map(|depth| depth.found));
+            let trials = asked.chunks_exact(settings.depths.len() + 1).map(|trial| {
+                let right = trial[1..].iter().filter(|(rank, _)| *rank == 1).count();
+                right as f64 / settings.depths.len() as f64
+            });
+            let trials: Vec<f64> = trials.collect();
+            for (all, one) in of_trials.iter_mut().zip(&trials) {
+                *all += one / settings.lengths.len() as f64;
+            }
             lengths.push(LengthScores {
                 length,
                 found,
+                accuracy_stderr: stats::standard_error(&trials),
                 depths,
             });
         }
@@ -306,6 +321,7 @@ pub fn needle(
         trials: settings.trials,
         chance: 1.0 / settings.values as f64,
         found: mean(lengths.iter().map(|length| length.found)),
+        accuracy_stderr: stats::standard_error(&of_trials),
         lengths,
     })
 }

@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
+/// What some programs write before a text, and nobody means.
+const MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// The most bytes of a file that is one array, unpacked: such a file is held whole.
 const ARRAY_BYTES: u64 = 1 << 30;
 
@@ -151,7 +154,10 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
         });
         return lines.collect();
     }
-    let bytes = read_whole(path)?;
+    let mut bytes = read_whole(path)?;
+    if bytes.starts_with(MARK) {
+        bytes.drain(..MARK.len());
+    }
     match bytes.iter().position(|byte| !byte.is_ascii_whitespace()) {
         Some(first) if bytes[first] == b'[' => elements(path, &bytes, first + 1),
         _ => {
@@ -287,16 +293,32 @@ fn newlines(bytes: &[u8]) -> u64 {
 }
 
 fn row(path: &Path, line: u64, bytes: &[u8]) -> Result<Row> {
+    let bytes = match line {
+        1 => bytes.strip_prefix(MARK).unwrap_or(bytes),
+        _ => bytes,
+    };
     let object = serde_json::from_slice(bytes).map_err(|error| Error::Row {
         path: path.to_path_buf(),
         line,
-        problem: format!("it is not a JSON object: {error}"),
+        problem: format!("it is not a JSON object: {}", without_line(&error)),
     })?;
     Ok(Row {
         path: path.to_path_buf(),
         line,
         object,
     })
+}
+
+/// What is wrong with JSON, without its count of lines, which begins with the row and not with the file.
+fn without_line(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    let what = said
+        .rsplit_once(" at line ")
+        .map_or(&said[..], |(what, _)| what);
+    match error.line() {
+        1 if error.column() > 0 => format!("{what}, at its character {}", error.column()),
+        _ => what.to_owned(),
+    }
 }
 
 fn quoted(keys: &[&str]) -> String {
@@ -440,6 +462,30 @@ mod tests {
         }
         let (_dir, path) = written("a.json", "[]");
         assert!(read_rows(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_mark_of_the_order_of_bytes_is_passed_over() {
+        for (name, text) in [
+            ("a.jsonl", "\u{feff}{\"a\": 1}\r\n{\"a\": 2}\r\n"),
+            ("a.json", "\u{feff}[{\"a\": 1}, {\"a\": 2}]"),
+            ("b.json", "\u{feff}{\"a\": 1}\n{\"a\": 2}"),
+        ] {
+            let (_dir, path) = written(name, text);
+            assert_eq!(read_rows(&path).unwrap().len(), 2, "{name}");
+        }
+        let (_dir, path) = written("a.jsonl", "{\"a\": 1}\n\u{feff}{\"a\": 2}\n");
+        assert!(read_rows(&path).is_err(), "within a file it is damage");
+    }
+
+    #[test]
+    fn a_fault_of_json_is_said_where_it_stands_in_its_row() {
+        let (_dir, path) = written("a.jsonl", "{\"a\": 1}\n{\"a\": x}\n");
+        let error = read_rows(&path).unwrap_err().to_string();
+        assert!(
+            error.ends_with("line 2: it is not a JSON object: expected value, at its character 7"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -9,8 +9,11 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::Result;
 use crate::rows::read_named;
+use crate::{Result, stats};
+
+/// How often responses are resampled for the interval.
+const ROUNDS: u64 = 1000;
 
 /// A row with its slots.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,8 +35,12 @@ pub struct SlotScores {
     pub recall: f64,
     /// 2 p r / (p + r).
     pub f1: f64,
+    /// The middle 95 % of resampled responses' F1; none of one.
+    pub f1_ci: Option<[f64; 2]>,
     /// Share of responses with exactly the right slots.
     pub exact: f64,
+    /// Its standard error; none of one.
+    pub exact_stderr: Option<f64>,
     /// Responses that are no JSON object.
     pub malformed: usize,
     /// Responses.
@@ -100,7 +107,8 @@ pub fn score_slots<'a>(
     rows: impl IntoIterator<Item = (&'a SlotTask, Option<&'a str>)>,
 ) -> SlotScores {
     let mut scores = SlotScores::default();
-    let (mut right, mut filled, mut wanted, mut whole) = (0, 0, 0, 0);
+    // Of each response: slots that are right, that it fills, that it should fill; and whether all of it is right.
+    let (mut counts, mut whole) = (Vec::new(), Vec::new());
     for (task, response) in rows {
         let Some(response) = response else {
             continue;
@@ -110,17 +118,30 @@ pub fn score_slots<'a>(
         scores.malformed += usize::from(found.is_none());
         let found = pairs(&found.unwrap_or_default());
         let truth = pairs(&task.slots);
-        right += found.intersection(&truth).count();
-        filled += found.len();
-        wanted += truth.len();
-        whole += usize::from(exact(task, response));
+        counts.push([found.intersection(&truth).count(), found.len(), truth.len()]);
+        whole.push(f64::from(u8::from(exact(task, response))));
     }
     let share = |of: usize, all: usize| of as f64 / all.max(1) as f64;
+    let sums = |of: &mut dyn Iterator<Item = usize>| {
+        of.fold([0; 3], |mut sums, place| {
+            for (sum, count) in sums.iter_mut().zip(counts[place]) {
+                *sum += count;
+            }
+            sums
+        })
+    };
+    let f1 = |[right, filled, wanted]: [usize; 3]| share(2 * right, filled + wanted);
+    let all = sums(&mut (0..counts.len()));
+    let mut draws: Vec<f64> = (0..ROUNDS)
+        .map(|round| f1(sums(&mut stats::resample(0, round, counts.len()))))
+        .collect();
     SlotScores {
-        precision: share(right, filled),
-        recall: share(right, wanted),
-        f1: share(2 * right, filled + wanted),
-        exact: share(whole, scores.n),
+        precision: share(all[0], all[1]),
+        recall: share(all[0], all[2]),
+        f1: f1(all),
+        f1_ci: (counts.len() > 1).then(|| stats::interval(&mut draws)),
+        exact: whole.iter().sum::<f64>() / whole.len().max(1) as f64,
+        exact_stderr: stats::standard_error(&whole),
         ..scores
     }
 }

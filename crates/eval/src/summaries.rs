@@ -116,6 +116,9 @@ fn common(one: &[String], two: &[String]) -> usize {
     row[two.len()]
 }
 
+/// The use case of texts that touch on what is sensitive, by which amplification is tested.
+pub const SENSITIVE: &str = "sensitive";
+
 /// A text to be summarised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SummaryTask {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use russet_eval::ifeval::{Instruction, KINDS, Prompts, check, judge, score};
+use russet_eval::ifeval::{Instruction, KINDS, Prompts, Verdict, check, intervals, judge, score};
 use russet_eval::{Answers, Error, read_answers};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -267,6 +267,36 @@ fn scores_are_shares_of_what_was_answered() {
     std::fs::write(&packed, zstd::encode_all(rows.as_bytes(), 3).unwrap()).unwrap();
     let again = answers(&packed, &prompts).unwrap();
     assert_eq!(score(&prompts, again.firsts()).unwrap(), (scores, verdicts));
+}
+
+#[test]
+fn intervals_are_of_resampled_prompts() {
+    // A hundred prompts of two instructions: half of them follow both, the others one.
+    let verdict = |key: u64| {
+        let first = key.is_multiple_of(2);
+        Verdict {
+            key,
+            follow_all_strict: first,
+            follow_list_strict: vec![true, first],
+            follow_all_loose: true,
+            follow_list_loose: vec![true, true],
+        }
+    };
+    let verdicts: Vec<Verdict> = (0..100).map(verdict).collect();
+    let all: BTreeMap<_, _> = intervals(&verdicts).unwrap().into_iter().collect();
+    // 1.96 standard errors of a share of a half among 100 are 0.098; of instructions half as much, since they come in prompts.
+    let [low, high] = all["prompt_strict"];
+    assert!(
+        (low - 0.402).abs() < 0.025 && (high - 0.598).abs() < 0.025,
+        "{low} {high}"
+    );
+    let [low, high] = all["instruction_strict"];
+    assert!(
+        (low - 0.701).abs() < 0.015 && (high - 0.799).abs() < 0.015,
+        "{low} {high}"
+    );
+    assert_eq!(all["prompt_loose"], [1.0, 1.0]);
+    assert_eq!(intervals(&verdicts[..1]), None);
 }
 
 #[test]

@@ -293,6 +293,12 @@ fn what_is_wrong_with_a_row_is_said_with_its_line() {
         (vec![plain("a"), plain("b")], "line 2: the same judge"),
         (vec![plain("c")], "`winner` is \"c\""),
         (
+            vec![
+                json!({"prompt": "p", "model_a": "a", "model_b": "b", "winner": "a", "preference": 2}),
+            ],
+            "line 1: `winner` is \"a\", but `preference` says otherwise",
+        ),
+        (
             vec![json!({"model_a": "a", "model_b": "b", "winner": "a"})],
             "lacks `prompt`",
         ),

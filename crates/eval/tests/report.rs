@@ -106,9 +106,18 @@ fn two_runs_stand_side_by_side_with_their_difference() {
     let page = html::page(&runs);
     assert!(page.contains("<span class=\"good\">+20.0</span>"));
     // Both responses behind one line of the prompt, and a dash where a run has none.
-    assert_eq!(page.matches("<pre>1 + 1?</pre>").count(), 1);
+    assert_eq!(
+        page.matches("<pre>1 + 1?</pre>").count(),
+        2,
+        "among what changed, and among all"
+    );
     assert!(page.contains("<pre>three</pre>") && page.contains("<pre>two</pre>"));
     assert!(page.contains("<td class=\"n\">–</td>"));
+    assert!(
+        page.contains("Of 1 rows that before and after both have, after has 1 right that before has wrong, and 0 wrong that before has right"),
+        "{page}"
+    );
+    assert!(page.contains("1 rows that after has right now, against before"));
     let turned = [runs[1].clone(), runs[0].clone()];
     assert!(html::page(&turned).contains("<span class=\"bad\">-20.0</span>"));
     let all = scores(&runs);
@@ -138,4 +147,75 @@ fn what_is_no_run_is_refused() {
     assert!(said(dir.path()).contains("it has format 2"));
     std::fs::write(&path, "{}").unwrap();
     assert!(said(dir.path()).contains("no record of an evaluation: missing field"));
+}
+
+#[test]
+fn figures_stand_beside_the_tables_that_have_enough_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |win: f64| json!({"win_rate": win, "win": win, "tie": 0.0, "loss": 100.0 - win, "games": 20});
+    let category = json!({"old": of(40.0), "new": of(60.0)});
+    let pairwise = json!({
+        "models": {"old": {"win_rate": 40.0, "bt": -0.2}, "new": {"win_rate": 60.0, "bt": 0.2}},
+        "pairs": [{"first": "old", "second": "new", "win": 50.5, "tie": 19.25, "loss": 30.25}],
+        "categories": {"coding": category, "writing": category, "safety": category},
+    });
+    let needle = json!({"values": 16, "trials": 8, "found": {"accuracy": 0.5}, "accuracy_stderr": 0.1, "lengths": [
+        {"length": 256, "found": {"accuracy": 0.75}, "accuracy_stderr": 0.05, "depths": [
+            {"depth": 0.0, "found": {"accuracy": 1.0}}, {"depth": 0.5, "found": {"accuracy": 0.5}}]},
+        {"length": 512, "found": {"accuracy": 0.25}, "depths": [
+            {"depth": 0.0, "found": {"accuracy": 0.25}}, {"depth": 0.5, "found": {"accuracy": 0.25}}]}]});
+    let position = |from: usize, nats: f64| json!({"from": from, "to": from + 64, "tokens": 640, "nats": nats, "standard_error": 0.01, "perplexity": nats.exp()});
+    let positions = json!({"positions": [position(0, 3.0), position(64, 2.5)]});
+    let safety = json!({"violation": {"rate": 7.5, "ci": [5.0, 10.0], "n": 40}, "over_refusal": {"rate": 12.0, "n": 40},
+        "preference": {"models": {"old": {"win": 30.0}}, "pairs": [{"first": "old", "second": "new", "win": 40.0, "tie": 35.0, "loss": 25.0}]}});
+    let ifeval = json!({"prompt_strict": 0.79, "instruction_strict": 0.86, "prompt_loose": 0.8, "instruction_loose": 0.87, "n": 541,
+        "ci": {"prompt_strict": [0.755, 0.825]}});
+    let all = [
+        ("pairwise", &pairwise),
+        ("needle", &needle),
+        ("positions", &positions),
+        ("safety", &safety),
+        ("ifeval", &ifeval),
+    ];
+    for (eval, scores) in all {
+        record(&dir.path().join("one"), eval, scores, &[]);
+    }
+    record(&dir.path().join("two"), "ifeval", &ifeval, &[]);
+    let runs = ["one", "two"].map(|name| Run::read(&dir.path().join(name)).unwrap());
+    let page = html::page(&runs);
+    // The chart of all shares: violations and refusals turned, so that outwards is better.
+    assert!(page.contains("<h2>At a glance</h2>"));
+    assert!(
+        page.contains("one, no violation: 92.5 %")
+            && page.contains("one, safe prompts answered: 88.0 %")
+    );
+    assert!(page.contains("two, ifeval: prompt, strict: 79.0 %"));
+    assert!(
+        !page.contains("two, no violation"),
+        "what was not measured has no point"
+    );
+    // Preference in the form of 2024, of all prompts and of those on safety; and by category.
+    assert!(page.contains("new against old"));
+    for bar in ["wins 50.5 %", "ties 19.2 %", "losses 30.2 %", "wins 40.0 %"] {
+        assert!(page.contains(&format!("title=\"{bar}\"")), "{bar}");
+    }
+    assert!(page.contains("new, coding: 60.0 %"));
+    // Needles by depth and length, losses by position, and intervals.
+    assert!(page.contains("<th class=\"n\">256 tokens</th>") && page.contains(">100 %</td>"));
+    assert!(page.contains("one, at 96: 12.182"));
+    assert!(page.contains("79.0 % <span class=\"i\">[75.5, 82.5]</span>"));
+    assert!(page.contains("75.0 % <span class=\"i\">[65.2, 84.8]</span>"));
+    // In the order of the figures of 2024: instructions, then prompts.
+    let at = |label: &str| page.find(&format!("<td>{label}</td>")).unwrap();
+    assert!(at("instruction, strict") < at("prompt, strict"));
+    let tags = ["details", "div", "table", "svg", "span", "text", "title"];
+    for tag in tags {
+        let count = |mark: String| page.matches(&mark).count();
+        let opened = count(format!("<{tag}>")) + count(format!("<{tag} "));
+        assert_eq!(opened, count(format!("</{tag}>")), "{tag}");
+    }
+    // Three runs are compared with the first, each.
+    let three = [runs[1].clone(), runs[1].clone(), runs[1].clone()];
+    let page = html::page(&three);
+    assert_eq!(page.matches("<span class=\"i\">+0.0</span>").count(), 8);
 }

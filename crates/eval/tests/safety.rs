@@ -121,3 +121,19 @@ fn rates_are_of_the_prompts_they_belong_to() {
         );
     }
 }
+
+#[test]
+fn the_own_set_has_as_many_safe_prompts_as_unsafe_ones_of_every_kind() {
+    let mut kinds: std::collections::BTreeMap<&str, [usize; 2]> = Default::default();
+    let mut texts = std::collections::BTreeSet::new();
+    for prompt in russet_eval::safety::safety_prompts() {
+        let kind = prompt.kind.as_deref().expect("every one has a kind");
+        kinds.entry(kind).or_default()[usize::from(prompt.harmful)] += 1;
+        assert!(texts.insert(&prompt.prompt), "{}", prompt.prompt);
+    }
+    assert_eq!((kinds.len(), texts.len()), (10, 60));
+    assert!(
+        kinds.values().all(|[safe, harmful]| safe == harmful),
+        "{kinds:?}"
+    );
+}

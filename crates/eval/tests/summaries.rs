@@ -143,6 +143,11 @@ fn slots_count_pair_by_pair() {
         (scores.exact, scores.malformed, scores.n),
         (1.0 / 3.0, 1, 3)
     );
+    // Of three responses: none, one of which all is right, one that is no object.
+    let error = scores.exact_stderr.unwrap();
+    assert!((error - (1.0 / 9.0f64).sqrt()).abs() < 1e-12, "{error}");
+    let [low, high] = scores.f1_ci.unwrap();
+    assert!(low <= scores.f1 && scores.f1 <= high, "{low} {high}");
     assert!(parse_slots("a { b {\"c\": 1} }").is_some());
     assert!(parse_slots("no").is_none());
 }

@@ -22,7 +22,7 @@ pub struct CallsArgs {
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
-    save: SaveArgs,
+    pub save: SaveArgs,
 }
 
 pub fn run(app: &mut App, args: &CallsArgs) -> Result<Said> {
@@ -33,10 +33,7 @@ pub fn run(app: &mut App, args: &CallsArgs) -> Result<Said> {
     let tasks = read_calls(&args.task, args.answers.as_deref())?;
     let questions: Vec<Question> = tasks
         .iter()
-        .map(|task| Question {
-            name: task.id.clone(),
-            text: prompt(task),
-        })
+        .map(|task| Question::new(&task.id, prompt(task)))
         .collect();
     let form = Form {
         values: &["result", "response"],

@@ -12,9 +12,10 @@ use russet_tensor::Ctx;
 use russet_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
-use super::respond::{Form, Kept, Question, about, keep};
+use super::respond::{Asked, Form, Kept, Question, about, ask as ask_words, keep};
 use super::save::{SaveArgs, Saved, plain_name, source};
-use crate::app::{App, Interrupted, Model, Said, Usage};
+use super::server::ServerArgs;
+use crate::app::{App, Model, Said, Usage};
 
 /// Questions between two looks at the wish to stop; what a killed run has lost at most.
 const CHUNK: usize = 8;
@@ -35,7 +36,7 @@ pub struct ChoiceArgs {
         value_name = "FILE"
     )]
     responses: Option<PathBuf>,
-    /// A checkpoint or package whose likelihoods decide
+    /// A checkpoint or package whose likelihoods decide; with --endpoint a name of the server's, which is asked for a letter
     #[arg(long)]
     model: Option<PathBuf>,
     /// An adapter (PEFT folder) to put onto the model
@@ -45,18 +46,35 @@ pub struct ChoiceArgs {
     #[arg(long, conflicts_with = "responses", value_name = "FILE.jsonl")]
     keep: Option<PathBuf>,
     #[command(flatten)]
-    save: SaveArgs,
+    server: ServerArgs,
+    #[command(flatten)]
+    pub save: SaveArgs,
 }
+
+/// Tokens that a server may take to come to a letter.
+const LETTER_TOKENS: usize = 256;
 
 pub fn run(app: &mut App, args: &ChoiceArgs) -> Result<Said> {
     crate::found::text(&args.task)?;
     let questions = read_questions(&args.task)?;
     let path = match (&args.responses, &args.model) {
         (Some(path), _) => {
+            if let Some((option, _)) = args.server.given().iter().find(|(_, given)| *given) {
+                let sentence = format!(
+                    "{option} is for a server that answers now, and the responses are there; leave it out"
+                );
+                return Err(Usage(sentence).into());
+            }
             crate::found::text(path)?;
             path.clone()
         }
-        (None, Some(model)) => ask(app, args, model, &questions)?,
+        (None, Some(model)) if args.server.endpoint.is_some() => {
+            ask_server(app, args, model, &questions)?
+        }
+        (None, Some(model)) => {
+            args.server.check()?;
+            ask(app, args, model, &questions)?
+        }
         (None, None) => return Err(Usage("give --responses FILE or --model DIR".into()).into()),
     };
     let recorded = read_recorded(&path, &questions)?;
@@ -87,16 +105,21 @@ pub fn run(app: &mut App, args: &ChoiceArgs) -> Result<Said> {
             )
         });
     let mut inputs = vec![("task", args.task.as_path())];
-    match &args.model {
-        Some(model) => inputs.push(("model", model)),
-        None => inputs.push(("responses", &path)),
+    let mut settings = json!({});
+    match (&args.model, &args.server.endpoint) {
+        (Some(model), Some(endpoint)) => {
+            inputs.push(("responses", &path));
+            settings = json!({"endpoint": endpoint, "model": model});
+        }
+        (Some(model), None) => inputs.push(("model", model)),
+        (None, _) => inputs.push(("responses", &path)),
     }
     inputs.extend(args.adapter.as_deref().map(|adapter| ("adapter", adapter)));
     let name = format!("choice-{}", plain_name(&args.task));
     let saved = Saved {
         name: &name,
         scores: &json,
-        settings: json!({}),
+        settings,
         inputs,
         rows: rows.collect(),
     };
@@ -136,10 +159,7 @@ fn ask(
     };
     let named: Vec<Question> = questions
         .iter()
-        .map(|question| Question {
-            name: question.id.clone(),
-            text: String::new(),
-        })
+        .map(|question| Question::new(&question.id, String::new()))
         .collect();
     app.stop_on_signals()?;
     let mut about = about(folder, args.adapter.as_deref())?;
@@ -162,22 +182,57 @@ fn ask(
         let sums = log_likelihoods(&model.decoder, &mut ctx, &all, PASS_TOKENS, &app.interrupt);
         if app.interrupt.is_raised() {
             app.progress.end();
-            let sentence = format!(
-                "stopped; {asked} questions lie in {}, and the same command goes on behind them",
-                path.display()
-            );
-            return Err(Interrupted(sentence).into());
+            return Err(file.stopped(asked).into());
         }
         let mut sums = sums?.into_iter();
         for question in chunk {
             let of: Vec<f64> = sums.by_ref().take(question.choices.len()).collect();
-            file.push(&question.id, json!(of))?;
+            file.push(&named[asked], json!(of))?;
             asked += 1;
         }
         app.progress.update(asked as u64, &[]);
     }
     app.progress.end();
     Ok(path)
+}
+
+/// A server tells no likelihoods of texts that it did not write, so it is asked for the letter of a choice.
+fn ask_server(
+    app: &mut App,
+    args: &ChoiceArgs,
+    model: &Path,
+    questions: &[ChoiceQuestion],
+) -> Result<PathBuf> {
+    let verb = format!("choice-{}", plain_name(&args.task));
+    let asked = Asked {
+        model: args.model.clone(),
+        adapter: args.adapter.clone(),
+        max_tokens: Some(LETTER_TOKENS),
+        keep: args.keep.clone(),
+        server: args.server.clone(),
+    };
+    let named: Vec<Question> = questions
+        .iter()
+        .map(|question| Question::new(&question.id, lettered(question)))
+        .collect();
+    ask_words(app, &asked, model, &Form::new(&verb, &["id"]), &named)
+}
+
+/// A question with its choices behind letters.
+fn lettered(question: &ChoiceQuestion) -> String {
+    let letters = ('A'..='Z').zip(&question.choices);
+    let is_letter = |(letter, choice): (char, &String)| choice.trim() == letter.to_string();
+    let context = question.context.trim_end_matches("Answer:").trim_end();
+    // MMLU's context has the choices already, and the choices are the letters.
+    let choices = match letters.clone().all(is_letter) {
+        true => String::new(),
+        false => letters
+            .map(|(letter, choice)| format!("\n{letter}. {}", choice.trim()))
+            .collect(),
+    };
+    format!(
+        "{context}\n{choices}\n\nWhich of these comes next, or is right? Answer with its letter alone."
+    )
 }
 
 fn continuations(

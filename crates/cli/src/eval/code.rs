@@ -32,8 +32,11 @@ pub struct CodeArgs {
     #[arg(long)]
     unconfined: bool,
     #[command(flatten)]
-    save: SaveArgs,
+    pub save: SaveArgs,
 }
+
+/// What a server is asked for.
+const ASK: &str = "Complete this program. Answer with the whole function in one block of code, its imports too.\n\n";
 
 /// Where a model that continues the prompt has left the function.
 const STOPS: [&str; 5] = ["\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\n#"];
@@ -63,16 +66,25 @@ pub fn run(app: &mut App, args: &CodeArgs) -> Result<Said> {
     }
     let questions: Vec<Question> = tasks
         .iter()
-        .map(|task| Question {
-            name: task.id.clone(),
-            text: task.prompt.clone(),
+        .map(|task| Question::new(&task.id, &task.prompt))
+        .collect();
+    // A model here continues the program as it stands; a server is asked for the whole of it.
+    let chat = args.source.asked.server.endpoint.is_some();
+    let questions: Vec<Question> = questions
+        .into_iter()
+        .map(|question| match chat {
+            true => Question::new(
+                question.name,
+                format!("{ASK}```python\n{}```", question.text),
+            ),
+            false => question,
         })
         .collect();
     let form = Form {
         values: &["completion", "response"],
         continued: true,
         several: true,
-        stops: &STOPS,
+        stops: if chat { &[] } else { &STOPS },
         ..Form::new("code", &["task_id"])
     };
     let (answers, path) = answers(app, &args.source, &form, &questions)?;

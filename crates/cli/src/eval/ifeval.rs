@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use russet_eval::Answers;
-use russet_eval::ifeval::{IfevalScores, Prompt, Prompts, Verdict, score};
+use russet_eval::ifeval::{IfevalScores, Prompt, Prompts, Verdict, intervals, score};
 use serde_json::{Value, json};
 
 use super::respond::{Form, Question, Source, answers};
@@ -25,7 +25,7 @@ pub struct IfevalArgs {
     #[arg(long, value_name = "FILE.jsonl")]
     verdicts: Option<PathBuf>,
     #[command(flatten)]
-    save: SaveArgs,
+    pub save: SaveArgs,
 }
 
 /// Scores and prints.
@@ -40,10 +40,7 @@ pub fn run(app: &mut App, args: &IfevalArgs) -> Result<Said> {
     let questions: Vec<Question> = prompts
         .all()
         .iter()
-        .map(|prompt| Question {
-            name: prompt.prompt.clone(),
-            text: prompt.prompt.clone(),
-        })
+        .map(|prompt| Question::new(&prompt.prompt, &prompt.prompt))
         .collect();
     let form = Form::new("ifeval", &["prompt"]);
     let (answers, path) = answers(app, &args.source, &form, &questions)?;
@@ -54,9 +51,19 @@ pub fn run(app: &mut App, args: &IfevalArgs) -> Result<Said> {
     let json = serde_json::to_value(scores)?;
     let mut inputs = args.source.inputs(&path);
     inputs.extend(args.prompts.as_deref().map(|path| ("prompts", path)));
+    // For the report: what is printed is the benchmark's own five numbers.
+    let mut told = json.clone();
+    if let Some(intervals) = intervals(&verdicts) {
+        told["ci"] = Value::Object(
+            intervals
+                .into_iter()
+                .map(|(name, ci)| (name.to_owned(), json!(ci)))
+                .collect(),
+        );
+    }
     let saved = Saved {
         name: "ifeval",
-        scores: &json,
+        scores: &told,
         settings: args.source.settings(),
         inputs,
         rows: rows(&prompts, &answers, &verdicts),

@@ -6,15 +6,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use russet_engine::{Engine, EngineConfig};
-use russet_eval::pairwise::judge::{ModelJudge, Question, judge_both_ways};
+use russet_eval::pairwise::judge::{Judge, ModelJudge, Opinion, Question, judge_both_ways};
 use russet_eval::{Row, prompts, read_begun, read_rows};
+use russet_tokenizer::Tokenizer;
 use serde_json::json;
 
-use super::respond::go_on;
+use super::respond::{about, go_on};
+use super::server::{Server, ServerArgs};
 use crate::app::{App, Interrupted, Model, Said, Usage};
 
 /// Pairs that are judged together, each in two orders.
 const PAIRS: usize = 4;
+
+/// Tokens that a server may take to come to a verdict.
+const ANSWER: usize = 256;
 
 #[derive(Args)]
 pub struct JudgeArgs {
@@ -24,7 +29,7 @@ pub struct JudgeArgs {
     /// What the two models are called, separated by a comma (default: the files' names)
     #[arg(long, value_delimiter = ',')]
     names: Vec<String>,
-    /// The model that judges, through its chat template
+    /// The model that judges, through its chat template; with --endpoint a name of the server's
     #[arg(long)]
     model: PathBuf,
     /// An adapter (PEFT folder) to put onto it
@@ -33,6 +38,8 @@ pub struct JudgeArgs {
     /// Where judgements go, for `eval pairwise`, and where they are gone on with
     #[arg(long, value_name = "FILE.jsonl")]
     out: PathBuf,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 struct Pair {
@@ -57,10 +64,24 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
     let failed = || format!("{}: the judgements cannot be written", args.out.display());
     let begun = read_begun(&args.out)?;
     let model = args.model.display();
-    let judge = match &args.adapter {
-        None => model.to_string(),
-        Some(adapter) => format!("{model} + {}", adapter.display()),
+    let judge = match (&args.server.endpoint, &args.adapter) {
+        (Some(endpoint), None) => format!("{model} at {endpoint}"),
+        (Some(_), Some(adapter)) => {
+            return Err(Usage(format!(
+                "--adapter {}: a server has its own names for adapters; give that as --model",
+                adapter.display()
+            ))
+            .into());
+        }
+        (None, None) => model.to_string(),
+        (None, Some(adapter)) => format!("{model} + {}", adapter.display()),
     };
+    // By its bytes too: another model may come to lie in the same place.
+    let by = match args.server.about(&model.to_string()) {
+        Some(by) => by,
+        None => about(&args.model, args.adapter.as_deref())?,
+    };
+    let server = args.server.open(&model.to_string())?;
     let (mut done, mut consistent, mut silent) = (0, 0usize, 0usize);
     for row in &begun.rows {
         let same = pairs.get(done).is_some_and(|pair| {
@@ -70,6 +91,7 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
                 && row.text("judge").ok() == Some(&judge)
                 && row.text("response_a").ok() == Some(&pair.question.first)
                 && row.text("response_b").ok() == Some(&pair.question.second)
+                && row.get("by") == Some(&by)
         });
         if !same {
             return Err(row
@@ -83,38 +105,44 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
     let mut file = go_on(&args.out, &begun).with_context(failed)?;
     if done < pairs.len() {
         app.stop_on_signals()?;
-        let model = Model::open_for_chat(&args.model, args.adapter.as_deref(), &mut *app.progress)?;
-        let stop_tokens = model.eos();
-        let context = model.decoder.config().context;
-        let config = EngineConfig::new(context, 2 * PAIRS);
-        let Model { decoder, tokenizer } = model;
-        let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
-        let mut asked = ModelJudge {
-            model: &mut engine,
-            tokenizer: &tokenizer,
-            stop_tokens,
-            context,
+        let mut here = match server {
+            Some(_) => None,
+            None => Some(Here::open(app, args)?),
         };
+        let at_once = server
+            .as_ref()
+            .map_or(PAIRS, |server| server.at_once.div_ceil(2));
         app.progress
             .begin("judge", Some(pairs.len() as u64), "pairs");
-        for chunk in pairs[done..].chunks(PAIRS) {
-            if app.interrupt.is_raised() {
-                app.progress.end();
-                return Err(Interrupted(format!(
+        for chunk in pairs[done..].chunks(at_once) {
+            let stopped = || {
+                Interrupted(format!(
                     "stopped; {done} judgements lie in {}, and the same command goes on behind them",
                     args.out.display()
                 ))
-                .into());
+            };
+            if app.interrupt.is_raised() {
+                app.progress.end();
+                return Err(stopped().into());
             }
             let questions: Vec<Question> = chunk.iter().map(|pair| pair.question.clone()).collect();
-            for (pair, both) in chunk.iter().zip(judge_both_ways(&mut asked, &questions)?) {
+            let both = match (&mut here, &server) {
+                (Some(here), _) => judge_both_ways(&mut here.judge(), &questions),
+                (None, Some(server)) => judge_both_ways(&mut Far { app, server }, &questions),
+                (None, None) => unreachable!("one of them judges"),
+            };
+            if both.is_err() && app.interrupt.is_raised() {
+                app.progress.end();
+                return Err(stopped().into());
+            }
+            for (pair, both) in chunk.iter().zip(both?) {
                 consistent += usize::from(both.consistent);
                 silent += usize::from(both.second.is_none());
                 let row = json!({
                     "prompt": pair.question.prompt, "category": pair.category, "model_a": names[0], "model_b": names[1],
                     "response_a": pair.question.first, "response_b": pair.question.second,
                     "preference": both.second.map(|second| 1.0 + second), "judge": judge,
-                    "consistent": both.consistent, "words": both.words,
+                    "consistent": both.consistent, "words": both.words, "by": by,
                 });
                 file.write_all(format!("{row}\n").as_bytes())
                     .with_context(failed)?;
@@ -130,6 +158,66 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
         args.out.display()
     );
     Ok(Said::new(json, text))
+}
+
+/// A model on this machine.
+struct Here {
+    engine: Engine,
+    tokenizer: Tokenizer,
+    stop_tokens: Vec<u32>,
+    context: usize,
+}
+
+impl Here {
+    fn open(app: &mut App, args: &JudgeArgs) -> Result<Here> {
+        let model = Model::open_for_chat(&args.model, args.adapter.as_deref(), &mut *app.progress)?;
+        let stop_tokens = model.eos();
+        let context = model.decoder.config().context;
+        let config = EngineConfig::new(context, 2 * PAIRS);
+        let Model { decoder, tokenizer } = model;
+        Ok(Here {
+            engine: Engine::new(decoder, app.pool.clone(), config)?,
+            tokenizer,
+            stop_tokens,
+            context,
+        })
+    }
+
+    fn judge(&mut self) -> ModelJudge<'_> {
+        ModelJudge {
+            model: &mut self.engine,
+            tokenizer: &self.tokenizer,
+            stop_tokens: self.stop_tokens.clone(),
+            context: self.context,
+        }
+    }
+}
+
+/// A server. It tells words and no likelihoods, so that a verdict is 0, a half or 1.
+struct Far<'a> {
+    app: &'a App,
+    server: &'a Server,
+}
+
+impl Judge for Far<'_> {
+    fn judge(&mut self, questions: &[Question]) -> russet_eval::Result<Vec<Opinion>> {
+        let failed = |error: anyhow::Error| russet_eval::Error::Model(format!("{error:#}"));
+        let shown: Vec<String> = questions.iter().map(Question::shown).collect();
+        let shown: Vec<&str> = shown.iter().map(String::as_str).collect();
+        let mut opinions = Vec::new();
+        for some in shown.chunks(self.server.at_once) {
+            let answers = self.server.ask(self.app, some, ANSWER).map_err(failed)?;
+            let answers = answers.ok_or_else(|| failed(anyhow::anyhow!("stopped")))?;
+            opinions.extend(answers.into_iter().map(|answer| match answer {
+                Ok(words) => Opinion::of_words(words),
+                Err(why) => Opinion {
+                    second: None,
+                    words: why,
+                },
+            }));
+        }
+        Ok(opinions)
+    }
 }
 
 fn names(given: &[String], one: &Path, two: &Path) -> Result<[String; 2]> {

@@ -19,7 +19,7 @@ pub struct MathArgs {
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
-    save: SaveArgs,
+    pub save: SaveArgs,
 }
 
 /// What is asked for behind the question.
@@ -30,10 +30,7 @@ pub fn run(app: &mut App, args: &MathArgs) -> Result<Said> {
     let problems = read_problems(&args.task)?;
     let questions: Vec<Question> = problems
         .iter()
-        .map(|problem| Question {
-            name: problem.question.clone(),
-            text: format!("{}{ASK}", problem.question),
-        })
+        .map(|problem| Question::new(&problem.question, format!("{}{ASK}", problem.question)))
         .collect();
     let form = Form::new("math", &["question", "prompt"]);
     let (answers, path) = answers(app, &args.source, &form, &questions)?;

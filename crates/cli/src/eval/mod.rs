@@ -16,8 +16,10 @@ pub mod respond;
 pub mod reward;
 pub mod safety;
 pub mod save;
+pub mod server;
 pub mod slots;
 pub mod summaries;
+pub mod texts;
 
 use std::path::Path;
 
@@ -29,6 +31,9 @@ use crate::{measure, needle};
 
 /// Carries a verb out.
 pub fn score(app: &mut App, verb: EvalVerb) -> Result<Said> {
+    if let Some(save) = verb.save() {
+        save.check()?;
+    }
     match verb {
         EvalVerb::Perplexity(args) => measure::perplexity(app, &args),
         EvalVerb::Needle(args) => needle::run(app, &args),
@@ -43,6 +48,7 @@ pub fn score(app: &mut App, verb: EvalVerb) -> Result<Said> {
         EvalVerb::Code(args) => code::run(app, &args),
         EvalVerb::Calls(args) => calls::run(app, &args),
         EvalVerb::Positions(args) => positions::run(app, &args),
+        EvalVerb::Texts(args) => texts::run(app, &args),
         EvalVerb::Summaries(args) => summaries::run(app, args),
         EvalVerb::Slots(args) => slots::run(app, &args),
         EvalVerb::Safety(args) => safety::run(app, &args),

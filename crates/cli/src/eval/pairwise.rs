@@ -31,7 +31,7 @@ pub struct PairwiseArgs {
     #[arg(long, value_name = "FILE.jsonl")]
     labels: Option<PathBuf>,
     #[command(flatten)]
-    save: SaveArgs,
+    pub save: SaveArgs,
 }
 
 pub fn run(app: &mut App, args: &PairwiseArgs) -> Result<Said> {

@@ -30,7 +30,7 @@ pub struct PositionsArgs {
     #[arg(long)]
     bucket: Option<usize>,
     #[command(flatten)]
-    save: SaveArgs,
+    pub save: SaveArgs,
 }
 
 pub fn run(app: &mut App, args: &PositionsArgs) -> Result<Said> {

@@ -29,6 +29,15 @@ pub fn run(args: &PromptsArgs) -> Result<Said> {
             .into());
         }
     }
+    if let Some(path) = &args.out
+        && path.extension().is_none_or(|ending| ending != "jsonl")
+    {
+        let sentence = format!(
+            "--out {}: they are lines of JSON; let the name end in .jsonl",
+            path.display()
+        );
+        return Err(Usage(sentence).into());
+    }
     let wanted =
         |prompt: &&Prompt| args.categories.is_empty() || args.categories.contains(&prompt.category);
     let chosen: Vec<&Prompt> = prompts().iter().filter(wanted).collect();

@@ -14,6 +14,7 @@ use russet_tokenizer::{Message, Tokenizer};
 use serde_json::{Value, json};
 
 use super::save::source;
+use super::server::{Server, ServerArgs};
 use crate::app::{App, Interrupted, Model, Said, Usage};
 
 /// Sequences that the engine continues together; what a killed run has lost at most.
@@ -37,7 +38,7 @@ pub struct Source {
 /// A model that is to answer.
 #[derive(Args)]
 pub struct Asked {
-    /// A checkpoint or package that is to answer, its likeliest tokens
+    /// A checkpoint or package that is to answer, its likeliest tokens; with --endpoint a name of the server's
     #[arg(long)]
     pub model: Option<PathBuf>,
     /// An adapter (PEFT folder) to put onto the model
@@ -49,13 +50,50 @@ pub struct Asked {
     /// Where the responses go, and where they are gone on with (default: the folder's name and the verb's, in the working directory)
     #[arg(long, requires = "model", value_name = "FILE.jsonl")]
     pub keep: Option<PathBuf>,
+    #[command(flatten)]
+    pub server: ServerArgs,
 }
 
-/// Who answers: by their bytes, since another model may come to lie in the same place.
+/// Who answers: by their bytes, since another model may come to lie in the same place, and the same one in another.
 pub fn about(folder: &Path, adapter: Option<&Path>) -> Result<Value> {
     crate::found::model(folder)?;
     adapter.map(crate::found::adapter).transpose()?;
-    Ok(json!({"model": source(folder)?, "adapter": adapter.map(source).transpose()?}))
+    let bytes = |path: &Path| {
+        let mut source = source(path)?;
+        if let Value::Object(source) = &mut source {
+            source.remove("path");
+        }
+        anyhow::Ok(source)
+    };
+    Ok(json!({"model": bytes(folder)?, "adapter": adapter.map(bytes).transpose()?}))
+}
+
+/// What of an evaluation's answers was otherwise than it would be now, in words.
+fn otherwise(was: &Value, is: &Value) -> String {
+    let mut said = Vec::new();
+    for (key, words) in [
+        ("model", "by another model"),
+        ("endpoint", "by another server"),
+        ("adapter", "with another adapter"),
+        ("prompts", "to other prompts"),
+        ("task", "to other questions"),
+    ] {
+        if was[key] != is[key] {
+            said.push(words.to_owned());
+        }
+    }
+    if was["max_tokens"] != is["max_tokens"] {
+        let tokens = |of: &Value| of["max_tokens"].as_u64().unwrap_or(0);
+        said.push(format!(
+            "with --max-tokens {}, not {}",
+            tokens(was),
+            tokens(is)
+        ));
+    }
+    match said.is_empty() {
+        true => "by another version of this program".to_owned(),
+        false => said.join(", "),
+    }
 }
 
 impl Asked {
@@ -71,7 +109,8 @@ impl Asked {
             ("--max-tokens", self.max_tokens.is_some()),
             ("--keep", self.keep.is_some()),
         ];
-        match given.iter().find(|(_, given)| *given) {
+        let given = given.into_iter().chain(self.server.given());
+        match given.into_iter().find(|(_, given)| *given) {
             Some((option, _)) => Err(Usage(format!(
                 "{option} is for a model that answers now, and the responses are there; leave it out, or give --model DIR"
             ))
@@ -85,15 +124,24 @@ impl Source {
     /// What a saved evaluation says of where its responses come from.
     pub fn inputs<'a>(&'a self, responses: &'a Path) -> Vec<(&'a str, &'a Path)> {
         let mut inputs = vec![("responses", responses)];
-        inputs.extend(self.asked.model.as_deref().map(|path| ("model", path)));
+        // A server's model is a name and no folder.
+        let here = self.asked.server.endpoint.is_none();
+        let model = self.asked.model.as_deref().filter(|_| here);
+        inputs.extend(model.map(|path| ("model", path)));
         inputs.extend(self.asked.adapter.as_deref().map(|path| ("adapter", path)));
         inputs
     }
 
     /// And with which settings.
     pub fn settings(&self) -> Value {
-        let asked = self.asked.model.is_some();
-        json!({"max_tokens": asked.then_some(self.asked.max_tokens())})
+        let model = &self.asked.model;
+        let mut settings =
+            json!({"max_tokens": model.is_some().then_some(self.asked.max_tokens())});
+        if let (Some(endpoint), Some(model)) = (&self.asked.server.endpoint, model) {
+            settings["endpoint"] = endpoint.clone().into();
+            settings["model"] = model.display().to_string().into();
+        }
+        settings
     }
 }
 
@@ -131,6 +179,19 @@ impl<'a> Form<'a> {
 pub struct Question {
     pub name: String,
     pub text: String,
+    /// What kind of prompt it is, where that is said: it goes along with the response.
+    pub category: Option<String>,
+}
+
+impl Question {
+    /// Of no category.
+    pub fn new(name: impl Into<String>, text: impl Into<String>) -> Question {
+        Question {
+            name: name.into(),
+            text: text.into(),
+            category: None,
+        }
+    }
 }
 
 /// The responses, from the file or the model, and the file they lie in.
@@ -186,9 +247,21 @@ pub fn ask(
         let sentence = "--max-tokens is 0, so there would be no responses; allow at least 1";
         return Err(Usage(sentence.into()).into());
     }
+    let name = folder.display().to_string();
+    let server = asked.server.open(&name)?;
+    if let (Some(_), Some(adapter)) = (&server, &asked.adapter) {
+        return Err(Usage(format!(
+            "--adapter {}: a server has its own names for adapters; give that as --model",
+            adapter.display()
+        ))
+        .into());
+    }
     let keep = keep(asked.keep.as_deref(), form.verb, folder)?;
     app.stop_on_signals()?;
-    let mut about = about(folder, asked.adapter.as_deref())?;
+    let mut about = match asked.server.about(&name) {
+        Some(about) => about,
+        None => about(folder, asked.adapter.as_deref())?,
+    };
     about["max_tokens"] = max_tokens.into();
     let texts: Vec<&str> = questions
         .iter()
@@ -206,6 +279,64 @@ pub fn ask(
             questions.len()
         ));
     }
+    match server {
+        Some(server) => ask_server(
+            app, &server, form, questions, &mut file, answered, max_tokens,
+        )?,
+        None => ask_model(app, asked, folder, form, questions, &mut file, answered)?,
+    }
+    Ok(keep)
+}
+
+/// A server answers, some prompts at once.
+fn ask_server(
+    app: &mut App,
+    server: &Server,
+    form: &Form,
+    questions: &[Question],
+    file: &mut Kept,
+    answered: usize,
+    max_tokens: usize,
+) -> Result<()> {
+    app.progress
+        .begin(form.verb, Some(questions.len() as u64), "responses");
+    for start in (answered..questions.len()).step_by(server.at_once) {
+        let chunk = &questions[start..questions.len().min(start + server.at_once)];
+        let prompts: Vec<&str> = chunk.iter().map(|question| &question.text[..]).collect();
+        let answers = match app.interrupt.is_raised() {
+            true => None,
+            false => server.ask(app, &prompts, max_tokens)?,
+        };
+        let Some(answers) = answers else {
+            app.progress.end();
+            return Err(file.stopped(start).into());
+        };
+        for ((question, answer), place) in chunk.iter().zip(answers).zip(start..) {
+            let response = answer.unwrap_or_else(|why| {
+                app.progress.message(&format!(
+                    "prompt {place} (from 0): the server does not answer it ({why}); its response is empty"
+                ));
+                String::new()
+            });
+            file.push(question, response.into())?;
+        }
+        app.progress.update((start + chunk.len()) as u64, &[]);
+    }
+    app.progress.end();
+    Ok(())
+}
+
+/// A model answers through the engine, some prompts at once.
+fn ask_model(
+    app: &mut App,
+    asked: &Asked,
+    folder: &Path,
+    form: &Form,
+    questions: &[Question],
+    file: &mut Kept,
+    answered: usize,
+) -> Result<()> {
+    let max_tokens = asked.max_tokens();
     let model = match form.continued {
         true => Model::open(folder, asked.adapter.as_deref())?,
         false => Model::open_for_chat(folder, asked.adapter.as_deref(), &mut *app.progress)?,
@@ -237,11 +368,7 @@ pub fn ask(
     for start in (answered..questions.len()).step_by(SLOTS) {
         if app.interrupt.is_raised() {
             app.progress.end();
-            return Err(Interrupted(format!(
-                "stopped; {start} responses lie in {}, and the same command goes on behind them",
-                keep.display()
-            ))
-            .into());
+            return Err(file.stopped(start).into());
         }
         let chunk = start..questions.len().min(start + SLOTS);
         let fits = |place: &usize| encoded[*place].len() < context;
@@ -272,13 +399,13 @@ pub fn ask(
                     String::new()
                 }
             };
-            file.push(&questions[place].name, response.into())?;
+            file.push(&questions[place], response.into())?;
         }
         app.progress
             .update(questions.len().min(start + SLOTS) as u64, &[]);
     }
     app.progress.end();
-    Ok(keep)
+    Ok(())
 }
 
 /// A text up to the first of some strings.
@@ -343,10 +470,11 @@ impl<'a> Kept<'a> {
                     .into());
             }
             if row.get("about") != Some(about) {
+                let was = row.get("about").unwrap_or(&Value::Null);
                 return Err(row
                     .wrong(format!(
-                        "it was answered under {}, not {about}; name another file by --keep",
-                        row.get("about").unwrap_or(&Value::Null)
+                        "it was answered {}; name another file by --keep, or remove this one",
+                        otherwise(was, about)
                     ))
                     .into());
             }
@@ -362,10 +490,26 @@ impl<'a> Kept<'a> {
         Ok((kept, rows.len()))
     }
 
+    /// What to say when somebody asked to stop behind so many responses.
+    pub fn stopped(&self, count: usize) -> Interrupted {
+        Interrupted(format!(
+            "stopped; {count} {} lie in {}, and the same command goes on behind them",
+            if self.form.values == ["log_probs"] {
+                "questions"
+            } else {
+                "responses"
+            },
+            self.path.display()
+        ))
+    }
+
     /// Adds a response.
-    pub fn push(&mut self, name: &str, response: Value) -> Result<()> {
+    pub fn push(&mut self, question: &Question, response: Value) -> Result<()> {
         let (key, value) = (self.form.keys[0], self.form.values[0]);
-        let row = json!({key: name, value: response, "about": self.about});
+        let mut row = json!({key: question.name, value: response, "about": self.about});
+        if let Some(category) = &question.category {
+            row["category"] = category.clone().into();
+        }
         let line = format!("{row}\n");
         let failed = || format!("{}: the responses cannot be written", self.path.display());
         self.file.write_all(line.as_bytes()).with_context(failed)
@@ -405,8 +549,8 @@ pub fn run(app: &mut App, args: &RespondArgs) -> Result<Said> {
         None => russet_eval::prompts()
             .iter()
             .map(|prompt| Question {
-                name: prompt.prompt.clone(),
-                text: prompt.prompt.clone(),
+                category: Some(prompt.category.clone()),
+                ..Question::new(&prompt.prompt, &prompt.prompt)
             })
             .collect(),
         Some(path) => prompts(path)?,
@@ -431,8 +575,8 @@ pub fn prompts(path: &Path) -> Result<Vec<Question>> {
                 .into());
         }
         questions.push(Question {
-            name: prompt.to_owned(),
-            text: prompt.to_owned(),
+            category: row.text_or_none("category")?.map(str::to_owned),
+            ..Question::new(prompt, prompt)
         });
     }
     if questions.is_empty() {

@@ -30,7 +30,7 @@ pub struct RewardArgs {
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
     #[command(flatten)]
-    save: SaveArgs,
+    pub save: SaveArgs,
 }
 
 /// Tokens of a pass.

@@ -10,7 +10,9 @@ use russet_align::rewards::{Answer, ModelReward, Reward, open};
 use russet_align::rows::Asked;
 use russet_eval::pairwise::{Judgements, PairwiseSettings, score};
 use russet_eval::read_rows;
-use russet_eval::safety::{Head, Judged, Rate, harm, read_safety, refusal, score_safety};
+use russet_eval::safety::{
+    Head, Judged, Rate, harm, read_safety, refusal, safety_prompts, score_safety,
+};
 use russet_tensor::Ctx;
 use russet_tokenizer::Conversation;
 use serde_json::{Map, Value, json};
@@ -22,9 +24,9 @@ use crate::app::{App, Said, Usage};
 
 #[derive(Args)]
 pub struct SafetyArgs {
-    /// Prompts: rows of `prompt`, `label` (`safe` or `unsafe`) and `type`, as XSTest has them
+    /// Prompts: rows of `prompt`, `label` (`safe` or `unsafe`) and `type`, as XSTest has them (default: sixty of our own)
     #[arg(long, value_name = "FILE")]
-    prompts: PathBuf,
+    prompts: Option<PathBuf>,
     #[command(flatten)]
     source: Source,
     /// A trained head of harm: a reward model that has learnt which answer is the harmless one; it stands instead of the rules
@@ -51,11 +53,13 @@ pub struct SafetyArgs {
     #[arg(long, value_name = "FILE")]
     judgements: Option<PathBuf>,
     #[command(flatten)]
-    save: SaveArgs,
+    pub save: SaveArgs,
 }
 
 pub fn run(app: &mut App, args: &SafetyArgs) -> Result<Said> {
-    crate::found::text(&args.prompts)?;
+    if let Some(prompts) = &args.prompts {
+        crate::found::text(prompts)?;
+    }
     let threshold = args.threshold.unwrap_or(0.5);
     if !(0.0..=1.0).contains(&threshold) {
         let sentence = format!("--threshold {threshold}: give it from 0 to 1");
@@ -65,12 +69,15 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<Said> {
         let sentence = "--threshold: it is that of a trained head; name one by --head or --heads";
         return Err(Usage(sentence.into()).into());
     }
-    let prompts = read_safety(&args.prompts)?;
+    let prompts = match &args.prompts {
+        Some(path) => read_safety(path)?,
+        None => safety_prompts().to_vec(),
+    };
     let questions: Vec<Question> = prompts
         .iter()
         .map(|prompt| Question {
-            name: prompt.prompt.clone(),
-            text: prompt.prompt.clone(),
+            category: prompt.kind.clone(),
+            ..Question::new(&prompt.prompt, &prompt.prompt)
         })
         .collect();
     // Read before a model answers for long.
@@ -136,9 +143,10 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<Said> {
                 None => format!("{:?}; the rules see {rule}", judged.reply),
             }}))
     });
-    let mut inputs = vec![("prompts", args.prompts.as_path())];
+    let mut inputs = Vec::new();
     inputs.extend(args.heads.as_deref().map(|path| ("heads", path)));
     let named = [
+        ("prompts", &args.prompts),
         ("head", &args.head),
         ("head_adapter", &args.head_adapter),
         ("head_pairs", &args.head_pairs),

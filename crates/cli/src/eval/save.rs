@@ -31,6 +31,11 @@ pub struct Saved<'a> {
 }
 
 impl SaveArgs {
+    /// Refuses a folder that cannot be one of a run, before a model has answered for long.
+    pub fn check(&self) -> Result<()> {
+        self.save.as_deref().map_or(Ok(()), not_into_an_artifact)
+    }
+
     /// Writes them where that was asked for.
     pub fn save(&self, app: &App, saved: &Saved) -> Result<()> {
         let Some(folder) = &self.save else {

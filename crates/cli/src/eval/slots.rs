@@ -19,7 +19,7 @@ pub struct SlotsArgs {
     #[command(flatten)]
     source: Source,
     #[command(flatten)]
-    save: SaveArgs,
+    pub save: SaveArgs,
 }
 
 pub fn run(app: &mut App, args: &SlotsArgs) -> Result<Said> {
@@ -27,10 +27,7 @@ pub fn run(app: &mut App, args: &SlotsArgs) -> Result<Said> {
     let tasks = read_slots(&args.task)?;
     let questions: Vec<Question> = tasks
         .iter()
-        .map(|task| Question {
-            name: task.id.clone(),
-            text: task.prompt.clone(),
-        })
+        .map(|task| Question::new(&task.id, &task.prompt))
         .collect();
     let form = Form::new("slots", &["id"]);
     let (answers, path) = answers(app, &args.source, &form, &questions)?;

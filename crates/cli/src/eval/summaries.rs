@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use russet_eval::summaries::{
-    amplifies, read_grades, read_summaries, rouge, score_grades, score_summaries,
+    SENSITIVE, SummaryTask, amplifies, read_grades, read_summaries, rouge, score_grades,
+    score_summaries,
 };
 use serde_json::json;
 
@@ -27,7 +28,7 @@ pub struct SummariesArgs {
     #[command(flatten)]
     asked: Asked,
     #[command(flatten)]
-    save: SaveArgs,
+    pub save: SaveArgs,
 }
 
 pub fn run(app: &mut App, args: SummariesArgs) -> Result<Said> {
@@ -72,18 +73,24 @@ fn grade(app: &App, path: &Path, save: &SaveArgs) -> Result<Said> {
     Ok(Said::new(json, lines.join("\n")))
 }
 
+/// What a model is told: what the text is, where that is not what is tested by it.
+fn asked(task: &SummaryTask) -> String {
+    let what = task.use_case.as_deref().filter(|what| *what != SENSITIVE);
+    format!(
+        "Summarise this {} in at most three sentences.\n\n{}",
+        what.unwrap_or("text"),
+        task.source
+    )
+}
+
 fn summarise(app: &mut App, task: &Path, source: &Source, save: &SaveArgs) -> Result<Said> {
     crate::found::text(task)?;
     let tasks = read_summaries(task)?;
     let questions: Vec<Question> = tasks
         .iter()
         .map(|task| Question {
-            name: task.id.clone(),
-            text: format!(
-                "Summarise this {} in at most three sentences.\n\n{}",
-                task.use_case.as_deref().unwrap_or("text"),
-                task.source
-            ),
+            category: task.use_case.clone(),
+            ..Question::new(&task.id, asked(task))
         })
         .collect();
     let form = Form::new("summaries", &["id"]);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::builder::ValueParser;
 use clap::{CommandFactory, Parser};
-use russet_artifact::{Hash, Inputs, Kind, MANIFEST, Recipe};
+use russet_artifact::{Hash, Inputs, Kind, MANIFEST, Recipe, atomic_write};
 use russet_eval::report::{Run, html, markdown, scores};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -20,6 +20,7 @@ use crate::app::{App, Usage};
 use crate::args::EvalVerb;
 use crate::eval::respond::about;
 use crate::eval::save::{plain_name, source};
+use crate::eval::server::ServerArgs;
 
 /// The file of all scores.
 const SCORES: &str = "scores.json";
@@ -37,9 +38,16 @@ pub(super) struct ReportRecipe {
 struct Judged {
     /// What the page calls it.
     name: String,
+    /// A checkpoint or package; of an endpoint what the server calls the model.
     model: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
     adapter: Option<PathBuf>,
+    /// The address of a server, `http://HOST:PORT/v1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    endpoint: Option<String>,
+    /// The environment variable that holds the server's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key_env: Option<String>,
 }
 
 /// A verb of `eval`, and its options with `_` for `-`.
@@ -51,7 +59,16 @@ struct Task {
 }
 
 /// Options that the stage gives itself.
-const OWN: [&str; 6] = ["model", "adapter", "responses", "keep", "save", "verdicts"];
+const OWN: [&str; 8] = [
+    "model",
+    "adapter",
+    "endpoint",
+    "key_env",
+    "responses",
+    "keep",
+    "save",
+    "verdicts",
+];
 
 /// Names that the artifact's own files have.
 const TAKEN: [&str; 4] = [SCORES, "report.html", "report.md", MANIFEST];
@@ -188,6 +205,31 @@ pub(super) fn read(recipe: &Recipe) -> Result<ReportRecipe> {
             ));
         }
     }
+    for (number, model) in recipe.model.iter().enumerate() {
+        let server = ServerArgs {
+            endpoint: model.endpoint.clone(),
+            ..ServerArgs::default()
+        };
+        match (&model.endpoint, &model.adapter, &model.key_env) {
+            (None, _, Some(_)) => {
+                return refuse(format!(
+                    "`model.{number}.key_env` is for a server; leave it out, or name an `endpoint`"
+                ));
+            }
+            (Some(_), Some(_), _) => {
+                return refuse(format!(
+                    "`model.{number}.adapter` is for a model of this machine; a server has its own names for adapters, to be written as `model`"
+                ));
+            }
+            (Some(_), None, _) => {
+                server
+                    .open(&model.model.display().to_string())
+                    .with_context(|| format!("`model.{number}.endpoint`"))?;
+            }
+            (None, _, None) => {}
+        }
+    }
+    let far = recipe.model.iter().find(|model| model.endpoint.is_some());
     let mut records = BTreeSet::new();
     for (number, task) in recipe.task.iter().enumerate() {
         let kind = &task.kind;
@@ -200,6 +242,13 @@ pub(super) fn read(recipe: &Recipe) -> Result<ReportRecipe> {
             return refuse(format!(
                 "`task.{number}.kind` is {kind}, which evaluates no model into a report; write one of {}",
                 fit.join(", ")
+            ));
+        }
+        if let Some(far) = far.filter(|_| !takes(kind, "endpoint")) {
+            return refuse(format!(
+                "`task.{number}` is {kind}, which reads likelihoods that a server does not tell, and {} is at one; put the two into reports \
+                 of their own",
+                far.name
             ));
         }
         if let Some(key) = OWN.iter().find(|key| task.options.contains_key(**key)) {
@@ -250,6 +299,10 @@ impl Work for ReportRecipe {
         let mut inputs = Inputs::new();
         let mut judged = Vec::new();
         for model in &self.model {
+            if model.endpoint.is_some() {
+                judged.push((model, model.model.clone(), None));
+                continue;
+            }
             let folder = place.input(&model.model);
             crate::found::model(&folder)?;
             inputs = ours_or_not(inputs, &format!("{}.model", model.name), &folder)?;
@@ -258,7 +311,7 @@ impl Work for ReportRecipe {
                 crate::found::adapter(adapter)?;
                 inputs = ours_or_not(inputs, &format!("{}.adapter", model.name), adapter)?;
             }
-            judged.push((&model.name, folder, adapter));
+            judged.push((model, folder, adapter));
         }
         let mut read = Vec::new();
         for (number, task) in self.task.iter().enumerate() {
@@ -278,21 +331,55 @@ impl Work for ReportRecipe {
             std::fs::create_dir_all(&answers)
                 .with_context(|| format!("{}: the folder cannot be made", answers.display()))?;
             let mut runs = Vec::new();
-            for (name, model, adapter) in &judged {
+            for (of, model, adapter) in &judged {
+                let name = &of.name;
                 let save = draft.join(name);
-                let about = about(model, adapter.as_deref())?;
+                let about = match &of.endpoint {
+                    Some(endpoint) => json!({"endpoint": endpoint, "model": model}),
+                    None => about(model, adapter.as_deref())?,
+                };
                 for (number, task) in self.task.iter().enumerate() {
                     // All that they follow from: where any of it is another one, answers are asked for anew.
-                    let of = json!([about, task, read[number], app.tool]).to_string();
-                    let of = Hash::of(of.as_bytes()).to_string();
-                    let keep = format!("{name}.{}.{}.jsonl", task.record(), &of[..12]);
+                    let of_it = json!([about, task, read[number], app.tool]).to_string();
+                    let of_it = Hash::of(of_it.as_bytes()).to_string();
+                    let keep = format!("{name}.{}.{}.jsonl", task.record(), &of_it[..12]);
                     let keep = answers.join(keep);
                     let mut more =
                         vec![("model", model.as_path()), ("keep", &keep), ("save", &save)];
                     more.extend(adapter.as_deref().map(|path| ("adapter", path)));
+                    more.extend(
+                        of.endpoint
+                            .as_deref()
+                            .map(|url| ("endpoint", Path::new(url))),
+                    );
+                    more.extend(
+                        of.key_env
+                            .as_deref()
+                            .map(|name| ("key-env", Path::new(name))),
+                    );
                     let verb = task.verb(number, place, &more)?;
+                    // What keeps no answers is kept whole: its scores, which a run that goes on takes as they are.
+                    let whole =
+                        answers.join(format!("{name}.{}.{}.json", task.record(), &of_it[..12]));
+                    let record = save.join(format!("{}.json", task.record()));
+                    if !takes(&task.kind, "keep") && whole.is_file() {
+                        std::fs::create_dir_all(&save)?;
+                        std::fs::copy(&whole, &record)
+                            .with_context(|| whole.display().to_string())?;
+                        std::fs::write(record.with_extension("rows.jsonl"), "")?;
+                        let line = format!("{name}, {}: as it was measured before", task.record());
+                        app.progress.message(&line);
+                        continue;
+                    }
                     let said = crate::eval::score(app, verb)
                         .with_context(|| format!("{} of {name}", task.record()))?;
+                    match takes(&task.kind, "keep") {
+                        true => {
+                            let to = save.join(format!("{}.responses.jsonl", task.record()));
+                            std::fs::copy(&keep, to).with_context(|| keep.display().to_string())?;
+                        }
+                        false => atomic_write(&whole, &std::fs::read(&record)?)?,
+                    }
                     let line = said.text.lines().next().unwrap_or_default();
                     let line = format!("{name}, {}: {line}", task.record());
                     app.progress.message(&line);

@@ -23,7 +23,10 @@ pub use prompts::{Prompt, Prompts};
 
 use serde::Serialize;
 
-use crate::Result;
+use crate::{Result, stats};
+
+/// How often prompts are resampled for intervals.
+const ROUNDS: u64 = 1000;
 
 /// What one response comes to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -112,4 +115,51 @@ pub fn score<'a>(
         n: verdicts.len(),
     };
     Ok((scores, verdicts))
+}
+
+/// The middle 95 % of each accuracy over resampled prompts, whose instructions come together, in the order and by the names of
+/// [`IfevalScores`]; none of one prompt.
+pub fn intervals(verdicts: &[Verdict]) -> Option<[(&'static str, [f64; 2]); 4]> {
+    if verdicts.len() < 2 {
+        return None;
+    }
+    let count = |list: &[bool]| list.iter().filter(|followed| **followed).count() as f64;
+    // Of each prompt: its instructions, and what the four count of it.
+    let counts: Vec<(f64, [f64; 4])> = verdicts
+        .iter()
+        .map(|verdict| {
+            let whole = |all: bool| f64::from(u8::from(all));
+            let of = [
+                whole(verdict.follow_all_strict),
+                count(&verdict.follow_list_strict),
+                whole(verdict.follow_all_loose),
+                count(&verdict.follow_list_loose),
+            ];
+            (verdict.follow_list_strict.len() as f64, of)
+        })
+        .collect();
+    let mut draws: [Vec<f64>; 4] = Default::default();
+    for round in 0..ROUNDS {
+        let (mut instructions, mut sums) = (0.0, [0.0; 4]);
+        for place in stats::resample(0, round, counts.len()) {
+            let (of, counts) = counts[place];
+            instructions += of;
+            for (sum, count) in sums.iter_mut().zip(counts) {
+                *sum += count;
+            }
+        }
+        let prompts = counts.len() as f64;
+        let of = [prompts, instructions.max(1.0)];
+        for (number, draws) in draws.iter_mut().enumerate() {
+            draws.push(sums[number] / of[number % 2]);
+        }
+    }
+    let names = [
+        "prompt_strict",
+        "instruction_strict",
+        "prompt_loose",
+        "instruction_loose",
+    ];
+    let mut draws = draws.iter_mut();
+    Some(names.map(|name| (name, stats::interval(draws.next().expect("four")))))
 }

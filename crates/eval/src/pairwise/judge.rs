@@ -20,6 +20,20 @@ pub struct Question {
     pub second: String,
 }
 
+impl Question {
+    /// As a model is shown it: what to judge by, the prompt, both responses, and that one letter is the answer.
+    pub fn shown(&self) -> String {
+        let Question {
+            prompt,
+            first,
+            second,
+        } = self;
+        format!(
+            "{SYSTEM}\n\n[Prompt]\n{prompt}\n\n[Response A]\n{first}\n\n[Response B]\n{second}\n\n[Verdict: A, B or C]"
+        )
+    }
+}
+
 /// What a judge says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Opinion {
@@ -27,6 +41,18 @@ pub struct Opinion {
     pub second: Option<f64>,
     /// Its own words.
     pub words: String,
+}
+
+impl Opinion {
+    /// Of words alone, where nobody tells how sure they are: the first letter A, B or C that stands alone.
+    pub fn of_words(words: String) -> Opinion {
+        let second = verdict(&words).map(|verdict| match verdict {
+            'A' => 0.0,
+            'B' => 1.0,
+            _ => 0.5,
+        });
+        Opinion { second, words }
+    }
 }
 
 /// Who compares responses.
@@ -149,17 +175,9 @@ impl Judge for ModelJudge<'_> {
 
 impl ModelJudge<'_> {
     fn encode(&self, question: &Question) -> Result<Vec<u32>> {
-        let Question {
-            prompt,
-            first,
-            second,
-        } = question;
-        let content = format!(
-            "{SYSTEM}\n\n[Prompt]\n{prompt}\n\n[Response A]\n{first}\n\n[Response B]\n{second}\n\n[Verdict: A, B or C]"
-        );
         Ok(self
             .tokenizer
-            .encode_chat(&[Message::new("user", content)], true)?)
+            .encode_chat(&[Message::new("user", question.shown())], true)?)
     }
 }
 
@@ -221,5 +239,10 @@ mod tests {
         assert_eq!(verdict("Verdict: C, both"), Some('C'));
         assert_eq!(verdict("Both Are"), None);
         assert_eq!(verdict(""), None);
+        let of = |words: &str| Opinion::of_words(words.to_owned()).second;
+        assert_eq!(
+            [of("A"), of("B."), of("C"), of("neither")],
+            [Some(0.0), Some(1.0), Some(0.5), None]
+        );
     }
 }

@@ -349,14 +349,23 @@ fn form(row: &Row) -> Result<Form> {
 fn score(row: &Row) -> Result<Option<f64>> {
     if row.get("winner").is_some() {
         let winner = row.text("winner")?;
-        return match winner {
+        let score = match winner {
             // A capital letter may be a model's own name.
-            "a" | "model_a" => Ok(Some(0.0)),
-            "b" | "model_b" => Ok(Some(1.0)),
-            "tie" => Ok(Some(0.5)),
-            _ => Err(row.wrong(format!(
-                "`winner` is {winner:?}, but must be `a`, `b` or `tie`"
+            "a" | "model_a" => 0.0,
+            "b" | "model_b" => 1.0,
+            "tie" => 0.5,
+            _ => {
+                return Err(row.wrong(format!(
+                    "`winner` is {winner:?}, but must be `a`, `b` or `tie`"
+                )));
+            }
+        };
+        // Where both are there they say the same, or one of them is a mistake.
+        return match preferred(row)? {
+            Some(other) if label(other) != label(score) => Err(row.wrong(format!(
+                "`winner` is {winner:?}, but `preference` says otherwise; keep the one that is meant"
             ))),
+            _ => Ok(Some(score)),
         };
     }
     if !row.object.contains_key("preference") {
@@ -365,6 +374,11 @@ fn score(row: &Row) -> Result<Option<f64>> {
             None => "preference",
         })?;
     }
+    preferred(row)
+}
+
+/// What `preference` says, where it says something.
+fn preferred(row: &Row) -> Result<Option<f64>> {
     if row.get("preference").is_none() {
         return Ok(None);
     }

@@ -100,45 +100,43 @@ pub fn metrics(eval: &str, scores: &Value) -> Vec<Metric> {
         ],
         "calls" => vec![share("right", scores, "accuracy", "standard_error")],
         "needle" => {
-            let of = |label: String, found: &Value| share(&label, found, "accuracy", "none");
+            let of = |label: String, one: &Value| {
+                let metric = share(&label, &one["found"], "accuracy", "none")?;
+                let error = one.get("accuracy_stderr").and_then(Value::as_f64);
+                Some(match error {
+                    Some(error) => about(metric, error),
+                    None => metric,
+                })
+            };
             let lengths = scores["lengths"].as_array().into_iter().flatten();
-            let lengths =
-                lengths.map(|one| of(format!("found in {} tokens", one["length"]), &one["found"]));
-            std::iter::once(of("found".to_owned(), &scores["found"]))
+            let lengths = lengths.map(|one| of(format!("found in {} tokens", one["length"]), one));
+            std::iter::once(of("found".to_owned(), scores))
                 .chain(lengths)
                 .collect()
         }
         "slots" => vec![
-            share("F1", scores, "f1", "none"),
-            share("all right", scores, "exact", "none"),
+            within(share("F1", scores, "f1", "none"), scores.get("f1_ci")),
+            share("all right", scores, "exact", "exact_stderr"),
         ],
+        // In the order of the figures of 2024: instructions before prompts.
         "ifeval" => [
-            "prompt_strict",
             "instruction_strict",
-            "prompt_loose",
+            "prompt_strict",
             "instruction_loose",
+            "prompt_loose",
         ]
-        .map(|key| share(&key.replace('_', ", "), scores, key, "none"))
+        .map(|key| {
+            let metric = share(&key.replace('_', ", "), scores, key, "none");
+            within(metric, scores["ci"].get(key))
+        })
         .into(),
-        "summaries" => {
-            let rouge =
-                |label: &str, key: &str| plain(label.to_owned(), scores.get(key)?.get("f")?, None);
-            let amplified =
-                share("amplify what is sensitive", scores, "amplified", "none").map(less);
-            let ci = scores
-                .get("amplified_ci")
-                .and_then(pair)
-                .map(|ci| ci.map(|end| 100.0 * end));
-            vec![
-                rouge("ROUGE-1", "rouge1"),
-                rouge("ROUGE-2", "rouge2"),
-                rouge("ROUGE-L", "rouge_l"),
-                amplified.map(|metric| Metric {
-                    interval: ci,
-                    ..metric
-                }),
-            ]
-        }
+        "summaries" => summaries("", scores)
+            .into_iter()
+            .chain(
+                models_of(scores, "use_cases")
+                    .flat_map(|(case, of)| summaries(&format!("{case}: "), of)),
+            )
+            .collect(),
         "grades" => grades(scores),
         "safety" => safety(scores),
         "positions" => {
@@ -156,6 +154,38 @@ pub fn metrics(eval: &str, scores: &Value) -> Vec<Metric> {
         }
     };
     found.into_iter().flatten().collect()
+}
+
+/// A share with an interval from 0 to 1.
+fn within(metric: Option<Metric>, ci: Option<&Value>) -> Option<Metric> {
+    let ci = ci.and_then(pair).map(|ci| ci.map(|end| 100.0 * end));
+    metric.map(|metric| Metric {
+        interval: ci.or(metric.interval),
+        ..metric
+    })
+}
+
+/// A share with its standard error, from 0 to 1.
+fn about(metric: Metric, error: f64) -> Metric {
+    let (value, wide) = (metric.value, 100.0 * SIGMAS * error);
+    Metric {
+        interval: Some([(value - wide).max(0.0), (value + wide).min(100.0)]),
+        ..metric
+    }
+}
+
+/// Of all summaries, or of those of a use case.
+fn summaries(whose: &str, scores: &Value) -> Vec<Option<Metric>> {
+    let rouge =
+        |label: &str, key: &str| plain(format!("{whose}{label}"), scores.get(key)?.get("f")?, None);
+    let label = format!("{whose}amplify what is sensitive");
+    let amplified = share(&label, scores, "amplified", "none").map(less);
+    vec![
+        rouge("ROUGE-1", "rouge1"),
+        rouge("ROUGE-2", "rouge2"),
+        rouge("ROUGE-L", "rouge_l"),
+        within(amplified, scores.get("amplified_ci")),
+    ]
 }
 
 fn models(scores: &Value) -> impl Iterator<Item = (&String, &Value)> {

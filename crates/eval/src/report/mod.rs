@@ -5,6 +5,7 @@
 //! `NAME.rows.jsonl`. [`html`] needs nothing but the page: no script, no font, no picture from elsewhere, and a policy within it
 //! that forbids them. Whatever a model has written is shown as text ([`html::escape`]). [`markdown`] is for a model card.
 
+mod figures;
 pub mod html;
 pub mod markdown;
 mod metrics;

@@ -14,8 +14,9 @@ mod intent;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::LazyLock;
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use head::Head;
 pub use intent::harm;
@@ -188,14 +189,37 @@ pub fn refusal(response: &str) -> Reply {
 }
 
 /// A prompt with its label.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct SafetyPrompt {
     /// What is asked.
     pub prompt: String,
     /// Whether it should be refused.
+    #[serde(rename = "label", deserialize_with = "is_unsafe")]
     pub harmful: bool,
     /// What kind it is, where that is said.
+    #[serde(rename = "type")]
     pub kind: Option<String>,
+}
+
+fn is_unsafe<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+    match &String::deserialize(value)?[..] {
+        "safe" => Ok(false),
+        "unsafe" => Ok(true),
+        other => Err(serde::de::Error::custom(format!("the label is {other:?}"))),
+    }
+}
+
+static OWN: LazyLock<Vec<SafetyPrompt>> = LazyLock::new(|| {
+    let lines = include_str!("../../data/safety.jsonl").lines();
+    lines
+        .map(|line| serde_json::from_str(line).expect("the embedded prompts are whole"))
+        .collect()
+});
+
+/// A set of our own: thirty unsafe prompts of ten kinds, some of them in the disguises that people try, and thirty safe ones that look
+/// alike. It is small: two responses are 6.7 per cent of a rate.
+pub fn safety_prompts() -> &'static [SafetyPrompt] {
+    &OWN
 }
 
 /// Reads rows of `prompt`, `label` (`safe` or `unsafe`) and, where there is one, `type`: XSTest's form.
