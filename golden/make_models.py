@@ -62,6 +62,13 @@ MODELS = {
     "llama-rope-scaling": dict(
         family="llama", dtype="float32", tied=True, layers=2, width=32, heads=4, kv_heads=2, head_dim=16, ffn=48, vocab=64,
         theta=10000.0, eps=1e-5, scaling=LLAMA3_SCALING),
+    # Windows, by both spellings: kinds that are listed, and the number of first layers that see everything.
+    "qwen3-sliding": dict(
+        family="qwen3", dtype="float32", tied=True, layers=3, width=16, heads=4, kv_heads=2, head_dim=8, ffn=24, vocab=64,
+        theta=10000.0, eps=1e-6, window=5, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    "qwen3-sliding-last": dict(
+        family="qwen3", dtype="float32", tied=True, layers=3, width=16, heads=2, kv_heads=1, head_dim=8, ffn=24, vocab=64,
+        theta=10000.0, eps=1e-6, window=3, full_layers=1),
 }
 
 
@@ -94,6 +101,10 @@ def config_json(m):
         config |= {"mlp_bias": False, "pretraining_tp": 1}
     else:
         config |= {"use_sliding_window": False, "sliding_window": None, "max_window_layers": m["layers"]}
+    if m.get("window"):
+        config |= {"use_sliding_window": True, "sliding_window": m["window"], "max_window_layers": m.get("full_layers", m["layers"])}
+    if m.get("layer_types"):
+        config["layer_types"] = m["layer_types"]
     if m.get("rope_parameters"):
         config["rope_parameters"] = {"rope_type": "default", "rope_theta": m["theta"]}
         config["dtype"] = m["dtype"]

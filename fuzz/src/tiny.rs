@@ -31,6 +31,7 @@ fn config() -> Config {
         norm_epsilon: 1e-6,
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: 8,
         tied: true,
         bos: None,

@@ -446,7 +446,8 @@ pub struct BenchArgs {
     #[arg(long, required_unless_present = "random")]
     pub model: Option<PathBuf>,
     /// Random palettized weights instead of a model, made in memory: 0.6b or 3b (Qwen3's), or
-    /// dim=…,layers=…,heads=…,kv_heads=…,head_dim=…,ffn=…,vocab=…
+    /// dim=…,layers=…,heads=…,kv_heads=…,head_dim=…,ffn=…,vocab=…; behind either window=… lets all layers slide, and kv_shared=… so many
+    /// of the last ones use the keys and values of the last before them
     #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
     pub random: Option<RandomShape>,
     /// Bits of a random weight, tables and scales among them

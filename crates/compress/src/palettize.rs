@@ -340,19 +340,31 @@ mod tests {
     use crate::matrix::stored_bytes;
     use russet_artifact::NoProgress;
     use russet_kernels::palette::Bits;
-    use russet_model::projections;
+    use russet_model::{Attention, Config, projections};
 
     /// The way for a whole decoder in memory is the oracle of the way block by block.
     #[test]
     fn block_by_block_is_the_whole_decoder_to_the_byte() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models");
         let pool = Arc::new(Pool::new(2).unwrap());
+        // Of six layers the first two lend their keys and values to the last four, in turns.
+        let shared = tempfile::tempdir().unwrap();
+        let start = Config::open(&golden.join("qwen3-sliding")).unwrap();
+        let config = Config {
+            layers: 6,
+            attention: Attention::new(5, [true, false].repeat(3), 4),
+            ..start
+        };
+        checkpoint::save(&Decoder::random(&config, 1), shared.path()).unwrap();
+        let shared = shared.path().to_str().unwrap();
         for (name, weighting, error_feedback, choice) in [
             ("qwen3-gqa-tied", Weighting::Fisher, true, &[2, 4][..]),
             ("llama-mha-untied", Weighting::Activation, true, &[2, 3, 4]),
             ("qwen3-bf16", Weighting::None, false, &[2, 3]),
+            ("qwen3-sliding", Weighting::Fisher, false, &[2, 4]),
+            (shared, Weighting::Fisher, true, &[2, 4]),
         ] {
-            let from = golden.join(name);
+            let from = golden.join(name); // or `name`, where it is a whole path
             let blocks = Blocks::open(&from).unwrap();
             let token = |i: u64| {
                 russet_kernels::random::below(3, i, 0, blocks.config().vocab as u64) as u32

@@ -70,9 +70,10 @@ impl Settings {
             flops += tokens * 2.0 * (layers * covariances) as f64;
         }
         if self.sensitivity == Sensitivity::Measured {
-            // Each width for each of the seven projections of a block.
+            // Each width for each of the seven projections of a block, five without keys and values.
             let share = (MEASURED_TOKENS as f64 / tokens).min(1.0);
-            passes += share * (fitted.len() * 7 * layers) as f64;
+            let projections = 5 * layers + 2 * config.kv_layers();
+            passes += share * (fitted.len() * projections) as f64;
         }
         flops += passes * tokens * forward;
 

@@ -272,6 +272,7 @@ fn fit(
     }
     if dense.config().projection_parameters() != plan.config().projection_parameters()
         || dense.config().layers != plan.config().layers
+        || dense.config().attention != plan.config().attention
     {
         return Err(CompressError::Checkpoint(format!(
             "{} has another shape than the package; name the checkpoint that it was made of, or write recover.start = \"zero\"",

@@ -3,8 +3,8 @@
 //! The same numbers as [`crate::palettize`]'s way for a whole decoder, to the bit: hidden states go through the checkpoint block by block, gradients
 //! come back block by block, and what both ways do with a block is the same code.
 //! ```text
-//! reading     block l:  hidden l → hidden l + 1                          last: the loss, and its gradient at hidden L
-//! weighing    L − 1 … 0:  gradient l + 1 → gradient l, moments → a fit of each projection for each width, what fewer bits cost it
+//! reading     block l:  hidden l → hidden l + 1, keys that others use    last: the loss, and its gradient at hidden L
+//! weighing    L − 1 … 0:  gradient l + 1 → gradient l, that of keys it uses, moments → a fit of each projection for each width, what fewer bits cost it
 //!             which bits each gets: the knapsack
 //! refining    block l:  hidden l → covariances → the fits that were chosen, refined
 //! writing     the package, tensor by tensor
@@ -25,7 +25,7 @@ use russet_kernels::{Mmap, Pool, int8};
 use russet_model::checkpoint::Blocks;
 use russet_model::package;
 use russet_model::{Config, ModelError, projections};
-use russet_tensor::{Ctx, DType, Gradients, Tensor};
+use russet_tensor::{Ctx, DType, Gradients, Made, Tensor};
 
 use crate::CompressError;
 use crate::budget::Budget;
@@ -81,6 +81,10 @@ pub(crate) fn run(
     })
 }
 
+/// Files of keys and values that later blocks use, and of gradients at them, `[tokens, 2G·K]`.
+const KEYS: &str = "keys";
+const D_KEYS: &str = "keys-gradient";
+
 struct Work<'a> {
     pool: &'a Arc<Pool>,
     settings: &'a Settings,
@@ -114,10 +118,14 @@ impl Work<'_> {
                 }
                 let decoder = self.blocks.block(layer)?;
                 let mut hidden = self.rows("hidden", layer)?;
-                self.each("hidden", layer + 1, |batch| {
+                let mut keys = self.keys(layer)?;
+                let lends = self.config().attention_of(layer).lends;
+                let lent = lends.then_some((KEYS, layer));
+                self.each_beside(("hidden", layer + 1), lent, |batch| {
                     let x = hidden.next(batch.tokens.len());
+                    let kv = keys.as_mut().map(|keys| keys.next(batch.tokens.len()));
                     watch.step(batch.tokens.len(), &[])?;
-                    Ok(decoder.block(&mut ctx, 0, &x, &batch.segments()))
+                    Ok(decoder.block(&mut ctx, 0, &x, kv.as_ref(), &batch.segments()))
                 })?;
             }
             if let Some(loss) = self.folder.number("loss")? {
@@ -171,13 +179,17 @@ impl Work<'_> {
                     self.fit(&model, &name, watch)?;
                     // What this block needed and no other does.
                     self.folder.remove("gradient", layer + 1)?;
+                    if let Some(after) = self.next_user(layer) {
+                        self.folder.remove(D_KEYS, after)?;
+                    }
                 }
                 Ok(())
             },
         )
     }
 
-    /// Moments of a block's products, and the gradient at what it sees.
+    /// Moments of a block's products, and the gradient at what it sees: hidden states, and keys of another block with what later blocks
+    /// have added to it.
     fn gather(
         &self,
         model: &mut Model,
@@ -191,21 +203,34 @@ impl Work<'_> {
         let mut gradients = Gradients::default();
         let mut hidden = self.rows("hidden", layer)?;
         let mut above = self.rows("gradient", layer + 1)?;
-        self.each("gradient", layer, |batch| {
-            let (x, d_y) = (
-                hidden.next(batch.tokens.len()),
-                above.next(batch.tokens.len()),
-            );
-            ctx.start_tape([x.id()]);
-            let y = model.decoder.block(&mut ctx, 0, &x, &batch.segments());
+        let mut keys = self.keys(layer)?;
+        let mut keys_above = match self.next_user(layer) {
+            Some(after) => Some(self.rows_of(D_KEYS, after, self.kv_width())?),
+            None => None,
+        };
+        let uses = keys.is_some().then_some((D_KEYS, layer));
+        self.each_beside(("gradient", layer), uses, |batch| {
+            let rows = batch.tokens.len();
+            let (x, d_y) = (hidden.next(rows), above.next(rows));
+            let kv = keys.as_mut().map(|keys| keys.next(rows));
+            let d_kv_above = keys_above.as_mut().map(|above| above.next(rows));
+            ctx.start_tape([&x].into_iter().chain(&kv).map(Tensor::id));
+            let segments = batch.segments();
+            let block = &model.decoder;
+            let (y, lent) = block.block(&mut ctx, 0, &x, kv.as_ref(), &segments);
             gradients.put(&y, d_y);
+            // What later blocks give to keys: those lent here, or those used here too.
+            if let (Some(of), Some(d_kv)) = (lent.as_ref().or(kv.as_ref()), d_kv_above) {
+                gradients.put(of, d_kv);
+            }
             // The tape wants a loss to begin at; this one nothing depends on, and the walk begins with the gradient put above.
             let loss = Tensor::new(&[1], vec![0.0]);
             ctx.backward(&loss, 0.0, &mut gradients);
             watch.step(0, &[])?;
             let gradient = gradients.take(&x).expect("a block depends on what it sees");
+            let d_kv = kv.and_then(|kv| gradients.take(&kv));
             gradients.clear();
-            Ok(gradient)
+            Ok((gradient, d_kv))
         })?;
         for product in &mut model.products {
             let Listen::Moments(moments) = product.tap.listen(Listen::Nothing) else {
@@ -270,9 +295,11 @@ impl Work<'_> {
             false => "palettizing",
         };
         watch.part(what, total, "weights", |watch| {
+            let mut end = 0;
             for layer in 0..self.config().layers {
                 let named = projections(self.config(), layer);
-                let range = layer * named.len()..(layer + 1) * named.len();
+                let range = end..end + named.len();
+                end = range.end;
                 let name = numbered("block", layer);
                 if self.folder.has_tensors(&name) {
                     watch.resumed(total / self.config().layers);
@@ -325,9 +352,12 @@ impl Work<'_> {
             refine::listen(self.settings, &model, &products);
             let mut ctx = Ctx::new(Arc::clone(self.pool));
             let mut hidden = self.rows("hidden", layer)?;
+            let mut keys = self.keys(layer)?;
             for batch in &self.calibration.batches {
                 let x = hidden.next(batch.tokens.len());
-                model.decoder.block(&mut ctx, 0, &x, &batch.segments());
+                let kv = keys.as_mut().map(|keys| keys.next(batch.tokens.len()));
+                let segments = batch.segments();
+                model.decoder.block(&mut ctx, 0, &x, kv.as_ref(), &segments);
                 watch.step(0, &[])?;
             }
             refine::refine(self.pool, &model, &products, &mut fits, watch)?;
@@ -443,10 +473,62 @@ impl Work<'_> {
         })
     }
 
-    /// The rows of such a file, in order.
+    /// The same, and a second file, which is in its place before the first, of what `make` gives beside.
+    fn each_beside(
+        &self,
+        (name, number): (&str, usize),
+        beside: Option<(&str, usize)>,
+        mut make: impl FnMut(&Batch) -> Result<Made, CompressError>,
+    ) -> Result<(), CompressError> {
+        let Some((other, other_number)) = beside else {
+            return self.each(name, number, |batch| Ok(make(batch)?.0));
+        };
+        self.folder.put(&numbered(name, number), &mut |out| {
+            let other = numbered(other, other_number);
+            self.folder.put(&other, &mut |out_beside| {
+                for batch in &self.calibration.batches {
+                    let (made, beside) = make(batch)?;
+                    out(made.bytes())?;
+                    out_beside(beside.expect("what was announced").bytes())?;
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// The next block that uses the keys that `layer` has or uses.
+    fn next_user(&self, layer: usize) -> Option<usize> {
+        let config = self.config();
+        let keys_of = config.attention_of(layer).keys_of;
+        let mut after = layer + 1..config.layers;
+        after.find(|&after| {
+            let attention = config.attention_of(after);
+            attention.shares && attention.keys_of == keys_of
+        })
+    }
+
+    /// The keys and values of another block that `layer` uses, `[tokens, 2G·K]`.
+    fn keys(&self, layer: usize) -> Result<Option<Rows>, CompressError> {
+        let attention = self.config().attention_of(layer);
+        match attention.shares {
+            true => self
+                .rows_of(KEYS, attention.keys_of, self.kv_width())
+                .map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn kv_width(&self) -> usize {
+        2 * self.config().kv_heads * self.config().head_dim
+    }
+
+    /// The rows of a file of hidden states or their gradients, in order.
     fn rows(&self, name: &str, number: usize) -> Result<Rows, CompressError> {
+        self.rows_of(name, number, self.config().width)
+    }
+
+    fn rows_of(&self, name: &str, number: usize, width: usize) -> Result<Rows, CompressError> {
         let path = self.folder.path().join(numbered(name, number));
-        let width = self.config().width;
         let bytes = self.calibration.tokens() * width * size_of::<f32>();
         let map = Mmap::open(&path).ok().filter(|map| map.len() == bytes);
         let map = map.ok_or_else(|| Folder::damaged(&path))?;

@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{CONTEXT, adapter, dense, finish, greedy, palettized, pool, sampled, tokens};
+use common::{
+    CONTEXT, adapter, dense, finish, greedy, palettized, pool, rounded, sampled,
+    sliding_and_sharing, tokens,
+};
 use russet_engine::{CacheSize, Engine, EngineConfig, Flow, Generate, Generation, Request, Reuse};
 use russet_kernels::{Isa, Pool};
 use russet_model::{Decoder, KvFormat};
@@ -16,15 +19,18 @@ const TOLERANCE: f32 = 1e-4;
 enum Weights {
     Dense,
     Palettized,
+    /// Palettized, with layers that slide and layers that share keys and values.
+    Mixed,
 }
 
-const BOTH: [Weights; 2] = [Weights::Dense, Weights::Palettized];
+const ALL: [Weights; 3] = [Weights::Dense, Weights::Palettized, Weights::Mixed];
 
 impl Weights {
     fn decoder(self) -> Decoder {
         match self {
             Weights::Dense => dense(),
             Weights::Palettized => palettized(),
+            Weights::Mixed => rounded(&sliding_and_sharing()),
         }
     }
 
@@ -47,7 +53,7 @@ fn long() -> Request {
 
 #[test]
 fn cached_decoding_equals_a_trainers_full_pass() {
-    for weights in BOTH {
+    for weights in ALL {
         for request in [long(), greedy(vec![5], 70)] {
             let mut engine = weights.engine(2, EngineConfig::new(CONTEXT, 1));
             let generation = engine.generate(&request, &mut |_| Flow::Continue).unwrap();
@@ -62,10 +68,9 @@ fn cached_decoding_equals_a_trainers_full_pass() {
                 decoder.forward(&mut ctx, inputs, &Segments::packed(&[inputs.len()]), None);
             let losses = decoder.token_losses(&mut ctx, &hidden, targets);
             let answer = &losses[request.prompt.len() - 1..];
-            let tolerance = if weights == Weights::Palettized {
-                0.0
-            } else {
-                TOLERANCE
+            let tolerance = match weights {
+                Weights::Dense => TOLERANCE,
+                Weights::Palettized | Weights::Mixed => 0.0,
             };
             for (n, (logprob, loss)) in generation.logprobs.iter().zip(answer).enumerate() {
                 assert!(
@@ -102,7 +107,7 @@ fn greedy_tokens_are_the_highest_of_a_full_pass() {
 
 #[test]
 fn chunked_prefill_equals_one_pass() {
-    for weights in BOTH {
+    for weights in ALL {
         let whole = weights
             .engine(1, EngineConfig::new(CONTEXT, 1))
             .generate(&long(), &mut |_| Flow::Continue)
@@ -123,7 +128,7 @@ fn chunked_prefill_equals_one_pass() {
 
 #[test]
 fn threads_change_nothing() {
-    for weights in BOTH {
+    for weights in ALL {
         let run = |threads| {
             weights
                 .engine(threads, EngineConfig::new(CONTEXT, 2))
@@ -178,7 +183,7 @@ fn mixed() -> Vec<Request> {
 
 #[test]
 fn a_sequence_is_the_same_alone_and_in_any_batch() {
-    for weights in BOTH {
+    for weights in ALL {
         let mut alone = weights.engine(2, EngineConfig::new(CONTEXT, 1));
         let wanted: Vec<_> = mixed()
             .iter()
@@ -204,7 +209,7 @@ fn a_sequence_is_the_same_alone_and_in_any_batch() {
 
 #[test]
 fn an_answer_cut_short_goes_on_as_it_would_have() {
-    for weights in BOTH {
+    for weights in ALL {
         let mut engine = weights.engine(1, EngineConfig::new(CONTEXT, 1));
         let mut generate =
             |request: &Request| engine.generate(request, &mut |_| Flow::Continue).unwrap();
@@ -219,7 +224,7 @@ fn an_answer_cut_short_goes_on_as_it_would_have() {
 
 #[test]
 fn a_conversation_is_the_same_with_and_without_reuse() {
-    for weights in BOTH {
+    for weights in ALL {
         let config = EngineConfig {
             reuse: Reuse::Prefix,
             ..EngineConfig::new(CONTEXT, 1)
@@ -310,7 +315,7 @@ fn each_conversation_finds_its_own_slot() {
 #[test]
 fn an_answer_is_the_same_alone_batched_among_adapters_reused_preempted_and_on_any_threads() {
     let folders = [adapter(3, 1, "proj"), adapter(2, 2, "mlp")];
-    for weights in BOTH {
+    for weights in ALL {
         let engine = |threads, config| {
             let engine = weights.engine(threads, config);
             for (name, folder) in ["a", "b"].iter().zip(&folders) {
@@ -395,7 +400,7 @@ fn an_answer_is_the_same_alone_batched_among_adapters_reused_preempted_and_on_an
 
 #[test]
 fn eight_bit_keys_and_values_change_little_and_nothing_between_batches() {
-    for weights in BOTH {
+    for weights in ALL {
         let base = EngineConfig {
             format: KvFormat::Int8,
             ..EngineConfig::new(CONTEXT, 8)
@@ -431,7 +436,8 @@ fn eight_bit_keys_and_values_change_little_and_nothing_between_batches() {
             }
         }
         // Where the same token was drawn the log-probability is near that of keys in f32: half a step of 1/127 in keys of this
-        // model moves a logit by a few hundredths.
+        // model moves a logit by a few hundredths; more layers, more of them.
+        let most = 0.025 * weights.decoder().config().layers as f32;
         let mut exact = weights.engine(1, EngineConfig::new(CONTEXT, 1));
         let mut compared = 0;
         for (request, got) in mixed().iter().zip(&wanted) {
@@ -444,7 +450,7 @@ fn eight_bit_keys_and_values_change_little_and_nothing_between_batches() {
             for (n, _) in same.enumerate() {
                 compared += 1;
                 let difference = (got.logprobs[n] - wanted.logprobs[n]).abs();
-                assert!(difference < 0.05, "{weights:?}, token {n}: {difference}");
+                assert!(difference < most, "{weights:?}, token {n}: {difference}");
             }
         }
         assert!(compared >= 5, "{weights:?}: {compared} tokens are the same");

@@ -24,6 +24,10 @@ fn drafts() -> Vec<(&'static str, Decoder)> {
         ("itself", dense()),
         ("rounded", palettized()),
         ("a stranger", Decoder::random(&common::config(), 77)),
+        (
+            "one whose layers slide and share",
+            common::sliding_and_sharing(),
+        ),
     ]
 }
 

@@ -14,7 +14,7 @@ use russet_engine::{
     Reuse, Sampling,
 };
 use russet_kernels::random;
-use russet_model::{Config, Decoder};
+use russet_model::{Attention, Config, Decoder};
 
 /// So many tokens of prompts are drawn from so few beginnings that requests often begin alike.
 fn request(seed: u64) -> Request {
@@ -229,7 +229,8 @@ fn a_soak_leaves_no_block_and_no_memory_behind() {
     let tiny = Config {
         width: 16,
         ffn: 16,
-        layers: 1,
+        layers: 2,
+        attention: Attention::new(50, vec![true; 2], 1),
         heads: 2,
         kv_heads: 1,
         head_dim: 8,
@@ -254,7 +255,7 @@ fn a_soak_leaves_no_block_and_no_memory_behind() {
         reuse: Reuse::Tenant,
         prefill_chunk: 64,
         queue: 40,
-        adapter_bytes: 3_500, // two of three
+        adapter_bytes: 6_500, // two of three
         ..EngineConfig::new(CONTEXT, 8)
     };
     let mut engine = Engine::new(decoder, pool(2), config).unwrap();

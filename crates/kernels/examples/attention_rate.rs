@@ -9,8 +9,8 @@
 #![allow(clippy::print_stdout)]
 
 use russet_kernels::attention::{
-    Keys, PAGE_TOKENS, Pages8, Query, append_to_pages, append_to_pages8, attention_forward,
-    page_len, page8_len, page8_scales,
+    Keys, NO_WINDOW, PAGE_TOKENS, Pages8, Query, append_to_pages, append_to_pages8,
+    attention_forward, page_len, page8_len, page8_scales,
 };
 use russet_kernels::rope::HeadShape;
 use russet_kernels::{Compute, Pool, probe, random};
@@ -87,6 +87,7 @@ fn measure(pool: &Pool, heads: usize, past: usize, rounds: usize) {
                     start: 0,
                     len: count,
                     past,
+                    window: NO_WINDOW,
                     keys,
                 };
                 let q = &qkv[..count * width];

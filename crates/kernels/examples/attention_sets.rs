@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use russet_kernels::attention::{Query, attention_backward, attention_forward};
+use russet_kernels::attention::{NO_WINDOW, Query, attention_backward, attention_forward};
 use russet_kernels::rope::HeadShape;
 use russet_kernels::{Compute, Isa, Pool, random};
 
@@ -50,7 +50,8 @@ fn main() {
                     best[0] = best[0].min(begun.elapsed().as_secs_f64());
                     let begun = Instant::now();
                     attention_backward(
-                        &pool, compute, shape, &qkv, &segments, &out, &lse, &d_out, &mut d_qkv,
+                        &pool, compute, shape, NO_WINDOW, &qkv, &segments, &out, &lse, &d_out,
+                        &mut d_qkv,
                     );
                     best[1] = best[1].min(begun.elapsed().as_secs_f64());
                 }

@@ -4,14 +4,19 @@
 //! of 64 positions wherever the keys lie, and every element of every product is one chain in a fixed order, so a row has the same
 //! bits in training, prefill of any chunks, decoding, and any batch.
 //!
+//! With a window W a row sees its own key and the W - 1 before it (arXiv 2310.06825). A tile that lies outside the windows of some rows of
+//! a product is left out for these, so that work goes with N·W, and a row takes in the same tiles whoever is beside it.
+//!
 //! Products multiply in f32, or in bf16 as [`crate::matmul_in`] does: q, k, v, probabilities and gradients are rounded as operands,
 //! sums and the softmax are f32. Then AVX2 and AVX-512 give the same bits as far as dense products do; AMX tiles sum in an order of
 //! their own, and the portable body's exponentials round otherwise.
 //!
 //! The oracle follows the formula in f64.
 
+use std::ops::Range;
+
 use crate::matmul::Compute;
-use crate::pool::Pool;
+use crate::pool::{Disjoint, Pool};
 use crate::profile::{Kernel, span};
 use crate::rope::HeadShape;
 
@@ -37,6 +42,15 @@ pub const WIDEST_HEAD8: usize = 512;
 
 /// Tokens of a cache page, and keys of a tile.
 pub const PAGE_TOKENS: usize = 64;
+
+/// The window of rows that see all keys before them.
+pub const NO_WINDOW: usize = usize::MAX;
+
+/// The keys that a row at `position` sees.
+#[inline(always)]
+fn seen(position: usize, window: usize) -> Range<usize> {
+    (position + 1).saturating_sub(window)..position + 1
+}
 
 /// Where the keys and values of one sequence lie.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +78,18 @@ pub enum Keys<'a> {
     Pages8(Pages8<'a>),
 }
 
-impl Keys<'_> {
+impl<'a> Keys<'a> {
+    /// Rows `[start, start + len)` of a packed `kv` `[M, 2G·K]`, keys and then values.
+    pub fn packed(shape: HeadShape, kv: &'a [f32], start: usize, len: usize) -> Keys<'a> {
+        let stride = 2 * shape.kv_width();
+        let rows = &kv[start * stride..(start + len) * stride];
+        Keys::Rows {
+            keys: rows,
+            values: rows.get(shape.kv_width()..).unwrap_or(&[]),
+            stride,
+        }
+    }
+
     /// How many of the first `count` there are: a table has all pages that it is asked for.
     fn of(&self, count: usize) -> usize {
         match self {
@@ -83,6 +108,8 @@ pub struct Query<'a> {
     pub len: usize,
     /// Position of the first row: keys before it.
     pub past: usize,
+    /// W, how many keys a row sees at most: its own and those just before it. [`NO_WINDOW`] for all of them; never 0.
+    pub window: usize,
     /// Keys and values of positions `0..past + len`; of rows that end before, row i sees those that there are.
     pub keys: Keys<'a>,
 }
@@ -106,12 +133,30 @@ impl<'a> Query<'a> {
             start,
             len,
             past: 0,
+            window: NO_WINDOW,
             keys: Keys::Rows {
                 keys,
                 values,
                 stride,
             },
         }
+    }
+
+    /// A whole sequence in rows `[start, start + len)` of queries, attending to the same rows of a packed `kv` `[N, 2G·K]`: keys and
+    /// values of another layer.
+    pub fn shared(shape: HeadShape, kv: &'a [f32], start: usize, len: usize) -> Self {
+        Query {
+            start,
+            len,
+            past: 0,
+            window: NO_WINDOW,
+            keys: Keys::packed(shape, kv, start, len),
+        }
+    }
+
+    /// The same with a window.
+    pub fn within(self, window: usize) -> Self {
+        Query { window, ..self }
     }
 }
 
@@ -151,15 +196,15 @@ pub fn append_to_pages(
     }
 }
 
-/// out = softmax(q kᵀ / √K) v for each row, over the keys at or before its position.
+/// out = softmax(q kᵀ / √K) v for each row, over the keys at or before its position, within its window.
 ///
 /// `q`: row n, head h at `q[n * q_stride + h * K..]`; `out` `[N, H·K]`; `lse` `[N, H]`, natural
 /// logarithm of the sum of exponentials. Rows in no query are left alone. Products multiply in the type `compute`, keys and values
 /// wherever they lie.
 ///
 /// # Panics
-/// When a query leaves `q`, `out` or its pages, or two queries share a row. Keys in rows may be fewer than a query's last position:
-/// those that are there are seen.
+/// When a query leaves `q`, `out` or its pages, has a window of 0, or two queries share a row. Keys in rows may be fewer than a query's
+/// last position: those that are there are seen, and a row whose window has none of them gets zeros and the logarithm of 0.
 pub fn attention_forward(
     pool: &Pool,
     compute: Compute,
@@ -172,6 +217,10 @@ pub fn attention_forward(
 ) {
     let _span = span(Kernel::Attention);
     check_disjoint(queries.iter().map(|query| (query.start, query.len)));
+    assert!(
+        queries.iter().all(|query| query.window > 0),
+        "a row sees its own key at least"
+    );
     let over_8_bits: Vec<forward8::Query8> = queries
         .iter()
         .filter_map(|query| match query.keys {
@@ -195,8 +244,8 @@ pub fn attention_forward(
     forward(pool, shape, q, q_stride, queries, out, lse);
 }
 
-/// `d_qkv` on the rows of `segments` (start, len), each a sequence attending to itself; `compute`, `out` and `lse` are the
-/// forward pass's. Other rows are left alone.
+/// `d_qkv` on the rows of `segments` (start, len), each a sequence attending to itself; `compute`, `window`, `out` and `lse` are
+/// the forward pass's. Other rows are left alone.
 ///
 /// # Panics
 /// When a segment leaves the rows, or two share one.
@@ -204,6 +253,7 @@ pub fn attention_backward(
     pool: &Pool,
     compute: Compute,
     shape: HeadShape,
+    window: usize,
     qkv: &[f32],
     segments: &[(usize, usize)],
     out: &[f32],
@@ -213,11 +263,93 @@ pub fn attention_backward(
 ) {
     let _span = span(Kernel::Attention);
     check_disjoint(segments.iter().copied());
-    let backward = match compute {
-        Compute::F32 => backward::backward::<false>,
-        Compute::Bf16 => backward::backward::<true>,
-    };
-    backward(pool, shape, qkv, segments, out, lse, d_out, d_qkv);
+    let d_qkv = Disjoint::new(d_qkv);
+    let width = shape.qkv_width();
+    backward::each(
+        pool,
+        compute,
+        shape.kv_heads,
+        segments,
+        |start, len, kv_head| backward::Task {
+            shape,
+            q: qkv,
+            q_stride: width,
+            start,
+            len,
+            keys: Query::flat(shape, qkv, start, len).keys,
+            keys_len: len,
+            past: 0,
+            window,
+            own: true,
+            kv_head,
+            out,
+            lse,
+            d_out,
+            d_q: &d_qkv,
+            d_kv: &d_qkv,
+            d_kv_at: start * width + shape.q_width(),
+            d_kv_stride: width,
+        },
+    );
+}
+
+/// The same of queries `[N, H·K]` that see keys and values of another layer, `kv` `[N, 2G·K]`: the gradients of both, on the rows of
+/// `segments`.
+///
+/// # Panics
+/// As for [`attention_backward`].
+pub fn attention_shared_backward(
+    pool: &Pool,
+    compute: Compute,
+    shape: HeadShape,
+    window: usize,
+    [q, kv]: [&[f32]; 2],
+    segments: &[(usize, usize)],
+    [out, lse, d_out]: [&[f32]; 3],
+    [d_q, d_kv]: [&mut [f32]; 2],
+) {
+    let _span = span(Kernel::Attention);
+    check_disjoint(segments.iter().copied());
+    let (d_q, d_kv) = (Disjoint::new(d_q), Disjoint::new(d_kv));
+    let d_kv_stride = 2 * shape.kv_width();
+    backward::each(
+        pool,
+        compute,
+        shape.kv_heads,
+        segments,
+        |start, len, kv_head| backward::Task {
+            shape,
+            q,
+            q_stride: shape.q_width(),
+            start,
+            len,
+            keys: Keys::packed(shape, kv, start, len),
+            keys_len: len,
+            past: 0,
+            window,
+            own: true,
+            kv_head,
+            out,
+            lse,
+            d_out,
+            d_q: &d_q,
+            d_kv: &d_kv,
+            d_kv_at: start * d_kv_stride,
+            d_kv_stride,
+        },
+    );
+}
+
+/// The distance between the rows of queries, which are alone or with their keys and values; there are as many as of `lse` `[N, H]`.
+fn query_stride(shape: HeadShape, q: &[f32], lse: &[f32]) -> usize {
+    let rows = lse.len() / shape.heads;
+    match q.len() == rows * shape.q_width() {
+        true => shape.q_width(),
+        false => {
+            assert_eq!(q.len(), rows * shape.qkv_width(), "{rows} rows of queries");
+            shape.qkv_width()
+        }
+    }
 }
 
 /// Tasks write the rows of their own run only, so runs must not overlap.

@@ -20,7 +20,7 @@ use crate::simd::vectorize;
 pub struct HeadShape {
     /// Query heads, H.
     pub heads: usize,
-    /// Key and value heads, G; divides H.
+    /// Key and value heads, G; divides H. 0 where queries are alone, which attention does not take.
     pub kv_heads: usize,
     /// Width of a head, K; even.
     pub head_dim: usize,
@@ -44,7 +44,7 @@ impl HeadShape {
         self.heads / self.kv_heads
     }
     /// # Panics
-    /// When H is no multiple of G, or a number is 0, or K is odd.
+    /// When H is no multiple of G, H or K is 0, or K is odd.
     pub(crate) fn check(&self) {
         let HeadShape {
             heads,
@@ -52,7 +52,7 @@ impl HeadShape {
             head_dim,
         } = *self;
         assert!(
-            heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
+            heads > 0 && (kv_heads == 0 || heads % kv_heads == 0),
             "{heads} heads cannot share {kv_heads} kv-heads"
         );
         assert!(

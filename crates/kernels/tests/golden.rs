@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use russet_kernels::attention::{Query, attention_backward, attention_forward};
+use russet_kernels::attention::{NO_WINDOW, Query, attention_backward, attention_forward};
 use russet_kernels::optimizer::{AdamW, adamw_step};
 use russet_kernels::rope::{HeadShape, RopeTable, qk_norm_rope_backward, qk_norm_rope_forward};
 use russet_kernels::{Compute, Isa, Pool, cross_entropy, norm, swiglu};
@@ -106,6 +106,7 @@ fn attention_equals_torch() {
             &pool,
             Compute::F32,
             SHAPE,
+            NO_WINDOW,
             &qkv,
             &segments,
             &out,

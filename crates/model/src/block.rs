@@ -5,21 +5,24 @@ use std::sync::Arc;
 use russet_tensor::mesh::Group;
 use russet_tensor::ops::{self, CacheView, HeadShape, QkNorm, RopeTable};
 use russet_tensor::ring::Ring;
-use russet_tensor::{Ctx, Op, Segments, Tensor};
+use russet_tensor::{Ctx, Made, Op, Segments, Tensor};
 
+use crate::config::LayerAttention;
 use crate::decoder::{Parameter, ParameterKind};
 use crate::parallel::{ColumnParallel, RowParallel};
 use crate::{Config, Dense, Family, Layout, Linear};
 
 /// One layer.
 pub struct Block {
-    pub(crate) attention_norm: Tensor,       // [D]
-    pub(crate) qkv: Box<dyn Linear>,         // [N, D] -> [N, (H+2G)·K]
-    pub(crate) qk_norm: Option<[Tensor; 2]>, // [K] each; Llama has none
-    pub(crate) output: Box<dyn Linear>,      // [N, H·K] -> [N, D]
-    pub(crate) ffn_norm: Tensor,             // [D]
-    pub(crate) gate_up: Box<dyn Linear>,     // [N, D] -> [N, 2F]
-    pub(crate) down: Box<dyn Linear>,        // [N, F] -> [N, D]
+    pub(crate) attention: LayerAttention,
+    pub(crate) attention_norm: Tensor,   // [D]
+    pub(crate) qkv: Box<dyn Linear>, // [N, D] -> [N, (H+2G)·K]; to [N, H·K] where it shares another's keys
+    pub(crate) q_norm: Option<Tensor>, // [K]; Llama has none
+    pub(crate) k_norm: Option<Tensor>, // [K]; nor has a layer without keys
+    pub(crate) output: Box<dyn Linear>, // [N, H·K] -> [N, D]
+    pub(crate) ffn_norm: Tensor,     // [D]
+    pub(crate) gate_up: Box<dyn Linear>, // [N, D] -> [N, 2F]
+    pub(crate) down: Box<dyn Linear>, // [N, F] -> [N, D]
 }
 
 /// What all blocks of one forward pass share.
@@ -80,8 +83,8 @@ impl Pass {
         ctx.timed(cost, |ctx| ops::adapt(ctx, y, x, runs, place))
     }
 
-    /// What attention over the pass's segments comes to.
-    fn attention(&self, layer: usize) -> Op {
+    /// What attention over the pass's segments comes to, through a window.
+    fn attention(&self, layer: usize, window: usize) -> Op {
         let HeadShape {
             heads,
             kv_heads,
@@ -89,8 +92,12 @@ impl Pass {
         } = self.shape;
         let (mut keys, mut pairs) = (0, 0);
         for s in self.segments.iter() {
-            keys += s.past + s.len;
-            pairs += s.len * s.past + s.len * (s.len + 1) / 2;
+            let end = s.past + s.len;
+            keys += end - (s.past + 1).saturating_sub(window);
+            // Rows whose window reaches to the beginning, and those that see a whole one.
+            let short = end.min(window).saturating_sub(s.past);
+            pairs += short * s.past + short * (short + 1) / 2;
+            pairs += (s.len - short) * window.min(end);
         }
         let rows = self.rows.len();
         Op {
@@ -126,41 +133,57 @@ fn pointwise(
 }
 
 impl Block {
-    /// The first half, in which tokens look at one another: `x [N, D]` to `[N, D]`.
+    /// The first half, in which tokens look at one another: `x [N, D]` to `[N, D]`, and beside it the layer's keys and values `[N, 2G·K]`
+    /// where later layers use them. A layer that shares those of another is given them as `kv`. With a cache neither is: they lie there.
     pub(crate) fn attend(
         &self,
         ctx: &mut Ctx,
         x: &Tensor,
         layer: usize,
         pass: &Pass,
+        kv: Option<&Tensor>,
         cache: Option<CacheView>,
-    ) -> Tensor {
+    ) -> Made {
+        let window = self.attention.window;
+        let shape = HeadShape {
+            kv_heads: if self.attention.shares {
+                0
+            } else {
+                pass.shape.kv_heads
+            },
+            ..pass.shape
+        };
+        let lends = self.attention.lends && cache.is_none();
         let (rows, width) = x.dims2();
         let norm = || pointwise("norm", layer, rows, (width, width, 4));
         let h = ctx.timed(norm, |ctx| {
             ops::rms_norm(ctx, x, &self.attention_norm, pass.epsilon)
         });
         let qkv = pass.product(ctx, (layer, Product::Qkv), &*self.qkv, &h);
-        let norm = self.qk_norm.as_ref().map(|[query, key]| QkNorm {
+        let norm = self.q_norm.as_ref().map(|query| QkNorm {
             query,
-            key,
+            key: self.k_norm.as_ref(),
             epsilon: pass.epsilon,
         });
-        let packed = pass.shape.qkv_width();
+        let packed = shape.qkv_width();
         let rope = || pointwise("rope", layer, rows, (packed, packed, 6));
         let qkv = ctx.timed(rope, |ctx| {
-            ops::qk_norm_rope(ctx, pass.shape, &qkv, norm, &pass.table, &pass.rows)
+            ops::qk_norm_rope(ctx, shape, &qkv, norm, &pass.table, &pass.rows)
         });
+        let lent = lends.then(|| ops::key_values(ctx, pass.shape, &qkv));
         let h = ctx.timed(
-            || pass.attention(layer),
+            || pass.attention(layer, window),
             |ctx| match &pass.ring {
-                None => ops::attention(ctx, pass.shape, &qkv, &pass.segments, cache),
-                Some(ring) => ops::ring_attention(ctx, pass.shape, &qkv, ring),
+                None => {
+                    let segments = &pass.segments;
+                    ops::attention(ctx, pass.shape, window, &qkv, kv, segments, cache)
+                }
+                Some(ring) => ops::ring_attention(ctx, pass.shape, window, &qkv, kv, ring),
             },
         );
         let h = pass.product(ctx, (layer, Product::Output), &*self.output, &h);
         let sum = || pointwise("add", layer, rows, (2 * width, width, 1));
-        ctx.timed(sum, |ctx| ops::add(ctx, x, &h))
+        (ctx.timed(sum, |ctx| ops::add(ctx, x, &h)), lent)
     }
 
     /// The second half, on each row alone: `x [N, D]` to `[N, D]`. Without adapters it may be given some of the rows.
@@ -208,10 +231,14 @@ impl Block {
                 Some(group) => Box::new(RowParallel::new(base, group.clone())),
             }
         };
+        let normed = config.family == Family::Qwen3;
+        let attention = config.attention_of(layer);
         Block {
+            attention,
             attention_norm: next(),
             qkv: column(dense(qkv, next())),
-            qk_norm: (config.family == Family::Qwen3).then(|| [next(), next()]),
+            q_norm: normed.then(&mut next),
+            k_norm: (normed && !attention.shares).then(&mut next),
             output: row(dense(output, next())),
             ffn_norm: next(),
             gate_up: column(dense(gate_up, next())),
@@ -245,9 +272,13 @@ impl Block {
         };
         visit(norm("input_layernorm", &self.attention_norm));
         self.qkv.visit(visit);
-        if let Some([query, key]) = &self.qk_norm {
-            visit(norm("self_attn.q_norm", query));
-            visit(norm("self_attn.k_norm", key));
+        for (name, tensor) in [
+            ("self_attn.q_norm", &self.q_norm),
+            ("self_attn.k_norm", &self.k_norm),
+        ] {
+            if let Some(tensor) = tensor {
+                visit(norm(name, tensor));
+            }
         }
         self.output.visit(visit);
         visit(norm("post_attention_layernorm", &self.ffn_norm));
@@ -258,10 +289,8 @@ impl Block {
     pub(crate) fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Tensor)) {
         visit(&mut self.attention_norm);
         self.qkv.visit_mut(visit);
-        if let Some([query, key]) = &mut self.qk_norm {
-            visit(query);
-            visit(key);
-        }
+        let norms = [&mut self.q_norm, &mut self.k_norm];
+        norms.into_iter().flatten().for_each(&mut *visit);
         self.output.visit_mut(visit);
         visit(&mut self.ffn_norm);
         self.gate_up.visit_mut(visit);
@@ -295,7 +324,8 @@ pub fn projections(config: &Config, layer: usize) -> Vec<(String, usize, usize)>
     layouts(config, layer).into_iter().flat_map(of).collect()
 }
 
-/// The layouts of the four products of layer `layer`: query-key-value, output, gate-up, down.
+/// The layouts of the four products of layer `layer`: query-key-value, or the query alone of one that shares another's keys; output,
+/// gate-up, down.
 pub(crate) fn layouts(config: &Config, layer: usize) -> [Layout; 4] {
     let attention = format!("model.layers.{layer}.self_attn");
     let mlp = format!("model.layers.{layer}.mlp");
@@ -303,12 +333,13 @@ pub(crate) fn layouts(config: &Config, layer: usize) -> [Layout; 4] {
         config.heads * config.head_dim,
         config.kv_heads * config.head_dim,
     );
+    let attends = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
+    let attends = match config.shares_keys(layer) {
+        false => &attends[..],
+        true => &attends[..1],
+    };
     [
-        Layout::new(
-            &attention,
-            config.width,
-            &[("q_proj", q), ("k_proj", kv), ("v_proj", kv)],
-        ),
+        Layout::new(&attention, config.width, attends),
         Layout::new(&attention, q, &[("o_proj", config.width)]),
         Layout::new(
             &mlp,

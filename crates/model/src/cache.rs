@@ -1,6 +1,7 @@
 //! Keys and values of what sequences have seen, in a pool of blocks whose number never changes.
 //!
-//! A block is 64 tokens of every layer. In each layer it is one page: keys then values, each kv head's together, so that
+//! A block is 64 tokens of every layer that has keys and values of its own; layers that share them read those of the layer that has
+//! them. In each layer it is one page: keys then values, each kv head's together, so that
 //! attention reads whole tiles and appending touches only the new tokens. All layers share one table of blocks a sequence.
 //!
 //! ```text
@@ -40,7 +41,7 @@ impl KvFormat {
     }
 }
 
-/// The cache of all layers, for several sequences at once.
+/// The cache of all layers with keys and values of their own, for several sequences at once.
 pub struct KvCache {
     blocks: Blocks,
     pages: Pages,
@@ -79,7 +80,7 @@ impl KvCache {
     /// Bytes of a block.
     pub fn block_bytes(config: &Config, format: KvFormat) -> usize {
         let shape = config.head_shape();
-        config.layers
+        config.kv_layers()
             * match format {
                 KvFormat::F32 => 4 * attention::page_len(shape),
                 KvFormat::Int8 => attention::page8_len(shape) + 4 * attention::page8_scales(shape),
@@ -194,13 +195,13 @@ impl KvCache {
         self.blocks.drop_kept(block);
     }
 
-    /// One layer's part, for the attention operation.
+    /// The part of a layer that has keys and values, for the attention operation.
     pub(crate) fn layer(&mut self, layer: usize) -> CacheView<'_> {
         self.pages.layer(layer, &self.tables)
     }
 }
 
-/// The numbers: a page a block and layer.
+/// The numbers: a page a block and layer with keys.
 enum Pages {
     F32 {
         layers: Vec<Vec<f32>>, // [layer][block · stride]
@@ -215,7 +216,7 @@ enum Pages {
 impl Pages {
     fn new(config: &Config, format: KvFormat, blocks: usize) -> Pages {
         let shape = config.head_shape();
-        let layers = 0..config.layers;
+        let layers = 0..config.kv_layers();
         match format {
             KvFormat::F32 => {
                 let stride = attention::page_len(shape);

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::block::{Block, layouts};
 use crate::reward::{RewardHead, SCORE};
 use crate::stored::{self, Output, Stored};
-use crate::{Config, Decoder, Dense, Embedding, Family, Layout, Linear, ModelError};
+use crate::{Attention, Config, Decoder, Dense, Embedding, Family, Layout, Linear, ModelError};
 
 /// Opens a folder of either kind: a palettized package where its configuration says so, else a dense checkpoint.
 ///
@@ -108,16 +108,17 @@ fn block(
         stored.take_f32(&format!("model.layers.{layer}.{name}.weight"), &[len])
     };
     let [qkv, output, gate_up, down] = layouts(config, layer);
+    let attention = config.attention_of(layer);
+    let head_norm = |stored: &mut Stored, name: &str, has: bool| match (config.family, has) {
+        (Family::Qwen3, true) => norm(stored, name, config.head_dim).map(Some),
+        _ => Ok(None),
+    };
     Ok(Block {
+        attention,
         attention_norm: norm(stored, "input_layernorm", config.width)?,
         qkv: linear(stored, qkv)?,
-        qk_norm: match config.family {
-            Family::Llama => None,
-            Family::Qwen3 => Some([
-                norm(stored, "self_attn.q_norm", config.head_dim)?,
-                norm(stored, "self_attn.k_norm", config.head_dim)?,
-            ]),
-        },
+        q_norm: head_norm(stored, "self_attn.q_norm", true)?,
+        k_norm: head_norm(stored, "self_attn.k_norm", !attention.shares)?,
         output: linear(stored, output)?,
         ffn_norm: norm(stored, "post_attention_layernorm", config.width)?,
         gate_up: linear(stored, gate_up)?,
@@ -178,6 +179,7 @@ impl Blocks {
         let mut stored = Stored::open(&self.folder, "model")?;
         let config = Config {
             layers: 0,
+            attention: Attention::default(),
             ..self.config.clone()
         };
         assemble(&config, &mut stored, dense_table(&config), dense_product)
@@ -189,13 +191,15 @@ impl Blocks {
     /// When the files have changed meanwhile.
     pub fn block(&self, layer: usize) -> Result<Decoder, ModelError> {
         let mut stored = Stored::open(&self.folder, "model")?;
+        // The block knows by itself what it sees.
+        let block = block(&self.config, &mut stored, layer, &dense_product)?;
         let config = Config {
             layers: 1,
             vocab: 1,
             tied: true,
+            attention: Attention::default(),
             ..self.config.clone()
         };
-        let block = block(&config, &mut stored, layer, &dense_product)?;
         let zeros = Tensor::new(&[1, config.width], vec![0.0; config.width]);
         let norm = Tensor::new(&[config.width], vec![1.0; config.width]);
         Ok(Decoder::new(

@@ -7,6 +7,10 @@ use serde_json::{Map, Value, json};
 
 use crate::ModelError;
 
+mod attention;
+
+pub use attention::{Attention, LayerAttention};
+
 /// Largest `config.json` that is read, in bytes.
 const CONFIG_BYTES: u64 = 1 << 20;
 /// Most heads of a layer, and greatest width of one: some hundreds of times what any published model has.
@@ -71,6 +75,8 @@ pub struct Config {
     pub rope_theta: f64,
     /// How they are stretched.
     pub rope_scaling: RopeScaling,
+    /// How layers differ in what they see.
+    pub attention: Attention,
     /// Tokens of context that the model is made for.
     pub context: usize,
     /// Whether input and output share one table.
@@ -98,8 +104,9 @@ impl Config {
 
     /// Weights in the projections of all blocks.
     pub fn projection_parameters(&self) -> usize {
-        let attention = self.qkv_width() * self.width + self.width * self.heads * self.head_dim;
-        self.layers * (attention + 3 * self.ffn * self.width)
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let every = 2 * q * self.width + 3 * self.ffn * self.width;
+        self.layers * every + self.kv_layers() * 2 * kv * self.width
     }
 
     /// Weights in the embedding, and in the output table where it is another.
@@ -109,27 +116,32 @@ impl Config {
 
     /// All weights.
     pub fn parameters(&self) -> usize {
-        let qk_norm = if self.family == Family::Qwen3 {
-            2 * self.head_dim
-        } else {
-            0
+        let qk_norms = match self.family {
+            Family::Qwen3 => (self.layers + self.kv_layers()) * self.head_dim,
+            Family::Llama => 0,
         };
-        let norms = self.layers * (2 * self.width + qk_norm) + self.width;
+        let norms = self.layers * 2 * self.width + qk_norms + self.width;
         self.projection_parameters() + self.embedding_parameters() + norms
     }
 
     /// Floating-point operations of the forward pass of one token that sees `context` tokens: two a weight of the
-    /// projections and the output table, and the attention's two products. Training costs three times as much.
+    /// projections and the output table, and the attention's two products, of no more than a window where a layer slides. Training
+    /// costs three times as much.
     pub fn forward_flops(&self, context: usize) -> f64 {
         let products = self.projection_parameters() + self.vocab * self.width;
         // A float, since a context of billions in a file of sizes would overflow a number.
-        let attention = 2.0 * (self.layers * self.heads * self.head_dim) as f64 * context as f64;
-        2.0 * (products as f64 + attention)
+        let attention = self.pair_flops() * self.keys_seen(context);
+        2.0 * products as f64 + attention
+    }
+
+    /// Those that one key costs one token in one layer.
+    pub fn pair_flops(&self) -> f64 {
+        4.0 * (self.heads * self.head_dim) as f64
     }
 
     /// Bytes of keys and values of one token, in `f32`.
     pub fn cache_bytes_per_token(&self) -> usize {
-        self.layers * 2 * self.kv_heads * self.head_dim * size_of::<f32>()
+        self.kv_layers() * 2 * self.kv_heads * self.head_dim * size_of::<f32>()
     }
 
     /// Cosines and sines by token, for tokens at `positions`: row n of the table is token n's.
@@ -217,11 +229,6 @@ impl Config {
                 ));
             }
         }
-        if fields.flag("use_sliding_window")? {
-            return Err(
-                "`use_sliding_window` is set, but Russet attends to the whole context".into(),
-            );
-        }
         if json.get("hidden_act").is_some_and(|v| v != &json!("silu")) {
             return Err(format!(
                 "`hidden_act` is {}, but Russet knows only silu",
@@ -238,11 +245,12 @@ impl Config {
             None | Some(Value::Null) => heads,
             _ => fields.size("num_key_value_heads")?,
         };
+        let layers = fields.size("num_hidden_layers")?;
         let config = Config {
             family,
             vocab: fields.size("vocab_size")?,
             width,
-            layers: fields.size("num_hidden_layers")?,
+            layers,
             heads,
             kv_heads,
             head_dim,
@@ -250,6 +258,7 @@ impl Config {
             norm_epsilon: fields.number("rms_norm_eps", Some(1e-6))? as f32,
             rope_theta: fields.rope_theta()?,
             rope_scaling: fields.rope_scaling()?,
+            attention: Attention::parse(&fields, family, layers)?,
             context: fields.size("max_position_embeddings")?,
             // Where the key is absent both families leave input and output apart.
             tied: fields.flag("tie_word_embeddings")?,
@@ -313,6 +322,7 @@ impl Config {
                 ));
             }
         }
+        self.check_attention()?;
         // Heads and their widths are bounded above, so their products fit; the rest is multiplied with care.
         let floats = [self.qkv_width(), self.ffn, self.heads * self.head_dim]
             .iter()
@@ -374,9 +384,10 @@ impl Config {
             "torch_dtype": "float32",
             "use_cache": true,
         });
-        let Value::Object(json) = json else {
+        let Value::Object(mut json) = json else {
             unreachable!("the literal above is an object")
         };
+        self.attention.write(&mut json);
         json
     }
 

@@ -235,7 +235,9 @@ fn each(config: &Config, take: &mut Take) {
         matrix(qkv, Along::Rows, take);
         if config.family == Family::Qwen3 {
             norm("self_attn.q_norm", config.head_dim, take);
-            norm("self_attn.k_norm", config.head_dim, take);
+            if !config.shares_keys(layer) {
+                norm("self_attn.k_norm", config.head_dim, take);
+            }
         }
         matrix(output, Along::Columns, take);
         norm("post_attention_layernorm", config.width, take);

@@ -1,10 +1,11 @@
 //! The decoder: embedding, blocks, final norm, output table. One forward pass for everything.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use russet_tensor::ops::{self, LossTerms, TokenLoss};
-use russet_tensor::{Ctx, Op, Segments, Tensor, ring};
+use russet_tensor::{Ctx, Made, Op, Segments, Tensor, ring};
 
 use crate::block::{Block, Pass};
 use crate::cut::{Cut, CutPart};
@@ -212,18 +213,22 @@ impl Decoder {
             (Some(sharding), Embedding::Dense(table)) => sharding.lookup(ctx, table, tokens),
             _ => self.embedding.lookup(ctx, tokens),
         };
+        let mut lent = BTreeMap::new(); // keys and values that later layers use, by layer
         for (layer, block) in self.blocks.iter().enumerate() {
+            let keys_of = block.attention.keys_of;
             x = if let Some(cache) = &mut cache {
-                let x = block.attend(ctx, &x, layer, &pass, Some(cache.layer(layer)));
+                let view = cache.layer(keys_of);
+                let (x, _) = block.attend(ctx, &x, layer, &pass, None, Some(view));
                 block.feed_forward(ctx, &x, layer, &pass)
             } else {
-                match sharding.filter(|sharding| sharding.cuts_blocks()) {
+                let kv: Option<Tensor> = lent.get(&keys_of).cloned();
+                let (x, own) = match sharding.filter(|sharding| sharding.cuts_blocks()) {
                     None => {
                         let (head, tail) = (block.clone(), block.clone());
                         let (above, below) = (pass.clone(), pass.clone());
                         ctx.checkpoint(
                             &x,
-                            move |ctx, x| head.attend(ctx, x, layer, &above, None),
+                            move |ctx, x| head.attend(ctx, x, layer, &above, kv.as_ref(), None),
                             move |ctx, x| tail.feed_forward(ctx, x, layer, &below),
                         )
                     }
@@ -234,13 +239,17 @@ impl Decoder {
                             ctx.tokens = pass.rows.len();
                             let whole = pieces.as_ref().map(|pieces| pieces.gather(ctx));
                             let block = whole.as_ref().unwrap_or(&block);
-                            let x = block.attend(ctx, x, layer, &pass, None);
-                            block.feed_forward(ctx, &x, layer, &pass)
+                            let kv = kv.as_ref();
+                            let (x, own) = block.attend(ctx, x, layer, &pass, kv, None);
+                            (block.feed_forward(ctx, &x, layer, &pass), own)
                         })
                     }
-                }
+                };
+                lent.extend(own.map(|own| (layer, own)));
+                x
             };
         }
+        drop(lent);
         let norm = match sharding {
             None => self.norm.clone(),
             Some(sharding) => sharding.last_norm(ctx, &self.norm),
@@ -258,11 +267,19 @@ impl Decoder {
         self.embedding.lookup(ctx, tokens)
     }
 
-    /// One block: `x [N, D]` to `[N, D]`.
+    /// One block: `x [N, D]` to `[N, D]`, and beside it its keys and values `[N, 2G·K]` where later blocks use them, which are given them
+    /// as `kv`: [`Config::attention_of`] says which.
     ///
     /// # Panics
-    /// When there is no such block, or segments and rows differ in number.
-    pub fn block(&self, ctx: &mut Ctx, number: usize, x: &Tensor, segments: &Segments) -> Tensor {
+    /// When there is no such block, segments and rows differ in number, or a block that uses another's keys is not given them.
+    pub fn block(
+        &self,
+        ctx: &mut Ctx,
+        number: usize,
+        x: &Tensor,
+        kv: Option<&Tensor>,
+        segments: &Segments,
+    ) -> Made {
         assert!(self.sharding.is_none(), "blocks alone are whole");
         let rows = x.dims2().0;
         assert_eq!(rows, segments.tokens(), "segments must cover all tokens");
@@ -275,8 +292,8 @@ impl Decoder {
             ring: None,
         };
         let block = &self.blocks[number];
-        let x = block.attend(ctx, x, number, &pass, None);
-        block.feed_forward(ctx, &x, number, &pass)
+        let (x, own) = block.attend(ctx, x, number, &pass, kv, None);
+        (block.feed_forward(ctx, &x, number, &pass), own)
     }
 
     /// What [`Decoder::forward`] ends with: the last block's `[N, D]` to normed hidden states `[N, D]`.

@@ -29,7 +29,7 @@ mod weights;
 
 pub use block::{Block, projections};
 pub use cache::{KvCache, KvFormat};
-pub use config::{Config, Family};
+pub use config::{Attention, Config, Family};
 pub use cut::Cut;
 pub use decoder::{Decoder, Parameter, ParameterKind};
 pub use embedding::Embedding;

@@ -9,7 +9,7 @@ use russet_kernels::Mmap;
 use russet_tensor::Tensor;
 
 use crate::block::{Block, layouts};
-use crate::config::RopeScaling;
+use crate::config::{Attention, RopeScaling};
 use crate::gguf::decoder::halves_apart;
 use crate::{Config, Decoder, Dense, Embedding, Family, Layout, Linear, ModelError};
 
@@ -76,6 +76,7 @@ pub fn parse(bytes: &[u8]) -> Result<Decoder, String> {
         norm_epsilon: 1e-5,
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::None,
+        attention: Attention::default(),
         context: size("max_seq_len", context)?,
         tied,
         bos: Some(1),
@@ -224,7 +225,9 @@ impl Parts {
                 Block {
                     attention_norm: Tensor::new(&[width], layer(&self.attention_norms, index)),
                     qkv: dense(qkv, packed),
-                    qk_norm: None,
+                    q_norm: None,
+                    k_norm: None,
+                    attention: config.attention_of(index),
                     output: dense(output, layer(&self.output, index)),
                     ffn_norm: Tensor::new(&[width], layer(&self.ffn_norms, index)),
                     gate_up: dense(gate_up, gate),

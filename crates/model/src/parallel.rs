@@ -157,13 +157,17 @@ impl Sharding {
                 let shapes = cuts.iter().map(Cut::shape).collect();
                 Arc::new(Unit::new(group.clone(), shapes))
             };
-            let per_block = parameters_per_block(config);
-            let blocks_end = 1 + config.layers * per_block;
-            let blocks = cuts[1..blocks_end].chunks(per_block).map(unit);
+            let mut blocks_end = 1;
+            let mut blocks = Vec::with_capacity(config.layers);
+            for layer in 0..config.layers {
+                let start = blocks_end;
+                blocks_end += parameters_of_block(config, layer);
+                blocks.push(unit(&cuts[start..blocks_end]));
+            }
             let head = if config.tied { 0 } else { blocks_end + 1 };
             Units {
                 embedding: unit(&cuts[..1]),
-                blocks: blocks.collect(),
+                blocks,
                 norm: unit(&cuts[blocks_end..=blocks_end]),
                 head: unit(&cuts[head..=head]),
             }
@@ -284,8 +288,9 @@ impl Sharding {
 }
 
 /// Parameters of a block.
-fn parameters_per_block(config: &Config) -> usize {
+fn parameters_of_block(config: &Config, layer: usize) -> usize {
     match config.family {
+        crate::Family::Qwen3 if config.shares_keys(layer) => 7, // no norm of keys
         crate::Family::Qwen3 => 8,
         crate::Family::Llama => 6,
     }

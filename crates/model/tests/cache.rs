@@ -23,6 +23,7 @@ fn config() -> Config {
         norm_epsilon: 1e-5,
         rope_theta: 1e4,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: 1024,
         tied: true,
         bos: None,

@@ -18,6 +18,9 @@ pub(crate) fn row_blocks(rows: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..rows.min(start + ROW_BLOCK))
 }
 
+/// What a checkpoint makes: what goes on, and what others use beside it.
+pub type Made = (Tensor, Option<Tensor>);
+
 /// The context of operations. One forward pass uses one context; a context outlives many passes.
 pub struct Ctx {
     /// The threads that kernels run on.
@@ -155,60 +158,82 @@ impl Ctx {
     /// Runs `forward` on `input`. While a tape runs and `recompute` is set, nothing of it is kept but `input`: the backward
     /// pass runs it once more, all rows at a time. For what several ranks do together, who have other rows.
     ///
-    /// Gradients must enter by `input` and by watched tensors alone.
+    /// Gradients must enter by `input`, by watched tensors, and by what other checkpoints have made.
     pub fn checkpoint_whole(
         &mut self,
         input: &Tensor,
-        forward: impl Fn(&mut Ctx, &Tensor) -> Tensor + Send + 'static,
-    ) -> Tensor {
+        forward: impl Fn(&mut Ctx, &Tensor) -> Made + Send + 'static,
+    ) -> Made {
         match &mut self.tape {
             Some(tape) if self.recompute && !tape.follows_only => tape.follows_only = true,
             _ => return forward(self, input),
         }
-        let output = forward(self, input);
+        let made = forward(self, input);
         if let Some(tape) = &mut self.tape {
             tape.follows_only = false;
         }
-        if self.records(&[&output]) {
+        if self.records(&[&made.0]) {
             let input = input.clone();
-            self.record(&output, move |back, d_output| {
-                back.replay_whole(&input, forward, d_output)
+            self.record_made(&made, move |back, d_made| {
+                back.replay_whole(&input, forward, d_made)
             });
         }
-        output
+        made
+    }
+
+    /// Records how gradients of what a checkpoint has made go on.
+    fn record_made(
+        &mut self,
+        (output, beside): &Made,
+        backward: impl FnOnce(&mut Backward, Made) + Send + 'static,
+    ) {
+        match beside {
+            None => self.record(output, |back, d_output| backward(back, (d_output, None))),
+            Some(beside) => {
+                let both = [output.clone(), beside.clone()];
+                self.record_many(&both, |back, mut gradients| {
+                    let d_beside = gradients.pop().flatten();
+                    let d_output = gradients.pop().flatten();
+                    let d_output = d_output.expect("a loss depends on what a checkpoint puts out");
+                    backward(back, (d_output, d_beside));
+                });
+            }
+        }
     }
 
     /// `tail(head(input))`. While a tape runs and `recompute` is set, nothing of it is kept but `input`: the backward pass runs
     /// both once more (Chen et al., arXiv 1604.06174), and `tail`, which must act on each row alone, on [`ROW_BLOCK`] rows at
     /// a time, so that what it makes on the way never exists for all rows. Losses and gradients are the same to the bit:
-    /// sums over rows go on from block to block where they would have gone on within one.
+    /// sums over rows go on from block to block where they would have gone on within one. What `head` makes beside its result is
+    /// kept, and gradients of it are waited for.
     ///
-    /// Gradients must enter by `input` and by watched tensors alone.
+    /// Gradients must enter by `input`, by watched tensors, and by what other checkpoints have made.
     pub fn checkpoint(
         &mut self,
         input: &Tensor,
-        head: impl Fn(&mut Ctx, &Tensor) -> Tensor + Send + 'static,
+        head: impl Fn(&mut Ctx, &Tensor) -> Made + Send + 'static,
         tail: impl Fn(&mut Ctx, &Tensor) -> Tensor + Send + 'static,
-    ) -> Tensor {
+    ) -> Made {
         match &mut self.tape {
             Some(tape) if self.recompute && !tape.follows_only => tape.follows_only = true,
             _ => {
-                let middle = head(self, input);
-                return tail(self, &middle);
+                let (middle, beside) = head(self, input);
+                return (tail(self, &middle), beside);
             }
         }
-        let middle = head(self, input);
+        let (middle, beside) = head(self, input);
         let (output, followed) = self.in_row_blocks(middle, &tail);
         if let Some(tape) = &mut self.tape {
             tape.follows_only = false;
         }
+        let made = (output, beside);
         if followed {
             let input = input.clone();
-            self.record(&output, move |back, d_output| {
-                back.replay(&input, head, tail, d_output)
+            self.record_made(&made, move |back, d_made| {
+                back.replay(&input, head, tail, d_made)
             });
         }
-        output
+        made
     }
 
     /// `tail` on [`ROW_BLOCK`] rows at a time; and whether gradients would flow through it.

@@ -25,7 +25,7 @@ mod weights;
 mod workspace;
 
 pub use collective::Lost;
-pub use ctx::Ctx;
+pub use ctx::{Ctx, Made};
 pub use mesh::{Axis, Mesh, MeshShape};
 pub use segments::{Adapted, Segment, Segments, Stack};
 pub use tape::{Backward, Gradients, Tape};

@@ -9,6 +9,7 @@ mod divergence;
 mod embedding;
 mod gather_parameters;
 mod int8;
+mod key_values;
 mod linear;
 mod lora;
 mod mask;
@@ -30,6 +31,7 @@ pub use divergence::divergence;
 pub use embedding::{embedding, embedding_part};
 pub use gather_parameters::{Pieces, Unit, gather_parameters};
 pub use int8::{int8_cross_entropy, int8_embedding, int8_linear};
+pub use key_values::key_values;
 pub use linear::linear;
 pub use lora::{LoraPart, lora};
 pub use mask::{scale_columns, soft_top_k};
@@ -42,6 +44,7 @@ pub use share_rows::{gather_rows, scatter_rows};
 pub use stand_in::{given, stand_in};
 pub use swiglu::swiglu;
 
+pub use russet_kernels::attention::NO_WINDOW;
 pub use russet_kernels::cross_entropy::IGNORE;
 pub use russet_kernels::rope::{HeadShape, RopeTable};
 

@@ -9,11 +9,14 @@
 //! each of them sees two chunks of every other rank's in each round of the ring, whatever the rank ("zig-zag"). Documents may
 //! begin and end anywhere. The rows of a document that a rank has are neighbours on it, and what they see of another rank's is
 //! either one run of its rows, all of it, or nothing: no mask ever crosses ranks.
+//!
+//! Through a window rows see keys by their distance, and the two chunks of a rank are neighbours in its rows and not in the document.
+//! Then each chunk meets each other one apart, with the gap between them known.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use russet_kernels::attention::Part;
+use russet_kernels::attention::{NO_WINDOW, Part};
 
 use crate::Segments;
 use crate::collective::share;
@@ -39,8 +42,16 @@ pub fn own<T: Copy>(group: &Group, of_tokens: &[T]) -> Vec<T> {
 pub struct Ring {
     group: Arc<Group>,
     rows: Vec<usize>, // of each rank
-    own: Vec<(usize, usize)>,
-    rounds: Vec<Vec<Part>>,
+    whole: Views,
+    chunked: Views,
+}
+
+/// What rows see.
+pub(crate) struct Views {
+    /// First rows and lengths of what this rank has of documents, each attending to itself.
+    pub own: Vec<(usize, usize)>,
+    /// For each round, the first among own rows, what these see of the rows that come by, in groups that share neither rows nor keys.
+    pub rounds: Vec<Vec<Vec<Part>>>,
 }
 
 impl Ring {
@@ -72,17 +83,23 @@ impl Ring {
                     len: rows.len(),
                     first_key: keys.start,
                     keys: keys.len(),
+                    gap: 0, // without a window nobody asks
                 })
             };
-            whole.iter().filter_map(part).collect()
+            vec![whole.iter().filter_map(part).collect()]
         };
         Ring {
             group: group.clone(),
             rows: (0..size)
                 .map(|rank| rows(segments.tokens(), size, rank))
                 .collect(),
-            own,
-            rounds: (1..size).map(round).collect(),
+            whole: Views {
+                own,
+                rounds: std::iter::once(Vec::new())
+                    .chain((1..size).map(round))
+                    .collect(),
+            },
+            chunked: Views::of_chunks(&whole, size, rank, segments.tokens()),
         }
     }
 
@@ -97,14 +114,50 @@ impl Ring {
         self.rows[(self.group.rank() + size - round % size) % size]
     }
 
-    /// First rows and lengths of what this rank has of each document.
-    pub(crate) fn own(&self) -> &[(usize, usize)] {
-        &self.own
+    /// What rows see through a window.
+    pub(crate) fn views(&self, window: usize) -> &Views {
+        match window {
+            NO_WINDOW => &self.whole,
+            _ => &self.chunked,
+        }
     }
+}
 
-    /// For each round after that among own rows, what these see of the rows that come by.
-    pub(crate) fn rounds(&self) -> &[Vec<Part>] {
-        &self.rounds
+impl Views {
+    /// Chunk by chunk, with the gaps between them.
+    fn of_chunks(documents: &[Range<usize>], size: usize, rank: usize, tokens: usize) -> Views {
+        let mine = chunks(tokens, size, rank);
+        let clip = |document: &Range<usize>, chunk: &Range<usize>| {
+            document.start.clamp(chunk.start, chunk.end)..document.end.clamp(chunk.start, chunk.end)
+        };
+        let own = documents.iter().flat_map(|document| {
+            let runs = within(document, &mine);
+            runs.map(|run| (run.start, run.len()))
+        });
+        let round = |step: usize| {
+            let theirs = chunks(tokens, size, (rank + size - step) % size);
+            let pairs = [(0, 0), (0, 1), (1, 0), (1, 1)];
+            let before = |&(i, j): &(usize, usize)| theirs[j].end <= mine[i].start;
+            let group = |(i, j): (usize, usize)| {
+                let part = |document| {
+                    let (rows, keys) = (&within(document, &mine)[i], &within(document, &theirs)[j]);
+                    let (row, key) = (clip(document, &mine[i]), clip(document, &theirs[j]));
+                    (!rows.is_empty() && !keys.is_empty()).then(|| Part {
+                        start: rows.start,
+                        len: rows.len(),
+                        first_key: keys.start,
+                        keys: keys.len(),
+                        gap: row.start - key.end,
+                    })
+                };
+                documents.iter().filter_map(part).collect()
+            };
+            pairs.into_iter().filter(before).map(group).collect()
+        };
+        Views {
+            own: own.filter(|(_, len)| *len > 0).collect(),
+            rounds: (0..size).map(round).collect(),
+        }
     }
 }
 
@@ -155,27 +208,43 @@ mod tests {
                 assert_eq!(ring.rows(0), rows(tokens, size, rank));
                 assert_eq!(ring.rows(size), ring.rows(0));
                 let mut seen = Vec::new(); // pairs of tokens
-                for &(start, len) in ring.own() {
-                    let rows = start..start + len;
-                    for (row, key) in rows.flat_map(|row| (start..=row).map(move |key| (row, key)))
-                    {
-                        seen.push((place(rank, row), place(rank, key)));
+                let mut chunked = Vec::new();
+                for (views, seen, window) in [
+                    (ring.views(NO_WINDOW), &mut seen, NO_WINDOW),
+                    (ring.views(1), &mut chunked, 1),
+                ] {
+                    for &(start, len) in &views.own {
+                        let rows = start..start + len;
+                        let pairs = rows.flat_map(|row| (start..=row).map(move |key| (row, key)));
+                        for (row, key) in pairs {
+                            let (row_place, key_place) = (place(rank, row), place(rank, key));
+                            assert!(window > 1 || row_place - key_place == row - key);
+                            seen.push((row_place, key_place));
+                        }
                     }
-                }
-                for (before, parts) in ring.rounds().iter().enumerate() {
-                    let other = (rank + size - 1 - before) % size;
-                    assert_eq!(ring.rows(before + 1), rows(tokens, size, other));
-                    for part in parts {
-                        for row in part.start..part.start + part.len {
-                            let keys = part.first_key..part.first_key + part.keys;
-                            seen.extend(keys.map(|key| (place(rank, row), place(other, key))));
+                    for (round, groups) in views.rounds.iter().enumerate() {
+                        let other = (rank + size - round) % size;
+                        assert_eq!(ring.rows(round), rows(tokens, size, other));
+                        for part in groups.iter().flatten() {
+                            for row in 0..part.len {
+                                for key in 0..part.keys {
+                                    let row_place = place(rank, part.start + row);
+                                    let key_place = place(other, part.first_key + key);
+                                    let distance = part.keys - key + part.gap + row;
+                                    assert!(window > 1 || row_place - key_place == distance);
+                                    seen.push((row_place, key_place));
+                                }
+                            }
                         }
                     }
                 }
-                Ok::<_, ()>(seen)
+                Ok::<_, ()>((seen, chunked))
             });
-            let mut seen = seen.unwrap().concat();
+            let (whole, chunked): (Vec<_>, Vec<_>) = seen.unwrap().into_iter().unzip();
+            let [mut seen, mut chunked] = [whole.concat(), chunked.concat()];
             seen.sort_unstable();
+            chunked.sort_unstable();
+            assert_eq!(chunked, seen, "{size} ranks, {lengths:?}, chunk by chunk");
             let wanted: Vec<(usize, usize)> = segments
                 .iter()
                 .flat_map(|s| (s.start..s.start + s.len).map(|token| (s.start, token)))
@@ -191,8 +260,11 @@ mod tests {
         let sizes = [1, 1, 4, 1];
         let work = threads::run(MeshShape { sizes }, |mesh| {
             let ring = Ring::new(mesh.along(Axis::Sequence), &segments);
-            let work = |parts: &Vec<Part>| -> usize { parts.iter().map(|p| p.len * p.keys).sum() };
-            Ok::<_, ()>(ring.rounds().iter().map(work).collect::<Vec<_>>())
+            let work = |groups: &Vec<Vec<Part>>| -> usize {
+                groups.iter().flatten().map(|p| p.len * p.keys).sum()
+            };
+            let rounds = &ring.views(NO_WINDOW).rounds[1..];
+            Ok::<_, ()>(rounds.iter().map(work).collect::<Vec<_>>())
         });
         assert_eq!(work.unwrap(), vec![vec![128; 3]; 4]);
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use russet_kernels::{Compute, Pool, ROW_BLOCK, elementwise};
 
-use crate::ctx::{Ctx, row_blocks};
+use crate::ctx::{Ctx, Made, row_blocks};
 use crate::tensor::{Kept, Node, Tensor, TensorId};
 use crate::workspace::{Buffer, Workspace};
 
@@ -192,11 +192,11 @@ impl Backward<'_> {
     pub(crate) fn replay(
         &mut self,
         input: &Tensor,
-        head: impl FnOnce(&mut Ctx, &Tensor) -> Tensor,
+        head: impl FnOnce(&mut Ctx, &Tensor) -> Made,
         tail: impl Fn(&mut Ctx, &Tensor) -> Tensor,
-        d_output: Tensor,
+        (d_output, d_beside): Made,
     ) {
-        let (middle, tape) = self.recorded(None, |ctx| head(ctx, input));
+        let ((middle, beside), tape) = self.recorded(None, |ctx| head(ctx, input));
         let (rows, width) = middle.dims2();
         let flows = tape.tracks(middle.id());
         let through = |back: &mut Self, middle: &Tensor, d_output: Tensor| {
@@ -224,6 +224,7 @@ impl Backward<'_> {
             }
         }
         drop(middle);
+        self.put_beside(beside, d_beside);
         tape.walk(self.pool, self.compute, self.workspace, self.gradients);
     }
 
@@ -231,21 +232,29 @@ impl Backward<'_> {
     pub(crate) fn replay_whole(
         &mut self,
         input: &Tensor,
-        forward: impl FnOnce(&mut Ctx, &Tensor) -> Tensor,
-        d_output: Tensor,
+        forward: impl FnOnce(&mut Ctx, &Tensor) -> Made,
+        (d_output, d_beside): Made,
     ) {
-        let (output, tape) = self.recorded(None, |ctx| forward(ctx, input));
+        let ((output, beside), tape) = self.recorded(None, |ctx| forward(ctx, input));
         self.gradients.by_tensor.insert(output.id(), d_output);
         drop(output);
+        self.put_beside(beside, d_beside);
         tape.walk(self.pool, self.compute, self.workspace, self.gradients);
     }
 
+    /// The gradient of what was made beside a result, where something used it.
+    fn put_beside(&mut self, beside: Option<Tensor>, d_beside: Option<Tensor>) {
+        if let (Some(beside), Some(d_beside)) = (beside, d_beside) {
+            self.gradients.by_tensor.insert(beside.id(), d_beside);
+        }
+    }
+
     /// What `forward` makes, and the tape that recorded it; gradients flow to what this pass tracks and to `also`.
-    fn recorded(
+    fn recorded<T>(
         &self,
         also: Option<TensorId>,
-        forward: impl FnOnce(&mut Ctx) -> Tensor,
-    ) -> (Tensor, Tape) {
+        forward: impl FnOnce(&mut Ctx) -> T,
+    ) -> (T, Tape) {
         let tape = Tape::new(self.tracked.iter().copied().chain(also));
         let (pool, workspace) = (self.pool.clone(), self.workspace.clone());
         let mut ctx = Ctx::replaying(pool, self.compute, workspace, tape);

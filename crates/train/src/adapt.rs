@@ -170,6 +170,18 @@ impl AdapterSettings {
             );
             return Err(TrainError::setting("adapter.layers", problem));
         }
+        // A layer that uses another's keys and values has no matrices of them to adapt.
+        let has_any = |layer: usize| {
+            let mut named = projections(base, layer).into_iter();
+            named.any(|(name, ..)| self.chooses(&name))
+        };
+        if let Some(layer) = self.layers.iter().find(|&&layer| !has_any(layer)) {
+            let problem = format!(
+                "names layer {layer}, which uses the keys and values of layer {} and has none of `adapter.projections`; leave it out",
+                base.attention_of(*layer).keys_of
+            );
+            return Err(TrainError::setting("adapter.layers", problem));
+        }
         for (name, rows, cols) in self.adapted(base) {
             let most = rows.min(cols);
             if self.rank > most {

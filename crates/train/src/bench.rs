@@ -10,7 +10,7 @@ use std::time::Instant;
 use russet_artifact::{Interrupt, Progress};
 use russet_kernels::{process, profile, random};
 use russet_model::config::RopeScaling;
-use russet_model::{Config, Decoder, Family};
+use russet_model::{Attention, Config, Decoder, Family};
 use russet_tensor::{Ctx, Segments};
 use serde::Serialize;
 use serde_json::Value;
@@ -154,6 +154,7 @@ impl Shape {
             norm_epsilon: 1e-5,
             rope_theta: 500_000.0,
             rope_scaling: RopeScaling::None,
+            attention: Attention::default(),
             context: self.seq,
             tied: true,
             bos: None,

@@ -1,15 +1,15 @@
 //! Whether settings make sense together, and what they leave open.
 
 use russet_model::config::RopeScaling;
-use russet_model::{Config, Family};
+use russet_model::{Attention, Config, Family};
 use russet_tokenizer::SpecialIds;
 
 use crate::device::DeviceKind;
 use crate::loader::{MOST, Packing};
 use crate::schedule::{Schedule, Shape};
 use crate::settings::{
-    DataSettings, ModelSettings, OptimizerSettings, ParallelSettings, ScheduleSettings, Settings,
-    TrainSettings,
+    DataSettings, LayerType, ModelSettings, OptimizerSettings, ParallelSettings, ScheduleSettings,
+    Settings, TrainSettings,
 };
 use crate::{Result, TrainError};
 
@@ -124,6 +124,12 @@ fn resolve_model(model: &mut ModelSettings, train: &TrainSettings, start: Start)
             ("model.head_dim", model.head_dim.is_some()),
             ("model.norm_epsilon", model.norm_epsilon.is_some()),
             ("model.tied", model.tied.is_some()),
+            ("model.sliding_window", model.sliding_window.is_some()),
+            ("model.layer_types", model.layer_types.is_some()),
+            (
+                "model.num_kv_shared_layers",
+                model.num_kv_shared_layers.is_some(),
+            ),
         ];
         let given = shape.iter().map(|(key, size)| (*key, size.is_some()));
         if let Some((key, _)) = given.chain(others).find(|(_, given)| *given) {
@@ -161,6 +167,7 @@ fn resolve_model(model: &mut ModelSettings, train: &TrainSettings, start: Start)
             model.head_dim = Some(width / heads);
         }
         size("model.head_dim", model.head_dim.expect("just set"))?;
+        check_attention(model)?;
         model.context.get_or_insert(train.sequence_length);
         model.rope_theta.get_or_insert(ROPE_THETA);
         model.norm_epsilon.get_or_insert(NORM_EPSILON);
@@ -177,6 +184,48 @@ fn resolve_model(model: &mut ModelSettings, train: &TrainSettings, start: Start)
         return refuse("model.context", problem);
     }
     size("model.context", model.context.unwrap_or(1))
+}
+
+/// Whether kinds of layers are said with a window, and go into the layers.
+fn check_attention(model: &ModelSettings) -> Result<()> {
+    let layers = model.layers.expect("sizes are checked");
+    if let Some(window) = model.sliding_window {
+        size("model.sliding_window", window)?;
+    }
+    let Some(types) = &model.layer_types else {
+        return Ok(());
+    };
+    if types.is_empty() || !layers.is_multiple_of(types.len()) {
+        let problem = format!(
+            "lists {} kinds of layers, which do not divide `model.layers` {layers}; list one a layer, or a pattern that fits",
+            types.len()
+        );
+        return refuse("model.layer_types", problem);
+    }
+    match (model.sliding_window, types.contains(&LayerType::Sliding)) {
+        (None, true) => refuse(
+            "model.layer_types",
+            "has layers that slide, but `model.sliding_window` does not say how many tokens they see",
+        ),
+        (Some(_), false) => refuse(
+            "model.layer_types",
+            "has no `sliding_attention`, so nothing reads `model.sliding_window`; leave one of them out",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// How the layers of resolved settings differ.
+fn attention(model: &ModelSettings, layers: usize) -> Attention {
+    let kv_shared = model.num_kv_shared_layers.unwrap_or(0);
+    let Some(window) = model.sliding_window else {
+        return Attention::new(0, Vec::new(), kv_shared);
+    };
+    let slides = |layer: usize| match &model.layer_types {
+        None => true,
+        Some(types) => types[layer % types.len()] == LayerType::Sliding,
+    };
+    Attention::new(window, (0..layers).map(slides).collect(), kv_shared)
 }
 
 fn resolve_train(train: &mut TrainSettings, schedule: &ScheduleSettings) -> Result<()> {
@@ -579,6 +628,7 @@ pub(crate) fn decoder_config(
             norm_epsilon: model.norm_epsilon.expect(RESOLVED) as f32,
             rope_theta,
             rope_scaling: RopeScaling::None,
+            attention: attention(model, model.layers.expect(RESOLVED)),
             context,
             tied: model.tied.expect(RESOLVED),
             bos: special.bos,

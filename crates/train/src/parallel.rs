@@ -305,6 +305,10 @@ impl<'a> Shapes<'a> {
         let attention =
             rows * (width + 1) + tokens * (2 * qkv + heads * head_dim + 2 * heads + kv_heads);
         let feed_forward = rows * (width + 1) + 2 * tokens * ffn;
+        // What layers without keys and values spare; and keys that later layers use, with their gradients.
+        let kv = 2 * kv_heads * head_dim;
+        let spared = tokens * self.config.attention.kv_shared * (2 * kv + kv_heads);
+        let lent = tokens * self.config.lenders() * 2 * kv;
         // What the way back through its feed-forward layer takes, and through its attention.
         let brought = if in_parts { 2 * tokens * width } else { 0 };
         let back = match in_parts {
@@ -325,13 +329,17 @@ impl<'a> Shapes<'a> {
             .max(travelling)
             + 2 * rows * width;
         let (kept, back) = match settings.compute.recompute {
-            Recompute::None => (layers * (attention + feed_forward), back),
-            Recompute::Block if in_parts || in_pieces => {
-                (layers * rows * width + attention + feed_forward, back)
-            }
+            Recompute::None => (layers * (attention + feed_forward) - spared + lent, back),
+            Recompute::Block if in_parts || in_pieces => (
+                layers * rows * width + attention + feed_forward + lent,
+                back,
+            ),
             Recompute::Block => {
                 let some = tokens.min(ROW_BLOCK) * (2 * ffn + width + 3 * ffn + 2 * width);
-                (layers * rows * width + attention, some.max(back_attention))
+                (
+                    layers * rows * width + attention + lent,
+                    some.max(back_attention),
+                )
             }
         };
         // Behind the blocks: the last norm's input and output, and its gradient.
@@ -360,7 +368,7 @@ impl<'a> Shapes<'a> {
                 kept + behind + back + blocks,
             ),
             Recompute::Block => {
-                let inputs = layers * rows * width;
+                let inputs = layers * rows * width + lent;
                 (inputs + behind + brought + tables, kept + back + blocks)
             }
         };

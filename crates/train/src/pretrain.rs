@@ -124,6 +124,16 @@ fn model_card(plan: &Plan, state: &State, measured: &Measured) -> String {
                 config.heads, config.kv_heads, config.head_dim
             );
             card += &row("heads", heads);
+            let slides = &config.attention.sliding;
+            if slides.contains(&true) {
+                let count = slides.iter().filter(|slides| **slides).count();
+                let value = format!("{} tokens, in {count} layers", config.attention.window);
+                card += &row("sliding window", value);
+            }
+            if config.attention.kv_shared > 0 {
+                let value = format!("the last {}", config.attention.kv_shared);
+                card += &row("layers that use keys and values of others", value);
+            }
             card += &row("feed-forward width", config.ffn.to_string());
             card += &row("vocabulary", config.vocab.to_string());
             card += &row("context", config.context.to_string());

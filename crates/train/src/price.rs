@@ -170,7 +170,7 @@ pub(crate) fn training_flops(config: &Config, settings: &Settings, tokens: u64) 
 /// queries, keys and values before and after rotation, the attention's output, gate and up (2 F), and a few numbers a
 /// head; what norms and the activation make of it is computed again. Behind the blocks the last norm's input and output
 /// with its gradient. The gradients of activations are largest in the feed-forward layer. Where blocks are computed again,
-/// all but one keep their input only.
+/// all but one keep their input only, and keys and values that later layers use.
 ///
 /// Of several ranks it is the sum. Where adapters are trained, gradients, moments and saves are theirs, and the weights are the
 /// base's: at most its numbers in f32, while a package is mapped and less.
@@ -218,6 +218,10 @@ fn activations(config: &Config, rows: usize, recompute: Recompute) -> usize {
         ..
     } = *config;
     let statistics = 2 + 2 * heads + kv_heads;
+    let kv = 2 * kv_heads * head_dim;
+    // What a layer without keys and values spares; and keys that later layers use, with their gradients.
+    let spared = config.attention.kv_shared * (2 * kv + kv_heads);
+    let lent = config.lenders() * 2 * kv;
     // Floats that a row keeps, and that its gradient takes on the way back.
     let (attention, d_attention) = (
         2 * config.qkv_width() + heads * head_dim + width + statistics,
@@ -225,12 +229,14 @@ fn activations(config: &Config, rows: usize, recompute: Recompute) -> usize {
     );
     let (ffn, d_ffn) = (2 * ffn + width, 3 * ffn + 2 * width);
     let blocks = match recompute {
-        Recompute::None => rows.saturating_mul(layers * (attention + ffn) + d_ffn + 3 * width),
+        Recompute::None => {
+            rows.saturating_mul(layers * (attention + ffn) - spared + lent + d_ffn + 3 * width)
+        }
         // One block's attention for all rows, and then the way back through its feed-forward layer, some rows at a time, or
         // through the attention.
         Recompute::Block => {
             let feed_forward = rows.min(ROW_BLOCK).saturating_mul(ffn + d_ffn);
-            rows.saturating_mul(layers * width + attention)
+            rows.saturating_mul(layers * width + attention + lent)
                 .saturating_add(feed_forward.max(rows.saturating_mul(d_attention)))
         }
     };

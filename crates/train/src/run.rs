@@ -807,18 +807,14 @@ impl Stepping<'_, '_> {
 }
 
 /// The operations that a forward and backward pass over these segments needs: exactly the products of the weights and of
-/// each token with those before it in its segment, and nothing that an implementation may waste. Frozen weights take no
+/// each token with those before it in its segment that a layer sees, and nothing that an implementation may waste. Frozen weights take no
 /// gradient, which is a third of it; what adapters on them need is not counted.
 fn training_flops(decoder: &Decoder, segments: &Segments) -> f64 {
     let config = decoder.config();
     let passes = if decoder.is_frozen() { 2.0 } else { 3.0 };
     let alone = config.forward_flops(0);
-    let pair = config.forward_flops(1) - alone;
-    let pairs: f64 = segments
-        .iter()
-        .map(|s| s.len as f64 * (s.len as f64 + 1.0) / 2.0)
-        .sum();
-    passes * (segments.tokens() as f64 * alone + pairs * pair)
+    let pairs: f64 = segments.iter().map(|s| config.pairs(s.len)).sum();
+    passes * (segments.tokens() as f64 * alone + pairs * config.pair_flops())
 }
 
 /// What a rank's batches of a step count.

@@ -124,12 +124,34 @@ pub struct ModelSettings {
     /// The base of the rotary frequencies; AFM's 500,000 where absent, or the checkpoint's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
+    /// W, how many tokens a row of a sliding layer sees, its own among them. All layers slide unless `layer_types` says which; none does
+    /// where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sliding_window: Option<usize>,
+    /// Which layers slide: one word a layer, or as many as divide their number, which are then repeated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_types: Option<Vec<LayerType>>,
+    /// How many of the last layers have no keys and values of their own and use those of the last layer before them of their kind; 0
+    /// where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_kv_shared_layers: Option<usize>,
     /// Added to the mean square in every norm; AFM's 1e-5 where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub norm_epsilon: Option<f64>,
     /// Whether input and output share one table; yes where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tied: Option<bool>,
+}
+
+/// A layer's kind, in the words of `config.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LayerType {
+    /// Sees all that came before.
+    #[serde(rename = "full_attention")]
+    Full,
+    /// Sees `sliding_window` tokens.
+    #[serde(rename = "sliding_attention")]
+    Sliding,
 }
 
 /// `[train]`: the loop. One of `steps` and `tokens` is given.

@@ -130,6 +130,7 @@ fn bytes_sent_are_those_of_the_plan_and_memory_is_within_a_tenth() {
         "train.warmup_steps=1",
         "train.sequence_length=64",
     ];
+    let sharing = ["model.num_kv_shared_layers=2", "model.sliding_window=20"];
     for (mesh, changes) in [
         ([2, 1, 1, 1], &[][..]),
         ([1, 2, 1, 1], &["compute.recompute=block"][..]),
@@ -156,6 +157,12 @@ fn bytes_sent_are_those_of_the_plan_and_memory_is_within_a_tenth() {
         (
             [2, 1, 2, 2],
             &["optimizer.kind=adastar", "train.ema=0.5"][..],
+        ),
+        ([1, 2, 1, 2], &sharing[..]),
+        ([1, 1, 2, 1], &sharing[..]),
+        (
+            [1, 1, 2, 2],
+            &[&sharing[..], &["compute.recompute=block"]].concat(),
         ),
     ] {
         let changes = on(mesh, &[&big[..], changes].concat());
@@ -246,6 +253,14 @@ fn every_rule_and_setting_works_on_a_mesh() {
     ];
     check(&dir, &ragged, &[[1, 2, 1, 2], [2, 1, 1, 4], [1, 2, 4, 1]]);
     russet_model::checkpoint::load(&dir.join("03-pretrain.best")).unwrap();
+    let mixed = [
+        "model.layers=3",
+        "model.sliding_window=10",
+        "model.layer_types=['full_attention', 'sliding_attention', 'sliding_attention']",
+        "model.num_kv_shared_layers=1",
+        "compute.recompute=block",
+    ];
+    check(&dir, &mixed, &[[1, 2, 1, 2], [1, 1, 4, 1], [2, 1, 2, 2]]);
     // In bf16 another order of sums moves operands to other roundings, so losses are as near as the type is fine.
     let bf16 = ["compute.dtype=bf16"];
     let [one, many] =

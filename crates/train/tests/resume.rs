@@ -136,6 +136,37 @@ fn threads_do_not_change_a_byte_under_any_rule() {
 }
 
 #[test]
+fn layers_that_slide_and_share_train_save_and_go_on() {
+    let (_keep, dir) = corpus();
+    let changes = [
+        "model.layers=4",
+        "model.sliding_window=9",
+        "model.layer_types=['sliding_attention', 'full_attention']",
+        "model.num_kv_shared_layers=2",
+    ];
+    let report = finished(run(&dir, &changes));
+    let (first, last) = (report.losses[0], *report.losses.last().unwrap());
+    assert!(last < 0.9 * first, "{first} to {last}");
+    let straight = result(&dir);
+    let decoder = russet_model::checkpoint::load(&dir.join("03-pretrain")).unwrap();
+    let kinds = [0, 1, 2, 3].map(|layer| decoder.config().attention_of(layer));
+    assert_eq!(kinds.map(|kind| kind.keys_of), [0, 1, 0, 1]);
+    assert_eq!(
+        kinds.map(|kind| kind.window == 9),
+        [true, false, true, false]
+    );
+    fs::remove_dir_all(dir.join("03-pretrain")).unwrap();
+    stop_at(&dir, &changes, 11);
+    let more = [
+        &changes[..],
+        &["compute.threads=2", "compute.recompute=block"],
+    ]
+    .concat();
+    finished(run(&dir, &more));
+    assert_eq!(result(&dir), straight);
+}
+
+#[test]
 fn a_stopped_run_goes_on_to_the_same_bytes() {
     let (_keep, dir) = corpus();
     run(&dir, &[]).unwrap();

@@ -20,6 +20,7 @@ fn decoder(seed: u64) -> Decoder {
         norm_epsilon: 1e-5,
         rope_theta: 1e4,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: 32,
         tied: true,
         bos: None,

@@ -22,6 +22,7 @@ fn config() -> Config {
         norm_epsilon: 1e-5,
         rope_theta: 500_000.0,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: 16,
         tied: true,
         bos: Some(0),

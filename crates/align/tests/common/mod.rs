@@ -54,6 +54,7 @@ pub fn base(dir: &Path) -> PathBuf {
         norm_epsilon: 1e-5,
         rope_theta: 500_000.0,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: 64,
         tied: true,
         bos: tokenizer.special().bos,

@@ -16,6 +16,7 @@ fn cache(slots: usize, blocks: usize) -> KvCache {
         norm_epsilon: 1e-5,
         rope_theta: 1e4,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: 1024,
         tied: true,
         bos: None,

@@ -10,7 +10,7 @@ use russet_kernels::palette::{self, Bits};
 use russet_kernels::{Pool, int8, random};
 use russet_model::config::RopeScaling;
 use russet_model::package::{self, Package, PaletteTensors};
-use russet_model::{Config, Decoder, Family, ParameterKind};
+use russet_model::{Attention, Config, Decoder, Family, ParameterKind};
 
 pub const VOCAB: usize = 97;
 pub const CONTEXT: usize = 256;
@@ -28,6 +28,7 @@ pub fn config() -> Config {
         norm_epsilon: 1e-5,
         rope_theta: 500_000.0,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: CONTEXT,
         tied: true,
         bos: Some(0),
@@ -39,9 +40,23 @@ pub fn dense() -> Decoder {
     Decoder::random(&config(), 1)
 }
 
+/// One whose first and third layers slide, and whose last two use the keys and values of the first two.
+pub fn sliding_and_sharing() -> Decoder {
+    let config = Config {
+        layers: 4,
+        attention: Attention::new(40, vec![true, false, true, false], 2),
+        ..config()
+    };
+    Decoder::random(&config, 1)
+}
+
 /// The dense decoder with every matrix rounded to even steps, of two, three and four bits, and the table to eight bits.
 pub fn palettized() -> Decoder {
-    let decoder = dense();
+    rounded(&dense())
+}
+
+/// Any decoder so rounded.
+pub fn rounded(decoder: &Decoder) -> Decoder {
     let (mut modules, mut tables, mut norms) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for parameter in decoder.parameters() {
         let mut start = 0;

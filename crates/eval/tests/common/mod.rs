@@ -28,6 +28,7 @@ fn config() -> Config {
         norm_epsilon: 1e-5,
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: CONTEXT,
         tied: true,
         bos: Some(0),

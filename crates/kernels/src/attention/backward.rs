@@ -10,8 +10,8 @@ use std::ops::Range;
 
 use super::pack;
 use super::tile::{Left, Right, Rows, SQUARE, TILE, product, tile_of};
-use super::{Keys, Query};
-use crate::matmul::{bf16, words};
+use super::{Keys, seen};
+use crate::matmul::{Compute, bf16, words};
 use crate::norm::dot;
 use crate::pool::{Disjoint, Pool};
 use crate::rope::HeadShape;
@@ -24,43 +24,21 @@ fn strip<S: Simd, const BF16: bool>() -> usize {
     if BF16 && S::TILES { SQUARE } else { 16 }
 }
 
-/// See [`super::attention_backward`].
-pub(super) fn backward<const BF16: bool>(
+/// Runs the task of each of `segments` (start, len) and each kv head.
+pub(super) fn each<'a>(
     pool: &Pool,
-    shape: HeadShape,
-    qkv: &[f32],
+    compute: Compute,
+    kv_heads: usize,
     segments: &[(usize, usize)],
-    out: &[f32],
-    lse: &[f32],
-    d_out: &[f32],
-    d_qkv: &mut [f32],
+    task: impl Fn(usize, usize, usize) -> Task<'a> + Sync,
 ) {
-    let d_qkv = Disjoint::new(d_qkv);
     // The longest first, so that none is left for the end.
     let mut order: Vec<usize> = (0..segments.len()).collect();
     order.sort_by_key(|&index| std::cmp::Reverse(segments[index].1));
-    pool.run(segments.len() * shape.kv_heads, |task| {
-        let (start, len) = segments[order[task / shape.kv_heads]];
+    pool.run(segments.len() * kv_heads, |number| {
+        let (start, len) = segments[order[number / kv_heads]];
         if len > 0 {
-            let width = shape.qkv_width();
-            let task = Task {
-                shape,
-                qkv,
-                start,
-                len,
-                keys: Query::flat(shape, qkv, start, len).keys,
-                keys_len: len,
-                own: true,
-                kv_head: task % shape.kv_heads,
-                out,
-                lse,
-                d_out,
-                d_qkv: &d_qkv,
-                d_kv: &d_qkv,
-                d_kv_at: start * width + shape.q_width(),
-                d_kv_stride: width,
-            };
-            task.run::<BF16>(pool);
+            task(start, len, number % kv_heads).run(compute, pool);
         }
     });
 }
@@ -69,19 +47,24 @@ pub(super) fn backward<const BF16: bool>(
 #[derive(Clone, Copy)]
 pub(super) struct Task<'a> {
     pub shape: HeadShape,
-    pub qkv: &'a [f32],
+    pub q: &'a [f32],
+    /// Between rows of queries and of their gradients.
+    pub q_stride: usize,
     pub start: usize,
     pub len: usize,
     pub keys: Keys<'a>,
     pub keys_len: usize,
-    /// Whether the keys are the rows' own, of which row i sees those up to i and gradients are written; else all of them are seen
-    /// and gradients added to.
+    /// Position of the first row, counted from the first key.
+    pub past: usize,
+    pub window: usize,
+    /// Whether row i has the position of key i, and gradients are written; else all keys lie before the rows, and gradients are added
+    /// to.
     pub own: bool,
     pub kv_head: usize,
     pub out: &'a [f32],
     pub lse: &'a [f32],
     pub d_out: &'a [f32],
-    pub d_qkv: &'a Disjoint<'a, f32>,
+    pub d_q: &'a Disjoint<'a, f32>,
     /// Where the gradients of keys go, and those of values behind them.
     pub d_kv: &'a Disjoint<'a, f32>,
     /// That of the first key.
@@ -90,7 +73,14 @@ pub(super) struct Task<'a> {
 }
 
 impl Task<'_> {
-    pub(super) fn run<const BF16: bool>(self, pool: &Pool) {
+    pub(super) fn run(self, compute: Compute, pool: &Pool) {
+        match compute {
+            Compute::F32 => self.run_in::<false>(pool),
+            Compute::Bf16 => self.run_in::<true>(pool),
+        }
+    }
+
+    fn run_in<const BF16: bool>(self, pool: &Pool) {
         let block = self.shape.head_dim * TILE;
         let size = 5 * self.keys_len.div_ceil(TILE) * block
             + 5 * block
@@ -117,23 +107,26 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
         let Differentiate { task, scratch } = self;
         let Task {
             shape,
-            qkv,
+            q: queries,
+            q_stride: width,
             start,
             len,
-            keys: seen,
+            keys: of_keys,
             keys_len,
+            past,
+            window,
             own: causal,
             kv_head,
             out,
             lse,
             d_out,
-            d_qkv,
+            d_q: d_queries,
             d_kv,
             d_kv_at,
             d_kv_stride,
         } = task;
         let (group, k) = (shape.group(), shape.head_dim);
-        let (width, q_width) = (shape.qkv_width(), shape.q_width());
+        let q_width = shape.q_width();
         let scale = (k as f32).sqrt().recip();
         let tiles = keys_len.div_ceil(TILE);
         let depth = words::<S, BF16>(k); // of K numbers
@@ -157,7 +150,7 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
         let d_o_row = &mut rest[..k]; // [K]
         for tile in 0..tiles {
             let count = TILE.min(keys_len - tile * TILE);
-            let (key_rows, value_rows) = tile_of(shape, seen, tile, count, kv_head);
+            let (key_rows, value_rows) = tile_of(shape, of_keys, tile, count, kv_head);
             let at = tile * block..(tile + 1) * block;
             pack::columns::<S, BF16>(simd, key_rows, count, k, &mut keys_t[at.clone()]);
             pack::columns::<S, BF16>(simd, value_rows, count, k, &mut values_t[at.clone()]);
@@ -169,8 +162,14 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
             .flat_map(|head| (0..len).step_by(TILE).map(move |first| (head, first)));
         for (head, first) in row_tiles {
             let rows = TILE.min(len - first);
+            // Tiles of keys that some row sees: up to the one of its own, from the one where the first row's window begins.
+            let from = seen(past + first, window).start / TILE;
+            let to = if causal { first / TILE + 1 } else { tiles };
+            if from >= to {
+                continue; // of keys that lie before the rows there may be none, and nothing to add
+            }
             let q_rows = Rows {
-                at: &qkv[(start + first) * width + head * k..],
+                at: &queries[(start + first) * width + head * k..],
                 stride: width,
             };
             let out_at = (start + first) * q_width + head * k;
@@ -201,8 +200,7 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
             } else {
                 (&*q_down, &*d_o_down) // single numbers go both ways
             };
-            let seen = if causal { first / TILE + 1 } else { tiles };
-            for tile in 0..seen {
+            for tile in from..to {
                 let first_key = tile * TILE;
                 let count = TILE.min(keys_len - first_key);
                 let own = causal && first_key == first; // and `count` is `rows`
@@ -238,7 +236,8 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
                             d_s,
                             cols,
                             count,
-                            own,
+                            position: past + first - first_key,
+                            window,
                         };
                         let terms = rows.clone().map(|row| (log_sums[row], dots[row]));
                         if BF16 && S::PAIRS {
@@ -256,7 +255,14 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
                         };
                         let size = [height, k, words::<S, BF16>(cols.min(count))];
                         let to = result_in(d_q, row * k, k);
-                        product::<S, BF16>(simd, size, left, right_of(keys, at, k), to, tile > 0);
+                        product::<S, BF16>(
+                            simd,
+                            size,
+                            left,
+                            right_of(keys, at, k),
+                            to,
+                            tile > from,
+                        );
                     }
                 }
                 for key in (0..count).step_by(strip) {
@@ -285,7 +291,7 @@ impl<const BF16: bool> Body for Differentiate<'_, BF16> {
             for (row, d_q) in d_q.chunks_exact(k).take(rows).enumerate() {
                 let at = (start + first + row) * width + head * k;
                 // SAFETY: this head's columns of these rows are this task's alone.
-                put(unsafe { d_qkv.range(at, k) }, d_q, causal);
+                put(unsafe { d_queries.range(at, k) }, d_q, causal);
             }
         }
         for (row, (d_key, d_value)) in d_keys
@@ -349,18 +355,22 @@ struct Scores<'a> {
     cols: usize,
     /// Keys that there are.
     count: usize,
-    /// Whether row i sees the keys up to i, rather than all.
-    own: bool,
+    /// Position of row 0, counted from the first of these keys.
+    position: usize,
+    window: usize,
 }
 
 impl Scores<'_> {
-    /// Gives `row` no probabilities beyond what it sees, up to column `cols`.
+    /// Gives `row` no probabilities but of what it sees, up to column `cols`.
     #[inline(always)]
     fn mask(&mut self, row: usize, cols: usize) {
-        let seen = if self.own { row + 1 } else { self.count };
-        if seen < cols {
-            self.p[row * TILE..][seen..cols].fill(f32::NEG_INFINITY);
-            self.d_s[row * TILE..][seen..cols].fill(0.0);
+        let seen = seen(self.position + row, self.window);
+        for hidden in [
+            0..seen.start.min(cols),
+            seen.end.min(self.count).min(cols)..cols,
+        ] {
+            self.p[row * TILE..][hidden.clone()].fill(f32::NEG_INFINITY);
+            self.d_s[row * TILE..][hidden].fill(0.0);
         }
     }
 

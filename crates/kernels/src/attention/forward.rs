@@ -3,9 +3,9 @@
 //! In bf16, q, k, v and the exponentials are rounded as operands of products; scores, their sums and the results are f32. Scores
 //! are scaled after the product, so that the backward pass finds the same ones whatever √K.
 
-use super::Query;
 use super::pack;
 use super::tile::{Left, Right, Rows, TILE, product, tile_of};
+use super::{Query, seen};
 use crate::isa::Isa;
 use crate::matmul::words;
 use crate::pool::{Disjoint, Pool};
@@ -146,8 +146,15 @@ impl<const BF16: bool> Body for Attend<'_, BF16> {
         totals.fill(0.0);
         let begin = query.past + first; // position of the first row
         let end = query.keys.of(begin + positions); // keys that the last row sees
-        for tile in 0..end.div_ceil(TILE) {
+        for tile in seen(begin, query.window).start / TILE..end.div_ceil(TILE) {
             let count = TILE.min(end - tile * TILE);
+            // Rows before `skip` see no key of the tile, nor do those from `until` on, whose windows begin behind it.
+            let skip = (tile * TILE).saturating_sub(begin) * group;
+            let reach = query.window.saturating_add(tile * TILE + count - 1);
+            let until = reach.saturating_sub(begin).min(positions) * group;
+            if until <= skip {
+                continue; // keys that have ended before a window begins
+            }
             // Scores beyond are of keys that no row sees.
             let cols = count.next_multiple_of(CHUNK);
             let (keys, values) = tile_of(shape, query.keys, tile, count, kv_head);
@@ -161,8 +168,6 @@ impl<const BF16: bool> Body for Attend<'_, BF16> {
             } else {
                 values
             };
-            // Rows before this one see no key of the tile.
-            let skip = (tile * TILE).saturating_sub(begin) * group;
             let left = |at: &[f32], row: usize| Left {
                 at: at[skip * row..].as_ptr(),
                 row,
@@ -181,17 +186,18 @@ impl<const BF16: bool> Body for Attend<'_, BF16> {
                 };
                 product::<S, BF16>(
                     simd,
-                    [rows - skip, cols, depth],
+                    [until - skip, cols, depth],
                     left(q, depth),
                     keys,
                     to,
                     false,
                 );
             }
-            for row in skip..rows {
-                let seen = (begin + row / group + 1 - tile * TILE).min(count);
+            for row in skip..until {
+                let seen = seen(begin + row / group, query.window);
                 let scores = &mut scores[row * TILE..][..cols];
-                scores[seen.min(cols)..].fill(f32::NEG_INFINITY);
+                scores[..seen.start.saturating_sub(tile * TILE)].fill(f32::NEG_INFINITY);
+                scores[(seen.end - tile * TILE).min(count)..].fill(f32::NEG_INFINITY);
                 let sums = &mut sums[row * head_dim..][..head_dim];
                 if BF16 {
                     soften_to_bf16(
@@ -219,7 +225,7 @@ impl<const BF16: bool> Body for Attend<'_, BF16> {
                 };
                 product::<S, BF16>(
                     simd,
-                    [rows - skip, head_dim, words::<S, BF16>(count)],
+                    [until - skip, head_dim, words::<S, BF16>(count)],
                     left(scores, TILE),
                     values,
                     to,
@@ -238,7 +244,12 @@ impl<const BF16: bool> Body for Attend<'_, BF16> {
                     task.lse.range(at, 1),
                 )
             };
-            let inverse = totals[row].recip();
+            // Of keys that are another rank's a row may see none.
+            let inverse = if totals[row] == 0.0 {
+                0.0
+            } else {
+                totals[row].recip()
+            };
             for (out, sum) in out.iter_mut().zip(&sums[row * head_dim..]) {
                 *out = sum * inverse;
             }

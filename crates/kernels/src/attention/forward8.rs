@@ -11,10 +11,10 @@
 
 use std::ops::Range;
 
-use super::Query;
 use super::forward::fade;
 use super::pages8::{Pages8, value_width};
 use super::tile::TILE;
+use super::{Query, seen};
 use crate::pool::{Disjoint, Pool};
 use crate::quantize::{rounded, scale_of};
 use crate::rope::HeadShape;
@@ -37,12 +37,13 @@ const LARGEST: f32 = 32_767.0;
 pub(super) type Query8<'a> = (Query<'a>, Pages8<'a>);
 
 /// Some positions of one query.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Run {
     query: usize,
     first: usize,
     positions: usize,
-    spans: usize,
+    /// From the one in which the first row's window begins.
+    spans: Range<usize>,
 }
 
 /// See [`super::attention_forward`].
@@ -66,12 +67,13 @@ pub(super) fn forward(
     for (index, (query, _)) in queries.iter().enumerate() {
         for first in (0..query.len).step_by(step) {
             let positions = step.min(query.len - first);
-            let tiles = (query.past + first + positions).div_ceil(TILE);
+            let begin = query.past + first;
+            let tiles = (begin + positions).div_ceil(TILE);
             runs.push(Run {
                 query: index,
                 first,
                 positions,
-                spans: tiles.div_ceil(SPAN),
+                spans: seen(begin, query.window).start / (SPAN * TILE)..tiles.div_ceil(SPAN),
             });
         }
     }
@@ -93,7 +95,7 @@ pub(super) fn forward(
     };
     let heads = shape.kv_heads;
     // Few tasks with long histories would leave threads without work; the bits are the same either way.
-    let spans: usize = runs.iter().map(|run| run.spans).sum();
+    let spans: usize = runs.iter().map(|run| run.spans.len()).sum();
     if spans == runs.len() || runs.len() * heads >= 8 * pool.threads() {
         pool.run(runs.len() * heads, |at| {
             let run = &runs[at / heads];
@@ -104,7 +106,7 @@ pub(super) fn forward(
                     pool.isa(),
                     Attend {
                         task,
-                        spans: 0..run.spans,
+                        spans: run.spans.clone(),
                         to,
                         scratch,
                     },
@@ -120,7 +122,7 @@ pub(super) fn forward(
     let parts: Vec<(usize, usize)> = runs
         .iter()
         .enumerate()
-        .flat_map(|(run, of)| (0..of.spans).map(move |span| (run, span)))
+        .flat_map(|(run, of)| of.spans.clone().map(move |span| (run, span)))
         .collect();
     with_scratch(parts.len() * heads * part, |memory| {
         let shared = Disjoint::new(memory);
@@ -144,8 +146,8 @@ pub(super) fn forward(
             with_scratch(Scratch::len(shape, run.positions * shape.group()), attend);
         });
         pool.run(runs.len() * heads, |at| {
-            let before: usize = runs[..at / heads].iter().map(|run| run.spans).sum();
-            let parts = (before..before + runs[at / heads].spans)
+            let before: usize = runs[..at / heads].iter().map(|run| run.spans.len()).sum();
+            let parts = (before..before + runs[at / heads].spans.len())
                 .map(|index| (index * heads + at % heads) * part)
                 .collect();
             with_scratch(part, |scratch| {
@@ -421,13 +423,15 @@ impl Task<'_> {
     /// One span of keys.
     #[inline(always)]
     fn span<S: Simd>(&self, simd: S, span: usize, operands: &mut Operands, softmax: &mut Softmax) {
-        let (shape, rows) = (self.shape, self.rows());
+        let shape = self.shape;
         let (group, head_dim, width) = (shape.group(), shape.head_dim, value_width(shape));
         let begin = self.query.past + self.first; // position of the first row
         let end = begin + self.positions; // keys that the last row sees
         let tiles = end.div_ceil(TILE);
-        let mut next = self.pages.tile(shape, span * SPAN, self.kv_head);
-        for tile in span * SPAN..tiles.min((span + 1) * SPAN) {
+        let window = self.query.window;
+        let from = (seen(begin, window).start / TILE).max(span * SPAN);
+        let mut next = self.pages.tile(shape, from, self.kv_head);
+        for tile in from..tiles.min((span + 1) * SPAN) {
             let at = next;
             if tile + 1 < tiles {
                 next = self.pages.tile(shape, tile + 1, self.kv_head);
@@ -435,13 +439,15 @@ impl Task<'_> {
             let count = TILE.min(end - tile * TILE);
             // Scores beyond are of keys that no row sees.
             let cols = count.next_multiple_of(CHUNK);
-            // Rows before this one see no key of the tile.
+            // Rows before `skip` see no key of the tile, nor do those from `until` on, whose windows begin behind it.
             let skip = (tile * TILE).saturating_sub(begin) * group;
+            let reach = window.saturating_add(tile * TILE + count - 1);
+            let until = reach.saturating_sub(begin).min(self.positions) * group;
             // SAFETY: [rows, K] numbers of q times [K / 2, cols, 2] of the keys to [rows, cols] at a distance of TILE, factors for
             // each row and column: all of them within the scratch and the tile, whose keys are [K / 2, TILE, 2].
             unsafe {
                 let product = Product {
-                    rows: rows - skip,
+                    rows: until - skip,
                     cols,
                     twos: head_dim / 2,
                     a: operands.q[skip * head_dim..].as_ptr(),
@@ -456,10 +462,15 @@ impl Task<'_> {
                 };
                 product.multiply::<S, true>(simd);
             }
-            for row in skip..rows {
-                let seen = (begin + row / group + 1 - tile * TILE).min(TILE);
+            for row in skip..until {
+                let seen = seen(begin + row / group, window);
+                let (first, end) = (
+                    seen.start.saturating_sub(tile * TILE),
+                    (seen.end - tile * TILE).min(count),
+                );
                 let scores = &mut operands.scores[row * TILE..][..cols];
-                scores[seen.min(cols)..].fill(f32::NEG_INFINITY);
+                scores[..first].fill(f32::NEG_INFINITY);
+                scores[end..].fill(f32::NEG_INFINITY);
                 soften(
                     simd,
                     scores,
@@ -467,18 +478,19 @@ impl Task<'_> {
                     &mut softmax.highest[row],
                     &mut softmax.totals[row],
                 );
-                let seen = seen.min(count);
-                for (weight, scale) in scores[..seen].iter_mut().zip(at.value_scales) {
+                let scores = &mut scores[first..end];
+                for (weight, scale) in scores.iter_mut().zip(&at.value_scales[first..]) {
                     *weight *= scale;
                 }
                 let weights = &mut operands.weights[row * TILE..][..TILE];
-                operands.weight_factors[row] = to_16_bits(&scores[..seen], weights);
-                weights[seen..].fill(0);
+                operands.weight_factors[row] = to_16_bits(scores, &mut weights[first..]);
+                weights[..first].fill(0);
+                weights[end..].fill(0);
             }
-            // SAFETY: [rows, TILE] weights, those after the last key 0, times [TILE / 2, W, 2] of the values to [rows, W].
+            // SAFETY: [rows, TILE] weights, those of keys that a row does not see 0, times [TILE / 2, W, 2] of the values to [rows, W].
             unsafe {
                 let product = Product {
-                    rows: rows - skip,
+                    rows: until - skip,
                     cols: width,
                     twos: count.div_ceil(2),
                     a: operands.weights[skip * TILE..].as_ptr(),

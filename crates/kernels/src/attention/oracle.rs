@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Keys, PAGE_TOKENS, Query};
+use super::{Keys, PAGE_TOKENS, Query, seen};
 use crate::rope::HeadShape;
 
 /// The key and the value of a position.
@@ -52,17 +52,21 @@ fn key_value<'a>(
     }
 }
 
-/// Probabilities of the keys `0..=position` for one row and head, and ln Σ exp.
+/// Probabilities of the keys `0..=position` for one row and head, and ln Σ exp; 0 of those outside the window.
 fn probabilities(
     shape: HeadShape,
     q: &[f32],
     keys: &Keys,
     kv_head: usize,
     position: usize,
+    window: usize,
 ) -> (Vec<f64>, f64) {
     let scale = 1.0 / (shape.head_dim as f64).sqrt();
     let scores: Vec<f64> = (0..=position)
-        .map(|t| scale * dot(q, &key_value(shape, keys, t, kv_head).0))
+        .map(|t| match seen(position, window).contains(&t) {
+            true => scale * dot(q, &key_value(shape, keys, t, kv_head).0),
+            false => f64::NEG_INFINITY,
+        })
         .collect();
     let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let lse = highest + scores.iter().map(|s| (s - highest).exp()).sum::<f64>().ln();
@@ -91,7 +95,8 @@ pub(crate) fn forward(
             let n = query.start + row;
             let q = &q[n * q_stride + head * head_dim..][..head_dim];
             let kv_head = head / shape.group();
-            let (p, log_sum) = probabilities(shape, q, &query.keys, kv_head, query.past + row);
+            let (position, window) = (query.past + row, query.window);
+            let (p, log_sum) = probabilities(shape, q, &query.keys, kv_head, position, window);
             lse[n * heads + head] = log_sum as f32;
             let mut sum = vec![0.0f64; head_dim];
             for (t, p) in p.iter().enumerate() {
@@ -111,6 +116,7 @@ pub(crate) fn forward(
 /// See [`super::attention_backward`].
 pub(crate) fn backward(
     shape: HeadShape,
+    window: usize,
     qkv: &[f32],
     segments: &[(usize, usize)],
     d_out: &[f32],
@@ -125,7 +131,7 @@ pub(crate) fn backward(
             let kv_head = head / shape.group();
             let q = &qkv[(start + row) * width + head * head_dim..][..head_dim];
             let d_out = &d_out[((start + row) * heads + head) * head_dim..][..head_dim];
-            let (p, _) = probabilities(shape, q, &query.keys, kv_head, row);
+            let (p, _) = probabilities(shape, q, &query.keys, kv_head, row, window);
             let d_p: Vec<f64> = (0..=row)
                 .map(|t| dot(d_out, &key_value(shape, &query.keys, t, kv_head).1))
                 .collect();

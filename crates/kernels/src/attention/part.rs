@@ -8,7 +8,7 @@
 //! and gradients add up.
 
 use super::backward::Task;
-use super::{Keys, Query, attention_forward, check_disjoint};
+use super::{Keys, Query, attention_forward, check_disjoint, query_stride};
 use crate::matmul::Compute;
 use crate::pool::{Disjoint, Pool};
 use crate::profile::{Kernel, span};
@@ -17,8 +17,8 @@ use crate::rope::HeadShape;
 /// Rows that one task puts together.
 const ROWS: usize = 64;
 
-/// Rows `[start, start + len)` of a packed `qkv`, which see all of the keys in rows `[first_key, first_key + keys)` of a packed
-/// `kv [M, 2G·K]`, keys and then values.
+/// Rows `[start, start + len)` of queries, which see all of the keys in rows `[first_key, first_key + keys)` of a packed
+/// `kv [M, 2G·K]`, keys and then values, as far as a window reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     /// First row.
@@ -29,23 +29,25 @@ pub struct Part {
     pub first_key: usize,
     /// Number of keys, at least one.
     pub keys: usize,
+    /// Positions between the last key and the first row, for windows; then rows and keys are neighbours in their sequence.
+    pub gap: usize,
 }
 
 impl Part {
     /// Its keys and values.
     fn keys(self, shape: HeadShape, kv: &[f32]) -> Keys<'_> {
-        let stride = 2 * shape.kv_width();
-        let rows = &kv[self.first_key * stride..(self.first_key + self.keys) * stride];
-        Keys::Rows {
-            keys: rows,
-            values: &rows[shape.kv_width()..],
-            stride,
-        }
+        Keys::packed(shape, kv, self.first_key, self.keys)
+    }
+
+    /// Whether a window reaches from the first row back to the last key.
+    pub fn is_seen(&self, window: usize) -> bool {
+        window > self.gap.saturating_add(1)
     }
 }
 
 /// Takes the keys of `parts` into the `out [N, H·K]` and `lse [N, H]` of what the rows have seen before; other rows are left
-/// alone. `part_out` and `part_lse` are as large, and room to work in.
+/// alone. `part_out` and `part_lse` are as large, and room to work in. Queries are `[N, H·K]`, or the first columns of a packed
+/// `[N, (H+2G)·K]`.
 ///
 /// # Panics
 /// When a part leaves the rows or the keys, has no keys, or shares rows with another one.
@@ -53,8 +55,8 @@ pub fn attention_part_forward(
     pool: &Pool,
     compute: Compute,
     shape: HeadShape,
-    qkv: &[f32],
-    kv: &[f32],
+    window: usize,
+    [q, kv]: [&[f32]; 2],
     parts: &[Part],
     [part_out, part_lse]: [&mut [f32]; 2],
     [out, lse]: [&mut [f32]; 2],
@@ -64,14 +66,15 @@ pub fn attention_part_forward(
         Query {
             start: part.start,
             len: part.len,
-            past: part.keys, // the first row sees them all
+            past: part.keys + part.gap, // all keys lie before the first row
+            window,
             keys: part.keys(shape, kv),
         }
     };
     let queries: Vec<Query> = parts.iter().map(query).collect();
-    let stride = shape.qkv_width();
+    let stride = query_stride(shape, q, lse);
     attention_forward(
-        pool, compute, shape, qkv, stride, &queries, part_out, part_lse,
+        pool, compute, shape, q, stride, &queries, part_out, part_lse,
     );
     let _span = span(Kernel::Attention);
     let (out, lse) = (Disjoint::new(out), Disjoint::new(lse));
@@ -104,8 +107,8 @@ pub fn attention_part_forward(
     });
 }
 
-/// Adds the gradients of `parts` to the queries' columns of `d_qkv [N, (H+2G)·K]` and to `d_kv [M, 2G·K]`; `out` and `lse` are
-/// the whole ones of the forward pass.
+/// Adds the gradients of `parts` to those of the queries, which are as wide as `q`, and to `d_kv [M, 2G·K]`; `out` and `lse` are the
+/// whole ones of the forward pass.
 ///
 /// # Panics
 /// When a part leaves the rows or the keys, or shares rows or keys with another one.
@@ -113,15 +116,17 @@ pub fn attention_part_backward(
     pool: &Pool,
     compute: Compute,
     shape: HeadShape,
-    [qkv, kv]: [&[f32]; 2],
+    window: usize,
+    [q, kv]: [&[f32]; 2],
     parts: &[Part],
     [out, lse, d_out]: [&[f32]; 3],
-    [d_qkv, d_kv]: [&mut [f32]; 2],
+    [d_q, d_kv]: [&mut [f32]; 2],
 ) {
     let _span = span(Kernel::Attention);
     check_disjoint(parts.iter().map(|part| (part.start, part.len)));
     check_disjoint(parts.iter().map(|part| (part.first_key, part.keys)));
-    let (d_qkv, d_kv) = (Disjoint::new(d_qkv), Disjoint::new(d_kv));
+    let (d_q, d_kv) = (Disjoint::new(d_q), Disjoint::new(d_kv));
+    let q_stride = query_stride(shape, q, lse);
     let d_kv_stride = 2 * shape.kv_width();
     // The largest first, so that none is left for the end.
     let mut order: Vec<&Part> = parts.iter().collect();
@@ -130,25 +135,25 @@ pub fn attention_part_backward(
         let part = order[task / shape.kv_heads];
         let task = Task {
             shape,
-            qkv,
+            q,
+            q_stride,
             start: part.start,
             len: part.len,
             keys: part.keys(shape, kv),
             keys_len: part.keys,
+            past: part.keys + part.gap,
+            window,
             own: false,
             kv_head: task % shape.kv_heads,
             out,
             lse,
             d_out,
-            d_qkv: &d_qkv,
+            d_q: &d_q,
             d_kv: &d_kv,
             d_kv_at: part.first_key * d_kv_stride,
             d_kv_stride,
         };
-        match compute {
-            Compute::F32 => task.run::<false>(pool),
-            Compute::Bf16 => task.run::<true>(pool),
-        }
+        task.run(compute, pool);
     });
 }
 

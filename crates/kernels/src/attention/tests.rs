@@ -51,22 +51,26 @@ pub(super) fn rounded(numbers: &[f32]) -> Vec<f32> {
     numbers.iter().map(|&x| bf16::round(x)).collect()
 }
 
+/// Windows that begin and end everywhere in a tile.
+pub(super) const WINDOWS: [usize; 9] = [NO_WINDOW, 1, 2, 7, 40, 63, 64, 65, 130];
+
 fn flat_queries<'a>(
     shape: HeadShape,
+    window: usize,
     qkv: &'a [f32],
     segments: &[(usize, usize)],
 ) -> Vec<Query<'a>> {
-    let query = |&(start, len): &(usize, usize)| Query::flat(shape, qkv, start, len);
+    let query = |&(start, len): &(usize, usize)| Query::flat(shape, qkv, start, len).within(window);
     segments.iter().map(query).collect()
 }
 
-fn check(shape: HeadShape, lengths: &[usize], seed: u64) {
+fn check(shape: HeadShape, window: usize, lengths: &[usize], seed: u64) {
     for compute in [Compute::F32, Compute::Bf16] {
-        check_in(compute, shape, lengths, seed);
+        check_in(compute, shape, window, lengths, seed);
     }
 }
 
-fn check_in(compute: Compute, shape: HeadShape, lengths: &[usize], seed: u64) {
+fn check_in(compute: Compute, shape: HeadShape, window: usize, lengths: &[usize], seed: u64) {
     let tokens: usize = lengths.iter().sum();
     let (width, q_width) = (shape.qkv_width(), shape.q_width());
     let qkv = numbers(tokens * width, seed);
@@ -87,13 +91,13 @@ fn check_in(compute: Compute, shape: HeadShape, lengths: &[usize], seed: u64) {
             shape,
             &qkv,
             width,
-            &flat_queries(shape, &qkv, &segments),
+            &flat_queries(shape, window, &qkv, &segments),
             &mut out,
             &mut lse,
         );
-        oracle::backward(shape, &qkv, &segments, &d_out, &mut d_qkv);
+        oracle::backward(shape, window, &qkv, &segments, &d_out, &mut d_qkv);
     }
-    let queries = flat_queries(shape, &qkv, &segments);
+    let queries = flat_queries(shape, window, &qkv, &segments);
     let mut vectors: Option<Vec<f32>> = None;
     for isa in isas() {
         let mut bits: Vec<Vec<f32>> = Vec::new();
@@ -114,7 +118,7 @@ fn check_in(compute: Compute, shape: HeadShape, lengths: &[usize], seed: u64) {
             close(Compute::F32, &got_lse, &lse, "lse");
             let mut got_d = vec![f32::NAN; d_qkv.len()];
             attention_backward(
-                &pool, compute, shape, &qkv, &segments, &got, &got_lse, &d_out, &mut got_d,
+                &pool, compute, shape, window, &qkv, &segments, &got, &got_lse, &d_out, &mut got_d,
             );
             close(compute, &got_d, &d_qkv, "d_qkv");
             bits.push([got, got_lse, got_d].concat());
@@ -128,17 +132,18 @@ fn check_in(compute: Compute, shape: HeadShape, lengths: &[usize], seed: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn every_body_equals_the_formula(
         kv_heads in 1usize..3,
         group in 1usize..4,
         head_dim in prop::sample::select(vec![2usize, 8, 16, 20, 32, 64]),
+        window in prop::sample::select(WINDOWS.to_vec()),
         lengths in prop::collection::vec(0usize..90, 1..4),
         seed in 0u64..1000,
     ) {
-        check(HeadShape { heads: kv_heads * group, kv_heads, head_dim }, &lengths, seed);
+        check(HeadShape { heads: kv_heads * group, kv_heads, head_dim }, window, &lengths, seed);
     }
 }
 
@@ -150,6 +155,7 @@ fn long_sequences_and_wide_heads_equal_the_formula() {
             kv_heads: 1,
             head_dim: 128,
         },
+        NO_WINDOW,
         &[200],
         5,
     );
@@ -159,9 +165,108 @@ fn long_sequences_and_wide_heads_equal_the_formula() {
             kv_heads: 3,
             head_dim: 64,
         },
+        NO_WINDOW,
         &[129, 64, 1],
         6,
     );
+}
+
+#[test]
+fn windows_of_every_size_equal_the_formula() {
+    let shape = HeadShape {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 16,
+    };
+    for window in WINDOWS {
+        check(shape, window, &[300, 64, 70], 7);
+    }
+}
+
+/// A window as long as the sequence is none, to the bit; and what lies before a window has no part in a row, whatever it is.
+#[test]
+fn a_window_hides_what_lies_before_it_and_nothing_else() {
+    let shape = HeadShape {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 8,
+    };
+    let (width, tokens) = (shape.qkv_width(), 200);
+    let qkv = numbers(tokens * width, 3);
+    let both = [Compute::F32, Compute::Bf16];
+    for (isa, compute) in isas().into_iter().flat_map(|isa| both.map(|c| (isa, c))) {
+        let pool = Pool::with_isa(1, isa);
+        let attend = |qkv: &[f32], window: usize| {
+            let mut out = vec![0.0; tokens * shape.q_width()];
+            let mut lse = vec![0.0; tokens * shape.heads];
+            let query = [Query::flat(shape, qkv, 0, tokens).within(window)];
+            attention_forward(
+                &pool, compute, shape, qkv, width, &query, &mut out, &mut lse,
+            );
+            out
+        };
+        assert!(attend(&qkv, NO_WINDOW) == attend(&qkv, tokens), "{isa:?}");
+        // Another beginning: rows from 70 + 100 on do not see it.
+        let mut other = qkv.clone();
+        other[..71 * width].copy_from_slice(&numbers(71 * width, 4));
+        let [one, two] = [&qkv, &other].map(|qkv| attend(qkv, 100));
+        let at = 170 * shape.q_width();
+        assert!(one[at..] == two[at..], "{isa:?}");
+        assert!(one[at - shape.q_width()..at] != two[at - shape.q_width()..at]);
+    }
+}
+
+/// Queries that lie apart from the keys of another layer give the bits of those in one packed row, forward and backward.
+#[test]
+fn queries_apart_from_their_keys_give_the_same_bits() {
+    let shape = HeadShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+    };
+    let (width, q_width, tokens) = (shape.qkv_width(), shape.q_width(), 150);
+    let segments = [(0, 70), (70, 80)];
+    let (qkv, d_out) = (numbers(tokens * width, 1), numbers(tokens * q_width, 2));
+    let columns = |of: &[f32], range: Range<usize>| -> Vec<f32> {
+        let rows = of.chunks_exact(width);
+        rows.flat_map(|row| row[range.clone()].to_vec()).collect()
+    };
+    let (q, kv) = (columns(&qkv, 0..q_width), columns(&qkv, q_width..width));
+    let both = [Compute::F32, Compute::Bf16];
+    for (isa, compute) in isas().into_iter().flat_map(|isa| both.map(|c| (isa, c))) {
+        for window in [NO_WINDOW, 50] {
+            let pool = Pool::with_isa(2, isa);
+            let empty = || [vec![0.0; tokens * q_width], vec![0.0; tokens * shape.heads]];
+            let ([mut out, mut lse], [mut out2, mut lse2]) = (empty(), empty());
+            let queries = flat_queries(shape, window, &qkv, &segments);
+            attention_forward(
+                &pool, compute, shape, &qkv, width, &queries, &mut out, &mut lse,
+            );
+            let queries =
+                segments.map(|(start, len)| Query::shared(shape, &kv, start, len).within(window));
+            attention_forward(
+                &pool, compute, shape, &q, q_width, &queries, &mut out2, &mut lse2,
+            );
+            assert!((&out, &lse) == (&out2, &lse2), "{isa:?}, {compute:?}");
+            let mut d_qkv = vec![f32::NAN; qkv.len()];
+            attention_backward(
+                &pool, compute, shape, window, &qkv, &segments, &out, &lse, &d_out, &mut d_qkv,
+            );
+            let (mut d_q, mut d_kv) = (vec![f32::NAN; q.len()], vec![f32::NAN; kv.len()]);
+            attention_shared_backward(
+                &pool,
+                compute,
+                shape,
+                window,
+                [&q, &kv],
+                &segments,
+                [&out, &lse, &d_out],
+                [&mut d_q, &mut d_kv],
+            );
+            assert!(d_q == columns(&d_qkv, 0..q_width), "{isa:?}, {compute:?}");
+            assert!(d_kv == columns(&d_qkv, q_width..width));
+        }
+    }
 }
 
 #[test]
@@ -174,11 +279,13 @@ fn keys_in_pages_chunks_and_batches_give_the_bits_of_the_flat_pass() {
     let (width, q_width, tokens) = (shape.qkv_width(), shape.q_width(), 150);
     let qkv = numbers(tokens * width, 1);
     let both = [Compute::F32, Compute::Bf16];
-    for (isa, compute) in isas().into_iter().flat_map(|isa| both.map(|c| (isa, c))) {
+    let cases = isas().into_iter().flat_map(|isa| both.map(|c| (isa, c)));
+    let cases = cases.flat_map(|(isa, c)| [NO_WINDOW, 1, 40, 64, 100].map(|w| (isa, c, w)));
+    for (isa, compute, window) in cases {
         let pool = Pool::with_isa(2, isa);
         let mut flat = vec![0.0; tokens * q_width];
         let mut lse = vec![0.0; tokens * shape.heads];
-        let query = Query::flat(shape, &qkv, 0, tokens);
+        let query = Query::flat(shape, &qkv, 0, tokens).within(window);
         attention_forward(
             &pool,
             compute,
@@ -206,6 +313,7 @@ fn keys_in_pages_chunks_and_batches_give_the_bits_of_the_flat_pass() {
                     start: 0,
                     len,
                     past,
+                    window,
                     keys,
                 };
                 let (mut out, mut lse) = (vec![0.0; len * q_width], vec![0.0; len * shape.heads]);
@@ -221,7 +329,7 @@ fn keys_in_pages_chunks_and_batches_give_the_bits_of_the_flat_pass() {
                 );
                 assert!(
                     out == flat[past * q_width..(past + len) * q_width],
-                    "{isa:?}, {compute:?}, from {past}"
+                    "{isa:?}, {compute:?}, window {window}, from {past}"
                 );
                 past += len;
             }

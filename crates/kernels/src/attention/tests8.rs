@@ -3,7 +3,7 @@
 use crate::Isa;
 use proptest::prelude::*;
 
-use super::tests::numbers;
+use super::tests::{WINDOWS, numbers};
 use super::*;
 use crate::random::below;
 
@@ -59,7 +59,7 @@ fn attend(pool: &Pool, shape: HeadShape, q: &[f32], queries: &[Query]) -> (Vec<f
 
 /// A number of q is off by up to 2⁻¹⁶ of the largest, which is about 4; a score, the sum of K of them times keys of order one over √K,
 /// by some 1e-4, and so is a probability, of itself. Weights are off by as much of the largest of a tile.
-fn check(shape: HeadShape, lengths: &[usize], seed: u64) {
+fn check(shape: HeadShape, window: usize, lengths: &[usize], seed: u64) {
     let tokens: usize = lengths.iter().sum();
     let width = shape.qkv_width();
     let qkv = numbers(tokens * width, seed);
@@ -83,6 +83,7 @@ fn check(shape: HeadShape, lengths: &[usize], seed: u64) {
                     start: *start,
                     len: *len,
                     past: 0,
+                    window,
                     keys: cache.keys(),
                 });
             }
@@ -115,10 +116,11 @@ proptest! {
         kv_heads in 1usize..3,
         group in 1usize..9,
         head_dim in prop::sample::select(vec![2usize, 8, 16, 20, 64, 128]),
+        window in prop::sample::select(WINDOWS.to_vec()),
         lengths in prop::collection::vec(0usize..90, 1..4),
         seed in 0u64..1000,
     ) {
-        check(HeadShape { heads: kv_heads * group, kv_heads, head_dim }, &lengths, seed);
+        check(HeadShape { heads: kv_heads * group, kv_heads, head_dim }, window, &lengths, seed);
     }
 }
 
@@ -129,7 +131,9 @@ fn several_spans_equal_the_formula() {
         kv_heads: 1,
         head_dim: 16,
     };
-    check(shape, &[2200], 7);
+    for window in [NO_WINDOW, 2100, 200] {
+        check(shape, window, &[2200], 7);
+    }
 }
 
 #[test]
@@ -141,7 +145,9 @@ fn a_row_has_its_bits_in_any_chunk_batch_and_number_of_threads() {
     };
     let (width, q_width, tokens) = (shape.qkv_width(), shape.q_width(), 4_500);
     let qkv = numbers(tokens * width, 1);
-    for isa in Isa::available() {
+    // Windows that begin within spans, and a few tiles back.
+    let windows = [NO_WINDOW, 2500, 100];
+    for (isa, window) in Isa::available().flat_map(|isa| windows.map(|window| (isa, window))) {
         let alone = Pool::with_isa(1, isa);
         let mut cache = Cache::new(shape, tokens);
         cache.append(&alone, shape, &qkv, 0);
@@ -149,6 +155,7 @@ fn a_row_has_its_bits_in_any_chunk_batch_and_number_of_threads() {
             start: 0,
             len: tokens,
             past: 0,
+            window,
             keys: cache.keys(),
         };
         let (want, want_lse) = attend(&alone, shape, &qkv, &[whole]);
@@ -163,13 +170,14 @@ fn a_row_has_its_bits_in_any_chunk_batch_and_number_of_threads() {
                 start: 0,
                 len,
                 past,
+                window,
                 keys: chunked.keys(),
             };
             let (out, lse) = attend(&many, shape, rows, &[query]);
             let end = past + len;
             assert!(
                 out == want[past * q_width..end * q_width],
-                "{isa:?}, from {past}"
+                "{isa:?}, window {window}, from {past}"
             );
             assert!(lse == want_lse[past * shape.heads..end * shape.heads]);
             past += len;
@@ -191,6 +199,7 @@ fn a_row_has_its_bits_in_any_chunk_batch_and_number_of_threads() {
             start,
             len: 1,
             past,
+            window,
             keys: cache.keys(),
         };
         let queries: Vec<Query> = places.iter().enumerate().map(query).collect();
@@ -243,6 +252,13 @@ fn tokens_are_off_by_half_a_step_and_keep_off_their_neighbours() {
 
 #[test]
 fn a_fault_shows_in_the_rows_that_see_it_and_in_no_other() {
+    // Row 70 has the fault; it is in its own window, and a window of 5 ends at row 74.
+    for (window, rows) in [(NO_WINDOW, 70..80), (5, 70..75)] {
+        faults(window, rows);
+    }
+}
+
+fn faults(window: usize, faulty: Range<usize>) {
     let shape = HeadShape {
         heads: 2,
         kv_heads: 1,
@@ -261,12 +277,13 @@ fn a_fault_shows_in_the_rows_that_see_it_and_in_no_other() {
                 start: 0,
                 len: tokens,
                 past: 0,
+                window,
                 keys: cache.keys(),
             };
             let (out, _) = attend(&pool, shape, &qkv, &[query]);
             for (row, out) in out.chunks(q_width).enumerate() {
                 assert!(
-                    out.iter().all(|x| x.is_nan() == (row >= 70)),
+                    out.iter().all(|x| x.is_nan() == faulty.contains(&row)),
                     "{isa:?}, row {row}"
                 );
             }

@@ -19,7 +19,7 @@ use std::path::Path;
 use russet_kernels::Pool;
 
 use super::{Gguf, GgufType, GgufWriter};
-use crate::config::RopeScaling;
+use crate::config::{Attention, RopeScaling};
 use crate::stored::{self, Planned};
 use crate::{Config, Decoder, Family, ModelError, Weights, checkpoint, cut};
 
@@ -108,6 +108,18 @@ fn stored_as(kind: GgufType, name: &str, shape: &[usize]) -> GgufType {
 /// Writes the entries of a decoder's shape.
 fn sizes(config: &Config, kind: GgufType, file: &mut GgufWriter) -> Result<(), String> {
     let arch = architecture(config.family);
+    // llama.cpp would read the file and see the whole context, or miss tensors.
+    for (key, set) in [
+        ("sliding_window", config.attention.window),
+        ("num_kv_shared_layers", config.attention.kv_shared),
+    ] {
+        if set > 0 {
+            return Err(format!(
+                "cannot hold a model with `{key}` = {set}: llama.cpp's {arch} has no such layers; serve the folder with Russet, or \
+                 train a model without it"
+            ));
+        }
+    }
     file.text("general.architecture", arch);
     file.text("general.type", "model");
     file.unsigned("general.quantization_version", 2);
@@ -239,6 +251,7 @@ pub fn config(gguf: &Gguf) -> Result<Config, String> {
         },
         rope_theta: theta,
         rope_scaling: RopeScaling::None,
+        attention: Attention::default(),
         context: size("context_length")?,
         tied: gguf.tensor("output.weight").is_none(),
         bos: None,

@@ -51,11 +51,14 @@ pub fn random(
     for layer in 0..config.layers {
         let mut linear = |layout| maker.linear(layout).map(Box::new).map_err(fails);
         let [qkv, output, gate_up, down] = layouts(config, layer);
+        let normed = config.family == Family::Qwen3;
+        let attention = config.attention_of(layer);
         blocks.push(Block {
+            attention,
             attention_norm: ones(config.width),
             qkv: linear(qkv)?,
-            qk_norm: (config.family == Family::Qwen3)
-                .then(|| [ones(config.head_dim), ones(config.head_dim)]),
+            q_norm: normed.then(|| ones(config.head_dim)),
+            k_norm: (normed && !attention.shares).then(|| ones(config.head_dim)),
             output: linear(output)?,
             ffn_norm: ones(config.width),
             gate_up: linear(gate_up)?,

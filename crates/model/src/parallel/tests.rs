@@ -3,8 +3,8 @@ use russet_tensor::ops::IGNORE;
 use russet_tensor::{Gradients, MeshShape, Segments, threads};
 
 use super::*;
-use crate::Family;
 use crate::config::RopeScaling;
+use crate::{Attention, Family};
 
 pub(crate) fn small(tied: bool) -> Config {
     Config {
@@ -19,11 +19,22 @@ pub(crate) fn small(tied: bool) -> Config {
         norm_epsilon: 1e-5,
         rope_theta: 500_000.0,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: 32,
         tied,
         bos: None,
         eos: vec![],
     }
+}
+
+/// The same of other layers: the second slides, and the last has no keys and uses those of the first, or of the second where all slide.
+fn mixed(tied: bool, window: usize, kinds: [bool; 3], kv_shared: usize) -> Config {
+    let config = Config {
+        attention: Attention::new(window, kinds.to_vec(), kv_shared),
+        ..small(tied)
+    };
+    config.check().unwrap();
+    config
 }
 
 fn context(recompute: bool) -> Ctx {
@@ -91,64 +102,75 @@ fn every_mesh_has_the_loss_and_the_gradients_of_one_rank() {
         .filter(|sizes| [1, 2, 4].contains(&sizes[3]));
     for (number, sizes) in fit.enumerate() {
         let (tied, recompute) = (number % 2 == 0, number % 3 == 0);
-        let config = small(tied);
-        let whole = Decoder::random(&config, 5);
-        let (loss, wanted) = pass(&whole, false);
-        let loss_of_one = loss.per_token;
-        let shape = MeshShape { sizes };
-        let found = threads::run(shape, |mesh| {
-            let decoder = Decoder::random_on_mesh(&config, 5, Some(&mesh));
-            let (loss, mut gradients) = pass(&decoder, recompute);
-            let parameters = decoder.parameters();
-            for (gradient, parameter) in gradients.iter_mut().zip(&parameters) {
-                let cut = parameter.cut.unwrap();
-                assert_eq!(
-                    (gradient.len(), parameter.tensor.len()),
-                    (cut.len(), cut.len())
-                );
-                // What the loop does: all ranks along fsdp saw the same tokens here.
-                if cut.replicated {
-                    let group = mesh.along(Axis::Tensor);
-                    let sum = vec![Tensor::new(&[cut.len()], gradient.clone())];
-                    let sum = group.all_reduce(sum, |len| vec![0.0; len].into());
-                    *gradient = sum[0].data().to_vec();
-                }
-                // Those along sequence saw each other's.
-                let group = mesh.along(Axis::Sequence);
+        mesh_equals_one_rank(&small(tied), sizes, recompute);
+        // Windows, and keys that layers share.
+        let config = match number % 4 {
+            0 => mixed(tied, 2, [true; 3], 0),
+            1 => mixed(tied, 3, [false, true, false], 1),
+            2 => mixed(tied, 4, [true; 3], 1),
+            _ => mixed(tied, 0, [false; 3], 2),
+        };
+        mesh_equals_one_rank(&config, sizes, !recompute);
+    }
+}
+
+fn mesh_equals_one_rank(config: &Config, sizes: [usize; 4], recompute: bool) {
+    let whole = Decoder::random(config, 5);
+    let (loss, wanted) = pass(&whole, false);
+    let loss_of_one = loss.per_token;
+    let shape = MeshShape { sizes };
+    let found = threads::run(shape, |mesh| {
+        let decoder = Decoder::random_on_mesh(config, 5, Some(&mesh));
+        let (loss, mut gradients) = pass(&decoder, recompute);
+        let parameters = decoder.parameters();
+        for (gradient, parameter) in gradients.iter_mut().zip(&parameters) {
+            let cut = parameter.cut.unwrap();
+            assert_eq!(
+                (gradient.len(), parameter.tensor.len()),
+                (cut.len(), cut.len())
+            );
+            // What the loop does: all ranks along fsdp saw the same tokens here.
+            if cut.replicated {
+                let group = mesh.along(Axis::Tensor);
                 let sum = vec![Tensor::new(&[cut.len()], gradient.clone())];
                 let sum = group.all_reduce(sum, |len| vec![0.0; len].into());
                 *gradient = sum[0].data().to_vec();
-                let fsdp = mesh.size(Axis::Fsdp) as f32;
-                gradient.iter_mut().for_each(|g| *g /= fsdp);
             }
-            let wanted = decoder.own_tokens(&loss_of_one).into_owned();
-            Ok::<_, ()>((loss.per_token, wanted, gradients))
-        });
-        for (rank, (per_token, of_one, gradients)) in found.unwrap().into_iter().enumerate() {
-            assert_eq!(per_token.len(), of_one.len());
-            for (a, b) in per_token.iter().zip(&of_one) {
-                assert!((a - b).abs() <= 1e-5 * b.abs(), "{sizes:?}: {a} and {b}");
-            }
-            let cuts = Cut::all(&config, shape, rank);
-            for ((cut, found), whole) in cuts.iter().zip(&gradients).zip(&wanted) {
-                let largest = whole.iter().fold(0.0f32, |most, g| most.max(g.abs()));
-                let mut rest = &whole[..];
-                let parts: Vec<&[f32]> = cut
-                    .parts
-                    .iter()
-                    .map(|part| {
-                        let (head, tail) = rest.split_at(part.shape.iter().product());
-                        rest = tail;
-                        head
-                    })
-                    .collect();
-                for (found, wanted) in found.iter().zip(cut.of_whole(&parts)) {
-                    assert!(
-                        (found - wanted).abs() <= 1e-5 * largest,
-                        "{sizes:?}, {}: {found}, wanted {wanted}, largest {largest}",
-                        cut.parts[0].name
-                    );
-                }
+            // Those along sequence saw each other's.
+            let group = mesh.along(Axis::Sequence);
+            let sum = vec![Tensor::new(&[cut.len()], gradient.clone())];
+            let sum = group.all_reduce(sum, |len| vec![0.0; len].into());
+            *gradient = sum[0].data().to_vec();
+            let fsdp = mesh.size(Axis::Fsdp) as f32;
+            gradient.iter_mut().for_each(|g| *g /= fsdp);
+        }
+        let wanted = decoder.own_tokens(&loss_of_one).into_owned();
+        Ok::<_, ()>((loss.per_token, wanted, gradients))
+    });
+    for (rank, (per_token, of_one, gradients)) in found.unwrap().into_iter().enumerate() {
+        assert_eq!(per_token.len(), of_one.len());
+        for (a, b) in per_token.iter().zip(&of_one) {
+            assert!((a - b).abs() <= 1e-5 * b.abs(), "{sizes:?}: {a} and {b}");
+        }
+        let cuts = Cut::all(config, shape, rank);
+        for ((cut, found), whole) in cuts.iter().zip(&gradients).zip(&wanted) {
+            let largest = whole.iter().fold(0.0f32, |most, g| most.max(g.abs()));
+            let mut rest = &whole[..];
+            let parts: Vec<&[f32]> = cut
+                .parts
+                .iter()
+                .map(|part| {
+                    let (head, tail) = rest.split_at(part.shape.iter().product());
+                    rest = tail;
+                    head
+                })
+                .collect();
+            for (found, wanted) in found.iter().zip(cut.of_whole(&parts)) {
+                assert!(
+                    (found - wanted).abs() <= 1e-5 * largest,
+                    "{sizes:?}, {}: {found}, wanted {wanted}, largest {largest}",
+                    cut.parts[0].name
+                );
             }
         }
     }
@@ -156,7 +178,7 @@ fn every_mesh_has_the_loss_and_the_gradients_of_one_rank() {
 
 #[test]
 fn parts_of_a_random_decoder_are_parts_of_the_whole_one() {
-    let config = small(false);
+    let config = mixed(false, 3, [true, false, true], 1);
     let whole = Decoder::random(&config, 9);
     let mesh = MeshShape {
         sizes: [1, 2, 1, 2],

@@ -52,6 +52,7 @@ pub fn config() -> Config {
         norm_epsilon: 1e-5,
         rope_theta: 500_000.0,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: CONTEXT,
         tied: true,
         bos: Some(0),

@@ -5,6 +5,7 @@ use russet_kernels::Pool;
 use russet_kernels::attention::{self as kernel, Keys, Pages8, Query};
 use russet_kernels::rope::HeadShape;
 
+use crate::segments::Segment;
 use crate::{Ctx, Segments, Tensor};
 
 /// One layer's keys and values in the cache. Position t of the sequence in slot s lies in page
@@ -64,87 +65,110 @@ impl CachePages<'_> {
     }
 }
 
-/// `softmax(q kᵀ / √K) v` of each token over its segment up to itself: `[N, (H+2G)·K]` to `[N, H·K]`.
-/// With a cache, the keys and values are first appended to it and what lies before is attended to.
+/// `softmax(q kᵀ / √K) v` of each token over its segment up to itself, as far as `window` reaches back
+/// ([`NO_WINDOW`](kernel::NO_WINDOW): to the beginning): to `[N, H·K]`.
+///
+/// `q` is a packed `[N, (H+2G)·K]` with keys and values of its own; with a cache, they are first appended to it and what lies before
+/// is attended to. Or it is queries alone, `[N, H·K]`, for keys and values of another layer: `kv [N, 2G·K]`, or those in that layer's
+/// cache.
 ///
 /// # Panics
-/// When a cache is given while recording: gradients do not reach cached keys.
+/// When a cache is given while recording: gradients do not reach cached keys. When queries alone have neither keys nor cache.
 pub fn attention(
     ctx: &mut Ctx,
     shape: HeadShape,
-    qkv: &Tensor,
+    window: usize,
+    q: &Tensor,
+    kv: Option<&Tensor>,
     segments: &Segments,
     cache: Option<CacheView>,
 ) -> Tensor {
-    let (tokens, qkv_width) = qkv.dims2();
+    let (tokens, q_width) = q.dims2();
     assert_eq!(tokens, segments.tokens(), "segments must cover all tokens");
-    let width = shape.heads * shape.head_dim;
+    let packed = q_width == shape.qkv_width();
+    assert!(
+        packed || q_width == shape.q_width() && (kv.is_some() || cache.is_some()),
+        "queries of {q_width} numbers need keys of {shape:?}"
+    );
+    let width = shape.q_width();
     let mut out = ctx.buffer(tokens * width);
     let mut lse = ctx.buffer(tokens * shape.heads);
-    if let Some(CacheView { mut pages, tables }) = cache {
+    let mut cache = cache;
+    if let Some(CacheView { pages, tables }) = &mut cache {
         assert!(
             !ctx.is_recording(),
             "a cache is for inference: gradients do not reach cached keys"
         );
-        for s in segments.iter() {
-            let rows = &qkv.data()[s.start * qkv_width..][..s.len * qkv_width];
+        for s in segments.iter().filter(|_| packed) {
+            let rows = &q.data()[s.start * q_width..][..s.len * q_width];
             pages.append(&ctx.pool, shape, rows, s.past, &tables[s.slot]);
         }
-        let queries: Vec<Query> = segments
-            .iter()
-            .map(|s| Query {
-                start: s.start,
-                len: s.len,
-                past: s.past,
-                keys: pages.keys(&tables[s.slot]),
-            })
-            .collect();
-        kernel::attention_forward(
-            &ctx.pool,
-            ctx.compute,
-            shape,
-            qkv.data(),
-            qkv_width,
-            &queries,
-            &mut out,
-            &mut lse,
-        );
-    } else {
-        let queries: Vec<Query> = segments
-            .iter()
-            .map(|s| Query::flat(shape, qkv.data(), s.start, s.len))
-            .collect();
-        kernel::attention_forward(
-            &ctx.pool,
-            ctx.compute,
-            shape,
-            qkv.data(),
-            qkv_width,
-            &queries,
-            &mut out,
-            &mut lse,
-        );
     }
+    let query = |s: &Segment| match (&cache, kv) {
+        (Some(CacheView { pages, tables }), _) => Query {
+            start: s.start,
+            len: s.len,
+            past: s.past,
+            window,
+            keys: pages.keys(&tables[s.slot]),
+        },
+        (None, None) => Query::flat(shape, q.data(), s.start, s.len).within(window),
+        (None, Some(kv)) => Query::shared(shape, kv.data(), s.start, s.len).within(window),
+    };
+    let queries: Vec<Query> = segments.iter().map(query).collect();
+    kernel::attention_forward(
+        &ctx.pool,
+        ctx.compute,
+        shape,
+        q.data(),
+        q_width,
+        &queries,
+        &mut out,
+        &mut lse,
+    );
     let out = Tensor::new(&[tokens, width], out);
-    if ctx.records(&[qkv]) {
-        let (qkv, saved) = (qkv.clone(), out.clone());
+    if ctx.records(&[q]) || kv.is_some_and(|kv| ctx.records(&[kv])) {
+        let (q, kv, saved) = (q.clone(), kv.cloned(), out.clone());
         let runs: Vec<(usize, usize)> = segments.iter().map(|s| (s.start, s.len)).collect();
         ctx.record(&out, move |back, d_out| {
-            let mut d_qkv = back.buffer(qkv.len());
+            let mut d_q = back.buffer(q.len());
             let (d_out, out) = (d_out.data(), saved.data());
-            kernel::attention_backward(
-                back.pool,
-                back.compute,
-                shape,
-                qkv.data(),
-                &runs,
-                out,
-                &lse,
-                d_out,
-                &mut d_qkv,
-            );
-            let d_qkv = Tensor::new(qkv.shape(), d_qkv);
-            back.accumulate(&qkv, d_qkv);
+            let (pool, compute) = (back.pool, back.compute);
+            match kv {
+                None => kernel::attention_backward(
+                    pool,
+                    compute,
+                    shape,
+                    window,
+                    q.data(),
+                    &runs,
+                    out,
+                    &lse,
+                    d_out,
+                    &mut d_q,
+                ),
+                Some(kv) => {
+                    let mut d_kv = back.buffer(kv.len());
+                    kernel::attention_shared_backward(
+                        pool,
+                        compute,
+                        shape,
+                        window,
+                        [q.data(), kv.data()],
+                        &runs,
+                        [out, &lse, d_out],
+                        [&mut d_q, &mut d_kv],
+                    );
+                    if back.wants(&kv) {
+                        let d_kv = Tensor::new(kv.shape(), d_kv);
+                        back.accumulate(&kv, d_kv);
+                    }
+                }
+            }
+            if back.wants(&q) {
+                let d_q = Tensor::new(q.shape(), d_q);
+                back.accumulate(&q, d_q);
+            }
         });
     }
     out
@@ -155,16 +179,29 @@ mod tests {
     use super::*;
     use crate::ops::check::{check_gradients, random};
 
+    const SHAPE: HeadShape = HeadShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+    };
+
     #[test]
     fn gradients_equal_finite_differences() {
-        let shape = HeadShape {
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 8,
-        };
         let segments = Segments::packed(&[5, 1, 3]);
-        check_gradients(&[random(&[9, 64], 1)], |ctx, x| {
-            attention(ctx, shape, &x[0], &segments, None)
-        });
+        for window in [kernel::NO_WINDOW, 1, 3] {
+            check_gradients(&[random(&[9, 64], 1)], |ctx, x| {
+                attention(ctx, SHAPE, window, &x[0], None, &segments, None)
+            });
+        }
+    }
+
+    #[test]
+    fn gradients_of_another_layers_keys_equal_finite_differences() {
+        let segments = Segments::packed(&[5, 1, 3]);
+        for window in [kernel::NO_WINDOW, 2] {
+            check_gradients(&[random(&[9, 32], 1), random(&[9, 32], 2)], |ctx, x| {
+                attention(ctx, SHAPE, window, &x[0], Some(&x[1]), &segments, None)
+            });
+        }
     }
 }

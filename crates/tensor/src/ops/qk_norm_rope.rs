@@ -15,13 +15,13 @@ use crate::{Ctx, Tensor};
 pub struct QkNorm<'a> {
     /// Of the query heads.
     pub query: &'a Tensor,
-    /// Of the key heads.
-    pub key: &'a Tensor,
+    /// Of the key heads; none where queries are alone.
+    pub key: Option<&'a Tensor>,
     /// Added to the mean square.
     pub epsilon: f32,
 }
 
-/// `qkv [N, (H+2G)·K]` to the same shape; row n is rotated by row `rows_of_table[n]` of `table`.
+/// `qkv [N, (H+2G)·K]` to the same shape, where G is 0 of queries alone; row n is rotated by row `rows_of_table[n]` of `table`.
 pub fn qk_norm_rope(
     ctx: &mut Ctx,
     shape: HeadShape,
@@ -35,7 +35,7 @@ pub fn qk_norm_rope(
     let mut inv_rms = ctx.buffer(tokens * (shape.heads + shape.kv_heads));
     let epsilon = norm.map_or(0.0, |norm| norm.epsilon);
     let q_norm = norm.map(|norm| norm.query.clone());
-    let k_norm = norm.map(|norm| norm.key.clone());
+    let k_norm = norm.and_then(|norm| norm.key.cloned());
     rope::qk_norm_rope_forward(
         &ctx.pool,
         shape,
@@ -109,12 +109,30 @@ mod tests {
             |ctx, x| {
                 let norm = QkNorm {
                     query: &x[1],
-                    key: &x[2],
+                    key: Some(&x[2]),
                     epsilon: 1e-5,
                 };
                 qk_norm_rope(ctx, SHAPE, &x[0], Some(norm), &table, &positions)
             },
         );
+    }
+
+    #[test]
+    fn gradients_of_queries_alone_equal_finite_differences() {
+        let table = Arc::new(RopeTable::new(16, 8, 10_000.0));
+        let positions: Arc<[u32]> = [0, 1, 2, 0, 9].into();
+        let alone = HeadShape {
+            kv_heads: 0,
+            ..SHAPE
+        };
+        check_gradients(&[random(&[5, 32], 1), random(&[8], 2)], |ctx, x| {
+            let norm = QkNorm {
+                query: &x[1],
+                key: None,
+                epsilon: 1e-5,
+            };
+            qk_norm_rope(ctx, alone, &x[0], Some(norm), &table, &positions)
+        });
     }
 
     #[test]

@@ -123,6 +123,15 @@ fn settings_that_cannot_be_are_refused() {
             "4 query heads cannot be shared out over 3",
         ),
         ("model.heads=5", "`model.head_dim` is missing"),
+        ("model.sliding_window=0", "`model.sliding_window` is 0"),
+        (
+            "model.layer_types=['sliding_attention']",
+            "`model.layer_types` has layers that slide, but `model.sliding_window`",
+        ),
+        (
+            "model.num_kv_shared_layers=2",
+            "`num_kv_shared_layers` is 2, but of 2 layers",
+        ),
         ("data.train=books", "books.tokens.safetensors"),
         ("data.validation=none", "none.tokens.safetensors"),
     ] {
@@ -156,15 +165,20 @@ fn a_type_or_a_way_to_recompute_that_is_unknown_is_refused() {
 fn memory_by_formula_is_memory_used() {
     let dir = tempfile::tempdir().unwrap();
     let tokens = common::tokens(dir.path());
-    for (micro_batch, recompute) in [(1, "none"), (4, "none"), (4, "block")] {
-        let plan = plan(
-            &tokens,
-            &[
-                &format!("train.micro_batch_sequences={micro_batch}"),
-                &format!("compute.recompute={recompute}"),
-                "model.layers=4",
-            ],
-        );
+    let sharing = ["model.num_kv_shared_layers=2", "model.sliding_window=8"];
+    for (micro_batch, recompute, more) in [
+        (1, "none", &[][..]),
+        (4, "none", &[]),
+        (4, "block", &[]),
+        (4, "none", &sharing),
+        (4, "block", &sharing),
+    ] {
+        let given = [
+            &format!("train.micro_batch_sequences={micro_batch}"),
+            &format!("compute.recompute={recompute}"),
+            "model.layers=4",
+        ];
+        let plan = plan(&tokens, &[&given[..], more].concat());
         let mut ctx = Ctx::new(Arc::new(plan.settings().compute.pool(1).unwrap()));
         ctx.recompute = recompute == "block";
         let decoder = russet_model::Decoder::random(plan.config(), 1);
@@ -184,7 +198,7 @@ fn memory_by_formula_is_memory_used() {
         // While the first weight gradients appear, activations go: the sum of both is not quite reached.
         assert!(
             (0.75..1.05).contains(&ratio),
-            "micro-batches of {micro_batch}, recompute {recompute}: {ratio}"
+            "micro-batches of {micro_batch}, recompute {recompute}, {more:?}: {ratio}"
         );
     }
 }

@@ -32,6 +32,7 @@ pub(crate) fn tiny() -> Decoder {
         norm_epsilon: 1e-5,
         rope_theta: 500_000.0,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: 64,
         tied: true,
         bos: None,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::attention::tests::{close, isas, numbers, rounded};
-use crate::attention::{attention_backward, oracle};
+use crate::attention::{NO_WINDOW, attention_backward, oracle};
 
 /// The columns of keys and values of some rows.
 fn keys_and_values(shape: HeadShape, qkv: &[f32]) -> Vec<f32> {
@@ -11,13 +11,21 @@ fn keys_and_values(shape: HeadShape, qkv: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// Sequences `(earlier, later)` rows; all earlier rows lie in one buffer and all later ones in another.
-fn check(compute: Compute, shape: HeadShape, sequences: &[(usize, usize)], seed: u64) {
+/// Sequences `(earlier, later)` rows; all earlier rows lie in one buffer and all later ones in another. With `halves` the earlier ones
+/// are two parts, one after another, the first of them with a gap.
+fn check(
+    compute: Compute,
+    shape: HeadShape,
+    window: usize,
+    halves: bool,
+    sequences: &[(usize, usize)],
+    seed: u64,
+) {
     let (width, q_width, heads) = (shape.qkv_width(), shape.q_width(), shape.heads);
     let mut wanted = [const { Vec::new() }; 3]; // out, lse and d_qkv of the later rows
     let (mut wanted_d_kv, mut kv) = (Vec::new(), Vec::new());
     let (mut qkv, mut d_out) = (Vec::new(), Vec::new());
-    let (mut parts, mut own) = (Vec::new(), Vec::new());
+    let (mut parts, mut own) = ([Vec::new(), Vec::new()], Vec::new());
     for (number, &(earlier, later)) in sequences.iter().enumerate() {
         let all = earlier + later;
         let given = numbers(all * width, seed + number as u64);
@@ -28,19 +36,25 @@ fn check(compute: Compute, shape: HeadShape, sequences: &[(usize, usize)], seed:
             Compute::Bf16 => (rounded(&given), rounded(&d_given)),
         };
         let (mut out, mut lse) = (vec![0.0; all * q_width], vec![0.0; all * heads]);
-        let query = Query::flat(shape, &rows, 0, all);
+        let query = Query::flat(shape, &rows, 0, all).within(window);
         oracle::forward(shape, &rows, width, &[query], &mut out, &mut lse);
         let mut d_qkv = vec![0.0; all * width];
-        oracle::backward(shape, &rows, &[(0, all)], &d_rows, &mut d_qkv);
+        oracle::backward(shape, window, &rows, &[(0, all)], &d_rows, &mut d_qkv);
         let (start, first_key) = (qkv.len() / width, kv.len() / (2 * shape.kv_width()));
         own.push((start, later));
-        if later > 0 && earlier > 0 {
-            parts.push(Part {
+        let first = if halves { earlier / 2 } else { 0 };
+        for (parts, keys) in parts.iter_mut().zip([0..first, first..earlier]) {
+            let part = Part {
                 start,
                 len: later,
-                first_key,
-                keys: earlier,
-            });
+                first_key: first_key + keys.start,
+                keys: keys.len(),
+                gap: earlier - keys.end,
+            };
+            // What no row sees may be left out or not.
+            if later > 0 && !keys.is_empty() && (seed % 2 == 0 || part.is_seen(window)) {
+                parts.push(part);
+            }
         }
         wanted[0].extend_from_slice(&out[earlier * q_width..]);
         wanted[1].extend_from_slice(&lse[earlier * heads..]);
@@ -58,36 +72,41 @@ fn check(compute: Compute, shape: HeadShape, sequences: &[(usize, usize)], seed:
             let [mut part_out, mut part_lse] = [0, 1].map(|k| vec![f32::NAN; wanted[k].len()]);
             let queries: Vec<Query> = own
                 .iter()
-                .map(|&(start, len)| Query::flat(shape, &qkv, start, len))
+                .map(|&(start, len)| Query::flat(shape, &qkv, start, len).within(window))
                 .collect();
             attention_forward(
                 &pool, compute, shape, &qkv, width, &queries, &mut out, &mut lse,
             );
-            attention_part_forward(
-                &pool,
-                compute,
-                shape,
-                &qkv,
-                &kv,
-                &parts,
-                [&mut part_out, &mut part_lse],
-                [&mut out, &mut lse],
-            );
+            for parts in &parts {
+                attention_part_forward(
+                    &pool,
+                    compute,
+                    shape,
+                    window,
+                    [&qkv, &kv],
+                    parts,
+                    [&mut part_out, &mut part_lse],
+                    [&mut out, &mut lse],
+                );
+            }
             close(compute, &out, &wanted[0], "out");
             close(Compute::F32, &lse, &wanted[1], "lse");
             attention_backward(
-                &pool, compute, shape, &qkv, &own, &out, &lse, &d_out, &mut d_qkv,
+                &pool, compute, shape, window, &qkv, &own, &out, &lse, &d_out, &mut d_qkv,
             );
             let mut d_kv = vec![0.0; kv.len()];
-            attention_part_backward(
-                &pool,
-                compute,
-                shape,
-                [&qkv, &kv],
-                &parts,
-                [&out, &lse, &d_out],
-                [&mut d_qkv, &mut d_kv],
-            );
+            for parts in &parts {
+                attention_part_backward(
+                    &pool,
+                    compute,
+                    shape,
+                    window,
+                    [&qkv, &kv],
+                    parts,
+                    [&out, &lse, &d_out],
+                    [&mut d_qkv, &mut d_kv],
+                );
+            }
             close(compute, &d_qkv, &wanted[2], "d_qkv");
             close(compute, &d_kv, &wanted_d_kv, "d_kv");
             bits.push([out, lse, d_qkv, d_kv].concat());
@@ -111,9 +130,13 @@ fn what_is_seen_in_parts_is_the_whole() {
             kv_heads,
             head_dim,
         };
-        for cut in cuts {
+        for (number, cut) in cuts.into_iter().enumerate() {
             for compute in [Compute::F32, Compute::Bf16] {
-                check(compute, shape, cut, 10 * seed as u64);
+                let seed = 10 * seed as u64 + number as u64;
+                check(compute, shape, NO_WINDOW, false, cut, seed);
+                for window in [1, 30, 64, 100] {
+                    check(compute, shape, window, true, cut, seed);
+                }
             }
         }
     }
@@ -148,13 +171,14 @@ fn parts_that_weigh_nothing_are_taken_in_without_harm() {
             len: 1,
             first_key: 0,
             keys: 1,
+            gap: 0,
         };
         attention_part_forward(
             &pool,
             Compute::F32,
             shape,
-            &qkv,
-            &kv,
+            NO_WINDOW,
+            [&qkv, &kv],
             &[part],
             [&mut [0.0; 4], &mut [0.0]],
             [&mut out, &mut lse],
@@ -165,6 +189,7 @@ fn parts_that_weigh_nothing_are_taken_in_without_harm() {
             &pool,
             Compute::F32,
             shape,
+            NO_WINDOW,
             [&qkv, &kv],
             &[part],
             [&out, &lse, &[1.0; 4]],

@@ -56,6 +56,27 @@ fn every_golden_model_comes_back_as_it_was() {
     }
 }
 
+/// llama.cpp would see the whole context, or miss tensors.
+#[test]
+fn what_llama_cpp_has_not_is_not_written() {
+    let refused = |folder: &Path, key: &str| {
+        let mut weights = Weights::open(folder).unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("model.gguf");
+        let problem = export(&pool(), &mut weights, GgufType::F32, &path, |_| ()).unwrap_err();
+        assert!(problem.to_string().contains(key), "{problem}");
+        assert!(!path.exists());
+    };
+    refused(&golden("qwen3-sliding"), "`sliding_window` = 5");
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config {
+        attention: Attention::new(0, Vec::new(), 1),
+        ..Config::open(&golden("qwen3-sliding")).unwrap()
+    };
+    checkpoint::save(&Decoder::random(&config, 1), folder.path()).unwrap();
+    refused(folder.path(), "`num_kv_shared_layers` = 1");
+}
+
 #[test]
 fn heads_of_llama_are_turned_and_those_of_qwen_are_not() {
     let numbers: Vec<f32> = (0..16).map(|i| i as f32).collect(); // two heads of four rows of two
