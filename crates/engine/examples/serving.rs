@@ -51,6 +51,7 @@ fn shape(name: &str) -> Config {
         norm_epsilon: 1e-6,
         rope_theta: 500_000.0,
         rope_scaling: RopeScaling::None,
+        attention: Default::default(),
         context: 4096,
         tied: true,
         bos: None,
