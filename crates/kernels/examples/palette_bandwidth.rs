@@ -40,9 +40,24 @@ const SHAPES: [Shape; 2] = [
     },
 ];
 
-/// All weights of a model in one run of bytes, as in a mapped file; `kind` is 2, 3, 4 or 8 bits.
+/// What is measured: palettes of 4, 3 and 2 bits a weight, of pairs with as many, and 8-bit weights.
+const KINDS: [&str; 7] = ["4", "3", "2", "8", "4v", "3v", "2v"];
+
+/// The palettes among them.
+fn palettes() -> impl Iterator<Item = (&'static str, Bits)> {
+    KINDS
+        .into_iter()
+        .filter_map(|kind| Some((kind, Bits::from_name(kind)?)))
+}
+
+/// Bytes of so many weights.
+fn bytes_of(kind: &str, weights: usize) -> usize {
+    weights * Bits::from_name(kind).map_or(8, Bits::bits) / 8
+}
+
+/// All weights of a model in one run of bytes, as in a mapped file; `kind` is one of [`KINDS`].
 struct Model {
-    kind: usize,
+    kind: &'static str,
     data: Vec<u8>,
     palette: Vec<i8>,
     scales: Vec<f16>,
@@ -51,19 +66,19 @@ struct Model {
 }
 
 impl Model {
-    fn new(shape: &Shape, kind: usize) -> Model {
+    fn new(shape: &Shape, kind: &'static str) -> Model {
         let mut products = vec![];
         let mut bytes = 0usize;
         for _ in 0..shape.layers {
             for (rows, cols) in shape.products {
                 products.push((rows, cols, bytes));
-                bytes += rows * cols * kind / 8;
+                bytes += bytes_of(kind, rows * cols);
             }
         }
         let data = (0..bytes as u64 / 8)
             .flat_map(|at| russet_kernels::random::hash(1, 0, at).to_le_bytes())
             .collect();
-        let palette = (0..16384i32)
+        let palette = (0..16384 / 16 * 512i32)
             .map(|at| (at * 37 % 255 - 127) as i8)
             .collect();
         let scales = vec![f16::from_f32(0.01); 16384];
@@ -79,7 +94,7 @@ impl Model {
     /// Where the weights of one product lie.
     fn bytes(&self, index: usize) -> Range<usize> {
         let (rows, cols, start) = self.products[index];
-        start..start + rows * cols * self.kind / 8
+        start..start + bytes_of(self.kind, rows * cols)
     }
 
     /// One pass over all weights.
@@ -96,7 +111,7 @@ impl Model {
         out: &mut [f32],
     ) {
         for &(rows, cols, start) in &self.products[which] {
-            let data = &self.data[start..][..rows * cols * self.kind / 8];
+            let data = &self.data[start..][..bytes_of(self.kind, rows * cols)];
             let x = &inputs
                 .iter()
                 .find(|(width, _)| *width == cols)
@@ -104,8 +119,8 @@ impl Model {
                 .1;
             let out = &mut out[..x.rows() * rows];
             let scales = &self.scales[..rows];
-            if let Some(bits) = Bits::from_bits(self.kind) {
-                let palette = &self.palette[..rows / 16 * bits.entries()];
+            if let Some(bits) = Bits::from_name(self.kind) {
+                let palette = &self.palette[..rows / 16 * bits.table()];
                 let part = PaletteMatrix::new(bits, rows, cols, data, palette, scales);
                 palette::matmul(pool, &[part.expect("whole strips")], x, out);
             } else {
@@ -178,7 +193,7 @@ fn decode(rounds: usize, batch: &[usize]) {
     );
     println!("each product of a layer, alternating with the stream: upper decile (median)");
     for shape in &SHAPES {
-        for kind in [4, 3, 2, 8] {
+        for kind in KINDS {
             let model = Model::new(shape, kind);
             let gigabytes = model.bytes(3).end as f64 / 1e9; // of a layer
             let count = model.products.len();
@@ -223,9 +238,9 @@ fn decode(rounds: usize, batch: &[usize]) {
 fn cache(rounds: usize) {
     println!("GB/s of weights from L2, 1 thread, best of short runs: what the instructions allow");
     let pool = Pool::new(1).expect("an instruction set");
-    for kind in [4, 3, 2, 8] {
+    for kind in KINDS {
         for cols in [1024, 3072] {
-            let rows = (512 << 10) * 8 / kind / cols / 32 * 32;
+            let rows = (512 << 10) / bytes_of(kind, 8) * 8 / cols / 32 * 32;
             let products = [(rows, cols), (32, 1024), (32, 1024), (32, 1024)];
             let model = Model::new(
                 &Shape {
@@ -254,7 +269,7 @@ fn prefill(rounds: usize) {
     );
     println!("by CPU time of all threads (wall time in brackets), so that neighbours count little");
     for shape in &SHAPES {
-        for kind in [4, 3, 2, 8] {
+        for kind in KINDS {
             let model = Model::new(
                 &Shape {
                     layers: 1,
@@ -296,11 +311,10 @@ fn prefill(rounds: usize) {
 
 fn dense(rounds: usize) {
     println!("dequantizing 3072 x 8192 to f32, GB/s written, median / best; `fill` only writes");
-    for kind in [4, 3, 2] {
-        let bits = Bits::from_bits(kind).expect("2, 3 or 4");
+    for (kind, bits) in palettes() {
         let (rows, cols) = (3072, 8192);
-        let indices = vec![0x5au8; rows * cols * kind / 8];
-        let palette = vec![7i8; rows / 16 * bits.entries()];
+        let indices = vec![0x5au8; bytes_of(kind, rows * cols)];
+        let palette = vec![7i8; rows / 16 * bits.table()];
         let scales = vec![f16::from_f32(0.01); rows];
         let matrix = PaletteMatrix::new(bits, rows, cols, &indices, &palette, &scales);
         let matrix = matrix.expect("whole strips");
@@ -333,7 +347,7 @@ fn chain(rounds: usize) {
         layers: 5,
     };
     let pool = Pool::new(2).expect("an instruction set");
-    for kind in [4, 3, 2] {
+    for (kind, bits) in palettes() {
         let model = Model::new(&shape, kind);
         for tokens in [1, 8, 512] {
             let x: Vec<f32> = (0..tokens * 8192)
@@ -344,9 +358,8 @@ fn chain(rounds: usize) {
             let mut pass = || {
                 for &(rows, cols, start) in &model.products {
                     quantized.set(&pool, &x[..tokens * cols], cols);
-                    let data = &model.data[start..][..rows * cols * kind / 8];
-                    let bits = Bits::from_bits(kind).expect("2, 3 or 4");
-                    let palette = &model.palette[..rows / 16 * bits.entries()];
+                    let data = &model.data[start..][..bytes_of(kind, rows * cols)];
+                    let palette = &model.palette[..rows / 16 * bits.table()];
                     let scales = &model.scales[..rows];
                     let part = PaletteMatrix::new(bits, rows, cols, data, palette, scales);
                     let part = part.expect("whole strips");
@@ -358,7 +371,7 @@ fn chain(rounds: usize) {
             let times = (0..rounds).map(|_| seconds(&mut pass)).collect::<Vec<_>>();
             let (median, best) = (quantile(&times, 5), quantile(&times, 0));
             println!(
-                "{{\"bits\": {kind}, \"tokens\": {tokens}, \"median_s\": {median}, \"best_s\": {best}, \"weights\": {}, \"bytes\": {}}}",
+                "{{\"bits\": \"{kind}\", \"tokens\": {tokens}, \"median_s\": {median}, \"best_s\": {best}, \"weights\": {}, \"bytes\": {}}}",
                 model.weights(),
                 model.data.len(),
             );

@@ -1,11 +1,19 @@
-//! Palettized weights: 2-, 3- or 4-bit indices into a small int8 table, multiplied without unpacking
-//! them to memory.
+//! Palettized weights: indices of 2, 3 or 4 bits a weight into a small int8 table, multiplied without
+//! unpacking them to memory.
 //!
 //! ```text
 //! weight[r, i] = scales[r] · palette[r / 16][ index[r, i] ]
 //! ```
 //! Sixteen output rows share a palette of 4, 8 or 16 entries; each row has an f16 scale. The bytes are
-//! stored in the order in which the product reads them, so a mapped file is used in place:
+//! stored in the order in which the product reads them, so a mapped file is used in place.
+//!
+//! Or an index stands for a *pair* of weights, and an entry has two numbers:
+//! ```text
+//! weight[r, 8g + j]     = scales[r] · palette[r / 16][0][ index[r, 4g + j] ]      j = 0 … 3
+//! weight[r, 8g + 4 + j] = scales[r] · palette[r / 16][1][ index[r, 4g + j] ]
+//! ```
+//! with 16, 64 or 256 entries at 2, 3 or 4 bits a weight. Pairs are four inputs apart, not neighbours, so that one look-up of 64
+//! indices is the operand of a product and nothing has to be interleaved. The order of bytes:
 //!
 //! - a *strip* is 16 rows; strips follow one another, rows padded to 16;
 //! - inside a strip, each 64 bytes hold the same 8 (4-bit) or 16 (2-bit) inputs of all 16 rows,
@@ -14,24 +22,31 @@
 //! - 2 bits: byte j holds inputs j, 4 + j, 8 + j, 12 + j in bits 0–1, 2–3, 4–5, 6–7;
 //! - 3 bits: 192 bytes hold 32 inputs, columns padded to as many: the two low bits of inputs 0–15
 //!   in the first 64 bytes and of 16–31 in the second, each as at 2 bits, and the high bits of all
-//!   in the third, input 4k + j in bit k of byte j. So both planes are shifted into place whole.
+//!   in the third, input 4k + j in bit k of byte j. So both planes are shifted into place whole;
+//! - pairs of 2 bits a weight: 64 bytes hold 16 inputs; byte j holds index j in its low nibble and
+//!   index 4 + j in the high one;
+//! - pairs of 3 bits: 192 bytes hold 32 inputs; byte j of each 64 has index j, 4 + j or 8 + j in its
+//!   six low bits, and the two high bits of the three, the lowest first, make index 12 + j;
+//! - pairs of 4 bits: 64 bytes hold 8 inputs; byte j is index j.
 //!
 //! Activations come as [`QuantizedRows`] (int8, one scale for 128 inputs). Sums run in int32,
 //! exactly, for each block of 128, and join in a fixed order in f32: a token's result is the same
 //! bits alone, in any batch, on any number of threads and on every instruction set. The scheme is
 //! palettization as in coremltools and SqueezeLLM (Kim et al., 2023), with int8 entries. Choosing
-//! palettes and indices is not done here, and neither are sparse outliers or vector palettes.
+//! palettes and indices is not done here, and neither are sparse outliers.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod avx2;
 mod avx512;
 pub(crate) mod dense;
+mod nearest;
 mod scalar;
 pub(crate) mod strips;
 #[cfg(test)]
 mod tests;
 
+pub use nearest::nearest;
 pub use strips::LayoutError;
 
 use crate::Pool;
@@ -43,7 +58,7 @@ use strips::{Format, Strips};
 /// Output rows that share a palette.
 pub const STRIP: usize = strips::STRIP;
 
-/// Bits of an index.
+/// Bits of indices for each weight, and whether an index stands for one weight or for a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bits {
     /// Four entries.
@@ -52,23 +67,64 @@ pub enum Bits {
     Three,
     /// Sixteen entries.
     Four,
+    /// Sixteen entries of two numbers, for two weights each.
+    TwoPairs,
+    /// 64 entries of two numbers.
+    ThreePairs,
+    /// 256 entries of two numbers.
+    FourPairs,
 }
 
 impl Bits {
-    /// Every width that there is, the narrowest first.
-    pub const ALL: [Bits; 3] = [Bits::Two, Bits::Three, Bits::Four];
+    /// Every width that there is: those of single weights, then those of pairs, the narrowest first.
+    pub const ALL: [Bits; 6] = [
+        Bits::Two,
+        Bits::Three,
+        Bits::Four,
+        Bits::TwoPairs,
+        Bits::ThreePairs,
+        Bits::FourPairs,
+    ];
 
-    /// 2, 3 or 4.
+    /// 2, 3 or 4, of indices for each weight.
     pub const fn bits(self) -> usize {
         self.format().bits()
     }
 
-    /// Entries of a palette: 4, 8 or 16.
+    /// Weights that an index stands for: 1 or 2.
+    pub const fn dims(self) -> usize {
+        self.format().dims()
+    }
+
+    /// Entries of a palette: 4, 8 or 16, of pairs 16, 64 or 256.
     pub const fn entries(self) -> usize {
         self.format().entries()
     }
 
-    /// The variant for 2, 3 or 4; nothing for other numbers.
+    /// Numbers of a palette: entries times what an index stands for.
+    pub const fn table(self) -> usize {
+        self.format().table()
+    }
+
+    /// Indices of a row of so many inputs. The pairs at a row's end may lack their second inputs.
+    pub const fn indices(self, cols: usize) -> usize {
+        self.format().indices(cols)
+    }
+
+    /// The inputs that index number `index` of a row stands for, the first twice where there is one. A pair's second
+    /// may lie past the row's end.
+    pub const fn inputs(self, index: usize) -> [usize; 2] {
+        let first = self.format().input(index);
+        [first, first + (self.dims() - 1) * strips::HALF]
+    }
+
+    /// The width of so many bits a weight for single weights (1) or pairs (2); nothing for other numbers.
+    pub fn new(bits: usize, dims: usize) -> Option<Bits> {
+        let is = |width: &Bits| width.bits() == bits && width.dims() == dims;
+        Bits::ALL.into_iter().find(is)
+    }
+
+    /// That of single weights for 2, 3 or 4; nothing for other numbers.
     pub const fn from_bits(bits: usize) -> Option<Bits> {
         match bits {
             2 => Some(Bits::Two),
@@ -78,11 +134,31 @@ impl Bits {
         }
     }
 
+    /// How a person writes it: `2`, `3`, `4`, and `2v`, `3v`, `4v` for pairs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Bits::Two => "2",
+            Bits::Three => "3",
+            Bits::Four => "4",
+            Bits::TwoPairs => "2v",
+            Bits::ThreePairs => "3v",
+            Bits::FourPairs => "4v",
+        }
+    }
+
+    /// The width of that [`Bits::name`].
+    pub fn from_name(name: &str) -> Option<Bits> {
+        Bits::ALL.into_iter().find(|bits| bits.name() == name)
+    }
+
     const fn format(self) -> Format {
         match self {
             Bits::Two => Format::Two,
             Bits::Three => Format::Three,
             Bits::Four => Format::Four,
+            Bits::TwoPairs => Format::TwoPairs,
+            Bits::ThreePairs => Format::ThreePairs,
+            Bits::FourPairs => Format::FourPairs,
         }
     }
 }
@@ -92,7 +168,7 @@ impl Bits {
 pub struct Sizes {
     /// Bytes of packed indices.
     pub indices: usize,
-    /// Int8 palette entries, `[strips, entries]`.
+    /// Int8 palette entries, `[strips, entries]`, of pairs `[strips, 2, entries]`.
     pub palette: usize,
     /// F16 row scales, rows padded to 16.
     pub scales: usize,
@@ -142,7 +218,7 @@ impl<'a> PaletteMatrix<'a> {
         Ok(PaletteMatrix { bits, strips })
     }
 
-    /// Bits of an index.
+    /// Bits a weight, and whether an index stands for a pair.
     pub fn bits(&self) -> Bits {
         self.bits
     }
@@ -162,7 +238,7 @@ impl<'a> PaletteMatrix<'a> {
         self.strips.data
     }
 
-    /// The palettes, `[strips, entries]`.
+    /// The palettes, `[strips, entries]`, of pairs `[strips, 2, entries]`.
     pub fn palette(&self) -> &'a [i8] {
         self.strips.palette
     }
@@ -173,10 +249,10 @@ impl<'a> PaletteMatrix<'a> {
     }
 }
 
-/// Row-major indices `[rows, cols]`, one a byte, to the packed order.
+/// Row-major indices `[rows, cols]`, of pairs `[rows, indices(cols)]`, one a byte, to the packed order.
 ///
 /// # Errors
-/// When a size is 0 or absurd, there are not `rows · cols` indices, or one is not in the palette.
+/// When a size is 0 or absurd, there are not so many indices, or one is not in the palette.
 pub fn pack(bits: Bits, rows: usize, cols: usize, indices: &[u8]) -> Result<Vec<u8>, LayoutError> {
     let format = bits.format();
     let lengths = strips::lengths(format, rows, cols)?;
@@ -186,9 +262,10 @@ pub fn pack(bits: Bits, rows: usize, cols: usize, indices: &[u8]) -> Result<Vec<
         .iter()
         .position(|&index| usize::from(index) >= entries)
     {
+        let width = bits.indices(cols);
         return Err(LayoutError::Index {
-            row: at / cols,
-            col: at % cols,
+            row: at / width,
+            col: bits.inputs(at % width)[0],
             index: indices[at],
             entries,
         });

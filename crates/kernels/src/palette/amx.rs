@@ -124,16 +124,21 @@ fn scaled(totals: &[f32], scales: &[half::f16], out: &mut [f32]) {
 /// Looks the weights of one strip up, block by block: `[block, 2 halves, (2 strips), 16 groups of 4 inputs, 64]`, 0 past the last input.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 fn look_up(strips: &Strips<'_>, strip: usize, blocks: std::ops::Range<usize>, out: &mut [u8]) {
-    match strips.format {
-        Format::Two => look_up_bits::<2>(strips, strip, blocks, out),
-        Format::Three => look_up_bits::<3>(strips, strip, blocks, out),
-        Format::Four => look_up_bits::<4>(strips, strip, blocks, out),
-        Format::Eight => look_up_bits::<8>(strips, strip, blocks, out),
+    macro_rules! by_format {
+        ($($format:ident)*) => {
+            match strips.format {
+                $(Format::$format => {
+                    look_up_as::<{ Format::$format as usize }>(strips, strip, blocks, out)
+                })*
+            }
+        };
     }
+    by_format!(Two Three Four Eight TwoPairs ThreePairs FourPairs)
 }
 
+/// FORMAT is the number of the strips' format.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-fn look_up_bits<const BITS: usize>(
+fn look_up_as<const FORMAT: usize>(
     strips: &Strips<'_>,
     strip: usize,
     blocks: std::ops::Range<usize>,
@@ -142,7 +147,7 @@ fn look_up_bits<const BITS: usize>(
     let unit = strips.format.unit(); // lines
     let groups = strips.format.inputs() / 4; // of a unit
     let per_block = BLOCK / 4 / groups; // units
-    let table = table::<BITS, 0>(strips, strip);
+    let table = table::<FORMAT, 0>(strips, strip);
     let units = strips.strip(strip).chunks_exact(unit * LINE);
     let mut units = units.skip(blocks.start * per_block);
     for (_, out) in blocks.zip(out.chunks_mut(TILES_OF_BLOCK)) {
@@ -164,9 +169,9 @@ fn look_up_bits<const BITS: usize>(
             }
             macro_rules! groups {
                 ($($group:literal)*) => {$(
-                    if $group < groups {
+                    if const { $group < Format::ALL[FORMAT].inputs() / 4 } {
                         let to = &mut out[tile_row(place * groups + $group)..][..LINE];
-                        let weights = decode::<BITS, $group>(&packed, table);
+                        let weights = decode::<FORMAT, $group>(&packed, &table);
                         // SAFETY: `to` is a line.
                         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), weights) };
                     }

@@ -5,6 +5,10 @@
 //! at -128 Σ x instead of 0. A table is repeated over all 64 bytes, so `vpermb`, which looks at six
 //! bits, ignores whatever a 16-bit shift leaves above the index, and nothing is masked. At 3 bits
 //! one `vpternlogd` puts the two low bits of one line under the high bit of another.
+//!
+//! Of pairs an index is looked up twice, in the table of first weights and in that of second ones, and gives the operands
+//! of two products. With 16 or 64 entries that is a `vpermb` each, with 256 two `vpermi2b` and a blend. Three of four
+//! indices of six bits need not even be shifted: `vpermb` does not see the two bits above them.
 #![cfg(target_arch = "x86_64")]
 // Arrays are registers here; `t`, `s` and `half` name them.
 #![allow(clippy::needless_range_loop)]
@@ -28,20 +32,59 @@ pub(super) unsafe fn tile(
     results: &mut Results,
     column: usize,
 ) {
-    // SAFETY: handed on unchanged.
-    unsafe {
-        match strips.format {
-            Format::Two => by_tokens::<2>(strips, first, count, panel, results, column),
-            Format::Three => by_tokens::<3>(strips, first, count, panel, results, column),
-            Format::Four => by_tokens::<4>(strips, first, count, panel, results, column),
-            Format::Eight => by_tokens::<8>(strips, first, count, panel, results, column),
-        }
+    macro_rules! by_format {
+        ($($format:ident)*; $($pairs:ident)*) => {
+            match strips.format {
+                $(Format::$format => {
+                    by_tokens::<{ Format::$format as usize }>(strips, first, count, panel, results, column)
+                })*
+                $(Format::$pairs => {
+                    one_by_one::<{ Format::$pairs as usize }>(strips, first, count, panel, results, column)
+                })*
+            }
+        };
     }
+    // SAFETY: handed on unchanged.
+    unsafe { by_format!(Two Three Four Eight; TwoPairs ThreePairs FourPairs) }
 }
 
 /// # Safety
-/// As for a tile; BITS is the format's.
-unsafe fn by_tokens<const BITS: usize>(
+/// As for a tile; FORMAT is the number of the strips' format.
+unsafe fn by_tokens<const FORMAT: usize>(
+    strips: &Strips<'_>,
+    first: usize,
+    count: usize,
+    panel: &Panel<'_>,
+    results: &mut Results,
+    column: usize,
+) {
+    // Two strips share the broadcasts of activations. At 3 bits their six lines find no room beside 24
+    // accumulators, and one strip's twelve already cover the latency of a product.
+    let alone = |tokens| FORMAT == THREE && tokens > 6;
+    let mut totals = Totals([MaybeUninit::uninit(); PANEL * 2]);
+    let totals = &mut totals;
+    macro_rules! body {
+        ($($tokens:literal)*) => {
+            match (panel.tokens, count) {
+                $(($tokens, 1) => body::<FORMAT, $tokens, 1>(strips, first, panel, totals, results, column),
+                ($tokens, 2) if alone($tokens) => {
+                    body::<FORMAT, $tokens, 1>(strips, first, panel, totals, results, column);
+                    body::<FORMAT, $tokens, 1>(strips, first + 1, panel, totals, results, column + STRIP);
+                }
+                ($tokens, 2) => body::<FORMAT, $tokens, 2>(strips, first, panel, totals, results, column),)*
+                _ => unreachable!("a tile of {} tokens x {count} strips", panel.tokens),
+            }
+        };
+    }
+    // SAFETY: handed on; T and S are the numbers of tokens and strips.
+    unsafe { body!(1 2 3 4 5 6 7 8 9 10 11 12) }
+}
+
+/// For pairs, whose tables leave no room for a second strip.
+///
+/// # Safety
+/// As for a tile; FORMAT is the number of the strips' format.
+unsafe fn one_by_one<const FORMAT: usize>(
     strips: &Strips<'_>,
     first: usize,
     count: usize,
@@ -51,23 +94,19 @@ unsafe fn by_tokens<const BITS: usize>(
 ) {
     let mut totals = Totals([MaybeUninit::uninit(); PANEL * 2]);
     let totals = &mut totals;
-    macro_rules! body {
-        ($($tokens:literal)*) => {
-            match (panel.tokens, count) {
-                $(($tokens, 1) => body::<BITS, $tokens, 1>(strips, first, panel, totals, results, column),
-                ($tokens, 2) if BITS == 3 && $tokens > 6 => {
-                    body::<BITS, $tokens, 1>(strips, first, panel, totals, results, column);
-                    body::<BITS, $tokens, 1>(strips, first + 1, panel, totals, results, column + STRIP);
+    for (index, strip) in (first..first + count).enumerate() {
+        let column = column + index * STRIP;
+        macro_rules! body {
+            ($($tokens:literal)*) => {
+                match panel.tokens {
+                    $($tokens => body::<FORMAT, $tokens, 1>(strips, strip, panel, totals, results, column),)*
+                    _ => unreachable!("a tile of {} tokens", panel.tokens),
                 }
-                ($tokens, 2) => body::<BITS, $tokens, 2>(strips, first, panel, totals, results, column),)*
-                _ => unreachable!("a tile of {} tokens x {count} strips", panel.tokens),
-            }
-        };
+            };
+        }
+        // SAFETY: handed on; T is the number of tokens.
+        unsafe { body!(1 2 3 4 5 6 7 8 9 10 11 12) }
     }
-    // Two strips share the broadcasts of activations. At 3 bits their six lines find no room beside 24
-    // accumulators, and one strip's twelve already cover the latency of a product.
-    // SAFETY: handed on; T and S are the numbers of tokens and strips.
-    unsafe { body!(1 2 3 4 5 6 7 8 9 10 11 12) }
 }
 
 /// Room for the f32 totals of the largest tile, 24 registers. Beside as many int32 sums they do not
@@ -79,9 +118,9 @@ struct Totals([MaybeUninit<__m512>; PANEL * 2]);
 /// T tokens x S strips.
 ///
 /// # Safety
-/// As for a tile of S strips and a panel of T tokens; BITS is the format's.
+/// As for a tile of S strips and a panel of T tokens; FORMAT is the number of the strips' format.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
+unsafe fn body<const FORMAT: usize, const T: usize, const S: usize>(
     strips: &Strips<'_>,
     first: usize,
     panel: &Panel<'_>,
@@ -90,15 +129,16 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
     column: usize,
 ) {
     let lines = strips.lines();
-    let per_block = BITS * BLOCK / 32; // lines
-    let unit = if BITS == 3 { 3 } else { 1 }; // lines
-    let inputs = unit * 32 / BITS; // of a unit
+    let per_block = const { Format::ALL[FORMAT].bits() * BLOCK / 32 }; // lines
+    let unit = const { Format::ALL[FORMAT].unit() }; // lines
+    let inputs = const { Format::ALL[FORMAT].inputs() }; // of a unit
     // A `vpdpbusd` takes four or five cycles and two can start in each, so a few tokens x strips are
     // spread over more accumulators, group by group. Int32 sums do not mind the order.
-    let chains = (if T * S <= 2 { 4 } else { 2 }).min(if T * S <= 8 { inputs / 4 } else { 1 });
-    let mut tables = [_mm512_setzero_si512(); S];
+    let spread = if FORMAT == FOUR_PAIRS { 4 } else { 8 }; // eight tables leave less room
+    let chains = (if T * S <= 2 { 4 } else { 2 }).min(if T * S <= spread { inputs / 4 } else { 1 });
+    let mut tables = [[_mm512_setzero_si512(); TABLES]; S];
     for (s, place) in tables.iter_mut().enumerate() {
-        *place = table::<BITS, 0x80>(strips, first + s);
+        *place = table::<FORMAT, 0x80>(strips, first + s);
     }
     let stride = lines * LINE;
     let blocks = lines.div_ceil(per_block);
@@ -140,7 +180,7 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
                 ($group:literal, $packed:ident, $x:ident) => {
                     let mut decoded = [_mm512_setzero_si512(); S];
                     for s in 0..S {
-                        decoded[s] = decode::<BITS, $group>(&$packed[s], tables[s]);
+                        decoded[s] = decode::<FORMAT, $group>(&$packed[s], &tables[s]);
                     }
                     for t in 0..T {
                         let four = $x.add(t * BLOCK + $group * 4).cast::<i32>();
@@ -172,14 +212,14 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
                 }
                 let x = x.add((line - first_line) / unit * inputs);
                 group!(0, packed, x);
-                if BITS <= 4 {
+                if const { Format::ALL[FORMAT].inputs() >= 8 } {
                     group!(1, packed, x);
                 }
-                if BITS <= 3 {
+                if const { Format::ALL[FORMAT].inputs() >= 16 } {
                     group!(2, packed, x);
                     group!(3, packed, x);
                 }
-                if BITS == 3 {
+                if const { Format::ALL[FORMAT].inputs() >= 32 } {
                     group!(4, packed, x);
                     group!(5, packed, x);
                     group!(6, packed, x);
@@ -226,18 +266,34 @@ unsafe fn body<const BITS: usize, const T: usize, const S: usize>(
     }
 }
 
+// Formats by number: what does not depend on a format is left out before LLVM sees it, or this file takes minutes.
+const TWO: usize = Format::Two as usize;
+const THREE: usize = Format::Three as usize;
+const FOUR: usize = Format::Four as usize;
+const EIGHT: usize = Format::Eight as usize;
+const TWO_PAIRS: usize = Format::TwoPairs as usize;
+const THREE_PAIRS: usize = Format::ThreePairs as usize;
+const FOUR_PAIRS: usize = Format::FourPairs as usize;
+
+/// Registers of a strip's palette at most: 256 entries of a pair.
+pub(super) const TABLES: usize = 8;
+
 /// Group GROUP of four inputs of a unit: entries of the table; at 8 bits the weights, turned as it says.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-pub(super) fn decode<const BITS: usize, const GROUP: usize>(
+pub(super) fn decode<const FORMAT: usize, const GROUP: usize>(
     packed: &[__m512i; 3],
-    table: __m512i,
+    tables: &[__m512i; TABLES],
 ) -> __m512i {
-    let [line, ..] = *packed;
-    match BITS {
-        8 => return _mm512_xor_si512(line, table),
-        3 => {
-            let low = low_bits(packed[GROUP / 4], GROUP % 4 * 2);
+    let half = GROUP % 2; // of a pair
+    match FORMAT {
+        EIGHT => _mm512_xor_si512(packed[0], tables[0]),
+        TWO | FOUR => {
+            let bits = const { Format::ALL[FORMAT].bits() };
+            _mm512_permutexvar_epi8(low_bits(packed[0], GROUP * bits), tables[0])
+        }
+        THREE => {
+            let low = low_bits(packed[GROUP / 4 % 2], GROUP % 4 * 2);
             let high = match GROUP {
                 0 => _mm512_slli_epi16::<2>(packed[2]),
                 1 => _mm512_slli_epi16::<1>(packed[2]),
@@ -250,11 +306,27 @@ pub(super) fn decode<const BITS: usize, const GROUP: usize>(
             };
             // Bits 0 and 1 of `low`, bit 2 of `high`; what lies above is looked past.
             let indices = _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(3), low, high);
-            return _mm512_permutexvar_epi8(indices, table);
+            _mm512_permutexvar_epi8(indices, tables[0])
         }
-        _ => {}
+        TWO_PAIRS => _mm512_permutexvar_epi8(low_bits(packed[0], GROUP / 2 * 4), tables[half]),
+        THREE_PAIRS if GROUP < 6 => _mm512_permutexvar_epi8(packed[GROUP / 2 % 3], tables[half]),
+        THREE_PAIRS => {
+            // The two high bits of each line come to bits 0, 2 and 4; what lies above is looked past.
+            let (low, high) = (_mm512_srli_epi16::<6>(packed[0]), packed[1]);
+            let middle = _mm512_srli_epi16::<4>(high);
+            let low = _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(3), low, middle);
+            let high = _mm512_srli_epi16::<2>(packed[2]);
+            let indices = _mm512_ternarylogic_epi32::<0xca>(_mm512_set1_epi8(15), low, high);
+            _mm512_permutexvar_epi8(indices, tables[half])
+        }
+        _ => {
+            let indices = packed[0];
+            let [a, b, c, d] = std::array::from_fn(|i| tables[4 * half + i]);
+            let low = _mm512_permutex2var_epi8(a, indices, b);
+            let high = _mm512_permutex2var_epi8(c, indices, d);
+            _mm512_mask_blend_epi8(_mm512_movepi8_mask(indices), low, high)
+        }
     }
-    _mm512_permutexvar_epi8(low_bits(line, GROUP * BITS), table)
 }
 
 /// Each byte's bits from `shift` on, and above them bits of a neighbour.
@@ -269,38 +341,56 @@ fn low_bits(packed: __m512i, shift: usize) -> __m512i {
     }
 }
 
-/// A strip's palette, repeated over 64 bytes, each byte with the bits of FLIP turned: 0x80 makes int8 + 128. For 8 bits FLIP alone.
+/// A strip's palette, up to 64 entries in a register and fewer repeated over its 64 bytes, each byte with the bits of FLIP turned:
+/// 0x80 makes int8 + 128. Of pairs the registers of first weights and then those of second ones. For 8 bits FLIP alone.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-pub(super) fn table<const BITS: usize, const FLIP: u8>(
+pub(super) fn table<const FORMAT: usize, const FLIP: u8>(
     strips: &Strips<'_>,
     strip: usize,
-) -> __m512i {
-    if BITS == 8 {
-        return hidden(_mm512_set1_epi8(FLIP as i8));
+) -> [__m512i; TABLES] {
+    let mut tables = [_mm512_setzero_si512(); TABLES];
+    if FORMAT == EIGHT {
+        tables[0] = hidden(_mm512_set1_epi8(FLIP as i8));
+        return tables;
     }
     let flip = u32::from_ne_bytes([FLIP; 4]);
     let palette = strips.table(strip);
-    assert_eq!(palette.len(), 1 << BITS);
-    // SAFETY: 4 entries are 4 bytes, 8 are 8, 16 are 16.
-    hidden(unsafe {
-        match BITS {
-            2 => {
-                let entries = palette.as_ptr().cast::<u32>().read_unaligned();
-                _mm512_set1_epi32((entries ^ flip) as i32)
+    assert_eq!(palette.len(), const { Format::ALL[FORMAT].table() });
+    let from = palette.as_ptr();
+    // SAFETY: a palette of so many bytes was asked for above: 4, 8, 16, twice 16, twice 64 or twice 256.
+    unsafe {
+        let sixteen = |at: usize| {
+            let entries = _mm_loadu_si128(from.add(at).cast());
+            let flip = _mm_set1_epi8(FLIP as i8);
+            _mm512_broadcast_i32x4(_mm_xor_si128(entries, flip))
+        };
+        match FORMAT {
+            TWO => {
+                let entries = from.cast::<u32>().read_unaligned();
+                tables[0] = hidden(_mm512_set1_epi32((entries ^ flip) as i32));
             }
-            3 => {
-                let entries = palette.as_ptr().cast::<u64>().read_unaligned();
+            THREE => {
+                let entries = from.cast::<u64>().read_unaligned();
                 let flip = u64::from(flip) << 32 | u64::from(flip);
-                _mm512_set1_epi64((entries ^ flip) as i64)
+                tables[0] = hidden(_mm512_set1_epi64((entries ^ flip) as i64));
+            }
+            FOUR => tables[0] = hidden(sixteen(0)),
+            TWO_PAIRS => {
+                tables[0] = hidden(sixteen(0));
+                tables[1] = hidden(sixteen(16));
             }
             _ => {
-                let entries = _mm_loadu_si128(palette.as_ptr().cast());
-                let flip = _mm_set1_epi8(FLIP as i8);
-                _mm512_broadcast_i32x4(_mm_xor_si128(entries, flip))
+                let registers = const { Format::ALL[FORMAT].table() / LINE };
+                for (at, table) in tables.iter_mut().enumerate().take(registers) {
+                    let entries = _mm512_loadu_si512(from.add(at * LINE).cast());
+                    let flip = _mm512_set1_epi8(FLIP as i8);
+                    *table = hidden(_mm512_xor_si512(entries, flip));
+                }
             }
         }
-    })
+    }
+    tables
 }
 
 /// The same vector, made who knows how: where LLVM 22 sees that what a look-up takes is repeated or turned, its legalizer may turn it

@@ -1,9 +1,10 @@
 //! Strip order back to dense f32 rows: what a gradient through a frozen palettized layer needs.
 //!
 //! `w[r, i] = s[r] · value`, with 11 and 8 significant bits, is exact in f32, so all bodies agree
-//! trivially. A row's scaled palette is one vector, and a look-up is one permutation of it.
+//! trivially. A row's scaled palette is one vector, and a look-up is one permutation of it; palettes of pairs are larger, and
+//! looked up in memory, on every instruction set alike.
 
-use super::strips::{self, Format, LINE, STRIP, Strips};
+use super::strips::{self, Format, HALF, LINE, STRIP, Strips};
 use crate::{Isa, Pool};
 
 /// Bytes of f32 that a task writes.
@@ -15,7 +16,7 @@ const SEGMENT: usize = 2048;
 pub(crate) fn all(pool: &Pool, strips: &Strips<'_>, out: &mut [f32]) {
     let (rows, cols) = (strips.rows, strips.cols);
     assert_eq!(out.len(), rows * cols, "dequantizing [{rows}, {cols}]");
-    let segment = segment(pool.isa());
+    let segment = segment(pool.isa(), strips.format);
     let strips_each = TASK.div_ceil(4 * STRIP * cols);
     pool.for_each_chunk(out, strips_each * STRIP * cols, |task, out| {
         for (index, out) in out.chunks_mut(STRIP * cols).enumerate() {
@@ -65,7 +66,7 @@ pub(crate) fn row(isa: Isa, strips: &Strips<'_>, row: usize, out: &mut [f32]) {
         strips.cols
     );
     // SAFETY: row and length were checked, 0 is a multiple of 32, and the caller's pool vouches for `isa`.
-    unsafe { segment(isa)(strips, row, 0, out) }
+    unsafe { segment(isa, strips.format)(strips, row, 0, out) }
 }
 
 /// Writes inputs `start..start + out.len()` of `row`.
@@ -75,8 +76,9 @@ pub(crate) fn row(isa: Isa, strips: &Strips<'_>, row: usize, out: &mut [f32]) {
 /// instructions.
 type Segment = unsafe fn(&Strips<'_>, row: usize, start: usize, out: &mut [f32]);
 
-fn segment(isa: Isa) -> Segment {
+fn segment(isa: Isa, format: Format) -> Segment {
     match isa {
+        _ if format.pairs() => segment_pairs,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => segment_avx2,
         #[cfg(target_arch = "x86_64")]
@@ -95,6 +97,43 @@ fn segment_scalar(strips: &Strips<'_>, row: usize, start: usize, out: &mut [f32]
                 Format::Eight => value as i8,
                 _ => table[usize::from(value)],
             });
+    }
+}
+
+/// Of pairs, eight inputs at a time: four indices, each a weight of the first four and one of the others.
+fn segment_pairs(strips: &Strips<'_>, row: usize, start: usize, out: &mut [f32]) {
+    let (format, entries) = (strips.format, strips.format.entries());
+    let scale = strips.scales[row].to_f32();
+    let mut table = [0.0f32; 512];
+    for (value, &entry) in table.iter_mut().zip(strips.table(row / STRIP)) {
+        *value = scale * f32::from(entry);
+    }
+    let (first, second) = table.split_at(entries);
+    let unit = format.unit() * LINE;
+    let strip = &strips.strip(row / STRIP)[start / format.inputs() * unit..];
+    let units = strip.chunks_exact(unit);
+    for (unit, out) in units.zip(out.chunks_mut(format.inputs())) {
+        let bytes = |line: usize| -> [u8; 4] {
+            let at = line * LINE + row % STRIP * 4;
+            unit[at..at + 4].try_into().expect("four bytes")
+        };
+        for (four, out) in out.chunks_mut(2 * HALF).enumerate() {
+            let indices = match format {
+                Format::TwoPairs => bytes(0).map(|byte| byte >> (4 * four) & 15),
+                Format::ThreePairs if four < 3 => bytes(four).map(|byte| byte & 63),
+                Format::ThreePairs => {
+                    let [a, b, c] = [bytes(0), bytes(1), bytes(2)];
+                    std::array::from_fn(|j| a[j] >> 6 | b[j] >> 6 << 2 | c[j] >> 6 << 4)
+                }
+                _ => bytes(0),
+            };
+            let mut eight = [0.0; 2 * HALF];
+            for (j, index) in indices.into_iter().enumerate() {
+                eight[j] = first[usize::from(index)];
+                eight[HALF + j] = second[usize::from(index)];
+            }
+            out.copy_from_slice(&eight[..out.len()]);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The product in plain Rust: the oracle of the other bodies, and what runs on every other CPU.
 
-use super::strips::{Format, LINE, Results, STRIP, Strips};
+use super::strips::{Format, HALF, LINE, Results, STRIP, Strips};
 use crate::quantize::{BLOCK, PANEL, Panel};
 
 /// See [`super::strips::Tile`]; nothing here is unsafe.
@@ -66,6 +66,11 @@ fn decode(strips: &Strips<'_>, strip: usize, block: usize, weights: &mut [[i8; B
         .take(per_block);
     let mut done = 0;
     for unit in units {
+        if strips.format.pairs() {
+            pairs(strips.format, unit, table, done, weights);
+            done += inputs;
+            continue;
+        }
         let (line, more) = unit.split_at(LINE);
         for (lane, (row, bytes)) in weights.iter_mut().zip(line.chunks_exact(4)).enumerate() {
             let row = &mut row[done..done + inputs];
@@ -95,11 +100,46 @@ fn decode(strips: &Strips<'_>, strip: usize, block: usize, weights: &mut [[i8; B
                         *weight = *byte as i8;
                     }
                 }
+                Format::TwoPairs | Format::ThreePairs | Format::FourPairs => {
+                    unreachable!("pairs were decoded above")
+                }
             }
         }
         done += inputs;
     }
     for row in weights.iter_mut() {
         row[done..].fill(0);
+    }
+}
+
+/// The same of a unit of pairs, whose inputs begin at `done`: each index gives a weight of four inputs and one of the
+/// next four.
+fn pairs(
+    format: Format,
+    unit: &[u8],
+    table: &[i8],
+    done: usize,
+    weights: &mut [[i8; BLOCK]; STRIP],
+) {
+    let (first, second) = table.split_at(format.entries());
+    for (lane, row) in weights.iter_mut().enumerate() {
+        let byte = |line: usize, j: usize| unit[line * LINE + lane * 4 + j];
+        for (four, row) in row[done..done + format.inputs()]
+            .chunks_exact_mut(2 * HALF)
+            .enumerate()
+        {
+            for j in 0..HALF {
+                let index = match format {
+                    Format::TwoPairs => byte(0, j) >> (4 * four) & 15,
+                    Format::ThreePairs if four < 3 => byte(four, j) & 63,
+                    Format::ThreePairs => {
+                        byte(0, j) >> 6 | byte(1, j) >> 6 << 2 | byte(2, j) >> 6 << 4
+                    }
+                    _ => byte(0, j),
+                };
+                row[j] = first[usize::from(index)];
+                row[HALF + j] = second[usize::from(index)];
+            }
+        }
     }
 }

@@ -4,7 +4,8 @@
 //! A strip is 16 output rows. 64 bytes of it (a *line*) hold the same 16, 8 or 4 inputs of all 16
 //! rows at 2, 4 or 8 bits: int32 lane r is row r, so one broadcast of 4 activations meets all rows.
 //! At 3 bits three lines (a *unit*) hold 32 inputs: two lines of low bits as at 2 bits, 16 inputs
-//! each, and one line of high bits, all 32.
+//! each, and one line of high bits, all 32. Pairs of weights that share an index lie the same way, an
+//! index for two weights; see [`super`].
 //!
 //! ```text
 //! y[n, r] = s[r] · fma-chain over blocks b of ( Σ_{i in b} w[r, i] · q[n, i] ) · scale[n, b]
@@ -26,32 +27,85 @@ pub(crate) const STRIP: usize = 16;
 /// Bytes that hold the same few inputs of all rows of a strip.
 pub(crate) const LINE: usize = 64;
 
-/// Bits of a weight.
+/// Inputs from a pair's first weight to its second: those that a line's four bytes a row hold. So one look-up of
+/// 64 indices gives the operand of a product, and the same indices in the other half of the palette the next one.
+pub(crate) const HALF: usize = 4;
+
+/// Bits of a weight, and whether an index stands for one weight or for a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Two,
     Three,
     Four,
     Eight,
+    TwoPairs,
+    ThreePairs,
+    FourPairs,
 }
 
 impl Format {
+    /// By number, so that bodies can be generic over a format.
+    pub const ALL: [Format; 7] = [
+        Format::Two,
+        Format::Three,
+        Format::Four,
+        Format::Eight,
+        Format::TwoPairs,
+        Format::ThreePairs,
+        Format::FourPairs,
+    ];
+
+    /// Bits of a weight; an index of a pair has twice as many.
     pub const fn bits(self) -> usize {
         match self {
-            Format::Two => 2,
-            Format::Three => 3,
-            Format::Four => 4,
+            Format::Two | Format::TwoPairs => 2,
+            Format::Three | Format::ThreePairs => 3,
+            Format::Four | Format::FourPairs => 4,
             Format::Eight => 8,
         }
+    }
+
+    /// Whether an index stands for two weights, `HALF` inputs apart.
+    pub const fn pairs(self) -> bool {
+        matches!(
+            self,
+            Format::TwoPairs | Format::ThreePairs | Format::FourPairs
+        )
+    }
+
+    /// Weights that an index stands for.
+    pub const fn dims(self) -> usize {
+        1 + self.pairs() as usize
     }
 
     /// Entries of a strip's palette; 8-bit weights have none.
     pub const fn entries(self) -> usize {
         match self {
-            Format::Two => 4,
-            Format::Three => 8,
-            Format::Four => 16,
             Format::Eight => 0,
+            _ => 1 << (self.bits() * self.dims()),
+        }
+    }
+
+    /// Numbers of a strip's palette: of pairs all first ones, then all second ones.
+    pub const fn table(self) -> usize {
+        self.entries() * self.dims()
+    }
+
+    /// Indices of a row of so many inputs. Where the last pairs lack their second inputs they are there nevertheless.
+    pub const fn indices(self, cols: usize) -> usize {
+        if !self.pairs() {
+            return cols;
+        }
+        let rest = cols % (2 * HALF);
+        cols / (2 * HALF) * HALF + if rest < HALF { rest } else { HALF }
+    }
+
+    /// The first input that index number `index` of a row stands for; a pair's second is `HALF` further.
+    pub const fn input(self, index: usize) -> usize {
+        if self.pairs() {
+            index / HALF * 2 * HALF + index % HALF
+        } else {
+            index
         }
     }
 
@@ -63,7 +117,7 @@ impl Format {
     /// Lines of a unit.
     pub const fn unit(self) -> usize {
         match self {
-            Format::Three => 3,
+            Format::Three | Format::ThreePairs => 3,
             _ => 1,
         }
     }
@@ -168,7 +222,7 @@ pub(crate) fn lengths(format: Format, rows: usize, cols: usize) -> Result<Length
             .filter(|&bytes| isize::try_from(bytes).is_ok())?;
         Some(Lengths {
             data,
-            palette: strips.checked_mul(format.entries())?,
+            palette: strips.checked_mul(format.table())?,
             scales: strips.checked_mul(STRIP)?,
         })
     };
@@ -182,7 +236,7 @@ pub(crate) struct Strips<'a> {
     pub rows: usize,
     pub cols: usize,
     pub data: &'a [u8],    // [strips, lines, 64]
-    pub palette: &'a [i8], // [strips, entries]
+    pub palette: &'a [i8], // [strips, entries], of pairs [strips, 2, entries]
     pub scales: &'a [f16], // [strips, 16]
 }
 
@@ -243,72 +297,81 @@ impl<'a> Strips<'a> {
 
     /// The palette of one strip.
     pub fn table(&self, strip: usize) -> &'a [i8] {
-        let entries = self.format.entries();
-        &self.palette[strip * entries..(strip + 1) * entries]
+        let table = self.format.table();
+        &self.palette[strip * table..(strip + 1) * table]
     }
 }
 
-/// Where row-major value (row, col) lies in strip order: the byte, and the bit inside it. At 3 bits
-/// these are its two low bits, and the high one lies where [`high_bit`] says.
-fn position(format: Format, cols: usize, row: usize, col: usize) -> (usize, usize) {
-    let unit = first_byte(format, cols, row, col);
-    let input = col % format.inputs();
-    match format {
-        Format::Three => (
-            unit + input / 16 * LINE + input % 4,
-            input % 16 / 4 * Format::Two.bits(),
-        ),
-        _ => (unit + input % 4, input / 4 * format.bits()),
-    }
+/// Bits of a value that lie together: from bit `from` of the value on, in `data[byte]` from bit `shift` on.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    byte: usize,
+    shift: usize,
+    bits: usize,
+    from: usize,
 }
 
-/// Where the high bit of a 3-bit index lies: in the last line of its unit.
-fn high_bit(cols: usize, row: usize, col: usize) -> (usize, usize) {
-    let unit = first_byte(Format::Three, cols, row, col);
-    let input = col % Format::Three.inputs();
-    (unit + 2 * LINE + input % 4, input / 4)
-}
-
-/// The first of the row's bytes in the unit of (row, col).
-fn first_byte(format: Format, cols: usize, row: usize, col: usize) -> usize {
+/// Where the value of (row, col) lies in strip order, in one to three pieces; both inputs of a pair have the same.
+#[inline]
+fn pieces(format: Format, cols: usize, row: usize, col: usize) -> impl Iterator<Item = Piece> {
     let units = cols.div_ceil(format.inputs());
     let unit = (row / STRIP) * units + col / format.inputs();
-    unit * format.unit() * LINE + (row % STRIP) * 4
+    let unit = unit * format.unit() * LINE + (row % STRIP) * 4 + col % 4;
+    let input = col % format.inputs();
+    let piece = |line: usize, shift, bits, from| {
+        let byte = unit + line * LINE;
+        Some(Piece {
+            byte,
+            shift,
+            bits,
+            from,
+        })
+    };
+    let four = input / (2 * HALF); // of a pair: which four bytes of indices
+    match format {
+        Format::Two | Format::Four | Format::Eight => {
+            let bits = format.bits();
+            [piece(0, input / 4 * bits, bits, 0), None, None]
+        }
+        // Two low bits in one of two lines, the high bit in the third.
+        Format::Three => [
+            piece(input / 16, input % 16 / 4 * 2, 2, 0),
+            piece(2, input / 4, 1, 2),
+            None,
+        ],
+        Format::TwoPairs => [piece(0, four * 4, 4, 0), None, None],
+        // Three fours lie in the six low bits of a line each, the fourth in what is left of them.
+        Format::ThreePairs if four < 3 => [piece(four, 0, 6, 0), None, None],
+        Format::ThreePairs => [piece(0, 6, 2, 0), piece(1, 6, 2, 2), piece(2, 6, 2, 4)],
+        Format::FourPairs => [piece(0, 0, 8, 0), None, None],
+    }
+    .into_iter()
+    .flatten()
 }
 
-/// The value at (row, col) of a matrix in strip order.
+/// The value at (row, col) of a matrix in strip order; of pairs the index of the pair that the input is in.
 #[inline]
 pub(crate) fn get(format: Format, cols: usize, data: &[u8], row: usize, col: usize) -> u8 {
-    let (byte, shift) = position(format, cols, row, col);
-    let low = data[byte] >> shift;
-    match format {
-        Format::Two => low & 3,
-        Format::Three => {
-            let (byte, shift) = high_bit(cols, row, col);
-            low & 3 | (data[byte] >> shift & 1) << 2
-        }
-        Format::Four => low & 15,
-        Format::Eight => low,
-    }
+    pieces(format, cols, row, col).fold(0, |value, piece| {
+        let mask = (0xffu8) >> (8 - piece.bits);
+        value | (data[piece.byte] >> piece.shift & mask) << piece.from
+    })
 }
 
-/// Row-major values (one a byte) to strip order; padding is 0.
+/// Row-major values (one a byte, a pair's once) to strip order; padding is 0.
 pub(crate) fn pack(format: Format, rows: usize, cols: usize, values: &[u8], data: &mut [u8]) {
+    let width = format.indices(cols);
     for row in 0..rows {
-        for (col, &value) in values[row * cols..(row + 1) * cols].iter().enumerate() {
-            let (byte, shift) = position(format, cols, row, col);
-            if format == Format::Three {
-                data[byte] |= (value & 3) << shift;
-                let (byte, shift) = high_bit(cols, row, col);
-                data[byte] |= value >> 2 << shift;
-            } else {
-                data[byte] |= value << shift;
+        for (index, &value) in values[row * width..(row + 1) * width].iter().enumerate() {
+            for piece in pieces(format, cols, row, format.input(index)) {
+                let mask = (0xffu8) >> (8 - piece.bits);
+                data[piece.byte] |= (value >> piece.from & mask) << piece.shift;
             }
         }
     }
 }
 
-/// Strip order to row-major values, one a byte.
+/// Strip order to row-major values, one a byte, a pair's once.
 pub(crate) fn unpack(
     format: Format,
     rows: usize,
@@ -327,16 +390,17 @@ pub(crate) fn unpack(
             found,
         });
     }
-    let mut values = vec![0; rows * cols];
-    for (row, values) in values.chunks_exact_mut(cols).enumerate() {
-        for (col, value) in values.iter_mut().enumerate() {
-            *value = get(format, cols, data, row, col);
+    let width = format.indices(cols);
+    let mut values = vec![0; rows * width];
+    for (row, values) in values.chunks_exact_mut(width).enumerate() {
+        for (index, value) in values.iter_mut().enumerate() {
+            *value = get(format, cols, data, row, format.input(index));
         }
     }
     Ok(values)
 }
 
-/// Refuses a row-major buffer that has not `rows · cols` values; call after [`lengths`].
+/// Refuses a row-major buffer that has not a value for each weight or pair; call after [`lengths`].
 pub(crate) fn check_values(
     what: &'static str,
     format: Format,
@@ -344,7 +408,7 @@ pub(crate) fn check_values(
     cols: usize,
     found: usize,
 ) -> Result<(), LayoutError> {
-    let expected = rows * cols;
+    let expected = rows * format.indices(cols);
     let bits = format.bits();
     if found == expected {
         Ok(())

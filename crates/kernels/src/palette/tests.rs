@@ -7,9 +7,12 @@ use crate::quantize::BLOCK;
 use crate::{Isa, Pool, random};
 use proptest::prelude::*;
 
-/// A random matrix and the buffers its view borrows. `bits` is 2, 3, 4 or 8.
-pub(crate) struct Owned {
-    bits: usize,
+/// What is tested, by name: a width of [`Bits`], or 8-bit weights.
+const ALL: [&str; 7] = ["2", "3", "4", "2v", "3v", "4v", "8"];
+
+/// A random matrix and the buffers its view borrows.
+struct Owned {
+    bits: &'static str,
     rows: usize,
     cols: usize,
     /// Row-major int8 weights before the row scale.
@@ -20,12 +23,12 @@ pub(crate) struct Owned {
 }
 
 impl Owned {
-    pub(crate) fn random(bits: usize, rows: usize, cols: usize, seed: u64) -> Owned {
+    fn random(bits: &'static str, rows: usize, cols: usize, seed: u64) -> Owned {
         let byte = |stream, at: usize| random::hash(seed, stream, at as u64) as u8;
         let scales = (0..rows.next_multiple_of(STRIP))
             .map(|row| f16::from_f32(random::normal(seed, 1, row as u64) * 0.01))
             .collect();
-        let Some(kind) = Bits::from_bits(bits) else {
+        let Some(kind) = Bits::from_name(bits) else {
             let weights: Vec<i8> = (0..rows * cols).map(|at| byte(2, at) as i8).collect();
             let packed = bytemuck::cast_slice(&int8::pack(rows, cols, &weights).unwrap()).to_vec();
             return Owned {
@@ -40,14 +43,22 @@ impl Owned {
         };
         let sizes = sizes(kind, rows, cols).unwrap();
         let palette: Vec<i8> = (0..sizes.palette).map(|at| byte(3, at) as i8).collect();
-        let indices: Vec<u8> = (0..rows * cols)
-            .map(|at| byte(4, at) % kind.entries() as u8)
+        let width = kind.indices(cols);
+        let indices: Vec<u8> = (0..rows * width)
+            .map(|at| (usize::from(byte(4, at)) % kind.entries()) as u8)
             .collect();
-        let weights = indices
-            .iter()
-            .enumerate()
-            .map(|(at, &index)| palette[at / cols / STRIP * kind.entries() + usize::from(index)]);
-        let weights = weights.collect();
+        let weight = |(row, col): (usize, usize)| {
+            let table = row / STRIP * kind.table();
+            let entry = |number: usize| usize::from(indices[row * width + number]);
+            match kind.dims() {
+                1 => palette[table + entry(col)],
+                // The first or the second number of the pair of inputs j and 4 + j of eight.
+                _ => palette[table + col / 4 % 2 * kind.entries() + entry(col / 8 * 4 + col % 4)],
+            }
+        };
+        let weights = (0..rows * cols)
+            .map(|at| weight((at / cols, at % cols)))
+            .collect();
         let packed = pack(kind, rows, cols, &indices).unwrap();
         Owned {
             bits,
@@ -61,7 +72,7 @@ impl Owned {
     }
 
     fn view(&self) -> PaletteMatrix<'_> {
-        let bits = Bits::from_bits(self.bits).unwrap();
+        let bits = Bits::from_name(self.bits).unwrap();
         PaletteMatrix::new(
             bits,
             self.rows,
@@ -103,7 +114,7 @@ fn activations(tokens: usize, cols: usize, seed: u64) -> Vec<f32> {
 
 fn product(pool: &Pool, parts: &[Owned], x: &QuantizedRows) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.rows() * parts.iter().map(|part| part.rows).sum::<usize>()];
-    if parts[0].bits == 8 {
+    if parts[0].bits == "8" {
         int8::matmul(pool, parts[0].int8(), x, &mut out);
     } else {
         let views: Vec<_> = parts.iter().map(Owned::view).collect();
@@ -145,7 +156,7 @@ fn assert_same_bits(found: &[f32], expected: &[f32], what: &str) {
 
 /// Each body, on one thread and on three, gives exactly the formula's bits.
 #[track_caller]
-fn check(parts: &[(usize, usize)], cols: usize, tokens: usize, seed: u64) {
+fn check(parts: &[(&'static str, usize)], cols: usize, tokens: usize, seed: u64) {
     let parts: Vec<Owned> = (seed..)
         .zip(parts)
         .map(|(seed, &(bits, rows))| Owned::random(bits, rows, cols, seed))
@@ -164,7 +175,7 @@ fn check(parts: &[(usize, usize)], cols: usize, tokens: usize, seed: u64) {
 
 #[test]
 fn every_body_equals_the_formula_bit_for_bit() {
-    for bits in [2, 3, 4, 8] {
+    for bits in ALL {
         check(&[(bits, 64)], 256, 12, 1); // aligned
         check(&[(bits, 1)], 1, 1, 2); // smallest
         check(&[(bits, 17)], 129, 1, 3); // one over
@@ -179,9 +190,10 @@ fn every_body_equals_the_formula_bit_for_bit() {
 
 #[test]
 fn parts_of_different_bits_are_concatenated() {
-    check(&[(4, 48), (2, 16), (3, 16), (4, 16)], 256, 1, 6);
-    check(&[(2, 19), (4, 1), (3, 33), (2, 40)], 77, 25, 7);
-    check(&[(4, 50), (2, 16)], 77, 530, 8); // on tiles: two panels
+    check(&[("4", 48), ("2", 16), ("3", 16), ("4", 16)], 256, 1, 6);
+    check(&[("2", 19), ("4", 1), ("3", 33), ("2", 40)], 77, 25, 7);
+    check(&[("3v", 19), ("4", 1), ("2v", 33), ("4v", 40)], 77, 25, 7);
+    check(&[("4", 50), ("3v", 16)], 77, 530, 8); // on tiles: two panels
 }
 
 proptest! {
@@ -189,7 +201,7 @@ proptest! {
 
     #[test]
     fn any_shape_equals_the_formula(
-        bits in proptest::sample::select(vec![2usize, 3, 4, 8]),
+        bits in proptest::sample::select(ALL.to_vec()),
         rows in 1usize..70,
         cols in 1usize..420,
         tokens in 1usize..=40,
@@ -200,7 +212,7 @@ proptest! {
 
     #[test]
     fn any_parts_equal_the_formula(
-        parts in proptest::collection::vec((proptest::sample::select(vec![2usize, 3, 4]), 1usize..50), 1..4),
+        parts in proptest::collection::vec((proptest::sample::select(ALL[..6].to_vec()), 1usize..50), 1..4),
         cols in 1usize..300,
         tokens in 1usize..=14,
         seed: u64,
@@ -217,20 +229,22 @@ proptest! {
     ) {
         let entries = bits.entries() as u64;
         let indices: Vec<u8> =
-            (0..rows * cols).map(|at| (random::hash(seed, 0, at as u64) % entries) as u8).collect();
+            (0..rows * bits.indices(cols)).map(|at| (random::hash(seed, 0, at as u64) % entries) as u8).collect();
         let packed = pack(bits, rows, cols, &indices).unwrap();
         prop_assert_eq!(packed.len(), sizes(bits, rows, cols).unwrap().indices);
         prop_assert_eq!(unpack(bits, rows, cols, &packed).unwrap(), indices);
     }
 
     #[test]
-    fn no_size_from_a_file_panics(bits in 0usize..3, rows: usize, cols: usize, low in 0usize..5) {
+    fn no_size_from_a_file_panics(bits in 0usize..6, rows: usize, cols: usize, low in 0usize..5) {
         let bits = Bits::ALL[bits];
         for (rows, cols) in [(rows, cols), (low, cols), (rows, low), (rows >> 32, cols >> 32)] {
             let refused = PaletteMatrix::new(bits, rows, cols, &[0; 64], &[0; 16], &[f16::ONE; 16]);
             prop_assert!(refused.is_err() || (rows <= 16 && cols <= 16));
             let refused = PaletteMatrix::new(bits, rows, cols, &[0; 192], &[0; 8], &[f16::ONE; 16]);
             prop_assert!(refused.is_err() || (bits == Bits::Three && rows <= 16 && cols <= 32));
+            let refused = PaletteMatrix::new(bits, rows, cols, &[0; 192], &[0; 128], &[f16::ONE; 16]);
+            prop_assert!(refused.is_err() || (bits == Bits::ThreePairs && rows <= 16 && cols <= 32));
             let refused = Int8Matrix::new(rows, cols, &[0; 64], &[f16::ONE; 16]);
             prop_assert!(refused.is_err() || (rows <= 16 && cols <= 4));
         }
@@ -241,11 +255,14 @@ proptest! {
 fn a_token_is_the_same_alone_and_in_any_batch() {
     let cols = 300;
     let parts = [
-        Owned::random(4, 40, cols, 8),
-        Owned::random(2, 24, cols, 9),
-        Owned::random(3, 20, cols, 10),
+        Owned::random("4", 40, cols, 8),
+        Owned::random("2", 24, cols, 9),
+        Owned::random("3", 20, cols, 10),
+        Owned::random("2v", 7, cols, 11),
+        Owned::random("3v", 33, cols, 12),
+        Owned::random("4v", 20, cols, 13),
     ];
-    let width = 84;
+    let width = 144;
     let x = activations(40, cols, 10);
     for pool in pools() {
         let alone: Vec<f32> = x
@@ -264,12 +281,15 @@ fn a_token_is_the_same_alone_and_in_any_batch() {
 fn the_extremes_of_int8_do_not_saturate() {
     // All weights -128 (or 127) against all activations ±127: the largest sums there are.
     let (rows, cols) = (16, 256);
-    for entry in [-128i8, 127] {
-        let palette = [entry; 16];
-        let indices = vec![0u8; sizes(Bits::Four, rows, cols).unwrap().indices];
+    for (entry, bits) in [-128i8, 127]
+        .into_iter()
+        .flat_map(|entry| Bits::ALL.map(|b| (entry, b)))
+    {
+        let sizes = sizes(bits, rows, cols).unwrap();
+        let palette = vec![entry; sizes.palette];
+        let indices = vec![0u8; sizes.indices];
         let scales = [f16::ONE; 16];
-        let matrix =
-            PaletteMatrix::new(Bits::Four, rows, cols, &indices, &palette, &scales).unwrap();
+        let matrix = PaletteMatrix::new(bits, rows, cols, &indices, &palette, &scales).unwrap();
         for sign in [-1.0f32, 1.0] {
             let expected = sign * f32::from(entry) * 127.0 * cols as f32;
             for pool in pools() {
@@ -289,7 +309,7 @@ fn the_extremes_of_int8_do_not_saturate() {
 #[test]
 fn a_lossless_palette_is_the_dense_product_up_to_activation_rounding() {
     let (rows, cols, tokens) = (35, 700, 13);
-    for bits in [2, 3, 4, 8] {
+    for bits in ALL {
         let weight = Owned::random(bits, rows, cols, 11);
         let dense = weight.dense();
         let x = activations(tokens, cols, 12);
@@ -353,6 +373,28 @@ fn the_order_of_bytes_is_the_documented_one() {
     let set = packed.iter().enumerate().filter(|(_, byte)| **byte != 0);
     let set: Vec<(usize, u8)> = set.map(|(at, &byte)| (at, byte)).collect();
     assert_eq!(set, [(128 + 1, 1 << 7), (192 + 1, 2), (192 + 128 + 1, 1)]);
+    // Pairs: the sixteenth index of a row of 32, that of inputs 27 and 31, lies in what others leave.
+    let set = |bits: Bits, index: usize, value: u8| {
+        let mut indices = [0u8; 20];
+        indices[index] = value;
+        let packed = pack(bits, 1, 40, &indices).unwrap();
+        let set = packed.iter().enumerate().filter(|(_, byte)| **byte != 0);
+        set.map(|(at, &byte)| (at, byte)).collect::<Vec<_>>()
+    };
+    assert_eq!(set(Bits::TwoPairs, 6, 9), [(2, 9 << 4)]); // inputs 10 and 14
+    assert_eq!(set(Bits::TwoPairs, 8, 9), [(64, 9)]);
+    assert_eq!(set(Bits::ThreePairs, 3, 63), [(3, 63)]);
+    assert_eq!(set(Bits::ThreePairs, 9, 33), [(128 + 1, 33)]);
+    let split = [(3, 1 << 6), (64 + 3, 2 << 6), (128 + 3, 3 << 6)];
+    assert_eq!(set(Bits::ThreePairs, 15, 0b11_10_01), split);
+    assert_eq!(set(Bits::ThreePairs, 16, 5), [(192, 5)]);
+    assert_eq!(set(Bits::FourPairs, 5, 200), [(64 + 1, 200)]);
+    let inputs = [0, 3, 4, 15].map(|index| Bits::ThreePairs.inputs(index));
+    assert_eq!(inputs, [[0, 4], [3, 7], [8, 12], [27, 31]]);
+    assert_eq!(
+        [0, 1, 5, 8, 10, 13].map(|cols| Bits::TwoPairs.indices(cols)),
+        [0, 1, 4, 4, 6, 8]
+    );
     let place = |row: usize, col: usize| {
         let mut values = vec![0i8; 32 * 32];
         values[row * 32 + col] = -1;
@@ -368,20 +410,25 @@ fn the_order_of_bytes_is_the_documented_one() {
 #[test]
 fn dequantizing_is_exact_on_every_body() {
     for (bits, rows, cols) in [
-        (2, 33, 70),
-        (4, 16, 64),
-        (4, 47, 4100),
-        (2, 20, 2065),
-        (3, 35, 70),
-        (3, 20, 4133),
-        (8, 35, 61),
+        ("2", 33, 70),
+        ("4", 16, 64),
+        ("4", 47, 4100),
+        ("2", 20, 2065),
+        ("3", 35, 70),
+        ("3", 20, 4133),
+        ("2v", 33, 70),
+        ("2v", 16, 4100),
+        ("3v", 20, 45),
+        ("3v", 35, 4133),
+        ("4v", 17, 2053),
+        ("8", 35, 61),
     ] {
         let weight = Owned::random(bits, rows, cols, 13);
         let expected = weight.dense();
         for pool in pools() {
             let what = format!("{bits} bits, {:?}", pool.isa());
             let mut out = vec![f32::NAN; rows * cols];
-            if bits == 8 {
+            if bits == "8" {
                 int8::dequantize(&pool, weight.int8(), &mut out);
                 assert_same_bits(&out, &expected, &what);
                 let tokens = [3u32, 0, rows as u32 - 1, 3];
@@ -405,7 +452,7 @@ fn dequantizing_is_exact_on_every_body() {
 #[test]
 fn a_fault_in_an_activation_shows_in_its_token_alone() {
     let cols = 256;
-    let weight = [Owned::random(4, 16, cols, 14)];
+    let weight = [Owned::random("4", 16, cols, 14)];
     for fault in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut x = activations(3, cols, 15);
         x[cols + 200] = fault;
@@ -420,7 +467,7 @@ fn a_fault_in_an_activation_shows_in_its_token_alone() {
 
 #[test]
 fn no_tokens_are_no_work() {
-    let weight = [Owned::random(4, 16, 32, 16)];
+    let weight = [Owned::random("4", 16, 32, 16)];
     for pool in pools() {
         assert!(product(&pool, &weight, &QuantizedRows::new(&pool, &[], 32)).is_empty());
     }
@@ -474,6 +521,20 @@ fn what_does_not_fit_is_refused_with_a_sentence() {
         pack(Bits::Three, 1, 2, &[7, 8]),
         "index 8 at row 0, column 1 is outside a palette of 8 entries",
     );
+    let pairs = |indices: &[u8], palette: &[i8]| {
+        PaletteMatrix::new(Bits::TwoPairs, 16, 17, indices, palette, &scales).map(|_| ())
+    };
+    assert_eq!(pairs(&[0; 128], &[0; 32]), Ok(()));
+    check_refused(pairs(&[0; 128], &[0; 16]), "must have 32 elements, not 16");
+    check_refused(pairs(&[0; 64], &[0; 32]), "must have 128 elements, not 64");
+    check_refused(
+        pack(Bits::ThreePairs, 2, 9, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 64]),
+        "index 64 at row 1, column 8 is outside a palette of 64 entries",
+    );
+    check_refused(
+        pack(Bits::TwoPairs, 1, 9, &[0; 9]),
+        "must have 5 elements, not 9",
+    );
     check_refused(
         pack(Bits::Two, 2, 3, &[0, 1, 2, 3, 4, 0]),
         "index 4 at row 1, column 1",
@@ -497,7 +558,7 @@ fn what_does_not_fit_is_refused_with_a_sentence() {
 #[test]
 #[should_panic(expected = "the product is [2, 16]")]
 fn a_wrong_output_is_a_bug() {
-    let weight = Owned::random(4, 16, 8, 17);
+    let weight = Owned::random("4", 16, 8, 17);
     let pool = Pool::with_isa(1, Isa::Scalar);
     let x = QuantizedRows::new(&pool, &[0.0; 16], 8);
     matmul(&pool, &[weight.view()], &x, &mut [0.0; 31]);
