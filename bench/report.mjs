@@ -68,7 +68,7 @@ async function open(name, options = {}) {
 }
 const picture = async (page, name) => pictures && page.screenshot({ path: `${pictures}/${name}.png`, fullPage: true });
 const fits = async page => {
-  const wide = await page.evaluate(() => [...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll") && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 90)));
+  const wide = await page.evaluate(() => [...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll, .figure") && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 90)));
   assert.deepEqual(wide, [], "nothing sticks out");
   assert(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "the page does not scroll sideways");
 };
@@ -77,12 +77,15 @@ const readable = page => page.evaluate(() => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const over = colours => { canvas.clearRect(0, 0, 1, 1); for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); } return [...canvas.getImageData(0, 0, 1, 1).data]; };
   const light = rgb => { const [r, g, b] = rgb.map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const bad = [];
+  const probe = document.body.appendChild(document.createElement("i"));
+  probe.style.background = "Canvas"; // the page's own ground, which a canvas does not know
+  const ground = getComputedStyle(probe).backgroundColor, bad = [];
+  probe.remove();
   for (const element of document.querySelectorAll("body *")) {
     if (![...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || element.closest("details:not([open])") || element.tagName === "TITLE" || element.tagName === "title") continue;
     const style = getComputedStyle(element), behind = [];
     for (let at = element; at; at = at.parentElement) behind.unshift(getComputedStyle(at).backgroundColor);
-    const back = over(["Canvas", ...behind]), front = over(["Canvas", ...behind, element.closest("svg") ? style.fill : style.color]);
+    const back = over([ground, ...behind]), front = over([ground, ...behind, element.closest("svg") ? style.fill : style.color]);
     const [a, b] = [light(back), light(front)].sort((x, y) => y - x);
     if ((a + 0.05) / (b + 0.05) < 4.5) bad.push(`${element.outerHTML.slice(0, 80)} ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
   }

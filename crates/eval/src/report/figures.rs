@@ -25,7 +25,7 @@ pub(super) fn radar(what: &str, axes: &[String], series: &[Series]) -> String {
         let angle = TAU * axis as f64 / axes.len() as f64;
         let far = 120.0 * share.clamp(0.0, 100.0) / 100.0;
         (
-            260.0 + far * libm::sin(angle),
+            290.0 + far * libm::sin(angle),
             165.0 - far * libm::cos(angle),
         )
     };
@@ -37,7 +37,7 @@ pub(super) fn radar(what: &str, axes: &[String], series: &[Series]) -> String {
         points.join(" ")
     };
     let mut out = format!(
-        "<div class=\"figure\"><svg class=\"radar\" viewBox=\"0 0 520 330\" role=\"img\" aria-label=\"{}\">",
+        "<div class=\"figure\"><svg class=\"radar\" viewBox=\"0 0 580 330\" role=\"img\" aria-label=\"{}\">",
         escape(what)
     );
     for ring in [25.0, 50.0, 75.0, 100.0] {
@@ -55,8 +55,8 @@ pub(super) fn radar(what: &str, axes: &[String], series: &[Series]) -> String {
     }
     for (axis, label) in axes.iter().enumerate() {
         let ((x, y), (tx, ty)) = (at(axis, 100.0), at(axis, 100.0));
-        out += &format!("<path d=\"M260 165L{x:.1} {y:.1}\" stroke=\"var(--line)\"/>");
-        let side = tx - 260.0;
+        out += &format!("<path d=\"M290 165L{x:.1} {y:.1}\" stroke=\"var(--line)\"/>");
+        let side = tx - 290.0;
         let anchor = match side {
             side if side > 10.0 => "start",
             side if side < -10.0 => "end",
@@ -286,12 +286,12 @@ mod tests {
             &axes,
             &[("a", vec![Some(100.0), Some(50.0), Some(0.0), Some(150.0)])],
         );
-        // The middle is at 260, 165, and 100 is 120 away; beyond 100 is 100.
+        // The middle is at 290, 165, and 100 is 120 away; beyond 100 is 100.
         for (x, y) in [
-            ("260.0", "45.0"),
-            ("320.0", "165.0"),
-            ("260.0", "165.0"),
-            ("140.0", "165.0"),
+            ("290.0", "45.0"),
+            ("350.0", "165.0"),
+            ("290.0", "165.0"),
+            ("170.0", "165.0"),
         ] {
             assert!(
                 drawn.contains(&format!("cx=\"{x}\" cy=\"{y}\"")),

@@ -48,7 +48,7 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowra
 table.grid { width: auto; } caption { text-align: left; font-weight: bold; padding: .3rem 0; }
 .i { color: var(--muted); font-size: .85em; }
 svg.bar { display: block; width: 9rem; height: .9rem; }
-.figure { margin: 1rem 0; max-width: 44rem; } .figure svg text { font-size: 11px; fill: currentColor; } svg.radar, svg.lines { display: block; width: 100%; }
+.figure { margin: 1rem 0; max-width: 46rem; overflow-x: auto; } .figure svg text { font-size: 11px; fill: currentColor; } svg.radar, svg.lines { display: block; width: 100%; }
 .s { stroke-width: 1.8; } .whisker { stroke-width: 1; }
 .s0 { stroke: var(--s0); fill: var(--s0); } .s1 { stroke: var(--s1); fill: var(--s1); stroke-dasharray: 7 3; } .s2 { stroke: var(--s2); fill: var(--s2); stroke-dasharray: 2 3; }
 .s3 { stroke: var(--s3); fill: var(--s3); stroke-dasharray: 9 3 2 3; } .s4 { stroke: var(--s4); fill: var(--s4); stroke-dasharray: 4 4; } .s5 { stroke: var(--s5); fill: var(--s5); stroke-dasharray: 1 4; }
@@ -62,7 +62,7 @@ details { margin: .3rem 0; } summary { cursor: pointer; overflow-wrap: anywhere;
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8881; padding: .6rem; margin: .3rem 0; border-radius: 4px; font-size: .9em; }
 .runs { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 1rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
-@media (max-width: 40rem) { .runs { grid-auto-flow: row; grid-auto-columns: auto; } .pair { grid-template-columns: minmax(0, 1fr); } svg.bar { width: 5rem; } details details { margin-left: .4rem; } }
+@media (max-width: 40rem) { .runs { grid-auto-flow: row; grid-auto-columns: auto; } .pair { grid-template-columns: minmax(0, 1fr); } svg.bar { width: 5rem; } svg.radar, svg.lines { min-width: 32rem; } details details { margin-left: .4rem; } }
 ";
 
 /// The page of some runs; of several, how each differs from the first.
@@ -120,7 +120,8 @@ fn overview(out: &mut String, runs: &[Run]) {
                 .all(|metric| share(metric) && metric.more);
             let violations = kind == "safety" && label.starts_with("violation");
             let refusals = kind == "safety" && label.starts_with("refusals");
-            if !(more || violations || refusals) {
+            let compared = kind == "safety" && label.starts_with("safety preference");
+            if compared || !(more || violations || refusals) {
                 continue;
             }
             let name = match () {
