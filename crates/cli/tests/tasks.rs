@@ -716,10 +716,6 @@ fn a_server_answers_in_a_models_place() {
             vec!["--model", "stories", "--key-env", "K"],
             "--key-env is for a server",
         ),
-        (
-            vec!["--responses", "here.jsonl", "--endpoint", &url],
-            "--endpoint",
-        ),
     ] {
         let refused = exits(dir, 2, &[&math[..], &more].concat());
         assert!(
@@ -728,6 +724,22 @@ fn a_server_answers_in_a_models_place() {
             refused.stderr
         );
     }
+    let recorded = [
+        "eval",
+        "math",
+        "--task",
+        "math.jsonl",
+        "--responses",
+        "here.jsonl",
+    ];
+    let refused = exits(dir, 2, &[&recorded[..], &["--endpoint", &url]].concat());
+    assert!(
+        refused
+            .stderr
+            .contains("--endpoint is for a model that answers now"),
+        "{}",
+        refused.stderr
+    );
     let refused = exits(
         dir,
         1,
