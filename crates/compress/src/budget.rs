@@ -359,6 +359,7 @@ mod tests {
                 Bits::Two => 1.0,
                 Bits::Three => 0.1,
                 Bits::Four => 0.0,
+                pairs => panic!("{pairs:?} was not asked for"),
             };
             let each = |place| fitted.iter().map(|bits| rise(place, bits)).collect();
             (0..21).map(each).collect()
