@@ -337,6 +337,7 @@ fn tables_and_norms(decoder: &Decoder) -> Result<TablesAndNorms, CompressError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Width;
     use crate::matrix::stored_bytes;
     use russet_artifact::NoProgress;
     use russet_kernels::palette::Bits;
@@ -347,10 +348,16 @@ mod tests {
     fn block_by_block_is_the_whole_decoder_to_the_byte() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models");
         let pool = Arc::new(Pool::new(2).unwrap());
+        use Bits::{Four, Three, Two, TwoPairs};
         for (name, weighting, error_feedback, choice) in [
-            ("qwen3-gqa-tied", Weighting::Fisher, true, &[2, 4][..]),
-            ("llama-mha-untied", Weighting::Activation, true, &[2, 3, 4]),
-            ("qwen3-bf16", Weighting::None, false, &[2, 3]),
+            ("qwen3-gqa-tied", Weighting::Fisher, true, &[Two, Four][..]),
+            (
+                "llama-mha-untied",
+                Weighting::Activation,
+                true,
+                &[Two, TwoPairs, Three, Four],
+            ),
+            ("qwen3-bf16", Weighting::None, false, &[Two, Three]),
         ] {
             let from = golden.join(name);
             let blocks = Blocks::open(&from).unwrap();
@@ -369,8 +376,8 @@ mod tests {
             };
             let settings = Settings {
                 // Well between the fewest bits and the most, whichever they are.
-                target_bpw: 0.6 * bpw(Bits::Two) + 0.4 * bpw(Bits::Three),
-                bits: choice.to_vec(),
+                target_bpw: 0.6 * bpw(Two) + 0.4 * bpw(Three),
+                bits: choice.iter().copied().map(Width).collect(),
                 weighting,
                 error_feedback,
                 ..Settings::default()
