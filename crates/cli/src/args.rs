@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use russet_artifact::Override;
+use russet_kernels::palette::Bits;
 use russet_model::KvFormat;
 use russet_train::bench::Shape;
 
@@ -157,12 +158,12 @@ pub struct PalettizeArgs {
     /// Bytes of the whole package, in place of bits per weight
     #[arg(long, value_name = "BYTES", conflicts_with = "target_bpw")]
     pub target_bytes: Option<u64>,
-    /// The bits that projections may have: some of 2, 3 and 4, separated by commas
-    #[arg(long, value_delimiter = ',', default_values_t = [2, 4])]
-    pub bits: Vec<u32>,
-    /// Fix the bits (2, 3 or 4) of projections whose names are like a pattern: PATTERN=BITS, as in '*.v_proj=4'; may be given again
+    /// The bits that projections may have: some of 2, 3 and 4, and of 2v, 3v and 4v (palettes of pairs), separated by commas
+    #[arg(long, value_delimiter = ',', default_value = "2,4", value_parser = width)]
+    pub bits: Vec<Bits>,
+    /// Fix the bits (as in --bits) of projections whose names are like a pattern: PATTERN=BITS, as in '*.v_proj=4'; may be given again
     #[arg(long = "pin", value_name = "PATTERN=BITS", value_parser = pin)]
-    pub pins: Vec<(String, u32)>,
+    pub pins: Vec<(String, Bits)>,
     /// Text to measure the weights' importance on (.txt or .jsonl, plain, .gz or .zst)
     #[arg(long)]
     pub calibration: PathBuf,
@@ -453,9 +454,9 @@ pub struct BenchArgs {
     /// Bits of a random weight, tables and scales among them
     #[arg(long, conflicts_with = "model", default_value_t = 3.5, value_parser = bits_per_weight)]
     pub bpw: f64,
-    /// The bits that random projections may have: some of 2, 3 and 4, separated by commas
-    #[arg(long, conflicts_with = "model", value_delimiter = ',', default_values_t = [2, 4])]
-    pub bits: Vec<u32>,
+    /// The bits that random projections may have: some of 2, 3 and 4, and of 2v, 3v and 4v (palettes of pairs), separated by commas
+    #[arg(long, conflicts_with = "model", value_delimiter = ',', default_value = "2,4", value_parser = width)]
+    pub bits: Vec<Bits>,
     /// Measure through this adapter (PEFT folder) too, in turns with the model alone; given several times, sequences that generate go
     /// through one after another
     #[arg(long, value_name = "DIR", conflicts_with = "adapter_rank")]
@@ -588,9 +589,14 @@ pub struct ConvertArgs {
     pub out: PathBuf,
 }
 
+/// Bits of a palette, as a person writes them.
+fn width(text: &str) -> Result<Bits, String> {
+    Bits::from_name(text).ok_or_else(|| "there are 2, 3 and 4, and 2v, 3v and 4v".to_owned())
+}
+
 /// `PATTERN=BITS`.
-fn pin(text: &str) -> Result<(String, u32), String> {
+fn pin(text: &str) -> Result<(String, Bits), String> {
     let parts = text.rsplit_once('=');
-    let parts = parts.and_then(|(pattern, bits)| Some((pattern.to_owned(), bits.parse().ok()?)));
+    let parts = parts.and_then(|(pattern, bits)| Some((pattern.to_owned(), width(bits).ok()?)));
     parts.ok_or_else(|| "write a pattern, `=` and bits, as in '*.v_proj=4'".to_owned())
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use russet_engine::BenchConfig;
 use russet_eval::{Document, Settings};
-use russet_kernels::palette::Bits;
 use russet_kernels::probe;
 use russet_model::stored::{self, Output};
 use russet_model::{Decoder, adapter, package};
@@ -191,12 +190,7 @@ pub fn logits(app: &App, model: &Path, tokens: &[u32], out: &Path) -> Result<Sai
 fn measured_decoder(app: &App, args: &BenchArgs) -> Result<(Decoder, String)> {
     let (decoder, name) = match (&args.random, &args.model) {
         (Some(shape), _) => {
-            let bits = args.bits.iter().map(|&bits| Bits::from_bits(bits as usize));
-            let bits = bits.collect::<Option<Vec<Bits>>>();
-            let bits = bits.ok_or_else(|| {
-                Usage(format!("--bits are {:?}; there are 2, 3 and 4", args.bits))
-            })?;
-            let decoder = package::random(&shape.config(), args.bpw, &bits, 0, &app.pool)?;
+            let decoder = package::random(&shape.config(), args.bpw, &args.bits, 0, &app.pool)?;
             (decoder, format!("random, {} bits a weight", args.bpw))
         }
         (None, Some(model)) => {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use russet_artifact::{Override, Recipe, split_overrides};
+use russet_kernels::palette::Bits;
 use russet_train::Resume;
 use serde_json::{Value, json};
 
@@ -211,24 +212,32 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
         Some(bytes) => format!("target_bytes = {bytes}"),
         None => format!("target_bpw = {:?}", args.target_bpw),
     };
+    // As a recipe has them: a number, or text.
+    let written = |bits: &Bits| match bits.dims() {
+        1 => bits.name().to_owned(),
+        _ => format!("\"{}\"", bits.name()),
+    };
+    let bits: Vec<String> = args.bits.iter().map(written).collect();
     let mut text = format!(
-        "stage = \"palettize\"\n[inputs]\ncheckpoint = {}\n[data]\ncalibration = [{}]\n[palettize]\n{target}\nbits = {:?}\n",
+        "stage = \"palettize\"\n[inputs]\ncheckpoint = {}\n[data]\ncalibration = [{}]\n[palettize]\n{target}\nbits = [{}]\n",
         toml_string(&args.model)?,
         toml_string(&args.calibration)?,
-        args.bits,
+        bits.join(", "),
     );
     if !args.pins.is_empty() {
         text += "[palettize.pins]\n";
         let mut pins = BTreeMap::new();
         for (pattern, bits) in &args.pins {
             if pins.insert(pattern, bits).is_some() {
-                let sentence =
-                    format!("--pin {pattern}={bits}: that pattern is pinned twice; leave one out");
+                let sentence = format!(
+                    "--pin {pattern}={}: that pattern is pinned twice; leave one out",
+                    bits.name()
+                );
                 return Err(Usage(sentence).into());
             }
         }
         for (pattern, bits) in pins {
-            text += &format!("{} = {bits}\n", toml_string(Path::new(pattern))?);
+            text += &format!("{} = {}\n", toml_string(Path::new(pattern))?, written(bits));
         }
     }
     let job = Job::new(app, &Recipe::from_text("palettize", &text, &args.set)?)?;

@@ -6,7 +6,7 @@ use russet_model::{Config, projections};
 use serde::{Deserialize, Serialize};
 
 use crate::allocate::{Choice, allocate};
-use crate::settings::Settings;
+use crate::settings::{Settings, Width};
 use crate::{CompressError, matrix};
 
 /// Points of the curve, evenly spread in bytes.
@@ -161,7 +161,8 @@ impl Budget {
         let [fewest, most_bits] = [choice.first(), choice.last()].map(|bits| match bits {
             Some(Bits::Two) => "two",
             Some(Bits::Three) => "three",
-            _ => "four",
+            Some(Bits::Four) | None => "four",
+            Some(pairs) => pairs.name(),
         });
         let range = |least: String, most: String| {
             format!(
@@ -214,21 +215,20 @@ impl Budget {
 /// What the pins say of a projection; notes which of them say something.
 fn pin(settings: &Settings, name: &str, fits: &mut [bool]) -> Result<Option<Bits>, CompressError> {
     let mut found: Option<(&str, Bits)> = None;
-    for ((pattern, &bits), fits) in settings.pins.iter().zip(fits) {
+    for ((pattern, &Width(bits)), fits) in settings.pins.iter().zip(fits) {
         if !matches(pattern, name) {
             continue;
         }
         *fits = true;
-        let bits = Bits::from_bits(bits as usize).expect("the settings were checked");
         if let Some((other, earlier)) = found
             && earlier != bits
         {
             return Err(CompressError::Setting {
                 key: "pins",
-                value: format!("{pattern:?} = {}", bits.bits()),
+                value: format!("{pattern:?} = {}", bits.name()),
                 problem: format!(
                     "{other:?} pins {name} to {} bits; let one of them fit less",
-                    earlier.bits()
+                    earlier.name()
                 ),
             });
         }
@@ -275,6 +275,10 @@ mod tests {
         Config::parse(json.as_object().unwrap()).unwrap()
     }
 
+    fn width(bits: u32) -> Width {
+        Width(Bits::from_bits(bits as usize).unwrap())
+    }
+
     fn refused(settings: &Settings, said: &[&str]) {
         let problem = Budget::new(settings, &config()).err().expect("refused");
         let problem = problem.to_string();
@@ -304,8 +308,8 @@ mod tests {
     #[test]
     fn pins_hold_and_the_rest_makes_up_for_them() {
         let pins = [
-            ("*.v_proj".to_owned(), 4),
-            ("model.layers.0.*proj".to_owned(), 2),
+            ("*.v_proj".to_owned(), width(4)),
+            ("model.layers.0.*proj".to_owned(), width(2)),
         ];
         let contradicting = Settings {
             pins: pins.clone().into(),
@@ -316,7 +320,11 @@ mod tests {
             &["pins", "model.layers.0.self_attn.v_proj", "4 bits"],
         );
         let settings = Settings {
-            pins: [pins[0].clone(), ("model.layers.0.mlp.*".to_owned(), 2)].into(),
+            pins: [
+                pins[0].clone(),
+                ("model.layers.0.mlp.*".to_owned(), width(2)),
+            ]
+            .into(),
             target_bpw: 3.2,
             ..Settings::default()
         };
@@ -365,10 +373,12 @@ mod tests {
             (0..21).map(each).collect()
         };
         let choose = |bits: &[u32], pins: &[(&str, u32)]| {
-            let pins = pins.iter().map(|&(name, bits)| (name.to_owned(), bits));
+            let pins = pins
+                .iter()
+                .map(|&(name, bits)| (name.to_owned(), width(bits)));
             let settings = Settings {
                 target_bpw: 3.0,
-                bits: bits.to_vec(),
+                bits: bits.iter().map(|&bits| width(bits)).collect(),
                 pins: pins.collect(),
                 ..Settings::default()
             };
@@ -392,7 +402,7 @@ mod tests {
                     .sum()
             };
             (
-                Bits::ALL.map(count),
+                [Bits::Two, Bits::Three, Bits::Four].map(count),
                 bits,
                 (0..=8).map(price).collect::<Vec<f64>>(),
             )
@@ -417,6 +427,29 @@ mod tests {
     }
 
     #[test]
+    fn pairs_are_weighed_with_their_tables() {
+        let settings = Settings {
+            target_bpw: 3.6,
+            bits: [Bits::Two, Bits::ThreePairs].map(Width).to_vec(),
+            ..Settings::default()
+        };
+        let budget = Budget::new(&settings, &config()).unwrap();
+        assert_eq!(budget.fitted, [Bits::Two, Bits::ThreePairs, Bits::Four]);
+        // q of 64 x 64: four strips of indices, tables and scales.
+        assert_eq!(
+            budget.bytes[0][..2],
+            [4 * (256 + 4 + 32), 4 * (384 + 128 + 32)]
+        );
+        let (bits, _) = budget.choose(&vec![vec![1.0, 0.1, 0.0]; 21]);
+        assert!(bits.contains(&Bits::ThreePairs) && !bits.contains(&Bits::Four));
+        let all = Settings {
+            target_bpw: 5.0,
+            ..settings
+        };
+        refused(&all, &["two bits everywhere", "3v bits everywhere"]);
+    }
+
+    #[test]
     fn bytes_are_those_of_the_whole_package() {
         let at = |target_bytes| Settings {
             target_bytes: Some(target_bytes),
@@ -435,7 +468,7 @@ mod tests {
         assert!(bits.iter().all(|bits| *bits == Bits::Two));
         // With nothing to choose, a target only has to be large enough.
         let three = |target_bpw| Settings {
-            bits: vec![3],
+            bits: vec![width(3)],
             target_bpw,
             ..Settings::default()
         };
@@ -445,7 +478,7 @@ mod tests {
         assert!(bits.iter().all(|bits| *bits == Bits::Three));
         assert_eq!((curve.len(), curve[0].rise), (1, 21.0 * 0.5));
         let nowhere = Settings {
-            pins: [("*.w_proj".to_owned(), 4)].into(),
+            pins: [("*.w_proj".to_owned(), width(4))].into(),
             ..Settings::default()
         };
         refused(&nowhere, &["pins", "*.w_proj", "q_proj"]);

@@ -34,7 +34,7 @@ pub(crate) fn model_card(settings: &Settings, report: &Report) -> String {
     let possible: Vec<String> = settings
         .possible()
         .iter()
-        .map(|bits: &Bits| bits.bits().to_string())
+        .map(|bits: &Bits| bits.name().to_owned())
         .collect();
     // 2- and 4-bit, or 2-, 3- and 4-bit.
     let widths = match possible.split_last() {
@@ -42,9 +42,13 @@ pub(crate) fn model_card(settings: &Settings, report: &Report) -> String {
         Some((last, rest)) => format!("{}- and {last}-bit", rest.join("-, ")),
         None => unreachable!("there is always a choice"),
     };
+    let pairs = match settings.possible().iter().any(|bits| bits.dims() > 1) {
+        true => " (v: an index for two weights)",
+        false => "",
+    };
     let mut card = format!(
         "---\npipeline_tag: text-generation\ntags: [russet, palettized]\n---\n\n# Palettized package\n\n\
-         A checkpoint whose projections were replaced by {widths} indices into tables and whose embedding has 8 bits. \
+         A checkpoint whose projections were replaced by {widths} indices into tables{pairs} and whose embedding has 8 bits. \
          Russet uses it in place; what each tensor is stands under `quantization_config` in `config.json`.\n\n| | |\n|---|---|\n",
     );
     for (name, value) in rows {

@@ -13,11 +13,16 @@
 //! - *descent*: each index in turn takes the entry that is best for all others held, nearest to q + (ΔH)ⱼ / H[j, j].
 //! - *refit*: entries and scales by least squares under H, the entries by conjugate gradients, a product a step.
 //!
+//! Of pairs the columns lie so that a pair's two are neighbours, and both take their entry together: with U's part between the two,
+//! or H's for descent, the cost of an entry is D₀ (t₀ − p₀)² + D₁ (t₁ − p₁ − u p₀)².
+//!
 //! The columns go in blocks, so that nearly all arithmetic is matrix products. H carries gradient weights a where they
 //! are known (Kim et al., *GuidedQuant*, arXiv 2505.07004, with one group).
 
+use std::borrow::Cow;
+
 use half::f16;
-use russet_kernels::palette::STRIP;
+use russet_kernels::palette::{Bits, STRIP, nearest};
 use russet_kernels::{Mat, MatMut, Pool, matmul};
 
 use crate::matrix::Matrix;
@@ -31,10 +36,13 @@ const DAMPING: f64 = 0.01;
 /// Steps of conjugate gradients in a refit. The systems have 4, 8 or 16 unknowns; measured, more gain nothing.
 const STEPS: usize = 4;
 
-/// H of a product's inputs and its factor.
+/// What a column that only completes a pair weighs, over H's mean: nothing, but H stays positive.
+const ABSENT: f32 = 1e-6;
+
+/// H of a product's inputs and its factor, columns in the order of [`columns`].
 pub(crate) struct Curvature {
     h: Vec<f32>,     // [D, D], damped
-    upper: Vec<f32>, // [D, D], U above the diagonal
+    upper: Vec<f32>, // [D, D], U above the diagonal and D on it
     width: usize,
 }
 
@@ -42,8 +50,9 @@ pub(crate) struct Curvature {
 pub(crate) struct Refinement<'a> {
     pool: &'a Pool,
     curvature: &'a Curvature,
-    weight: &'a [f32], // [F, D]
+    weight: Cow<'a, [f32]>, // [F, D]
     matrix: Matrix,
+    cols: usize,        // D, with what completes the last pairs
     delta: Vec<f32>,    // W − Q, [F, D]
     weight_h: Vec<f32>, // W H, [F, D]
 }
@@ -62,9 +71,27 @@ struct Tile {
     indices: [[u8; STRIP]; BLOCK],
 }
 
+/// A strip's part of a block of columns, a column's rows side by side.
+struct Part {
+    weight: [[f32; STRIP]; BLOCK],
+    said: [[f32; STRIP]; BLOCK], // what the columns before or beside it say
+    scales: [f32; STRIP],
+    inverses: [f32; STRIP],
+}
+
+/// The columns that a matrix of pairs has for [`Refinement`], a pair's two side by side; nothing where a pair has only one.
+fn columns(cols: usize) -> Vec<Option<usize>> {
+    // All widths of pairs have the same ones.
+    let bits = Bits::TwoPairs;
+    let inputs = (0..bits.indices(cols)).flat_map(|index| bits.inputs(index));
+    inputs
+        .map(|input| (input < cols).then_some(input))
+        .collect()
+}
+
 impl Curvature {
-    /// Of a sum of weighted squares `[D, D]`.
-    pub fn new(pool: &Pool, mut h: Vec<f32>, width: usize) -> Curvature {
+    /// Of a sum of weighted squares `[D, D]`, for matrices of pairs or of single weights.
+    pub fn new(pool: &Pool, mut h: Vec<f32>, width: usize, pairs: bool) -> Curvature {
         let mean = (0..width).map(|i| f64::from(h[i * width + i])).sum::<f64>() / width as f64;
         // A product that never saw anything but zeros is as good with any indices.
         let (scale, damping) = if mean > 0.0 {
@@ -77,12 +104,37 @@ impl Curvature {
         for i in 0..width {
             h[i * width + i] += damping as f32;
         }
+        let (h, width) = match pairs {
+            true => in_pairs(&h, width),
+            false => (h, width),
+        };
         let upper = factor(pool, &h, width);
         Curvature { h, upper, width }
     }
 }
 
-/// U with H = U D Uᵀ, unit upper triangular: Cholesky from the last column to the first, in blocks.
+/// H in the order of [`columns`].
+fn in_pairs(h: &[f32], width: usize) -> (Vec<f32>, usize) {
+    let columns = columns(width);
+    let mut out = vec![0.0; columns.len() * columns.len()];
+    for (row, (out, from)) in out
+        .chunks_exact_mut(columns.len())
+        .zip(&columns)
+        .enumerate()
+    {
+        match from {
+            None => out[row] = ABSENT,
+            Some(from) => {
+                for (out, col) in out.iter_mut().zip(&columns) {
+                    *out = col.map_or(0.0, |col| h[from * width + col]);
+                }
+            }
+        }
+    }
+    (out, columns.len())
+}
+
+/// U with H = U D Uᵀ, unit upper triangular, and D on its diagonal: Cholesky from the last column to the first, in blocks.
 fn factor(pool: &Pool, h: &[f32], width: usize) -> Vec<f32> {
     let mut a = h.to_vec();
     let blocks = width.div_ceil(BLOCK);
@@ -127,7 +179,9 @@ fn factor(pool: &Pool, h: &[f32], width: usize) -> Vec<f32> {
         );
         // Columns over their diagonals are U's.
         for j in 0..size {
-            let inverse = diagonal[j * size + j].recip();
+            let root = diagonal[j * size + j];
+            let inverse = root.recip();
+            a[(start + j) * width + start + j] = (root * root) as f32;
             for i in 0..j {
                 a[(start + i) * width + start + j] = (diagonal[i * size + j] * inverse) as f32;
             }
@@ -147,21 +201,31 @@ impl<'a> Refinement<'a> {
         weight: &'a [f32],
         matrix: Matrix,
     ) -> Self {
-        let (rows, cols) = (matrix.rows, matrix.cols);
-        assert_eq!(
-            (weight.len(), curvature.width),
-            (rows * cols, cols),
-            "a {rows} x {cols} matrix"
-        );
+        assert_eq!(weight.len(), matrix.rows * matrix.cols);
+        let (weight, cols) = match matrix.bits.dims() {
+            1 => (Cow::Borrowed(weight), matrix.cols),
+            _ => {
+                let columns = columns(matrix.cols);
+                let row = |row: &'a [f32]| {
+                    let column = |from: &Option<usize>| from.map_or(0.0, |from| row[from]);
+                    columns.iter().map(column).collect::<Vec<f32>>()
+                };
+                let rows = weight.chunks_exact(matrix.cols);
+                (Cow::Owned(rows.flat_map(row).collect()), columns.len())
+            }
+        };
+        let rows = matrix.rows;
+        assert_eq!(curvature.width, cols, "a {rows} x {cols} matrix");
         let mut refinement = Refinement {
             pool,
             curvature,
             weight,
             matrix,
+            cols,
             delta: Vec::new(),
             weight_h: Vec::new(),
         };
-        refinement.weight_h = refinement.by_h(weight);
+        refinement.weight_h = refinement.by_h(&refinement.weight);
         refinement.set_delta();
         refinement
     }
@@ -181,7 +245,7 @@ impl<'a> Refinement<'a> {
 
     /// J of a matrix of zeros.
     pub fn energy(&self) -> f64 {
-        self.strip_sums(|row| dot(self.row(self.weight, row), self.row(&self.weight_h, row)))
+        self.strip_sums(|row| dot(self.row(&self.weight, row), self.row(&self.weight_h, row)))
             .iter()
             .sum()
     }
@@ -197,7 +261,7 @@ impl<'a> Refinement<'a> {
     }
 
     fn by_h(&self, x: &[f32]) -> Vec<f32> {
-        let (rows, cols) = (self.matrix.rows, self.matrix.cols);
+        let (rows, cols) = (self.matrix.rows, self.cols);
         let mut out = vec![0.0; x.len()];
         let h = Mat::new(&self.curvature.h, cols, cols);
         matmul(
@@ -211,17 +275,21 @@ impl<'a> Refinement<'a> {
     }
 
     fn set_delta(&mut self) {
-        let mut delta = vec![0.0; self.weight.len()];
-        self.matrix.dequantize(self.pool, &mut delta);
+        let mut delta = self.spread(&self.entries(), true);
         delta
             .iter_mut()
-            .zip(self.weight)
+            .zip(&*self.weight)
             .for_each(|(q, w)| *q = w - *q);
         self.delta = delta;
     }
 
+    fn entries(&self) -> Vec<f64> {
+        let palette = self.matrix.palette.iter();
+        palette.map(|&entry| f64::from(entry)).collect()
+    }
+
     fn row<'m>(&self, x: &'m [f32], row: usize) -> &'m [f32] {
-        &x[row * self.matrix.cols..][..self.matrix.cols]
+        &x[row * self.cols..][..self.cols]
     }
 
     /// Σ `of(row)` over the rows of each strip.
@@ -234,7 +302,8 @@ impl<'a> Refinement<'a> {
     }
 
     fn sweep(&mut self, sweep: Sweep) {
-        let (rows, cols) = (self.matrix.rows, self.matrix.cols);
+        let (rows, cols) = (self.matrix.rows, self.cols);
+        let dims = self.matrix.bits.dims();
         let mut tiles = vec![
             Tile {
                 delta: [[0.0; STRIP]; BLOCK],
@@ -273,7 +342,10 @@ impl<'a> Refinement<'a> {
                 for row in strip * STRIP..rows.min((strip + 1) * STRIP) {
                     for k in 0..size {
                         self.delta[row * cols + start + k] = tile.delta[k][row % STRIP];
-                        self.matrix.indices[row * cols + start + k] = tile.indices[k][row % STRIP];
+                    }
+                    for k in 0..size / dims {
+                        let at = (row * cols + start) / dims + k;
+                        self.matrix.indices[at] = tile.indices[k][row % STRIP];
                     }
                 }
             }
@@ -289,34 +361,56 @@ impl<'a> Refinement<'a> {
         seen: &[f32],
         tile: &mut Tile,
     ) {
-        let (matrix, cols, size) = (&self.matrix, self.matrix.cols, columns.len());
+        let (matrix, cols, size) = (&self.matrix, self.cols, columns.len());
         let rows = strip * STRIP..matrix.rows.min((strip + 1) * STRIP);
-        let entries = matrix.bits.entries();
-        let palette = &matrix.palette[strip * entries..][..entries];
-        let mut values = [0.0f32; 16];
-        let mut middles = [f32::INFINITY; 15]; // beyond the table nothing lies above
-        for k in 0..entries {
-            values[k] = f32::from(palette[k]);
-            if k > 0 {
-                middles[k - 1] = 0.5 * (values[k - 1] + values[k]);
-            }
-        }
-        let (mut scales, mut inverses) = ([0.0f32; STRIP], [0.0f32; STRIP]);
-        let mut weight = [[0.0f32; STRIP]; BLOCK];
-        let mut said = [[0.0f32; STRIP]; BLOCK];
+        let mut part = Part {
+            weight: [[0.0; STRIP]; BLOCK],
+            said: [[0.0; STRIP]; BLOCK],
+            scales: [0.0; STRIP],
+            inverses: [0.0; STRIP],
+        };
         for (lane, row) in rows.enumerate() {
-            scales[lane] = matrix.scales[row].to_f32();
-            inverses[lane] = if scales[lane] == 0.0 {
-                0.0
-            } else {
-                scales[lane].recip()
-            };
+            part.scales[lane] = matrix.scales[row].to_f32();
+            if part.scales[lane] != 0.0 {
+                part.inverses[lane] = part.scales[lane].recip();
+            }
             for k in 0..size {
-                weight[k][lane] = self.weight[row * cols + columns.start + k];
-                said[k][lane] = seen[row * size + k];
+                part.weight[k][lane] = self.weight[row * cols + columns.start + k];
+                part.said[k][lane] = seen[row * size + k];
                 if sweep == Sweep::Descent {
                     tile.delta[k][lane] = self.delta[row * cols + columns.start + k];
                 }
+            }
+        }
+        let palette = &matrix.palette[strip * matrix.bits.table()..][..matrix.bits.table()];
+        match matrix.bits.dims() {
+            1 => self.singles(sweep, palette, columns, part, tile),
+            _ => self.pairs(sweep, palette, columns, part, tile),
+        }
+    }
+
+    /// An entry for each weight of a tile.
+    fn singles(
+        &self,
+        sweep: Sweep,
+        palette: &[i8],
+        columns: std::ops::Range<usize>,
+        part: Part,
+        tile: &mut Tile,
+    ) {
+        let (cols, size) = (self.cols, columns.len());
+        let Part {
+            weight,
+            mut said,
+            scales,
+            inverses,
+        } = part;
+        let mut values = [0.0f32; 16];
+        let mut middles = [f32::INFINITY; 15]; // beyond the table nothing lies above
+        for (k, &entry) in palette.iter().enumerate() {
+            values[k] = f32::from(entry);
+            if k > 0 {
+                middles[k - 1] = 0.5 * (values[k - 1] + values[k]);
             }
         }
         let coefficients = match sweep {
@@ -326,7 +420,7 @@ impl<'a> Refinement<'a> {
         for j in 0..size {
             let coefficients = &coefficients[(columns.start + j) * cols..][columns.clone()];
             let mut change = [0.0f32; STRIP];
-            let inverse_h = coefficients[j].recip(); // of H only; U's diagonal is not read
+            let inverse_h = coefficients[j].recip(); // of H only; U's diagonal says something else
             for lane in 0..STRIP {
                 let w = weight[j][lane];
                 let (target, before) = match sweep {
@@ -355,6 +449,88 @@ impl<'a> Refinement<'a> {
         }
     }
 
+    /// An entry for each pair of a tile.
+    fn pairs(
+        &self,
+        sweep: Sweep,
+        palette: &[i8],
+        columns: std::ops::Range<usize>,
+        part: Part,
+        tile: &mut Tile,
+    ) {
+        let (cols, size) = (self.cols, columns.len());
+        let Part {
+            weight,
+            mut said,
+            scales,
+            inverses,
+        } = part;
+        let palette: Vec<f32> = palette.iter().map(|&entry| f32::from(entry)).collect();
+        let (first, second) = palette.split_at(palette.len() / 2);
+        let mut joined = vec![0.0; second.len()]; // p₁ + u p₀
+        let coefficients = match sweep {
+            Sweep::Feedback => &self.curvature.upper,
+            Sweep::Descent => &self.curvature.h,
+        };
+        for j in (0..size).step_by(2) {
+            let row = |j: usize| &coefficients[(columns.start + j) * cols..][columns.clone()];
+            let (one, two) = (row(j), row(j + 1));
+            let (u, d) = match sweep {
+                Sweep::Feedback => (one[j + 1], [one[j], two[j + 1]]),
+                Sweep::Descent => {
+                    let u = one[j + 1] / two[j + 1];
+                    (u, [one[j] - u * one[j + 1], two[j + 1]])
+                }
+            };
+            for ((joined, first), second) in joined.iter_mut().zip(first).zip(second) {
+                *joined = second + u * first;
+            }
+            let mut targets = [[0.0f32; STRIP]; 2];
+            let mut before = [[0.0f32; STRIP]; 2];
+            for lane in 0..STRIP {
+                let [w, said] = [&weight, &said].map(|from| [from[j][lane], from[j + 1][lane]]);
+                let [t, t_joined] = match sweep {
+                    // The second column sees the first one's error, w₀ − s p₀, times u.
+                    Sweep::Feedback => [w[0] + said[0], w[1] + said[1] + u * w[0]],
+                    // The best pair of numbers, others held, is as far from that of now as H's part for the two says.
+                    Sweep::Descent => {
+                        before[0][lane] = tile.delta[j][lane];
+                        before[1][lane] = tile.delta[j + 1][lane];
+                        let step = (said[0] - u * said[1]) / d[0];
+                        let t = w[0] - before[0][lane] + step;
+                        let other = w[1] - before[1][lane] + said[1] / d[1] - u * step;
+                        [t, other + u * t]
+                    }
+                };
+                targets[0][lane] = t * inverses[lane];
+                targets[1][lane] = t_joined * inverses[lane];
+            }
+            let indices = &mut tile.indices[j / 2];
+            nearest(
+                self.pool.isa(),
+                [first, &joined],
+                [&targets[0], &targets[1]],
+                [&[d[0]; STRIP], &[d[1]; STRIP]],
+                indices,
+            );
+            let mut change = [[0.0f32; STRIP]; 2];
+            for lane in 0..STRIP {
+                let index = usize::from(indices[lane]);
+                for (half, entries) in [first, second].into_iter().enumerate() {
+                    let delta = weight[j + half][lane] - scales[lane] * entries[index];
+                    tile.delta[j + half][lane] = delta;
+                    change[half][lane] = delta - before[half][lane];
+                }
+            }
+            for k in j + 2..size {
+                let [a, b] = [one[k], two[k]];
+                for lane in 0..STRIP {
+                    said[k][lane] += change[0][lane] * a + change[1][lane] * b;
+                }
+            }
+        }
+    }
+
     /// New entries and scales for the indices that there are. J does not rise.
     pub fn refit(&mut self) {
         let delta_h = self.by_h(&self.delta);
@@ -364,11 +540,11 @@ impl<'a> Refinement<'a> {
         self.refit_entries(&delta_h);
         let after = self.refit_scales();
         // Rounding may undo what was gained; such strips stay as they were.
-        let entries = self.matrix.bits.entries();
+        let (len, single) = (self.matrix.bits.table(), self.matrix.bits.dims() == 1);
         for (strip, (after, before)) in after.into_iter().zip(before).enumerate() {
-            let table = &mut self.matrix.palette[strip * entries..][..entries];
-            if after >= before || !table.is_sorted() {
-                table.copy_from_slice(&palette[strip * entries..][..entries]);
+            let table = &mut self.matrix.palette[strip * len..][..len];
+            if after >= before || single && !table.is_sorted() {
+                table.copy_from_slice(&palette[strip * len..][..len]);
                 let rows = strip * STRIP..(strip + 1) * STRIP;
                 self.matrix.scales[rows.clone()].copy_from_slice(&scales[rows]);
             }
@@ -376,16 +552,16 @@ impl<'a> Refinement<'a> {
         self.set_delta();
     }
 
-    /// All entries of each strip at once: conjugate gradients on its 4, 8 or 16 equations, from ΔH.
+    /// All entries of each strip at once: conjugate gradients on its equations, one for each number of the table, from ΔH.
     fn refit_entries(&mut self, delta_h: &[f32]) {
-        let entries = self.matrix.bits.entries();
+        let entries = self.matrix.bits.table();
         // −½ dJ/dp = Σ s (ΔH) over the weights that use an entry.
         let mut residual = self.gather(delta_h);
         let mut change = vec![0.0; residual.len()];
         let mut direction = residual.clone();
         let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
         for _ in 0..STEPS {
-            let image = self.gather(&self.by_h(&self.spread(&direction)));
+            let image = self.gather(&self.by_h(&self.spread(&direction, true)));
             let strips = change
                 .chunks_exact_mut(entries)
                 .zip(residual.chunks_exact_mut(entries));
@@ -415,14 +591,7 @@ impl<'a> Refinement<'a> {
 
     /// The best scale of each row for the entries that there are. Returns J of each strip.
     fn refit_scales(&mut self) -> Vec<f64> {
-        let (entries, cols) = (self.matrix.bits.entries(), self.matrix.cols);
-        let mut values = vec![0.0; self.weight.len()]; // Z: the entries without scales
-        self.pool.for_each_chunk(&mut values, cols, |row, values| {
-            let table = &self.matrix.palette[row / STRIP * entries..][..entries];
-            for (value, &index) in values.iter_mut().zip(&self.matrix.indices[row * cols..]) {
-                *value = f32::from(table[usize::from(index)]);
-            }
-        });
+        let values = self.spread(&self.entries(), false); // Z: the entries without scales
         let values_h = self.by_h(&values);
         let mut scales = self.matrix.scales.clone();
         let errors = self.strip_sums(|row| {
@@ -436,24 +605,26 @@ impl<'a> Refinement<'a> {
                 scales[row] = f16::from_f64((product / square).clamp(-65504.0, 65504.0));
             }
             let scale = scales[row].to_f64();
-            dot(self.row(self.weight, row), w_h) + scale * (scale * square - 2.0 * product)
+            dot(self.row(&self.weight, row), w_h) + scale * (scale * square - 2.0 * product)
         });
         self.matrix.scales = scales;
         errors
     }
 
-    /// `out[strip, k] = Σ s x[r, c]` over the weights of the strip that use entry k.
+    /// `out[strip, k] = Σ s x[r, c]` over the weights of the strip that use number k of its table.
     fn gather(&self, x: &[f32]) -> Vec<f64> {
-        let (entries, cols) = (self.matrix.bits.entries(), self.matrix.cols);
+        let bits = self.matrix.bits;
+        let (dims, entries, table) = (bits.dims(), bits.entries(), bits.table());
+        let (cols, width) = (self.cols, self.cols / dims);
         let mut out = vec![0.0; self.matrix.palette.len()];
-        self.pool.for_each_chunk(&mut out, entries, |strip, out| {
+        self.pool.for_each_chunk(&mut out, table, |strip, out| {
             for row in strip * STRIP..self.matrix.rows.min((strip + 1) * STRIP) {
-                let mut sums = [0.0f64; 16];
-                for (&x, &index) in x[row * cols..][..cols]
-                    .iter()
-                    .zip(&self.matrix.indices[row * cols..])
-                {
-                    sums[usize::from(index) & 15] += f64::from(x);
+                let mut sums = [0.0f64; 512];
+                let indices = &self.matrix.indices[row * width..][..width];
+                for (x, &index) in x[row * cols..][..cols].chunks_exact(dims).zip(indices) {
+                    for (half, &x) in x.iter().enumerate() {
+                        sums[(half * entries + usize::from(index)) & 511] += f64::from(x);
+                    }
                 }
                 let factor = self.matrix.scales[row].to_f64();
                 out.iter_mut()
@@ -464,15 +635,23 @@ impl<'a> Refinement<'a> {
         out
     }
 
-    /// `out[r, c] = s · x[strip, index]`
-    fn spread(&self, x: &[f64]) -> Vec<f32> {
-        let (entries, cols) = (self.matrix.bits.entries(), self.matrix.cols);
+    /// `out[r, c] = s · x[strip, k]`, k the number of the table that the weight uses; without s where not `scaled`.
+    fn spread(&self, x: &[f64], scaled: bool) -> Vec<f32> {
+        let bits = self.matrix.bits;
+        let (dims, entries, table) = (bits.dims(), bits.entries(), bits.table());
+        let (cols, width) = (self.cols, self.cols / dims);
         let mut out = vec![0.0; self.weight.len()];
         self.pool.for_each_chunk(&mut out, cols, |row, out| {
-            let scale = self.matrix.scales[row].to_f64();
-            let x = &x[row / STRIP * entries..][..entries];
-            for (out, &index) in out.iter_mut().zip(&self.matrix.indices[row * cols..]) {
-                *out = (scale * x[usize::from(index)]) as f32;
+            let scale = match scaled {
+                true => self.matrix.scales[row].to_f64(),
+                false => 1.0,
+            };
+            let x = &x[row / STRIP * table..][..table];
+            let indices = &self.matrix.indices[row * width..][..width];
+            for (out, &index) in out.chunks_exact_mut(dims).zip(indices) {
+                for (half, out) in out.iter_mut().enumerate() {
+                    *out = (scale * x[half * entries + usize::from(index)]) as f32;
+                }
             }
         });
         out
@@ -517,7 +696,7 @@ mod tests {
         let pool = Pool::new(2).unwrap();
         for width in [1, 5, 128, 130, 300] {
             let Curvature { h, upper, .. } =
-                Curvature::new(&pool, curvature(&pool, width, 1), width);
+                Curvature::new(&pool, curvature(&pool, width, 1), width, false);
             let unit = |i: usize, j: usize| match i.cmp(&j) {
                 std::cmp::Ordering::Less => f64::from(upper[i * width + j]),
                 std::cmp::Ordering::Equal => 1.0,
@@ -543,24 +722,15 @@ mod tests {
     }
 
     /// J by its definition.
-    fn error(refinement: &Refinement, h: &[f32]) -> f64 {
-        let Matrix {
-            rows,
-            cols,
-            bits,
-            ref palette,
-            ref scales,
-            ref indices,
-        } = refinement.matrix;
+    fn error(refinement: &Refinement, weight: &[f32], h: &[f32]) -> f64 {
+        let matrix = &refinement.matrix;
+        let (rows, cols) = (matrix.rows, matrix.cols);
+        let mut stored = vec![0.0; rows * cols];
+        matrix.dequantize(refinement.pool, &mut stored);
         let mut sum = 0.0;
         for row in 0..rows {
-            let delta: Vec<f64> = (0..cols)
-                .map(|col| {
-                    let entry = palette
-                        [row / STRIP * bits.entries() + usize::from(indices[row * cols + col])];
-                    f64::from(refinement.weight[row * cols + col])
-                        - scales[row].to_f64() * f64::from(entry)
-                })
+            let delta: Vec<f64> = (row * cols..(row + 1) * cols)
+                .map(|at| f64::from(weight[at]) - f64::from(stored[at]))
                 .collect();
             for i in 0..cols {
                 let product: f64 = (0..cols)
@@ -574,16 +744,17 @@ mod tests {
 
     fn check(rows: usize, cols: usize, bits: Bits) {
         let pool = Pool::new(2).unwrap();
-        let curvature = Curvature::new(&pool, curvature(&pool, cols, 3), cols);
+        let curvature = Curvature::new(&pool, curvature(&pool, cols, 3), cols, bits.dims() > 1);
+        let h = Curvature::new(&pool, self::curvature(&pool, cols, 3), cols, false).h;
         let weight: Vec<f32> = (0..rows * cols)
             .map(|i| 0.05 * random::normal(4, 0, i as u64))
             .collect();
-        let diagonal: Vec<f32> = (0..cols).map(|i| curvature.h[i * cols + i]).collect();
+        let diagonal: Vec<f32> = (0..cols).map(|i| h[i * cols + i]).collect();
         let start = palettize(&pool, &weight, cols, Importance::columns(&diagonal), bits).matrix;
         let mut refinement = Refinement::new(&pool, &curvature, &weight, start);
         let mut last = refinement.error();
         let mut expect = |refinement: &Refinement, at_most: f64, step: &str| {
-            let (error, want) = (refinement.error(), error(refinement, &curvature.h));
+            let (error, want) = (refinement.error(), error(refinement, &weight, &h));
             assert!(
                 (error - want).abs() < 1e-3 * want,
                 "{step}: {error}, by its definition {want}"
@@ -605,16 +776,16 @@ mod tests {
     #[test]
     fn feedback_lowers_the_output_error_and_the_other_steps_never_raise_it() {
         for (rows, cols) in [(16, 64), (37, 150), (5, 257)] {
-            check(rows, cols, Bits::Four);
-            check(rows, cols, Bits::Three);
-            check(rows, cols, Bits::Two);
+            for bits in Bits::ALL {
+                check(rows, cols, bits);
+            }
         }
     }
 
     #[test]
     fn weights_that_a_table_holds_exactly_stay() {
         let pool = Pool::new(2).unwrap();
-        let curvature = Curvature::new(&pool, curvature(&pool, 40, 3), 40);
+        let curvature = Curvature::new(&pool, curvature(&pool, 40, 3), 40, false);
         let indices: Vec<u8> = (0..16 * 40)
             .map(|i| {
                 if i % 41 == 0 {
@@ -645,7 +816,7 @@ mod tests {
     #[test]
     fn a_product_that_saw_only_zeros_is_left_in_order() {
         let pool = Pool::new(1).unwrap();
-        let curvature = Curvature::new(&pool, vec![0.0; 24 * 24], 24);
+        let curvature = Curvature::new(&pool, vec![0.0; 24 * 24], 24, false);
         let weight: Vec<f32> = (0..16 * 24)
             .map(|i| random::normal(6, 0, i as u64))
             .collect();

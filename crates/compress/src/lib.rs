@@ -1,14 +1,14 @@
 //! From a dense checkpoint to a palettized package of a given size.
 //!
 //! Each projection's weights are replaced by 2-, 3- or 4-bit indices into tables of 4, 8 or 16 entries, one table for every 16 output
-//! rows (arXiv 2407.21075, section 5). Which entries: k-means weighted by diagonal Fisher information (arXiv 2306.07629), solved
+//! rows (arXiv 2407.21075, section 5), or, where that is asked for, pairs of weights by indices into tables of pairs. Which entries: k-means weighted by diagonal Fisher information (arXiv 2306.07629), solved
 //! exactly in one dimension, then errors fed forward column by column (arXiv 2210.17323). Which bits: the assignment of least
 //! measured harm that meets the target, an exact knapsack. The embedding goes to 8 bits a row.
 //!
 //! One block of the checkpoint is in memory at a time, and work that was cut off goes on where it was. The result is the same on any number of
 //! threads. To palettize no tokenizer is needed: the crate says which
 //! [`Excerpt`]s of a text to measure on, and takes them as tokens. What is lost is brought back by [`recover()`]: adapters that are
-//! trained on the package. Vector palettes are not here.
+//! trained on the package.
 
 mod allocate;
 mod budget;
@@ -24,6 +24,7 @@ pub mod lossless;
 mod low_rank;
 mod matrix;
 mod model;
+mod pairs;
 mod palettize;
 mod price;
 mod recover;
@@ -42,4 +43,4 @@ pub use kept::State;
 pub use palettize::{Compressed, REPORT, palettize};
 pub use price::Price;
 pub use recover::{RECOVER_REPORT, RecoverReport, RecoverSettings, RecoverStart, recover};
-pub use settings::{LayerReport, Report, Sensitivity, Settings, Weighting};
+pub use settings::{LayerReport, Report, Sensitivity, Settings, Weighting, Width};

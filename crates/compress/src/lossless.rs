@@ -16,7 +16,10 @@ use crate::matrix::Matrix;
 use crate::{CompressError, Compressed};
 
 /// The same decoder twice, with random weights: dense, and in the form in which a package stores it.
-/// `bits` chooses by projection name.
+/// `bits` chooses by projection name, among those of single weights: tables of pairs cannot be found again for certain.
+///
+/// # Panics
+/// When it chooses pairs.
 ///
 /// # Errors
 /// When a size is one that the format does not offer.
@@ -96,6 +99,7 @@ pub fn decoder(
 
 /// A random matrix whose weights have a variance of about 1 / cols.
 fn matrix(rows: usize, cols: usize, bits: Bits, seed: u64, stream: u64) -> Matrix {
+    assert_eq!(bits.dims(), 1, "{bits:?} in a lossless decoder");
     let (strips, entries) = (rows.div_ceil(STRIP), bits.entries());
     let mut palette = Vec::with_capacity(strips * entries);
     for strip in 0..strips {

@@ -5,20 +5,35 @@ use russet_kernels::Pool;
 use russet_kernels::palette::{self, Bits, LayoutError, STRIP};
 use russet_model::package::PaletteTensors;
 
-use crate::strip::{Fit, Importance, Strip, fit};
+use crate::strip::{Importance, Strip};
+use crate::{pairs, strip};
 
-/// `weight[r, c] = scales[r] · palette[r / 16][indices[r, c]]`
+/// `weight[r, c] = scales[r] · palette[r / 16][indices[r, c]]`, or of pairs as `russet_kernels::palette` says it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Matrix {
     pub bits: Bits,
     pub rows: usize,
     pub cols: usize,
-    /// `[rows, cols]`.
+    /// `[rows, cols]`, of pairs `[rows, indices of a row]`.
     pub indices: Vec<u8>,
-    /// `[strips, entries]`.
+    /// `[strips, entries]`, of pairs `[strips, 2, entries]`.
     pub palette: Vec<i8>,
     /// Rows padded to 16.
     pub scales: Vec<f16>,
+}
+
+/// What fitting a strip gives.
+pub(crate) struct StripFit {
+    /// As in [`Matrix`], of this strip.
+    pub palette: Vec<i8>,
+    /// One a row, 0 for rows that there are not.
+    pub scales: [f16; STRIP],
+    /// As in [`Matrix`], of this strip.
+    pub indices: Vec<u8>,
+    /// Σ ω Δw².
+    pub error: f64,
+    /// Σ ω w².
+    pub energy: f64,
 }
 
 /// A matrix with how far it is from the weights that it was made of.
@@ -51,26 +66,27 @@ pub(crate) fn palettize(
 ) -> Fitted {
     let rows = weight.len() / cols;
     let strips = rows.div_ceil(STRIP);
-    let mut fits: Vec<Option<Fit>> = vec![None; strips];
+    let mut fits: Vec<Option<StripFit>> = (0..strips).map(|_| None).collect();
     pool.for_each_chunk(&mut fits, 1, |strip, fitted| {
         let range = strip * STRIP..rows.min((strip + 1) * STRIP);
         let importance = importance.skip_rows(range.start);
         let weight = &weight[range.start * cols..range.end * cols];
-        fitted[0] = Some(fit(
-            Strip {
-                weight,
-                cols,
-                importance,
-            },
-            bits,
-        ));
+        let strip = Strip {
+            weight,
+            cols,
+            importance,
+        };
+        fitted[0] = Some(match bits.dims() {
+            1 => strip::fit(strip, bits).into(),
+            _ => pairs::fit(pool.isa(), strip, bits),
+        });
     });
     let mut matrix = Matrix {
         bits,
         rows,
         cols,
         indices: Vec::with_capacity(weight.len()),
-        palette: Vec::with_capacity(strips * bits.entries()),
+        palette: Vec::with_capacity(strips * bits.table()),
         scales: Vec::with_capacity(strips * STRIP),
     };
     let (mut error, mut energy) = (0.0, 0.0);
@@ -79,8 +95,8 @@ pub(crate) fn palettize(
         .map(|fit| fit.expect("every strip was a task"))
     {
         matrix.indices.extend(fit.indices);
-        matrix.palette.extend(fit.table.entries());
-        matrix.scales.extend(fit.table.scales);
+        matrix.palette.extend(fit.palette);
+        matrix.scales.extend(fit.scales);
         error += fit.error;
         energy += fit.energy;
     }
@@ -88,6 +104,18 @@ pub(crate) fn palettize(
         matrix,
         error,
         energy,
+    }
+}
+
+impl From<strip::Fit> for StripFit {
+    fn from(fit: strip::Fit) -> StripFit {
+        StripFit {
+            palette: fit.table.entries().to_vec(),
+            scales: fit.table.scales,
+            indices: fit.indices,
+            error: fit.error,
+            energy: fit.energy,
+        }
     }
 }
 
@@ -111,18 +139,30 @@ impl Matrix {
             self.rows,
             self.cols
         );
-        let entries = self.bits.entries();
+        let (entries, table) = (self.bits.entries(), self.bits.table());
+        let width = self.bits.indices(self.cols);
         pool.for_each_chunk(out, self.cols, |row, out| {
             let scale = self.scales[row].to_f32();
-            let mut values = [0.0; 16];
+            let mut values = [0.0; 512];
             for (value, &entry) in values
                 .iter_mut()
-                .zip(&self.palette[row / STRIP * entries..][..entries])
+                .zip(&self.palette[row / STRIP * table..][..table])
             {
                 *value = scale * f32::from(entry);
             }
-            for (out, &index) in out.iter_mut().zip(&self.indices[row * self.cols..]) {
-                *out = values[usize::from(index) & 15];
+            let indices = &self.indices[row * width..][..width];
+            if self.bits.dims() == 1 {
+                for (out, &index) in out.iter_mut().zip(indices) {
+                    *out = values[usize::from(index) & 15];
+                }
+                return;
+            }
+            for (number, &index) in indices.iter().enumerate() {
+                for (half, input) in self.bits.inputs(number).into_iter().enumerate() {
+                    if let Some(out) = out.get_mut(input) {
+                        *out = values[half * entries + usize::from(index)];
+                    }
+                }
             }
         });
     }
@@ -207,9 +247,9 @@ mod tests {
     #[test]
     fn what_is_measured_is_what_is_stored_on_any_number_of_threads() {
         for (rows, cols) in [(16, 8), (37, 100), (5, 300), (64, 33)] {
-            check(rows, cols, Bits::Four);
-            check(rows, cols, Bits::Three);
-            check(rows, cols, Bits::Two);
+            for bits in Bits::ALL {
+                check(rows, cols, bits);
+            }
         }
     }
 }

@@ -337,6 +337,7 @@ fn tables_and_norms(decoder: &Decoder) -> Result<TablesAndNorms, CompressError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Width;
     use crate::matrix::stored_bytes;
     use russet_artifact::NoProgress;
     use russet_kernels::palette::Bits;
@@ -347,6 +348,7 @@ mod tests {
     fn block_by_block_is_the_whole_decoder_to_the_byte() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/models");
         let pool = Arc::new(Pool::new(2).unwrap());
+        use Bits::{Four, Three, Two, TwoPairs};
         // Of six layers the first two lend their keys and values to the last four, in turns.
         let shared = tempfile::tempdir().unwrap();
         let start = Config::open(&golden.join("qwen3-sliding")).unwrap();
@@ -358,11 +360,16 @@ mod tests {
         checkpoint::save(&Decoder::random(&config, 1), shared.path()).unwrap();
         let shared = shared.path().to_str().unwrap();
         for (name, weighting, error_feedback, choice) in [
-            ("qwen3-gqa-tied", Weighting::Fisher, true, &[2, 4][..]),
-            ("llama-mha-untied", Weighting::Activation, true, &[2, 3, 4]),
-            ("qwen3-bf16", Weighting::None, false, &[2, 3]),
-            ("qwen3-sliding", Weighting::Fisher, false, &[2, 4]),
-            (shared, Weighting::Fisher, true, &[2, 4]),
+            ("qwen3-gqa-tied", Weighting::Fisher, true, &[Two, Four][..]),
+            (
+                "llama-mha-untied",
+                Weighting::Activation,
+                true,
+                &[Two, TwoPairs, Three, Four],
+            ),
+            ("qwen3-bf16", Weighting::None, false, &[Two, Three]),
+            ("qwen3-sliding", Weighting::Fisher, false, &[Two, Four]),
+            (shared, Weighting::Fisher, true, &[Two, Four]),
         ] {
             let from = golden.join(name); // or `name`, where it is a whole path
             let blocks = Blocks::open(&from).unwrap();
@@ -381,8 +388,8 @@ mod tests {
             };
             let settings = Settings {
                 // Well between the fewest bits and the most, whichever they are.
-                target_bpw: 0.6 * bpw(Bits::Two) + 0.4 * bpw(Bits::Three),
-                bits: choice.to_vec(),
+                target_bpw: 0.6 * bpw(Two) + 0.4 * bpw(Three),
+                bits: choice.iter().copied().map(Width).collect(),
                 weighting,
                 error_feedback,
                 ..Settings::default()

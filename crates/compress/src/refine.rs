@@ -130,31 +130,48 @@ pub(crate) fn refine(
         let Listen::Covariance(covariance) = product.tap.listen(Listen::Nothing) else {
             unreachable!("covariance was asked for")
         };
-        let curvature = Curvature::new(pool, covariance.sum, product.layout.inputs);
-        let all = model
-            .projections
-            .iter()
-            .zip(&mut *fits)
-            .filter(|(projection, _)| projection.product == number);
-        for (projection, fit) in all {
-            let mut refinement = Refinement::new(
-                pool,
-                &curvature,
-                model.weight(projection),
-                fit.matrix.clone(),
-            );
-            // Errors fed forward column by column, tables and scales refitted to what that chose, then single indices
-            // changed as long as the error falls.
-            refinement.feed_back();
-            refinement.refit();
-            refinement.descend();
-            fit.error = refinement.error();
-            fit.energy = refinement.energy();
-            fit.matrix = refinement.finish();
-            watch.step(
-                model.weight(projection).len(),
-                &[("error", fit.relative_error())],
-            )?;
+        let (mut sum, width) = (covariance.sum, product.layout.inputs);
+        let of_product = |fits: &[Fitted], pairs: bool| -> Vec<usize> {
+            let all = model.projections.iter().zip(fits).enumerate();
+            all.filter(|(_, (projection, fit))| {
+                projection.product == number && (fit.matrix.bits.dims() > 1) == pairs
+            })
+            .map(|(place, _)| place)
+            .collect()
+        };
+        // Pairs see the columns in another order.
+        let (singles, pairs) = (of_product(fits, false), of_product(fits, true));
+        let both = !singles.is_empty() && !pairs.is_empty();
+        for (places, in_pairs) in [(singles, false), (pairs, true)] {
+            if places.is_empty() {
+                continue;
+            }
+            let sum = match both && !in_pairs {
+                true => sum.clone(),
+                false => std::mem::take(&mut sum),
+            };
+            let curvature = Curvature::new(pool, sum, width, in_pairs);
+            for place in places {
+                let (projection, fit) = (&model.projections[place], &mut fits[place]);
+                let mut refinement = Refinement::new(
+                    pool,
+                    &curvature,
+                    model.weight(projection),
+                    fit.matrix.clone(),
+                );
+                // Errors fed forward column by column, tables and scales refitted to what that chose, then single indices
+                // changed as long as the error falls.
+                refinement.feed_back();
+                refinement.refit();
+                refinement.descend();
+                fit.error = refinement.error();
+                fit.energy = refinement.energy();
+                fit.matrix = refinement.finish();
+                watch.step(
+                    model.weight(projection).len(),
+                    &[("error", fit.relative_error())],
+                )?;
+            }
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use russet_kernels::palette::Bits;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{CompressError, TradeOff};
 
@@ -16,13 +16,14 @@ pub struct Settings {
     /// Bytes of all tensors of the package, in place of `target_bpw`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_bytes: Option<u64>,
-    /// The bits that a projection's indices may have: some of 2, 3 and 4. AFM has 2 and 4.
+    /// The bits that a projection's indices may have: some of 2, 3 and 4, and of "2v", "3v" and "4v", where an index stands for two
+    /// weights. AFM has 2 and 4.
     #[serde(skip_serializing_if = "is_plain")]
-    pub bits: Vec<u32>,
-    /// Bits (2, 3 or 4, whatever `bits` says) of projections whose names are like a pattern, in which `*` stands for any text; the others are
+    pub bits: Vec<Width>,
+    /// Bits (any, whatever `bits` says) of projections whose names are like a pattern, in which `*` stands for any text; the others are
     /// chosen.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub pins: BTreeMap<String, u32>,
+    pub pins: BTreeMap<String, Width>,
     /// How much a weight matters in k-means.
     pub weighting: Weighting,
     /// Whether the error of a column is made good in later columns, and indices, tables and scales are chosen by
@@ -34,6 +35,47 @@ pub struct Settings {
     pub calibration_tokens: usize,
     /// Tokens that are seen together. Documents are cut into pieces of at most so many, or of the model's context.
     pub sequence: usize,
+}
+
+/// Bits of a projection's indices, as a person writes them: a number, or "3v" where an index stands for two weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Width(pub Bits);
+
+impl Serialize for Width {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.dims() {
+            1 => serializer.serialize_u32(self.0.bits() as u32),
+            _ => serializer.serialize_str(self.0.name()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Width {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Width, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Width;
+
+            fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                out.write_str("2, 3 or 4, or \"2v\", \"3v\" or \"4v\" for palettes of pairs")
+            }
+
+            fn visit_u64<E: de::Error>(self, bits: u64) -> Result<Width, E> {
+                self.visit_str(&bits.to_string())
+            }
+
+            fn visit_i64<E: de::Error>(self, bits: i64) -> Result<Width, E> {
+                self.visit_str(&bits.to_string())
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Width, E> {
+                let bits = Bits::from_name(name);
+                bits.map(Width)
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Other(name), &self))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 /// How much a weight matters in k-means.
@@ -59,9 +101,19 @@ pub enum Sensitivity {
 }
 
 /// AFM's bits, the default.
-const PLAIN: [u32; 2] = [2, 4];
+const PLAIN: [Width; 2] = [Width(Bits::Two), Width(Bits::Four)];
 
-fn is_plain(bits: &[u32]) -> bool {
+/// All bits, the fewest first.
+const ORDER: [Bits; 6] = [
+    Bits::Two,
+    Bits::TwoPairs,
+    Bits::Three,
+    Bits::ThreePairs,
+    Bits::Four,
+    Bits::FourPairs,
+];
+
+fn is_plain(bits: &[Width]) -> bool {
     bits == PLAIN
 }
 
@@ -108,21 +160,13 @@ impl Settings {
                 "`target_bpw` is set as well: leave one of them out",
             );
         }
-        let known = |bits: &u32| Bits::from_bits(*bits as usize).is_some();
-        let again = |bits: &u32| self.bits.iter().filter(|other| *other == bits).count() > 1;
-        if self.bits.is_empty() || !self.bits.iter().all(known) || self.bits.iter().any(again) {
+        let again = |bits: &Width| self.bits.iter().filter(|other| *other == bits).count() > 1;
+        if self.bits.is_empty() || self.bits.iter().any(again) {
+            let names: Vec<&str> = self.bits.iter().map(|bits| bits.0.name()).collect();
             return refuse(
                 "bits",
-                &format!("{:?}", self.bits),
-                "there are 2, 3 and 4 bits: write one of them or several, each once, as in [2, 3, 4]",
-            );
-        }
-        if let Some((pattern, bits)) = self.pins.iter().find(|(_, bits)| !known(bits)) {
-            let value = format!("{pattern:?} = {bits}");
-            return refuse(
-                "pins",
-                &value,
-                "there are 2, 3 and 4 bits: pin to one of them",
+                &format!("[{}]", names.join(", ")),
+                "write one of 2, 3, 4, \"2v\", \"3v\" and \"4v\" or several, each once, as in [2, 3, 4]",
             );
         }
         if self.sequence < 2 {
@@ -144,28 +188,24 @@ impl Settings {
 
     /// The bits that a projection may have where nothing pins it, the fewest first.
     pub(crate) fn choice(&self) -> Vec<Bits> {
-        let among = |bits: &Bits| self.bits.contains(&(bits.bits() as u32));
-        Bits::ALL.into_iter().filter(among).collect()
+        let among = |bits: &Bits| self.bits.contains(&Width(*bits));
+        ORDER.into_iter().filter(among).collect()
     }
 
     /// The bits that some projection may have, the fewest first.
     pub(crate) fn possible(&self) -> Vec<Bits> {
-        let mut pinned = self.pins.values();
-        let among = |bits: &Bits| {
-            let bits = bits.bits() as u32;
-            self.bits.contains(&bits) || pinned.any(|pin| *pin == bits)
-        };
-        let mut all = Bits::ALL.to_vec();
-        all.retain(among);
-        all
+        let pinned = |bits: &Bits| self.pins.values().any(|pin| pin.0 == *bits);
+        let among = |bits: &Bits| self.bits.contains(&Width(*bits)) || pinned(bits);
+        ORDER.into_iter().filter(among).collect()
     }
 
-    /// The bits that every projection is fitted with, the fewest first: those that are possible, and four, over which the price of fewer
-    /// counts.
+    /// The bits that every projection is fitted with: those that are possible, the fewest first, and at the end four of single weights,
+    /// over which the price of all others counts.
     pub(crate) fn fitted(&self) -> Vec<Bits> {
-        let possible = self.possible();
-        let among = |bits: &Bits| *bits == Bits::Four || possible.contains(bits);
-        Bits::ALL.into_iter().filter(among).collect()
+        let mut fitted = self.possible();
+        fitted.retain(|bits| *bits != Bits::Four);
+        fitted.push(Bits::Four);
+        fitted
     }
 }
 
@@ -200,15 +240,15 @@ pub struct Report {
 pub struct LayerReport {
     /// Its name: `model.layers.0.self_attn.q_proj`.
     pub name: String,
-    /// Bits of an index: 2, 3 or 4.
-    pub bits: u32,
+    /// Bits a weight: 2, 3 or 4, or "2v", "3v" or "4v" where an index stands for two.
+    pub bits: Width,
     /// Σ ω Δw² / Σ ω w² with the weighting ω that was chosen.
     pub error: f64,
     /// What the fewest bits that it was fitted with cost over four, nats a token: two bits, where `bits` has them.
     pub sensitivity: f64,
     /// What each number of bits but four costs over four, nats a token; nothing where that is two alone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub rises: BTreeMap<u32, f64>,
+    pub rises: BTreeMap<String, f64>,
 }
 
 impl LayerReport {
@@ -225,11 +265,11 @@ impl LayerReport {
         let told = each().filter(|(bits, _)| !plain && **bits != Bits::Four);
         LayerReport {
             name,
-            bits: bits.bits() as u32,
+            bits: Width(bits),
             error,
             sensitivity: rises[0],
             rises: told
-                .map(|(bits, rise)| (bits.bits() as u32, rise))
+                .map(|(bits, rise)| (bits.name().to_owned(), rise))
                 .collect(),
         }
     }
@@ -257,12 +297,12 @@ mod tests {
         );
         refused(
             Settings {
-                pins: [("*.q_proj".to_owned(), 5)].into(),
+                target_bpw: 0.0,
                 ..Settings::default()
             },
-            "pins",
+            "target_bpw",
         );
-        for bits in [vec![], vec![1], vec![2, 8], vec![4, 4]] {
+        for bits in [vec![], vec![Width(Bits::FourPairs); 2]] {
             refused(
                 Settings {
                     bits,
@@ -298,25 +338,46 @@ mod tests {
 
     #[test]
     fn every_width_that_is_possible_is_fitted_and_four() {
-        use Bits::{Four, Three, Two};
-        let of = |bits: &[u32], pin: Option<u32>| {
+        use Bits::{Four, FourPairs, Three, ThreePairs, Two};
+        let of = |bits: &[Bits], pin: Option<Bits>| {
             let settings = Settings {
-                bits: bits.to_vec(),
-                pins: pin.map(|bits| ("*".to_owned(), bits)).into_iter().collect(),
+                bits: bits.iter().copied().map(Width).collect(),
+                pins: pin
+                    .map(|bits| ("*".to_owned(), Width(bits)))
+                    .into_iter()
+                    .collect(),
                 ..Settings::default()
             };
             settings.validate().unwrap();
             (settings.choice(), settings.possible(), settings.fitted())
         };
         let plain = vec![Two, Four];
-        assert_eq!(of(&[2, 4], Some(2)), (plain.clone(), plain.clone(), plain));
+        let three = vec![Two, Three, Four];
         assert_eq!(
-            of(&[4, 2], Some(3)),
-            (vec![Two, Four], Bits::ALL.to_vec(), Bits::ALL.to_vec())
+            of(&[Two, Four], Some(Two)),
+            (plain.clone(), plain.clone(), plain.clone())
         );
+        assert_eq!(of(&[Four, Two], Some(Three)), (plain, three.clone(), three));
         assert_eq!(
-            of(&[3], None),
+            of(&[Three], None),
             (vec![Three], vec![Three], vec![Three, Four])
+        );
+        // Two pins to widths that are no choice.
+        let pins = [("a", Width(Three)), ("b", Width(Two))];
+        let settings = Settings {
+            bits: vec![Width(Four)],
+            pins: pins.map(|(name, bits)| (name.to_owned(), bits)).into(),
+            ..Settings::default()
+        };
+        assert_eq!(settings.possible(), [Two, Three, Four]);
+        let pairs = vec![Three, ThreePairs, FourPairs];
+        assert_eq!(
+            of(&[FourPairs, Three, ThreePairs], None),
+            (
+                pairs.clone(),
+                pairs,
+                vec![Three, ThreePairs, FourPairs, Four]
+            )
         );
     }
 
@@ -325,10 +386,12 @@ mod tests {
         let stored = |settings: &Settings| serde_json::to_value(settings).unwrap();
         assert_eq!(stored(&Settings::default()).get("bits"), None);
         let three = Settings {
-            bits: vec![2, 3, 4],
+            bits: vec![Width(Bits::Two), Width(Bits::ThreePairs)],
+            pins: [("*.v_proj".to_owned(), Width(Bits::Three))].into(),
             ..Settings::default()
         };
-        assert_eq!(stored(&three)["bits"], serde_json::json!([2, 3, 4]));
+        assert_eq!(stored(&three)["bits"], serde_json::json!([2, "3v"]));
+        assert_eq!(stored(&three)["pins"]["*.v_proj"], 3);
         assert_eq!(
             serde_json::from_value::<Settings>(stored(&three)).unwrap(),
             three
@@ -344,6 +407,14 @@ mod tests {
             (3.0, Weighting::Activation)
         );
         assert!(serde_json::from_value::<Settings>(serde_json::json!({"bit": [3]})).is_err());
+        for wrong in [
+            serde_json::json!({"bits": [2, 8]}),
+            serde_json::json!({"bits": ["8v"]}),
+            serde_json::json!({"pins": {"*.q_proj": -3}}),
+        ] {
+            let problem = serde_json::from_value::<Settings>(wrong).unwrap_err();
+            assert!(problem.to_string().contains("2, 3 or 4, or"), "{problem}");
+        }
         assert!(
             serde_json::from_value::<Settings>(serde_json::json!({"weighting": "hessian"}))
                 .is_err()

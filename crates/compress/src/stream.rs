@@ -251,7 +251,7 @@ impl Work<'_> {
                 sensitivity::each(self.pool, model, &weights, projection, &self.fitted);
             tensors.numbers(&format!("{}.rises", projection.name), &rises);
             for (fit, bits) in fits.iter().zip(&self.fitted) {
-                tensors.fit(&format!("{}.{}", projection.name, bits.bits()), fit)?;
+                tensors.fit(&format!("{}.{}", projection.name, bits.name()), fit)?;
             }
             watch.step(projection.weights() as usize, &[("nats", rises[0])])?;
         }
@@ -338,7 +338,7 @@ impl Work<'_> {
         }
         let mut fits = Vec::new();
         for (projection, &bits) in model.projections.iter().zip(bits) {
-            let name = format!("{}.{}", projection.name, bits.bits());
+            let name = format!("{}.{}", projection.name, bits.name());
             fits.push(take_fit(
                 &mut stored,
                 &name,

@@ -19,10 +19,10 @@ use crate::kmeans::Sorted;
 const BINS: usize = 1024;
 
 /// At most so many rounds of entries, scales, indices; three to six are usual.
-const ROUNDS: usize = 12;
+pub(crate) const ROUNDS: usize = 12;
 
 /// Rounds end when one gains less than this part of E.
-const GAIN: f64 = 1e-3;
+pub(crate) const GAIN: f64 = 1e-3;
 
 /// Entries of the largest table.
 const ENTRIES: usize = 16;
@@ -116,7 +116,7 @@ pub(crate) fn fit(strip: Strip, bits: Bits) -> Fit {
 
 /// What rows are divided by before they share a table.
 #[derive(Clone, Copy)]
-enum RowSize {
+pub(crate) enum RowSize {
     /// Makes rows of equal distribution equal, whatever their outliers.
     RootMeanSquare,
     /// Recovers rows that were made from a table exactly, and keeps entries for outliers.
@@ -209,23 +209,23 @@ fn nearest<const MIDDLES: usize>(scale: f16, entries: &[i8], weight: &[f32], ind
 }
 
 /// The nearest scale that can be stored. A negative one is as good as another: it turns the table around.
-fn to_scale(scale: f64) -> f16 {
+pub(crate) fn to_scale(scale: f64) -> f16 {
     f16::from_f64(scale.clamp(-65504.0, 65504.0))
 }
 
 impl Strip<'_> {
-    fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.weight.len() / self.cols
     }
 
-    fn row(&self, row: usize) -> (&[f32], &[f32]) {
+    pub fn row(&self, row: usize) -> (&[f32], &[f32]) {
         (
             &self.weight[row * self.cols..][..self.cols],
             self.importance.row(row, self.cols),
         )
     }
 
-    fn energy(&self) -> f64 {
+    pub fn energy(&self) -> f64 {
         let square = |(&w, &o): (&f32, &f32)| f64::from(o) * f64::from(w) * f64::from(w);
         (0..self.rows())
             .map(|row| {
@@ -377,7 +377,7 @@ impl Strip<'_> {
     }
 }
 
-fn row_size(weight: &[f32], size: RowSize) -> f64 {
+pub(crate) fn row_size(weight: &[f32], size: RowSize) -> f64 {
     match size {
         RowSize::Largest => f64::from(
             weight

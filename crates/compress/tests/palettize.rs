@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use russet_artifact::{Interrupt, NoProgress, Progress};
 use russet_compress::{
-    CompressError, Report, Sensitivity, Settings, State, Weighting, lossless, palettize,
+    CompressError, Report, Sensitivity, Settings, State, Weighting, Width, lossless, palettize,
 };
 use russet_kernels::palette::Bits;
 use russet_kernels::{Pool, random};
@@ -17,6 +17,14 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../golden")
         .join(name)
+}
+
+fn width(bits: u32) -> Width {
+    Width(Bits::from_bits(bits as usize).unwrap())
+}
+
+fn widths(bits: &[u32]) -> Vec<Width> {
+    bits.iter().map(|&bits| width(bits)).collect()
 }
 
 fn pool(threads: usize) -> Arc<Pool> {
@@ -124,7 +132,7 @@ fn every_family_becomes_a_package_of_at_most_the_bits_asked_for() {
         let three = name.ends_with("-tied"); // half of them
         let settings = Settings {
             target_bpw: target(&config, 0.6),
-            bits: if three { vec![2, 3, 4] } else { vec![2, 4] },
+            bits: widths(if three { &[2, 3, 4] } else { &[2, 4] }),
             ..Settings::default()
         };
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -159,7 +167,7 @@ fn every_family_becomes_a_package_of_at_most_the_bits_asked_for() {
             (report.layers.len(), report.weights),
             (7 * config.layers, config.projection_parameters() as u64)
         );
-        let some = |bits| report.layers.iter().any(|layer| layer.bits == bits);
+        let some = |bits| report.layers.iter().any(|layer| layer.bits == width(bits));
         assert!(some(4) && (three || some(2)), "{name}");
         threes += usize::from(some(3));
         assert!(
@@ -311,7 +319,7 @@ fn three_bits_among_the_choice_lose_no_more() {
     let made = |bits: &[u32]| {
         let settings = Settings {
             target_bpw: target(decoder.config(), 0.45), // 3.0 on a model so wide that its scales do not count
-            bits: bits.to_vec(),
+            bits: widths(bits),
             ..Settings::default()
         };
         let to = tempfile::tempdir().unwrap();
@@ -326,7 +334,7 @@ fn three_bits_among_the_choice_lose_no_more() {
         (divergence(&decoder, &package, &stories[..8]), widths)
     };
     let ((with, widths), (without, _)) = (made(&[2, 3, 4]), made(&[2, 4]));
-    assert!(widths.contains(&3), "{widths:?}");
+    assert!(widths.contains(&width(3)), "{widths:?}");
     assert!(
         with <= without,
         "{with} nats with three bits, {without} without"
@@ -344,7 +352,7 @@ fn a_package_has_the_bytes_that_were_asked_for_and_the_bits_that_were_pinned() {
         3
     ];
     let all = |bits: u32| Settings {
-        pins: [("*".to_owned(), bits)].into(),
+        pins: [("*".to_owned(), width(bits))].into(),
         target_bytes: Some(u64::from(bits)),
         ..Settings::default()
     };
@@ -362,9 +370,9 @@ fn a_package_has_the_bytes_that_were_asked_for_and_the_bits_that_were_pinned() {
     });
     let settings = Settings {
         pins: [
-            ("*.v_proj".to_owned(), 2),
-            ("*.k_proj".to_owned(), 3),
-            ("*.layers.1.mlp.*".to_owned(), 4),
+            ("*.v_proj".to_owned(), width(2)),
+            ("*.k_proj".to_owned(), width(3)),
+            ("*.layers.1.mlp.*".to_owned(), width(4)),
         ]
         .into(),
         target_bytes: Some((least + 2 * most) / 3),
@@ -378,17 +386,17 @@ fn a_package_has_the_bytes_that_were_asked_for_and_the_bits_that_were_pinned() {
     assert!(report.bytes <= (least + 2 * most) / 3 && report.bytes < stored);
     for layer in &report.layers {
         if layer.name.ends_with("v_proj") {
-            assert_eq!(layer.bits, 2, "{}", layer.name);
+            assert_eq!(layer.bits, width(2), "{}", layer.name);
         } else if layer.name.ends_with("k_proj") {
-            assert_eq!(layer.bits, 3, "{}", layer.name);
+            assert_eq!(layer.bits, width(3), "{}", layer.name);
         } else if layer.name.contains("layers.1.mlp") {
-            assert_eq!(layer.bits, 4, "{}", layer.name);
+            assert_eq!(layer.bits, width(4), "{}", layer.name);
         } else {
-            assert_ne!(layer.bits, 3, "{}", layer.name); // pinned, not chosen
+            assert_ne!(layer.bits, width(3), "{}", layer.name); // pinned, not chosen
         }
     }
     // The curve passes by the package, and says of it what its layers say.
-    let rise = |layer: &russet_compress::LayerReport| layer.rises.get(&layer.bits).copied();
+    let rise = |layer: &russet_compress::LayerReport| layer.rises.get(layer.bits.0.name()).copied();
     let rise: f64 = report.layers.iter().filter_map(rise).sum();
     let lighter = report
         .curve
@@ -408,6 +416,43 @@ fn a_package_has_the_bytes_that_were_asked_for_and_the_bits_that_were_pinned() {
     let plot = std::fs::read_to_string(to.path().join("trade-off.svg")).unwrap();
     assert!(
         plot.starts_with("<svg") && plot.trim_end().ends_with("</svg>") && !plot.contains("NaN")
+    );
+}
+
+#[test]
+fn pairs_become_a_package_that_runs_and_is_the_same_on_any_number_of_threads() {
+    let (decoder, stories) = stories();
+    let from = tempfile::tempdir().unwrap();
+    checkpoint::save(&decoder, from.path()).unwrap();
+    let mut lost = Vec::new();
+    for (bits, error_feedback) in [
+        (Bits::Two, true),
+        (Bits::TwoPairs, true),
+        (Bits::TwoPairs, false),
+    ] {
+        let settings = Settings {
+            target_bpw: 3.9,
+            bits: vec![Width(bits)],
+            pins: [("*.1.mlp.up_proj".to_owned(), Width(Bits::ThreePairs))].into(),
+            error_feedback,
+            ..Settings::default()
+        };
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let report = run(1, &settings, from.path(), &stories, one.path()).unwrap();
+        run(2, &settings, from.path(), &stories, two.path()).unwrap();
+        assert!(files(one.path()) == files(two.path()), "{bits:?}");
+        for layer in &report.layers {
+            let pinned = layer.name.ends_with("1.mlp.up_proj");
+            let want = if pinned { Bits::ThreePairs } else { bits };
+            assert_eq!(layer.bits, Width(want), "{}", layer.name);
+            assert!(layer.rises.contains_key("3v") && layer.rises.contains_key(bits.name()));
+        }
+        let package = package::load(one.path()).unwrap();
+        lost.push(divergence(&decoder, &package, &stories[..8]));
+    }
+    assert!(
+        lost[1] < lost[0] && lost[1] < lost[2],
+        "single weights, pairs, pairs without feedback: {lost:?} nats"
     );
 }
 
@@ -471,7 +516,7 @@ fn weights_that_come_from_tables_come_back_exactly() {
         let settings = Settings {
             // Just what the tables take: a byte less would have to spoil something.
             target_bpw: 8.0 * (stored as f64 + 0.5) / dense.config().projection_parameters() as f64,
-            bits: vec![2, 3, 4],
+            bits: widths(&[2, 3, 4]),
             weighting,
             error_feedback,
             sensitivity: if seed == 4 {
@@ -692,7 +737,8 @@ fn work_that_was_cut_off_anywhere_goes_on_to_the_same_package() {
     let config = Config::open(&from).unwrap();
     let settings = Settings {
         target_bpw: target(&config, 0.5),
-        bits: vec![2, 3, 4],
+        bits: widths(&[2, 3, 4]),
+        pins: [("*.k_proj".to_owned(), Width(Bits::TwoPairs))].into(),
         ..Settings::default()
     };
     let documents = noise(&config);

@@ -6,8 +6,8 @@
 //!  "modules": {"model.layers.0.self_attn.q_proj": {"bits": 4}}}
 //! ```
 //! Each module has three tensors: `NAME.indices` (U8, strips of 16 rows as `russet_kernels::palette` lays them
-//! out), `NAME.palette` (I8, `[strips, entries]`) and `NAME.scales` (F16, one a row, rows padded to 16). The
-//! embedding has `model.embed_tokens.values` (I8, strip order of `russet_kernels::int8`) and `.scales`. Norms are
+//! out), `NAME.palette` (I8, `[strips, entries]`) and `NAME.scales` (F16, one a row, rows padded to 16). Where an index stands
+//! for a pair of weights, the module says `{"bits": 3, "dims": 2}`, and its palette is `[strips, 2, entries]`. The embedding has `model.embed_tokens.values` (I8, strip order of `russet_kernels::int8`) and `.scales`. Norms are
 //! F32 under their usual names.
 
 use std::borrow::Cow;
@@ -32,11 +32,11 @@ const METHOD: &str = "russet_palette";
 
 /// The stored form of one palettized projection.
 pub struct PaletteTensors {
-    /// Bits of an index.
+    /// Bits a weight, of single weights or of pairs.
     pub bits: Bits,
     /// Packed indices in strip order.
     pub indices: Vec<u8>,
-    /// Table entries, strips one after another.
+    /// Table entries, strips one after another; of pairs a strip's first numbers, then its second ones.
     pub palette: Vec<i8>,
     /// Row scales, rows padded to 16.
     pub scales: Vec<half::f16>,
@@ -112,16 +112,18 @@ pub(crate) fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits
         .and_then(Value::as_object)
         .ok_or("`quantization_config.modules` is missing")?;
     let bits = |(name, settings): (&String, &Value)| {
-        let bits = settings
-            .get("bits")
-            .and_then(Value::as_u64)
-            .and_then(|bits| Bits::from_bits(bits as usize));
+        let number = |key: &str| settings.get(key)?.as_u64().map(|number| number as usize);
+        let keys = settings.as_object().map_or(0, Map::len);
+        let bits = match (number("bits"), number("dims")) {
+            (Some(bits), None) if keys == 1 => Bits::from_bits(bits),
+            (Some(bits), Some(dims)) if keys == 2 => Bits::new(bits, dims),
+            _ => None,
+        };
         match bits {
-            Some(bits) if settings.as_object().is_some_and(|s| s.len() == 1) => {
-                Ok((name.clone(), bits))
-            }
-            _ => Err(format!(
-                "the settings of module `{name}` are {settings}; Russet knows {{\"bits\": 2}}, {{\"bits\": 3}} and {{\"bits\": 4}}"
+            Some(bits) => Ok((name.clone(), bits)),
+            None => Err(format!(
+                "the settings of module `{name}` are {settings}; Russet knows {{\"bits\": 2}}, {{\"bits\": 3}} and {{\"bits\": 4}}, \
+                 and beside each \"dims\": 2, where an index stands for two weights"
             )),
         }
     };
@@ -158,6 +160,14 @@ fn linear(
     Ok(Box::new(Palettized::new(layout, weights)))
 }
 
+/// The shape of a palette, in a package.
+fn palette_shape(bits: Bits, strips: usize) -> Vec<usize> {
+    match bits.dims() {
+        1 => vec![strips, bits.entries()],
+        dims => vec![strips, dims, bits.entries()],
+    }
+}
+
 /// One palettized projection of a package, `[rows, cols]`.
 pub(crate) fn palettized(
     stored: &mut Stored,
@@ -179,7 +189,7 @@ pub(crate) fn palettized(
         &format!("{name}.indices"),
         &[strips, sizes.indices / strips],
     )?;
-    let entries = stored.take(&format!("{name}.palette"), &[strips, bits.entries()])?;
+    let entries = stored.take(&format!("{name}.palette"), &palette_shape(bits, strips))?;
     let scales = stored.take(&format!("{name}.scales"), &[sizes.scales])?;
     PaletteWeight::new(bits, rows, cols, indices, entries, scales)
         .map_err(|error| ModelError::tensor(stored.place(), name, error))
@@ -217,7 +227,7 @@ pub fn write_each<'a>(
                 plan(
                     format!("{module}.palette"),
                     DType::I8,
-                    vec![strips, bits.entries()],
+                    palette_shape(bits, strips),
                 );
                 plan(format!("{module}.scales"), DType::F16, vec![sizes.scales]);
             }
@@ -248,7 +258,13 @@ fn write_settings<'a>(
     folder: &Path,
 ) -> Result<(), ModelError> {
     let modules: Map<String, Value> = modules
-        .map(|(name, bits)| (name.clone(), json!({"bits": bits.bits()})))
+        .map(|(name, bits)| {
+            let settings = match bits.dims() {
+                1 => json!({"bits": bits.bits()}),
+                dims => json!({"bits": bits.bits(), "dims": dims}),
+            };
+            (name.clone(), settings)
+        })
         .collect();
     let quantization = json!({"quant_method": METHOD, "version": 1, "group_rows": palette::STRIP, "modules": modules});
     write_config(config, Some(quantization), folder)
@@ -298,7 +314,6 @@ pub fn write(package: &Package, folder: &Path) -> Result<usize, ModelError> {
     }
     for (name, module) in &package.modules {
         let strips = module.scales.len() / palette::STRIP;
-        let entries = module.bits.entries();
         add(
             format!("{name}.indices"),
             DType::U8,
@@ -308,7 +323,7 @@ pub fn write(package: &Package, folder: &Path) -> Result<usize, ModelError> {
         add(
             format!("{name}.palette"),
             DType::I8,
-            vec![strips, entries],
+            palette_shape(module.bits, strips),
             bytemuck::cast_slice(&module.palette),
         );
         add(

@@ -58,7 +58,7 @@ fn small_package() -> TempDir {
                     tables.insert(module, table);
                 }
                 _ => {
-                    let bits = Bits::ALL[modules.len() % 3];
+                    let bits = Bits::ALL[modules.len() % Bits::ALL.len()];
                     drop(modules.insert(module, any_palette(bits, *rows, cols)));
                 }
             }
@@ -78,7 +78,9 @@ fn small_package() -> TempDir {
 fn any_palette(bits: Bits, rows: usize, cols: usize) -> PaletteTensors {
     let sizes = palette::sizes(bits, rows, cols).unwrap();
     let entries = bits.entries();
-    let indices: Vec<u8> = (0..rows * cols).map(|i| (i % entries) as u8).collect();
+    let indices: Vec<u8> = (0..rows * bits.indices(cols))
+        .map(|i| (i % entries) as u8)
+        .collect();
     PaletteTensors {
         bits,
         indices: palette::pack(bits, rows, cols, &indices).unwrap(),
@@ -313,6 +315,14 @@ fn a_package_of_unknown_making_is_refused() {
             json!({"modules": {"model.layers.0.self_attn.q_proj": {"bits": 5}}}),
             "q_proj",
         ),
+        (
+            json!({"modules": {"model.layers.0.self_attn.q_proj": {"bits": 2, "dims": 3}}}),
+            "q_proj",
+        ),
+        (
+            json!({"modules": {"model.layers.0.self_attn.q_proj": {"bits": 2, "dims": 2, "axis": 0}}}),
+            "q_proj",
+        ),
     ] {
         let mut files = whole.clone();
         let mut config: Value = serde_json::from_slice(&files["config.json"]).unwrap();
@@ -330,18 +340,22 @@ fn tensors_of_other_bits_than_are_claimed_are_refused_by_name() {
     let modules = config["quantization_config"]["modules"]
         .as_object()
         .unwrap();
+    let width = |settings: &Value| {
+        let dims = settings
+            .get("dims")
+            .map_or(1, |dims| dims.as_u64().unwrap());
+        Bits::new(settings["bits"].as_u64().unwrap() as usize, dims as usize).unwrap()
+    };
     for (name, settings) in modules {
-        let bits = settings["bits"].as_u64().unwrap();
-        for other in [2, 3, 4].into_iter().filter(|other| *other != bits) {
+        let bits = width(settings);
+        for other in Bits::ALL.into_iter().filter(|other| *other != bits) {
             let (mut files, mut config) = (whole.clone(), config.clone());
-            config["quantization_config"]["modules"][name]["bits"] = json!(other);
+            config["quantization_config"]["modules"][name] =
+                json!({"bits": other.bits(), "dims": other.dims()});
             files.insert("config.json".into(), config.to_string().into_bytes());
             refused(&written(&files), name);
         }
     }
-    let said: Vec<u64> = modules
-        .values()
-        .filter_map(|m| m["bits"].as_u64())
-        .collect();
-    assert!([2, 3, 4].iter().all(|bits| said.contains(bits)), "{said:?}");
+    let said: Vec<Bits> = modules.values().map(width).collect();
+    assert!(Bits::ALL.iter().all(|bits| said.contains(bits)), "{said:?}");
 }

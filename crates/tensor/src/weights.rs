@@ -7,14 +7,14 @@ use russet_kernels::palette::{self, Bits, PaletteMatrix};
 use crate::tensor::{DType, Tensor, TensorError};
 
 /// A palettized matrix `[rows, cols]`: `weight[r][c] = scale[r] · palette[r / 16][index[r][c]]`, with the indices in
-/// strip order as `russet_kernels::palette` lays them out.
+/// strip order as `russet_kernels::palette` lays them out, or an index for two weights, as stands there.
 #[derive(Clone, Debug)]
 pub struct PaletteWeight {
     bits: Bits,
     rows: usize,
     cols: usize,
     indices: Tensor, // u8
-    palette: Tensor, // i8 [strips, entries]
+    palette: Tensor, // i8 [strips, entries], of pairs [strips, 2, entries]
     scales: Tensor,  // f16 [rows padded to 16]
 }
 
@@ -56,7 +56,7 @@ impl PaletteWeight {
         })
     }
 
-    /// Bits of an index.
+    /// Bits a weight, of single weights or of pairs.
     pub fn bits(&self) -> Bits {
         self.bits
     }

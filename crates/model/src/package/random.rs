@@ -33,10 +33,8 @@ pub fn random(
     config
         .check()
         .map_err(|problem| ModelError::file(place, problem))?;
-    let mut choice = choice.to_vec();
-    choice.sort_unstable_by(|a, b| b.cmp(a));
     let mut maker = Maker {
-        choice,
+        choice: choice.to_vec(),
         seed,
         stream: 0,
         pool,
@@ -74,7 +72,7 @@ pub fn random(
 }
 
 struct Maker<'a> {
-    choice: Vec<Bits>, // the most first
+    choice: Vec<Bits>,
     seed: u64,
     stream: u64,
     pool: &'a Pool,
@@ -132,14 +130,15 @@ impl Maker<'_> {
         };
         self.weights += (rows * cols) as f64;
         let all = self.choice.iter().map(|&bits| sized(bits));
-        let all = all.collect::<Result<Vec<_>, _>>()?;
+        let mut all = all.collect::<Result<Vec<_>, _>>()?;
+        all.sort_by(|a, b| b.2.total_cmp(&a.2)); // the most first
         let fits = |(.., stored): &&(_, _, f64)| self.bits + stored <= self.budget * self.weights;
         let Some(&(bits, sizes, stored)) = all.iter().find(fits) else {
             let (bits, _, least) = all.last().ok_or("there are no bits to choose from")?;
             return Err(format!(
-                "{} bits a weight are too few: indices of {} bits with their tables and scales take {:.3} here",
+                "{} bits a weight are too few: palettes of width {} with indices and scales take {:.3} here",
                 self.budget,
-                bits.bits(),
+                bits.name(),
                 least / (rows * cols) as f64
             ));
         };

@@ -80,7 +80,8 @@ mod tests {
         let choice = |i: usize| {
             russet_kernels::random::below(seed, 0, i as u64, bits.entries() as u64) as u8
         };
-        let indices: Vec<u8> = (0..rows * cols).map(choice).collect();
+        let width = bits.indices(cols);
+        let indices: Vec<u8> = (0..rows * width).map(choice).collect();
         let sizes = kernel::sizes(bits, rows, cols).unwrap();
         let entries = bits.entries();
         let palette: Vec<i8> = (0..sizes.palette)
@@ -90,8 +91,13 @@ mod tests {
             .map(|r| f16::from_f32(0.001 * (1 + r % 3) as f32))
             .collect();
         let dense = Tensor::from_fn(&[rows, cols], |i| {
-            let row = i / cols;
-            scales[row].to_f32() * palette[row / 16 * entries + indices[i] as usize] as f32
+            let (row, col) = (i / cols, i % cols);
+            let (number, half) = match bits.dims() {
+                1 => (col, 0),
+                _ => (col / 8 * 4 + col % 4, col / 4 % 2),
+            };
+            let entry = half * entries + usize::from(indices[row * width + number]);
+            scales[row].to_f32() * palette[row / 16 * bits.table() + entry] as f32
         });
         let bytes = |data: &[i8]| data.iter().map(|&b| b as u8).collect();
         let packed = kernel::pack(bits, rows, cols, &indices).unwrap();
