@@ -275,11 +275,11 @@ impl Points {
 
     /// Points drawn one after another, each with the chance of what it costs by those before: the first by what it would cost at 0.
     fn draw(&self, entries: usize, start: u64) -> [Vec<f32>; 2] {
-        let mut centres = [vec![0.0; entries], vec![0.0; entries]];
+        let [mut first, mut second] = [vec![0.0; entries], vec![0.0; entries]];
         let mut costs: Vec<f64> = (0..self.x[0].len())
             .map(|at| self.cost(at, 0.0, 0.0))
             .collect();
-        for k in 0..entries {
+        for (k, centre) in first.iter_mut().zip(&mut second).enumerate() {
             let total: f64 = costs.iter().sum();
             let mut left = total * f64::from(random::uniform(SEED, start, k as u64));
             let drawn = costs.iter().position(|cost| {
@@ -289,14 +289,14 @@ impl Points {
             // Nothing is left to serve: the other entries stay 0.
             let Some(drawn) = drawn else { break };
             let (p, q) = (self.x[0][drawn], self.x[1][drawn]);
-            (centres[0][k], centres[1][k]) = (p, q);
+            (*centre.0, *centre.1) = (p, q);
             for (at, cost) in costs.iter_mut().enumerate() {
                 let own = self.cost(at, p, q);
                 // The first is drawn by distances to 0, where no entry is.
                 *cost = if k == 0 { own } else { cost.min(own) };
             }
         }
-        centres
+        [first, second]
     }
 
     /// Each centre to the weighted mean of its points, number by number; one without points to the point that costs most.

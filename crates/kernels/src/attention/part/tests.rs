@@ -52,7 +52,7 @@ fn check(
                 gap: earlier - keys.end,
             };
             // What no row sees may be left out or not.
-            if later > 0 && !keys.is_empty() && (seed % 2 == 0 || part.is_seen(window)) {
+            if later > 0 && !keys.is_empty() && (seed.is_multiple_of(2) || part.is_seen(window)) {
                 parts.push(part);
             }
         }
