@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use russet_artifact::Hash;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::rows::read_rows;
@@ -26,7 +26,8 @@ use crate::{Error, Result};
 const TRIES: u64 = 64;
 
 /// How many texts are drawn.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct StrataSettings {
     /// Of each use case; at least 1.
     pub rows: usize,

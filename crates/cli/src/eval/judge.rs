@@ -64,24 +64,18 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
     let failed = || format!("{}: the judgements cannot be written", args.out.display());
     let begun = read_begun(&args.out)?;
     let model = args.model.display();
-    let judge = match (&args.server.endpoint, &args.adapter) {
-        (Some(endpoint), None) => format!("{model} at {endpoint}"),
-        (Some(_), Some(adapter)) => {
-            return Err(Usage(format!(
-                "--adapter {}: a server has its own names for adapters; give that as --model",
-                adapter.display()
-            ))
-            .into());
-        }
+    let adapter = args.adapter.as_deref();
+    let server = args.server.open(&model.to_string(), adapter)?;
+    let judge = match (&args.server.endpoint, adapter) {
+        (Some(endpoint), _) => format!("{model} at {endpoint}"),
         (None, None) => model.to_string(),
         (None, Some(adapter)) => format!("{model} + {}", adapter.display()),
     };
     // By its bytes too: another model may come to lie in the same place.
     let by = match args.server.about(&model.to_string()) {
         Some(by) => by,
-        None => about(&args.model, args.adapter.as_deref())?,
+        None => about(&args.model, adapter)?,
     };
-    let server = args.server.open(&model.to_string())?;
     let (mut done, mut consistent, mut silent) = (0, 0usize, 0usize);
     for row in &begun.rows {
         let same = pairs.get(done).is_some_and(|pair| {

@@ -248,14 +248,7 @@ pub fn ask(
         return Err(Usage(sentence.into()).into());
     }
     let name = folder.display().to_string();
-    let server = asked.server.open(&name)?;
-    if let (Some(_), Some(adapter)) = (&server, &asked.adapter) {
-        return Err(Usage(format!(
-            "--adapter {}: a server has its own names for adapters; give that as --model",
-            adapter.display()
-        ))
-        .into());
-    }
+    let server = asked.server.open(&name, asked.adapter.as_deref())?;
     let keep = keep(asked.keep.as_deref(), form.verb, folder)?;
     app.stop_on_signals()?;
     let mut about = match asked.server.about(&name) {

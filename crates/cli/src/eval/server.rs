@@ -1,5 +1,6 @@
 //! A server of OpenAI's API that answers in a model's place.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -67,11 +68,18 @@ impl ServerArgs {
     }
 
     /// Nothing is sent yet; none where no server is named.
-    pub fn open(&self, model: &str) -> Result<Option<Server>> {
+    pub fn open(&self, model: &str, adapter: Option<&Path>) -> Result<Option<Server>> {
         self.check()?;
         let Some(endpoint) = &self.endpoint else {
             return Ok(None);
         };
+        if let Some(adapter) = adapter {
+            return Err(Usage(format!(
+                "--adapter {}: a server has its own names for adapters; give that as --model",
+                adapter.display()
+            ))
+            .into());
+        }
         let seconds = self.answer_seconds.unwrap_or(SECONDS);
         if !(seconds > 0.0 && seconds <= 86_400.0) {
             let sentence =

@@ -223,7 +223,7 @@ pub(super) fn read(recipe: &Recipe) -> Result<ReportRecipe> {
             }
             (Some(_), None, _) => {
                 server
-                    .open(&model.model.display().to_string())
+                    .open(&model.model.display().to_string(), None)
                     .with_context(|| format!("`model.{number}.endpoint`"))?;
             }
             (None, _, None) => {}

@@ -22,37 +22,8 @@ const FILES: [&str; 2] = ["texts.jsonl", "strata.json"];
 pub(super) struct TextsRecipe {
     stage: StageKind,
     #[serde(default)]
-    texts: TextsSettings,
+    texts: StrataSettings,
     data: TextsData,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct TextsSettings {
-    /// Of each use case.
-    rows: usize,
-    /// The share that are stacks of documents.
-    stacked: f64,
-    /// Documents of a stack at most.
-    most: usize,
-    seed: u64,
-}
-
-impl Default for TextsSettings {
-    fn default() -> TextsSettings {
-        let StrataSettings {
-            rows,
-            stacked,
-            most,
-            seed,
-        } = StrataSettings::default();
-        TextsSettings {
-            rows,
-            stacked,
-            most,
-            seed,
-        }
-    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -67,7 +38,7 @@ struct TextsData {
 
 pub(super) fn read(recipe: &Recipe) -> Result<TextsRecipe> {
     let recipe: TextsRecipe = recipe.parse()?;
-    let TextsSettings {
+    let StrataSettings {
         rows,
         stacked,
         most,
@@ -86,23 +57,6 @@ pub(super) fn read(recipe: &Recipe) -> Result<TextsRecipe> {
         return refuse("`texts.most` must be at least 2, the documents of the smallest stack");
     }
     Ok(recipe)
-}
-
-impl TextsRecipe {
-    fn settings_of(&self) -> StrataSettings {
-        let TextsSettings {
-            rows,
-            stacked,
-            most,
-            seed,
-        } = self.texts;
-        StrataSettings {
-            rows,
-            stacked,
-            most,
-            seed,
-        }
-    }
 }
 
 impl Work for TextsRecipe {
@@ -138,7 +92,7 @@ impl Work for TextsRecipe {
             inputs,
             &place.out,
             |app, draft, _| {
-                let drawn = draw(&self.data.texts, &self.data.whole, &self.settings_of())?;
+                let drawn = draw(&self.data.texts, &self.data.whole, &self.texts)?;
                 tell_short(app, &drawn, self.texts.rows);
                 std::fs::write(draft.join(FILES[0]), lines(&drawn))?;
                 let strata = json!({"n": drawn.rows.len(), "strata": drawn.strata});

@@ -1,13 +1,13 @@
 //! The product with AMX: TDPBSSD multiplies a tile of 16 tokens x 64 inputs by one of 64 inputs x 16 rows.
 //!
 //! Four inputs of a strip's 16 rows are 64 bytes once they are looked up, and so a row of the second tile as they stand. A panel of
-//! activations ([`QuantizedRows`] makes them of 16 or 32 tokens here) is the first tile, its rows 128 bytes apart. What tiles sum for a
+//! activations (`QuantizedRows` makes them of up to 512 tokens here) is cut into first tiles, their rows 128 bytes apart. What tiles sum for a
 //! block of 128 inputs is exact; it goes through memory to the same fused multiply-adds that every body makes, so bits are
 //! the same here too.
 //!
 //! Two strips' weights are looked up for [`CHUNK`] blocks at a time, and all tokens of a task meet them there.
 
-use super::avx512::{decode, table};
+use super::avx512::{AHEAD, decode, table};
 use super::strips::{Cut, Format, LINE, STRIP, Strips};
 use crate::pool::Disjoint;
 use crate::quantize::{BLOCK, Panel};
@@ -23,8 +23,6 @@ const GROUP: usize = 8;
 const TILES_OF_BLOCK: usize = 2 * STRIP * BLOCK;
 /// Sums of a tile of tokens and two strips.
 const SUMS: usize = SIDE * 2 * STRIP;
-/// How many bytes before their use weights are asked for.
-const AHEAD: usize = 8192;
 
 /// `out[n, column..]` of the strips of a cut, for the tokens of a panel, which begin with number `token`; rows of `out` are `width` apart.
 ///

@@ -21,7 +21,7 @@ use std::mem::MaybeUninit;
 
 /// How many bytes before their use weights are asked for. Hardware prefetch stops at each page's
 /// end; this reaches across, and from the end of the strips at hand into the next ones.
-const AHEAD: usize = 8192;
+pub(super) const AHEAD: usize = 8192;
 
 /// See [`super::strips::Tile`].
 pub(super) unsafe fn tile(
