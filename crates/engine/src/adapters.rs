@@ -1,7 +1,7 @@
 //! The adapters that requests may name: loaded once, immutable, replaced whole.
 //!
 //! A name has a *generation*: loading it again makes another and swaps a pointer, so whoever runs on the former keeps it until it
-//! ends. Matrices are f32 in memory, whatever the file holds, and all of them together stay within a budget of bytes: the one
+//! ends. Matrices are f16 in memory, whatever the file holds, and all of them together stay within a budget of bytes: the one
 //! that was used longest ago goes first, unless it is pinned, in use, or came without a folder to read it from again.
 //!
 //! The handle is cheap to clone and may be used from any thread. Files are read outside its lock, so loading pauses nobody.

@@ -12,6 +12,7 @@ pub mod random;
 mod scratch;
 mod simd;
 
+pub mod adapter;
 pub mod attention;
 pub mod cross_entropy;
 pub mod elementwise;

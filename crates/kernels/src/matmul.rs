@@ -30,7 +30,7 @@ pub(crate) mod bf16;
 mod micro;
 mod tile;
 
-pub(crate) use micro::words;
+pub(crate) use micro::{DEPTH as BLOCK, SLACK as PACK_SLACK, pack, words};
 
 /// A matrix `[rows, cols]` somewhere in a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy, Debug)]

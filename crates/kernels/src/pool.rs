@@ -10,16 +10,50 @@
 //! The pool knows nothing of what it runs. It has no queue and no futures: one job at a time.
 
 use std::any::Any;
-use std::cell::{Cell, UnsafeCell};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::isa::{Isa, IsaError};
+use shared::{AtomicBool, AtomicU32, Mutex, UnsafeCell};
+
+/// What threads meet by: the standard library's, or under `--cfg loom` those of a checker that tries the orders of their steps.
+mod shared {
+    #[cfg(loom)]
+    pub use loom::{
+        cell::UnsafeCell,
+        sync::atomic::{AtomicBool, AtomicU32},
+        sync::{Condvar, Mutex},
+    };
+    #[cfg(all(not(loom), not(target_os = "linux")))]
+    pub use std::sync::Condvar;
+    #[cfg(not(loom))]
+    pub use std::sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU32},
+    };
+
+    /// The standard library's, as the checker wants it used.
+    #[cfg(not(loom))]
+    #[derive(Default)]
+    pub struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+    #[cfg(not(loom))]
+    impl<T> UnsafeCell<T> {
+        pub fn with<R>(&self, read: impl FnOnce(*const T) -> R) -> R {
+            read(self.0.get())
+        }
+
+        pub fn with_mut<R>(&self, write: impl FnOnce(*mut T) -> R) -> R {
+            write(self.0.get())
+        }
+    }
+}
 
 /// How long an idle worker polls for the next job before it sleeps.
 pub const SPIN: Duration = Duration::from_micros(50);
@@ -36,8 +70,8 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held by the thread whose job is running.
-    owner: Mutex<()>,
-    order: Mutex<Order>,
+    owner: std::sync::Mutex<()>,
+    order: std::sync::Mutex<Order>,
     isa: Isa,
 }
 
@@ -101,8 +135,8 @@ impl Pool {
         Pool {
             shared,
             workers,
-            owner: Mutex::new(()),
-            order: Mutex::default(),
+            owner: std::sync::Mutex::default(),
+            order: std::sync::Mutex::default(),
             isa,
         }
     }
@@ -190,9 +224,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.shutdown.store(true, Ordering::SeqCst);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
-        self.shared.bed.wake(&self.shared.epoch, u32::MAX);
+        self.shared.shut_down();
         for worker in self.workers.drain(..) {
             // A worker catches every panic of a task, so joining cannot fail for one.
             let _ = worker.join();
@@ -256,6 +288,7 @@ thread_local! {
 }
 
 /// The job being run: a closure of unknown type and how to call it.
+#[derive(Clone, Copy)]
 struct Job {
     task: *const (),
     call: unsafe fn(*const (), usize),
@@ -319,18 +352,19 @@ impl Shared {
         self.panicked.store(false, Ordering::Relaxed);
         // SAFETY: the previous job is over (`finish` saw `pending` = 0) and `unclaimed` is 0, so no
         // thread holds or can get a claim, and only claim holders read `job`.
-        unsafe {
-            *self.job.get() = Some(Job {
+        self.job.with_mut(|job| unsafe {
+            *job = Some(Job {
                 task: std::ptr::from_ref(task).cast(),
                 call: call::<F>,
                 tasks,
             });
-        }
+        });
         self.pending.store(tasks, Ordering::Relaxed);
         // Release: whoever claims a task sees `job` and `pending`.
         self.unclaimed.store(tasks, Ordering::Release);
         // SeqCst on both sides: either a worker going to sleep sees the new epoch, or we see the sleeper.
         self.epoch.fetch_add(1, Ordering::SeqCst);
+        in_one_order();
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             self.bed.wake(&self.epoch, workers.min(tasks - 1));
         }
@@ -349,14 +383,10 @@ impl Shared {
             ) {
                 Ok(_) => {
                     // SAFETY: the claim keeps `pending` above 0, so `job` is not written now.
-                    let job = unsafe { (*self.job.get()).as_ref() };
-                    let job = job.expect("a claim implies a job");
-                    let index = (job.tasks - unclaimed) as usize;
-                    return Some(Claim {
-                        task: job.task,
-                        call: job.call,
-                        index,
-                    });
+                    let job = self.job.with(|job| unsafe { *job });
+                    let Job { task, call, tasks } = job.expect("a claim implies a job");
+                    let index = (tasks - unclaimed) as usize;
+                    return Some(Claim { task, call, index });
                 }
                 Err(now) => unclaimed = now,
             }
@@ -378,10 +408,11 @@ impl Shared {
             }
         }
         // SeqCst with `finish`: either it sees 0, or we see that it sleeps.
-        if self.pending.fetch_sub(1, Ordering::SeqCst) == 1
-            && self.caller_sleeps.load(Ordering::SeqCst)
-        {
-            self.bed.wake(&self.pending, 1);
+        if self.pending.fetch_sub(1, Ordering::SeqCst) == 1 {
+            in_one_order();
+            if self.caller_sleeps.load(Ordering::SeqCst) {
+                self.bed.wake(&self.pending, 1);
+            }
         }
     }
 
@@ -391,6 +422,7 @@ impl Shared {
         self.fetch(0, || pending() == 0);
         if !spin_until(|| pending() == 0) {
             self.caller_sleeps.store(true, Ordering::SeqCst);
+            in_one_order();
             loop {
                 let now = self.pending.load(Ordering::SeqCst);
                 if now == 0 {
@@ -429,6 +461,13 @@ impl Shared {
         }
     }
 
+    /// Sends the workers home.
+    fn shut_down(&self) {
+        self.shutdown.store(true, Ordering::SeqCst);
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        self.bed.wake(&self.epoch, u32::MAX);
+    }
+
     /// The life of worker `index`.
     fn work(&self, index: usize) {
         RUNNING.set(std::ptr::from_ref(self));
@@ -451,6 +490,7 @@ impl Shared {
             }
             if !spin_until(called) {
                 self.sleepers.fetch_add(1, Ordering::SeqCst);
+                in_one_order();
                 let epoch = self.epoch.load(Ordering::SeqCst);
                 if !called() {
                     self.bed.sleep_while(&self.epoch, epoch);
@@ -463,6 +503,14 @@ impl Shared {
             }
         }
     }
+}
+
+/// Says to the checker that the operations before and after are in the one order that all threads agree on, as SeqCst makes them:
+/// it takes SeqCst for less unless a fence says it.
+#[inline(always)]
+fn in_one_order() {
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
 }
 
 /// Asks for the line at an address, which need not be there, into L2.
@@ -487,6 +535,9 @@ impl<T> std::ops::Deref for Alone<T> {
 
 /// Polls `condition` for [`SPIN`]; whether it came true.
 fn spin_until(condition: impl Fn() -> bool) -> bool {
+    if cfg!(loom) {
+        return condition(); // an order in which it came true at the last look is among those that are tried
+    }
     let mut started = None;
     loop {
         // Reading the clock costs as much as some twenty pauses.
@@ -504,11 +555,11 @@ fn spin_until(condition: impl Fn() -> bool) -> bool {
 }
 
 /// Where threads sleep until a word changes: the futex of Linux.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(loom)))]
 #[derive(Default)]
 struct Bed;
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(loom)))]
 impl Bed {
     /// Sleeps while `word` holds `value`; may also wake for nothing.
     fn sleep_while(&self, word: &AtomicU32, value: u32) {
@@ -541,14 +592,14 @@ impl Bed {
 }
 
 /// Where threads sleep until a word changes: a condition variable, for systems other than Linux.
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(loom, not(target_os = "linux")))]
 #[derive(Default)]
 struct Bed {
     door: Mutex<()>,
-    bell: std::sync::Condvar,
+    bell: shared::Condvar,
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(loom, not(target_os = "linux")))]
 impl Bed {
     /// Sleeps while `word` holds `value`; may also wake for nothing.
     fn sleep_while(&self, word: &AtomicU32, value: u32) {
@@ -565,10 +616,57 @@ impl Bed {
     }
 }
 
-#[cfg(test)]
+/// Every order in which a caller and its workers can take their steps, as far as `LOOM_MAX_PREEMPTIONS` allows:
+/// `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 cargo test --release -p russet-kernels --lib pool::orders`.
+#[cfg(all(test, loom))]
+mod orders {
+    use super::*;
+
+    /// Jobs of two tasks, one after the other, beside `workers`. The checker itself reports a thread that sleeps for ever, and a job
+    /// that is written while somebody reads it.
+    fn check(workers: usize, jobs: usize) {
+        loom::model(move || {
+            let shared = Arc::new(Shared::default());
+            let threads: Vec<_> = (1..=workers)
+                .map(|index| {
+                    let shared = shared.clone();
+                    loom::thread::spawn(move || shared.work(index))
+                })
+                .collect();
+            for _ in 0..jobs {
+                let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
+                let task = |index: usize| {
+                    counts[index].fetch_add(1, Ordering::Relaxed);
+                };
+                // SAFETY: nobody else publishes, and `task` outlives `finish`.
+                unsafe { shared.publish(&task, 2, workers as u32) };
+                while let Some(claim) = shared.claim() {
+                    shared.execute(claim);
+                }
+                assert!(shared.finish().is_none(), "no task panics");
+                assert_eq!(counts.map(AtomicUsize::into_inner), [1, 1]);
+            }
+            shared.shut_down();
+            for thread in threads {
+                thread.join().expect("a worker's end");
+            }
+        });
+    }
+
+    #[test]
+    fn each_task_of_each_job_runs_once_and_nobody_sleeps_for_ever() {
+        check(1, 2);
+    }
+
+    #[test]
+    fn so_with_two_workers() {
+        check(2, 1);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicUsize;
 
     /// Runs `tasks` on a pool of `threads` and asserts that each ran once.
     fn check_each_once(pool: &Pool, tasks: usize) {

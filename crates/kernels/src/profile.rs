@@ -15,6 +15,8 @@ pub enum Kernel {
     Matmul,
     /// Palettized and 8-bit products, and the quantization of their inputs.
     Palette,
+    /// Low-rank products of adapters by row.
+    Adapter,
     /// Attention, forward and backward.
     Attention,
     /// RMS norms, and the norms and rotations of queries and keys.
@@ -33,9 +35,10 @@ pub enum Kernel {
 
 impl Kernel {
     /// All kinds, in the order of their numbers.
-    pub const ALL: [Kernel; 9] = [
+    pub const ALL: [Kernel; 10] = [
         Kernel::Matmul,
         Kernel::Palette,
+        Kernel::Adapter,
         Kernel::Attention,
         Kernel::Norm,
         Kernel::SwiGlu,
@@ -50,6 +53,7 @@ impl Kernel {
         match self {
             Kernel::Matmul => "matmul",
             Kernel::Palette => "palette",
+            Kernel::Adapter => "adapter",
             Kernel::Attention => "attention",
             Kernel::Norm => "norm",
             Kernel::SwiGlu => "swiglu",

@@ -10,6 +10,7 @@
 //! kernels have their own.
 
 use crate::isa::Isa;
+use half::f16;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tiles;
@@ -42,6 +43,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `at` is readable for `count` numbers.
     unsafe fn load_first(self, at: *const f32, count: usize) -> Self::V;
+    /// `LANES` numbers of half precision.
+    /// # Safety
+    /// `at` is readable for as many.
+    unsafe fn load_halves(self, at: *const f16) -> Self::V;
     /// # Safety
     /// `at` is writable for `LANES` numbers.
     unsafe fn store(self, at: *mut f32, v: Self::V);
@@ -288,6 +293,11 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn load_first(self, _: *const f32, _: usize) -> f32 {
         0.0
+    }
+    #[inline(always)]
+    unsafe fn load_halves(self, at: *const f16) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { f16::to_f32_const(*at) }
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f32, v: f32) {

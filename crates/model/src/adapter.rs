@@ -34,8 +34,13 @@ pub fn attach(decoder: Decoder, folder: &Path, base: Option<&str>) -> Result<Dec
         base,
     )?;
     let mut adapters = matrices.into_iter();
+    let dense = |(name, a, b, scale): Matrices| {
+        let [a, b] = [a, b].map(|matrix| Tensor::new(matrix.shape(), matrix.to_f32()));
+        (name, a, b, scale)
+    };
     let adapted = adapted(decoder, |_| {
-        adapters.next().expect("a list for each product")
+        let own = adapters.next().expect("a list for each product");
+        own.into_iter().map(dense).collect()
     });
     Ok(match head {
         Some(head) => adapted.with_reward(head),
@@ -107,7 +112,7 @@ fn beside(layouts: &[Layout], matrices: Vec<Vec<Matrices>>) -> Adapter {
     Adapter::new(places.collect())
 }
 
-/// The matrices of each of a decoder's products; and the reward head, where the decoder has a `width` to take one.
+/// The matrices of each of a decoder's products as they are stored; and the reward head, where the decoder has a `width` to take one.
 fn read(
     layouts: &[Layout],
     width: Option<usize>,
@@ -140,8 +145,8 @@ fn read(
                 continue;
             }
             let rank = settings.rank(name);
-            let a = stored.take_f32(&a, &[rank, layout.inputs])?;
-            let b = stored.take_f32(&b, &[projection.rows, rank])?;
+            let a = stored.take_floats(&a, &[rank, layout.inputs])?;
+            let b = stored.take_floats(&b, &[projection.rows, rank])?;
             own.push((name.clone(), a, b, settings.scale(name)));
         }
         adapters.push(own);

@@ -5,7 +5,7 @@ use crate::simd::Simd;
 
 /// Depth of a block of f32: a panel of B, `DEPTH` x 32, is 32 KiB and lives in L1 or L2, one of A is 14 KiB.
 /// It also fixes the order of summation, so it is the same for all instruction sets.
-pub(super) const DEPTH: usize = 256;
+pub(crate) const DEPTH: usize = 256;
 
 /// Depth of a block, in bf16 or f32: pairs of bf16 take the room of one f32.
 pub(super) const fn block_depth<const BF16: bool>() -> usize {
@@ -26,7 +26,7 @@ pub(crate) fn words<S: Simd, const BF16: bool>(depth: usize) -> usize {
 }
 
 /// How far the last store of [`pack`] may run over: the widest vector.
-pub(super) const SLACK: usize = 16;
+pub(crate) const SLACK: usize = 16;
 
 /// How far ahead of itself [`pack`] asks for a row: four cache lines. Its sixteen streams are more than the
 /// CPU follows by itself, and reading from L3 without asking tripled the time of packing.
@@ -297,7 +297,7 @@ unsafe fn few<S: Simd, const ROWS: usize>(
 /// `from` is readable for those elements and `to` writable; 1 ≤ `rows` ≤ `width`; `width` is below
 /// `LANES` or a multiple of it.
 #[inline(always)]
-pub(super) unsafe fn pack<S: Simd, const BF16: bool>(
+pub(crate) unsafe fn pack<S: Simd, const BF16: bool>(
     simd: S,
     from: *const f32,
     row_stride: usize,

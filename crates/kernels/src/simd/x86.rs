@@ -3,6 +3,7 @@
 use super::tiles::{self, Tiles};
 use super::{Body, Simd};
 use crate::isa::Isa;
+use half::f16;
 use std::arch::x86_64::*;
 
 /// AVX2 with FMA: eight lanes. Exists only where the CPU has them.
@@ -102,6 +103,11 @@ impl Simd for Avx2 {
     unsafe fn load_first(self, at: *const f32, count: usize) -> __m256 {
         // SAFETY: masked lanes are not read.
         unsafe { _mm256_maskload_ps(at, first_of_eight(count)) }
+    }
+    #[inline(always)]
+    unsafe fn load_halves(self, at: *const f16) -> __m256 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f32, v: __m256) {
@@ -282,6 +288,11 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     unsafe fn load_first(self, at: *const f32, count: usize) -> __m512 {
         // SAFETY: masked lanes are not read.
         unsafe { _mm512_maskz_loadu_ps((1u16 << count).wrapping_sub(1), at) }
+    }
+    #[inline(always)]
+    unsafe fn load_halves(self, at: *const f16) -> __m512 {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
     }
     #[inline(always)]
     unsafe fn store(self, at: *mut f32, v: __m512) {

@@ -1,54 +1,56 @@
 //! Low-rank adapters chosen by row: sequences of one batch go through different ones, or none.
 //!
-//! `y += scale · (x Aᵀ) Bᵀ` as in `lora`, to the same bits, on the rows of each run. The matrices A of one product's projections
-//! stand below one another, so x is read once for all of them. Forward only: what is trained is part of the decoder.
+//! `y += scale · (x Aᵀ) Bᵀ` as in `lora`, to the same bits where 16 hold the matrices ([`russet_kernels::adapter`]), on the rows of each
+//! run. Forward only: what is trained is part of the decoder.
 
-use std::ops::Range;
-
-use russet_kernels::{Mat, MatMut, matmul_in};
+use russet_kernels::adapter::{self, AdaptedRows, LowRank, LowRankPart, Numbers};
+use russet_kernels::{Mat, MatMut};
 
 use crate::segments::Adapted;
-use crate::{Ctx, Tensor};
+use crate::{Ctx, DType, Tensor};
 
 use super::LoraPart;
 
-/// Matrices for some of a decoder's products.
+/// Matrices for some of a decoder's products, in 16 bits.
 pub struct Adapter {
-    places: Vec<Option<Place>>, // in the order of the decoder's products
+    places: Vec<Option<LowRank>>, // in the order of the decoder's products
 }
 
-/// What acts on one product.
-struct Place {
-    down: Tensor, // [sum of ranks, D]
-    ups: Vec<Up>,
-}
-
-struct Up {
-    columns: Range<usize>, // of the product
-    ranks: Range<usize>,   // of what comes down
-    matrix: Tensor,        // [columns, R]
-    scale: f32,
+/// A matrix's numbers as they are stored.
+///
+/// # Panics
+/// When they are integers.
+fn numbers(matrix: &Tensor) -> Numbers<'_> {
+    match matrix.dtype() {
+        DType::F32 => Numbers::F32(matrix.bytes()),
+        DType::F16 => Numbers::F16(matrix.bytes()),
+        DType::BF16 => Numbers::Bf16(matrix.bytes()),
+        DType::I8 | DType::U8 => panic!("an adapter of integers"),
+    }
 }
 
 impl Adapter {
-    /// An adapter of the parts of each product, in the order of the decoder's.
+    /// An adapter of the parts of each product, in the order of the decoder's. Matrices may be of any type of floats.
     pub fn new(places: Vec<Vec<LoraPart>>) -> Adapter {
         let place = |parts: Vec<LoraPart>| {
-            let width = parts.first()?.a.dims2().1;
-            let (mut down, mut ups, mut ranks) = (Vec::new(), Vec::new(), 0);
-            for part in parts {
-                let (rank, _) = part.a.dims2();
-                down.extend_from_slice(part.a.data());
-                ups.push(Up {
-                    columns: part.columns,
-                    ranks: ranks..ranks + rank,
-                    matrix: part.b,
-                    scale: part.scale,
-                });
-                ranks += rank;
-            }
-            let down = Tensor::new(&[ranks, width], down);
-            Some(Place { down, ups })
+            let (_, width) = parts.first()?.a.dims2();
+            let part = |part| {
+                let LoraPart {
+                    columns,
+                    a,
+                    b,
+                    scale,
+                } = part;
+                LowRankPart {
+                    columns: columns.clone(),
+                    rank: a.dims2().0,
+                    a: numbers(a),
+                    b: numbers(b),
+                    scale: *scale,
+                }
+            };
+            let parts: Vec<_> = parts.iter().map(part).collect();
+            Some(LowRank::new(width, &parts))
         };
         Adapter {
             places: places.into_iter().map(place).collect(),
@@ -57,14 +59,10 @@ impl Adapter {
 
     /// Bytes of its matrices.
     pub fn bytes(&self) -> usize {
-        let place = |place: &Place| {
-            let ups: usize = place.ups.iter().map(|up| up.matrix.bytes().len()).sum();
-            place.down.bytes().len() + ups
-        };
-        self.places.iter().flatten().map(place).sum()
+        self.places.iter().flatten().map(LowRank::bytes).sum()
     }
 
-    fn place(&self, place: usize) -> Option<&Place> {
+    fn place(&self, place: usize) -> Option<&LowRank> {
         self.places.get(place)?.as_ref()
     }
 }
@@ -73,13 +71,15 @@ impl Adapter {
 pub fn adapt_cost(runs: &[Adapted], place: usize) -> (usize, u64, u64) {
     let (mut rows, mut bytes, mut flops) = (0, 0, 0);
     for run in runs {
-        let mut numbers = 0;
-        for Place { down, ups } in run.stack.iter().filter_map(|a| a.place(place)) {
-            numbers += down.len() + ups.iter().map(|up| up.matrix.len()).sum::<usize>();
+        let acting = run.stack.iter().filter_map(|adapter| adapter.place(place));
+        let (mut own, mut numbers) = (0, 0);
+        for low_rank in acting {
+            own += low_rank.bytes();
+            numbers += low_rank.numbers();
         }
         if numbers > 0 {
             rows += run.rows.len();
-            bytes += 4 * numbers as u64;
+            bytes += own as u64;
             flops += 2 * (numbers * run.rows.len()) as u64;
         }
     }
@@ -92,8 +92,9 @@ pub fn adapt_cost(runs: &[Adapted], place: usize) -> (usize, u64, u64) {
 /// # Panics
 /// When a gradient would have to pass.
 pub fn adapt(ctx: &mut Ctx, y: Tensor, x: &Tensor, runs: &[Adapted], place: usize) -> Tensor {
-    let acts = |run: &&Adapted| run.stack.iter().any(|a| a.place(place).is_some());
-    if !runs.iter().any(|run| acts(&run)) {
+    let acting = |run: &Adapted, level: usize| run.stack.get(level)?.place(place);
+    let levels = runs.iter().map(|run| run.stack.len()).max().unwrap_or(0);
+    if !(0..levels).any(|level| runs.iter().any(|run| acting(run, level).is_some())) {
         return y;
     }
     assert!(
@@ -102,60 +103,49 @@ pub fn adapt(ctx: &mut Ctx, y: Tensor, x: &Tensor, runs: &[Adapted], place: usiz
     );
     let ((tokens, width), (_, features)) = (x.dims2(), y.dims2());
     let mut out = y.into_buffer(|len| ctx.buffer(len));
-    let mut rest = &mut out[..];
-    let (mut begin, mut tasks) = (0, Vec::new());
-    for run in runs.iter().filter(acts) {
-        let (_, after) = rest.split_at_mut((run.rows.start - begin) * features);
-        let (own, after) = after.split_at_mut(run.rows.len() * features);
-        (rest, begin) = (after, run.rows.end);
-        let ranks = run.stack.iter().filter_map(|a| a.place(place));
-        let most = ranks.map(|place| place.down.dims2().0).max().unwrap_or(0);
-        tasks.push((run, own, ctx.buffer(run.rows.len() * most)));
-    }
-    let (pool, compute) = (&ctx.pool, ctx.compute);
-    // One run is multiplied by all threads; of several each has a thread, on which the products inside run by themselves.
-    pool.for_each_chunk(&mut tasks, 1, |_, task| {
-        let (run, y, downs) = &mut task[0];
-        let rows = run.rows.len();
-        let x = Mat::new(x.data(), tokens, width).rows(run.rows.clone());
-        for Place { down, ups } in run.stack.iter().filter_map(|a| a.place(place)) {
-            let (ranks, inputs) = down.dims2();
-            let downs = &mut downs[..rows * ranks]; // x Aᵀ, scaled
-            let a = Mat::new(down.data(), ranks, inputs);
-            let to = MatMut::new(downs, rows, ranks);
-            matmul_in(pool, compute, x, a.t(), to, false);
-            for row in downs.chunks_exact_mut(ranks) {
-                for up in ups {
-                    row[up.ranks.clone()]
-                        .iter_mut()
-                        .for_each(|v| *v *= up.scale);
-                }
-            }
-            for up in ups {
-                let b = Mat::new(up.matrix.data(), up.columns.len(), up.ranks.len());
-                let from = Mat::new(downs, rows, ranks).cols(up.ranks.clone());
-                let y = MatMut::new(y, rows, features).cols(up.columns.clone());
-                matmul_in(pool, compute, from, b.t(), y, true);
+    // The first adapters of all runs at once, then the second.
+    for level in 0..levels {
+        let (mut rest, mut begin) = (&mut out[..], 0);
+        let mut adapted = Vec::with_capacity(runs.len());
+        for run in runs {
+            let (_, after) = rest.split_at_mut((run.rows.start - begin) * features);
+            let (own, after) = after.split_at_mut(run.rows.len() * features);
+            (rest, begin) = (after, run.rows.end);
+            if let Some(low_rank) = acting(run, level) {
+                adapted.push(AdaptedRows {
+                    low_rank,
+                    x: Mat::new(x.data(), tokens, width).rows(run.rows.clone()),
+                    y: MatMut::new(own, run.rows.len(), features),
+                });
             }
         }
-    });
-    drop(tasks);
+        adapter::adapt(&ctx.pool, &mut adapted);
+    }
     Tensor::new(&[tokens, features], out)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
     use std::sync::Arc;
+
+    use half::bf16;
 
     use super::*;
     use crate::ops::check::{context, random};
     use crate::ops::lora;
     use crate::segments::{Segments, Stack};
 
+    /// Of bf16, which an adapter holds as they are.
+    fn rounded(shape: &[usize], seed: u64) -> Tensor {
+        let numbers = random(shape, seed);
+        Tensor::from_fn(shape, |i| bf16::from_f32(numbers.data()[i]).to_f32())
+    }
+
     fn part(columns: Range<usize>, rank: usize, seed: u64) -> LoraPart {
         LoraPart {
-            a: random(&[rank, 7], seed),
-            b: random(&[columns.len(), rank], seed + 1),
+            a: rounded(&[rank, 7], seed),
+            b: rounded(&[columns.len(), rank], seed + 1),
             scale: 0.5 + seed as f32,
             columns,
         }

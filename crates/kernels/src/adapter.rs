@@ -1,0 +1,605 @@
+//! Low-rank adapters of one product, `y += scale · (x Aᵀ) Bᵀ` (arXiv 2106.09685), with matrices of 16-bit floats.
+//!
+//! A and B rest as f16 in *panels* of sixteen rows, element (r, k) of a matrix at `[r / 16][k][r % 16]`, so that a panel is read as a
+//! stream and its rows are the lanes of a vector. Each matrix is first multiplied by the power of two that takes its largest number to
+//! the upper end of f16, and what comes down is divided by it, so the eleven bits of f16 hold the eight of bf16 exactly down to 2⁻²⁹ of the
+//! largest number, and round f32.
+//!
+//! Products are of f32, in the order of [`crate::matmul`]: blocks of 256 along the depth, each a chain, added up in order. So a row has
+//! the bits that [`crate::matmul()`] gives of the same numbers, alone or in any batch and on any number of threads. The matrices of
+//! several adapters, each for some of the rows, are multiplied in two jobs: all ways down, then all ways up.
+
+use std::ops::Range;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use crate::matmul::{BLOCK, PACK_SLACK, pack};
+use crate::pool::{Disjoint, Pool};
+use crate::profile::{Kernel, span};
+use crate::scratch::with_scratch;
+use crate::simd::{Body, Simd, dispatch};
+use crate::{Mat, MatMut};
+
+/// Rows of a panel.
+const PANEL: usize = 16;
+
+/// Tokens of a task, a multiple of those that are multiplied at once.
+const TASK_TOKENS: usize = 48;
+
+/// Panels of a task on the way up.
+const TASK_PANELS: usize = 64;
+
+/// Up to so many tokens the blocks of depth are tasks of their own: the matrices come from memory, which takes all threads to read.
+const FEW: usize = 8;
+
+/// Blocks of depth of such a task, multiplied beside one another: one chain alone would wait for itself.
+const TASK_BLOCKS: usize = 4;
+
+/// Numbers of one of the types that files have, as their bytes, little-endian and aligned to nothing.
+#[derive(Clone, Copy, Debug)]
+pub enum Numbers<'a> {
+    /// IEEE single precision.
+    F32(&'a [u8]),
+    /// IEEE half precision.
+    F16(&'a [u8]),
+    /// The upper half of an f32.
+    Bf16(&'a [u8]),
+}
+
+impl Numbers<'_> {
+    /// How many whole ones.
+    fn len(&self) -> usize {
+        match self {
+            Numbers::F32(bytes) => bytes.len() / 4,
+            Numbers::F16(bytes) | Numbers::Bf16(bytes) => bytes.len() / 2,
+        }
+    }
+
+    /// Writes those from `start` on, at most [`CHUNK`], as f32.
+    fn read(&self, start: usize, to: &mut [f32]) {
+        match self {
+            Numbers::F32(bytes) => {
+                let (from, _) = bytes[4 * start..].as_chunks();
+                for (to, &from) in to.iter_mut().zip(from) {
+                    *to = f32::from_le_bytes(from);
+                }
+            }
+            Numbers::F16(bytes) => {
+                let (from, _) = bytes[2 * start..].as_chunks();
+                let mut halves = [f16::ZERO; CHUNK];
+                for (half, &from) in halves[..to.len()].iter_mut().zip(from) {
+                    *half = f16::from_le_bytes(from);
+                }
+                halves[..to.len()].convert_to_f32_slice(to);
+            }
+            Numbers::Bf16(bytes) => {
+                let (from, _) = bytes[2 * start..].as_chunks();
+                for (to, &from) in to.iter_mut().zip(from) {
+                    *to = f32::from_bits(u32::from(u16::from_le_bytes(from)) << 16);
+                }
+            }
+        }
+    }
+
+    /// The greatest magnitude of the finite ones.
+    fn largest(&self) -> f32 {
+        let of = |x: f32| if x.is_finite() { x.abs() } else { 0.0 };
+        let mut lanes = [0f32; PANEL];
+        let mut chunk = [0f32; CHUNK];
+        for start in (0..self.len()).step_by(CHUNK) {
+            let chunk = &mut chunk[..CHUNK.min(self.len() - start)];
+            self.read(start, chunk);
+            for numbers in chunk.chunks(PANEL) {
+                for (lane, &x) in lanes.iter_mut().zip(numbers) {
+                    *lane = lane.max(of(x));
+                }
+            }
+        }
+        lanes.into_iter().fold(0.0, f32::max)
+    }
+
+    /// The power of two that takes the largest number to 2¹⁴ … 2¹⁵.
+    fn power(&self) -> f32 {
+        let largest = self.largest();
+        if largest == 0.0 {
+            return 1.0;
+        }
+        2f32.powi((14 - largest.log2().floor() as i32).clamp(-60, 60))
+    }
+}
+
+/// Numbers of a row that are converted at once.
+const CHUNK: usize = 64;
+
+/// A matrix `[rows, cols]` in panels.
+struct Panels {
+    rows: usize,
+    cols: usize,
+    values: Vec<f16>, // [rows / 16, cols, 16]
+}
+
+impl Panels {
+    /// Of matrices below one another, each `[its rows, cols]` and multiplied by its factor.
+    fn new(cols: usize, matrices: &[(Numbers<'_>, f32)]) -> Panels {
+        let rows: usize = matrices.iter().map(|(m, _)| m.len() / cols).sum();
+        let mut values = vec![f16::ZERO; rows.next_multiple_of(PANEL) * cols];
+        // Where each row begins.
+        let sources = matrices.iter().flat_map(|&(matrix, factor)| {
+            (0..matrix.len() / cols).map(move |row| (matrix, row * cols, factor))
+        });
+        let sources: Vec<_> = sources.collect();
+        let mut row = [0.0; CHUNK];
+        for (sources, panel) in sources
+            .chunks(PANEL)
+            .zip(values.chunks_exact_mut(cols * PANEL))
+        {
+            let mut block = [0.0; CHUNK * PANEL];
+            for (chunk, to) in panel.chunks_mut(CHUNK * PANEL).enumerate() {
+                let (start, count) = (chunk * CHUNK, to.len() / PANEL);
+                for (lane, (numbers, begin, factor)) in sources.iter().enumerate() {
+                    numbers.read(begin + start, &mut row[..count]);
+                    for (to, x) in block[lane..].iter_mut().step_by(PANEL).zip(&row[..count]) {
+                        *to = x * factor;
+                    }
+                }
+                to.convert_from_f32_slice(&block[..to.len()]);
+            }
+        }
+        Panels { rows, cols, values }
+    }
+
+    /// Panels.
+    fn panels(&self) -> usize {
+        self.rows.div_ceil(PANEL)
+    }
+
+    /// Blocks of depth.
+    fn blocks(&self) -> usize {
+        self.cols.div_ceil(BLOCK)
+    }
+}
+
+/// The adapter of one named projection, which is a range of the product's columns.
+#[derive(Clone, Debug)]
+pub struct LowRankPart<'a> {
+    /// The columns of y that it adds to.
+    pub columns: Range<usize>,
+    /// The rank, R.
+    pub rank: usize,
+    /// `[R, D]`, the way down.
+    pub a: Numbers<'a>,
+    /// `[columns, R]`, the way up.
+    pub b: Numbers<'a>,
+    /// What the product is multiplied by, `alpha / rank`.
+    pub scale: f32,
+}
+
+/// Low-rank matrices for projections that are packed into one product.
+pub struct LowRank {
+    down: Panels,      // [sum of ranks, D]
+    factors: Vec<f32>, // [sum of ranks, padded], of what comes down
+    ups: Vec<Up>,
+}
+
+/// One projection's way up.
+struct Up {
+    columns: Range<usize>, // of the product
+    first: usize,          // of its ranks
+    matrix: Panels,        // [columns, R]
+}
+
+impl LowRank {
+    /// Matrices of each part, whose inputs are `width`.
+    ///
+    /// # Panics
+    /// When `width` or a rank is 0 or a matrix has another size.
+    pub fn new(width: usize, parts: &[LowRankPart<'_>]) -> LowRank {
+        let (mut downs, mut factors, mut ups) = (Vec::new(), Vec::new(), Vec::new());
+        for part in parts {
+            let rank = part.rank;
+            assert!(
+                width > 0
+                    && rank > 0
+                    && part.a.len() == rank * width
+                    && part.b.len() == part.columns.len() * rank,
+                "an adapter of rank {rank} for [{width}] to {:?} from {} and {} numbers",
+                part.columns,
+                part.a.len(),
+                part.b.len()
+            );
+            let (a, b) = (part.a.power(), part.b.power());
+            downs.push((part.a, a));
+            ups.push(Up {
+                columns: part.columns.clone(),
+                first: factors.len(),
+                matrix: Panels::new(rank, &[(part.b, b)]),
+            });
+            // Powers of two, so that these products round as if there were none.
+            factors.resize(factors.len() + rank, part.scale / a / b);
+        }
+        let down = Panels::new(width, &downs);
+        factors.resize(down.panels() * PANEL, 0.0);
+        LowRank { down, factors, ups }
+    }
+
+    /// Numbers in the matrices, without what pads them.
+    pub fn numbers(&self) -> usize {
+        let ups = self.ups.iter().map(|up| up.matrix.rows * up.matrix.cols);
+        self.down.rows * self.down.cols + ups.sum::<usize>()
+    }
+
+    /// Bytes that the matrices take.
+    pub fn bytes(&self) -> usize {
+        let ups: usize = self.ups.iter().map(|up| up.matrix.values.len()).sum();
+        size_of::<f16>() * (self.down.values.len() + ups)
+    }
+}
+
+/// Rows of a product with what acts on them.
+#[derive(Debug)]
+pub struct AdaptedRows<'a> {
+    /// The matrices.
+    pub low_rank: &'a LowRank,
+    /// `[N, D]`, rows contiguous.
+    pub x: Mat<'a>,
+    /// `[N, F]`, added to; rows contiguous.
+    pub y: MatMut<'a>,
+}
+
+impl std::fmt::Debug for LowRank {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} low-rank projections", self.ups.len())
+    }
+}
+
+/// What a run of rows needs on the way: sums of each block apart, or of all.
+struct Plan {
+    tokens: usize,
+    ranks: usize,       // padded
+    start: usize,       // of its sums
+    apart: usize,       // blocks whose sums are kept apart, or 1
+    down_tasks: usize,  // a tile of tokens, a panel and some blocks each
+    block_tasks: usize, // of them for the same tile and panel
+    up_tasks: usize,    // a tile of tokens and some panels of one way up each
+}
+
+/// The tile, and what is left of the number of a task, where each tile has `each`.
+fn tile(task: usize, each: usize, tokens: usize) -> (Range<usize>, usize) {
+    let start = task / each * TASK_TOKENS;
+    (start..tokens.min(start + TASK_TOKENS), task % each)
+}
+
+/// Adds to each `y` what its matrices make of `x`.
+///
+/// # Panics
+/// When a width does not fit, or rows are not contiguous.
+pub fn adapt(pool: &Pool, runs: &mut [AdaptedRows<'_>]) {
+    let _span = span(Kernel::Adapter);
+    let mut start = 0;
+    let mut plans = Vec::with_capacity(runs.len());
+    for AdaptedRows { low_rank, x, y } in runs.iter() {
+        let last = low_rank.ups.iter().map(|up| up.columns.end).max();
+        assert!(
+            x.cols == low_rank.down.cols
+                && x.rows == y.rows
+                && last.unwrap_or(0) <= y.cols
+                && x.col_stride == 1
+                && y.col_stride == 1,
+            "{low_rank:?} of {} inputs and columns up to {last:?} from {} x {} to {} x {}",
+            low_rank.down.cols,
+            x.rows,
+            x.cols,
+            y.rows,
+            y.cols
+        );
+        let (tokens, ranks) = (x.rows, low_rank.factors.len());
+        let few = tokens <= FEW;
+        let blocks = low_rank.down.blocks();
+        let (apart, block_tasks) = if few {
+            (blocks, blocks.div_ceil(TASK_BLOCKS))
+        } else {
+            (1, 1)
+        };
+        let tiles = tokens.div_ceil(TASK_TOKENS);
+        let ups = low_rank.ups.iter();
+        let up_tasks: usize = ups.map(|up| up.matrix.panels().div_ceil(TASK_PANELS)).sum();
+        plans.push(Plan {
+            tokens,
+            ranks,
+            start,
+            apart,
+            down_tasks: tiles * low_rank.down.panels() * block_tasks,
+            block_tasks,
+            up_tasks: tiles * up_tasks,
+        });
+        start += apart * tokens * ranks;
+    }
+    with_scratch(start, |sums| {
+        down(pool, runs, &plans, sums);
+        up(pool, runs, &plans, sums);
+    });
+}
+
+/// Which of several counts a number falls into, and how far.
+fn located(mut task: usize, counts: impl Iterator<Item = usize>) -> (usize, usize) {
+    for (index, count) in counts.enumerate() {
+        if task < count {
+            return (index, task);
+        }
+        task -= count;
+    }
+    unreachable!("a task more than there are")
+}
+
+/// x Aᵀ with its factors, `[tokens, ranks]` of each run from its start on.
+fn down(pool: &Pool, runs: &[AdaptedRows<'_>], plans: &[Plan], sums: &mut [f32]) {
+    let tasks = plans.iter().map(|plan| plan.down_tasks).sum();
+    let shared = Disjoint::new(sums);
+    pool.run(tasks, |task| {
+        let (run, task) = located(task, plans.iter().map(|plan| plan.down_tasks));
+        let (plan, AdaptedRows { low_rank, x, .. }) = (&plans[run], &runs[run]);
+        let matrix = &low_rank.down;
+        let (tokens, task) = tile(task, matrix.panels() * plan.block_tasks, plan.tokens);
+        let (panel, part) = (task / plan.block_tasks, task % plan.block_tasks);
+        let blocks = if plan.block_tasks == 1 {
+            0..matrix.blocks()
+        } else {
+            part * TASK_BLOCKS..matrix.blocks().min((part + 1) * TASK_BLOCKS)
+        };
+        let block_stride = if plan.apart == 1 {
+            0
+        } else {
+            plan.tokens * plan.ranks
+        };
+        let first = blocks.start * block_stride + tokens.start * plan.ranks + panel * PANEL;
+        let reach = (blocks.len() - 1) * block_stride + (tokens.len() - 1) * plan.ranks + PANEL;
+        dispatch(
+            pool.isa(),
+            Product {
+                x: x.rows(tokens.clone()),
+                matrix,
+                panels: panel..panel + 1,
+                blocks,
+                to: shared.pointer(plan.start + first, reach),
+                stride: plan.ranks,
+                block_stride,
+                width: PANEL,
+                accumulate: false,
+            },
+        );
+        if plan.apart == 1 {
+            let factors = &low_rank.factors[panel * PANEL..][..PANEL];
+            for token in tokens {
+                // SAFETY: this task alone takes these rows and this panel.
+                let own =
+                    unsafe { shared.range(plan.start + token * plan.ranks + panel * PANEL, PANEL) };
+                own.iter_mut().zip(factors).for_each(|(v, f)| *v *= f);
+            }
+        }
+    });
+    for (plan, AdaptedRows { low_rank, .. }) in plans.iter().zip(runs) {
+        if plan.apart > 1 {
+            let len = plan.tokens * plan.ranks;
+            let (total, others) = sums[plan.start..][..plan.apart * len].split_at_mut(len);
+            for block in others.chunks_exact(len) {
+                total.iter_mut().zip(block).for_each(|(t, b)| *t += b);
+            }
+            for row in total.chunks_exact_mut(plan.ranks) {
+                row.iter_mut()
+                    .zip(&low_rank.factors)
+                    .for_each(|(v, f)| *v *= f);
+            }
+        }
+    }
+}
+
+/// Adds Bᵀ of what came down to each y.
+fn up(pool: &Pool, runs: &mut [AdaptedRows<'_>], plans: &[Plan], downs: &[f32]) {
+    let tasks = plans.iter().map(|plan| plan.up_tasks).sum();
+    let ways: Vec<_> = runs
+        .iter_mut()
+        .map(|run| (run.low_rank, run.y.row_stride, Disjoint::new(run.y.data)))
+        .collect();
+    pool.run(tasks, |task| {
+        let (run, task) = located(task, plans.iter().map(|plan| plan.up_tasks));
+        let (plan, (low_rank, stride, y)) = (&plans[run], &ways[run]);
+        let parts = || {
+            let ups = low_rank.ups.iter();
+            ups.map(|up| up.matrix.panels().div_ceil(TASK_PANELS))
+        };
+        let (tokens, task) = tile(task, parts().sum(), plan.tokens);
+        let (index, part) = located(task, parts());
+        let Up {
+            columns,
+            first,
+            matrix,
+        } = &low_rank.ups[index];
+        let panels = part * TASK_PANELS..matrix.panels().min((part + 1) * TASK_PANELS);
+        let column = panels.start * PANEL;
+        let width = matrix.rows.min(panels.end * PANEL) - column;
+        let at = tokens.start * stride + columns.start + column;
+        let from = &downs[plan.start..][..plan.tokens * plan.ranks];
+        let x = Mat::new(from, plan.tokens, plan.ranks);
+        dispatch(
+            pool.isa(),
+            Product {
+                x: x.rows(tokens.clone()).cols(*first..first + matrix.cols),
+                matrix,
+                panels,
+                blocks: 0..matrix.blocks(),
+                to: y.pointer(at, (tokens.len() - 1) * stride + width),
+                stride: *stride,
+                block_stride: 0,
+                width,
+                accumulate: true,
+            },
+        );
+    });
+}
+
+/// Some tokens by some panels, over some blocks of depth.
+struct Product<'a> {
+    x: Mat<'a>, // [tokens, the matrix' columns], rows contiguous
+    matrix: &'a Panels,
+    panels: Range<usize>,
+    blocks: Range<usize>,
+    /// Where the first token's sum for the first of the panels' rows goes, of the first block.
+    to: *mut f32,
+    /// Between tokens.
+    stride: usize,
+    /// Between the sums of blocks; 0 where they are added up.
+    block_stride: usize,
+    /// Numbers from `to` on that a token has.
+    width: usize,
+    /// Whether to add to what is there.
+    accumulate: bool,
+}
+
+// SAFETY of the blocks below: whoever makes a `Product` says by `Disjoint::pointer` that `to` is writable in the extent that its
+// fields tell, and alone writes there; what is read of x and of panels is within the slices, whose lengths were checked.
+impl Body for Product<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let tokens = self.x.rows;
+        let mut token = 0;
+        while token < tokens {
+            token += match tokens - token {
+                12.. if S::LANES == 16 => self.packed::<S, 12>(simd, token),
+                8.. => self.packed::<S, 8>(simd, token),
+                4.. => self.direct::<S, 4, 1>(simd, token),
+                2.. => self.direct::<S, 2, TASK_BLOCKS>(simd, token),
+                _ => self.direct::<S, 1, TASK_BLOCKS>(simd, token),
+            };
+        }
+    }
+}
+
+impl Product<'_> {
+    /// So many tokens whose inputs are packed first, `[depth, TOKENS]`: rows of a power of two apart would drive one another out of L1.
+    #[inline(always)]
+    fn packed<S: Simd, const TOKENS: usize>(&self, simd: S, token: usize) -> usize {
+        let mut packed = [0.0; BLOCK * 12 + PACK_SLACK];
+        for block in self.blocks.clone() {
+            let depth = BLOCK.min(self.matrix.cols - block * BLOCK);
+            let x = &self.x.data[token * self.x.row_stride + block * BLOCK..];
+            // SAFETY: see above; the array holds a block of the most tokens.
+            unsafe {
+                let (from, to) = (x.as_ptr(), packed.as_mut_ptr());
+                pack::<S, false>(simd, from, self.x.row_stride, 1, TOKENS, depth, to, TOKENS);
+            }
+            for (panel, lane) in self.vectors::<S>() {
+                let sums =
+                    self.sums::<S, TOKENS, 1>(simd, (&packed, 1, TOKENS), (panel, lane), block);
+                self.store(simd, sums, token, (panel, lane), block);
+            }
+        }
+        TOKENS
+    }
+
+    /// So many tokens whose inputs are read where they lie, and `BLOCKS` blocks of depth at once where there are so many whole ones.
+    #[inline(always)]
+    fn direct<S: Simd, const TOKENS: usize, const BLOCKS: usize>(
+        &self,
+        simd: S,
+        token: usize,
+    ) -> usize {
+        let x = &self.x.data[token * self.x.row_stride..];
+        for (panel, lane) in self.vectors::<S>() {
+            let mut block = self.blocks.start;
+            while block < self.blocks.end {
+                let from = (&x[block * BLOCK..], self.x.row_stride, 1);
+                let whole = self.matrix.cols.min(self.blocks.end * BLOCK) / BLOCK;
+                if whole >= block + BLOCKS {
+                    let sums = self.sums::<S, TOKENS, BLOCKS>(simd, from, (panel, lane), block);
+                    self.store(simd, sums, token, (panel, lane), block);
+                    block += BLOCKS;
+                } else {
+                    let sums = self.sums::<S, TOKENS, 1>(simd, from, (panel, lane), block);
+                    self.store(simd, sums, token, (panel, lane), block);
+                    block += 1;
+                }
+            }
+        }
+        TOKENS
+    }
+
+    /// Each vector of rows, as its panel and its place in it.
+    #[inline(always)]
+    fn vectors<S: Simd>(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (first, width) = (self.panels.start, self.width);
+        (0..width)
+            .step_by(S::LANES)
+            .map(move |row| (first + row / PANEL, row % PANEL))
+    }
+
+    /// Of the tokens in `x` (numbers, the distance of tokens, that of depth), whose first is of depth `block`, one chain for each block.
+    #[inline(always)]
+    fn sums<S: Simd, const TOKENS: usize, const BLOCKS: usize>(
+        &self,
+        simd: S,
+        (x, between, along): (&[f32], usize, usize),
+        (panel, lane): (usize, usize),
+        block: usize,
+    ) -> [[S::V; TOKENS]; BLOCKS] {
+        let cols = self.matrix.cols;
+        let depth = BLOCK.min(cols - block * BLOCK);
+        let from = (panel * cols + block * BLOCK) * PANEL + lane;
+        let values = &self.matrix.values[from..];
+        let last = ((BLOCKS - 1) * BLOCK + depth - 1) * PANEL + S::LANES;
+        assert!(
+            values.len() >= last
+                && x.len() > (TOKENS - 1) * between + ((BLOCKS - 1) * BLOCK + depth - 1) * along
+        );
+        let mut sums = [[simd.splat(0.0); TOKENS]; BLOCKS];
+        // SAFETY: the last places were just checked.
+        unsafe {
+            for k in 0..depth {
+                for (block, sums) in sums.iter_mut().enumerate() {
+                    let k = block * BLOCK + k;
+                    let rows = simd.load_halves(values.as_ptr().add(k * PANEL));
+                    let x = x.as_ptr().add(k * along);
+                    for (token, sum) in sums.iter_mut().enumerate() {
+                        *sum = simd.mul_add(simd.splat(*x.add(token * between)), rows, *sum);
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    /// Writes or adds sums from `block` on.
+    #[inline(always)]
+    fn store<S: Simd, const TOKENS: usize, const BLOCKS: usize>(
+        &self,
+        simd: S,
+        sums: [[S::V; TOKENS]; BLOCKS],
+        token: usize,
+        (panel, lane): (usize, usize),
+        block: usize,
+    ) {
+        let column = (panel - self.panels.start) * PANEL + lane;
+        let left = self.width - column;
+        for (block, sums) in (block - self.blocks.start..).zip(sums) {
+            let adds = self.accumulate || self.block_stride == 0 && block > 0;
+            for (token, sum) in (token..).zip(sums) {
+                let at = token * self.stride + block * self.block_stride + column;
+                // SAFETY: see above.
+                unsafe {
+                    let at = self.to.add(at);
+                    let sum = if adds {
+                        simd.add(simd.load_up_to(at, left), sum)
+                    } else {
+                        sum
+                    };
+                    simd.store_up_to(at, left, sum);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+use super::*;
+use crate::{Isa, matmul, random};
+use half::bf16;
+use proptest::prelude::*;
+
+fn numbers(stream: u64, len: usize, deviation: f32) -> Vec<f32> {
+    let number = |i| deviation * random::normal(7, stream, i as u64);
+    (0..len).map(number).collect()
+}
+
+/// An adapter's matrices of bf16, which lose nothing here.
+struct Own {
+    columns: Range<usize>,
+    rank: usize,
+    scale: f32,
+    a: Vec<bf16>,
+    b: Vec<bf16>,
+}
+
+impl Own {
+    fn new(width: usize, columns: Range<usize>, rank: usize, stream: u64) -> Own {
+        let round = |numbers: Vec<f32>| numbers.into_iter().map(bf16::from_f32).collect();
+        Own {
+            a: round(numbers(2 * stream, rank * width, 1e-3)),
+            b: round(numbers(2 * stream + 1, columns.len() * rank, 3.0)),
+            scale: 0.3 + stream as f32,
+            columns,
+            rank,
+        }
+    }
+
+    fn part(&self) -> LowRankPart<'_> {
+        LowRankPart {
+            columns: self.columns.clone(),
+            rank: self.rank,
+            a: Numbers::Bf16(bytemuck::cast_slice(&self.a)),
+            b: Numbers::Bf16(bytemuck::cast_slice(&self.b)),
+            scale: self.scale,
+        }
+    }
+
+    /// The same by dense products of f32.
+    fn adapt_dense(&self, pool: &Pool, x: Mat<'_>, mut y: MatMut<'_>) {
+        let dense = |numbers: &[bf16]| numbers.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+        let (a, b) = (dense(&self.a), dense(&self.b));
+        let mut down = vec![0.0; x.rows * self.rank];
+        let to = MatMut::new(&mut down, x.rows, self.rank);
+        matmul(pool, x, Mat::new(&a, self.rank, x.cols).t(), to, false);
+        down.iter_mut().for_each(|v| *v *= self.scale);
+        let down = Mat::new(&down, x.rows, self.rank);
+        let up = Mat::new(&b, self.columns.len(), self.rank);
+        matmul(
+            pool,
+            down,
+            up.t(),
+            y.reborrow().cols(self.columns.clone()),
+            true,
+        );
+    }
+}
+
+/// Runs of several lengths, each through one of two adapters, against dense products, on every instruction set.
+fn check(width: usize, features: usize, ranks: [usize; 2], lengths: &[usize]) {
+    let half = features.div_ceil(2);
+    let adapters = [
+        vec![
+            Own::new(width, 0..half, ranks[0], 1),
+            Own::new(width, half..features, ranks[1], 2),
+        ],
+        vec![Own::new(width, features / 3..features, ranks[1], 3)],
+    ];
+    let low_rank = |own: &Vec<Own>| {
+        let parts: Vec<_> = own.iter().map(Own::part).collect();
+        LowRank::new(width, &parts)
+    };
+    let low_ranks: Vec<_> = adapters.iter().map(low_rank).collect();
+    let tokens: usize = lengths.iter().sum();
+    let (x, y) = (
+        numbers(20, tokens * width, 1.0),
+        numbers(21, tokens * features, 1.0),
+    );
+    for isa in Isa::available() {
+        let mut wanted = y.clone();
+        let pool = Pool::with_isa(1, isa);
+        let mut start = 0;
+        for (run, &len) in lengths.iter().enumerate() {
+            let x = Mat::new(&x, tokens, width).rows(start..start + len);
+            for own in &adapters[run % 2] {
+                let y = &mut wanted[start * features..][..len * features];
+                own.adapt_dense(&pool, x, MatMut::new(y, len, features));
+            }
+            start += len;
+        }
+        for threads in 1..=3 {
+            let mut got = y.clone();
+            let (mut rest, mut start, mut runs) = (&mut got[..], 0, Vec::new());
+            for (run, &len) in lengths.iter().enumerate() {
+                let (own, after) = rest.split_at_mut(len * features);
+                runs.push(AdaptedRows {
+                    low_rank: &low_ranks[run % 2],
+                    x: Mat::new(&x, tokens, width).rows(start..start + len),
+                    y: MatMut::new(own, len, features),
+                });
+                (rest, start) = (after, start + len);
+            }
+            adapt(&Pool::with_isa(threads, isa), &mut runs);
+            let differs = (0..got.len()).find(|&i| got[i].to_bits() != wanted[i].to_bits());
+            let about = differs.map(|i| (i / features, i % features, got[i], wanted[i]));
+            assert_eq!(
+                about, None,
+                "{isa:?}, {threads} threads, {width} to {features}, {ranks:?}, {lengths:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn has_the_bits_of_dense_products() {
+    check(1024, 160, [16, 16], &[1, 1, 2, 3]);
+    check(1100, 96, [8, 16], &[5, 60, 1, 12]);
+    check(256, 33, [4, 1], &[9, 8]);
+    check(2304, 50, [16, 300], &[1, 2, 24]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn any_shape_has_the_bits_of_dense_products(
+        width in 1usize..700,
+        features in 3usize..90,
+        ranks in [1usize..40, 1..40],
+        lengths in proptest::collection::vec(1usize..30, 1..4),
+    ) {
+        check(width, features, ranks, &lengths);
+    }
+}
+
+#[test]
+fn numbers_of_f32_keep_eleven_bits_whatever_their_magnitude() {
+    let (width, rows) = (40, 20);
+    for deviation in [1e-9, 1e-3, 1.0, 1e6] {
+        let numbers = numbers(3, width * rows, deviation);
+        let stored = Numbers::F32(bytemuck::cast_slice(&numbers));
+        let power = stored.power();
+        let panels = Panels::new(width, &[(stored, power)]);
+        for (i, &x) in numbers.iter().enumerate() {
+            let (row, k) = (i / width, i % width);
+            let kept =
+                panels.values[(row / PANEL * width + k) * PANEL + row % PANEL].to_f32() / power;
+            assert!((kept - x).abs() <= x.abs() / 2048.0, "{kept} for {x}");
+        }
+    }
+    assert_eq!(
+        Numbers::F32(bytemuck::bytes_of(&[0.0, f32::INFINITY])).power(),
+        1.0
+    );
+}
+
+#[test]
+fn its_bytes_are_half_of_those_of_f32() {
+    let own = Own::new(64, 0..32, 16, 1);
+    let low_rank = LowRank::new(64, &[own.part()]);
+    assert_eq!(low_rank.numbers(), 16 * 64 + 32 * 16);
+    assert_eq!(low_rank.bytes(), 2 * low_rank.numbers());
+}
