@@ -107,6 +107,7 @@ pub fn test() -> Done {
         }
         passes(&mut command, &before)
     });
+    step("orders of threads", &mut orders_of_threads);
     // The whole workspace, so that what the step before has built is built with the same features here.
     step("ranks of MPI", &mut || match mpi() {
         Ok(()) => passes(
@@ -140,6 +141,22 @@ pub fn test() -> Done {
 
     println!("\n{}", table(&steps));
     verdict(&steps)
+}
+
+/// The pool's protocol in every order of its threads' steps that two changes of thread against their will make. Three take four minutes.
+/// Built apart, since all is compiled for the checker.
+fn orders_of_threads() -> Outcome {
+    let mut command = cargo("test --package russet-kernels --lib pool::orders");
+    let target = env!("CARGO_MANIFEST_DIR").replace("/xtask", "/target");
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or(target);
+    command
+        .env("RUSTFLAGS", "--cfg loom")
+        .env("LOOM_MAX_PREEMPTIONS", "2")
+        .env("CARGO_TARGET_DIR", format!("{target}/loom"));
+    passes(
+        &mut command,
+        "RUSTFLAGS='--cfg loom' LOOM_MAX_PREEMPTIONS=2 ",
+    )
 }
 
 /// The crates whose tests compute with models, on another instruction set than this machine's best. The kernels' own tests
