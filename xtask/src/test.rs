@@ -5,8 +5,9 @@
 
 use crate::cache::{OPENAI, TENSORBOARD, mpi, python, tool};
 use crate::edges;
-use crate::shell::{Done, cargo, line, run};
+use crate::shell::{Done, cargo, line, root, run};
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -82,7 +83,7 @@ pub fn test() -> Done {
             Ok(deny) => passes(
                 Command::new(deny)
                     .args(["check", "bans", "licenses", "sources"])
-                    .current_dir(crate::shell::root()),
+                    .current_dir(root()),
                 "",
             ),
             Err(problem) => Outcome::Skipped(problem),
@@ -123,7 +124,7 @@ pub fn test() -> Done {
             Outcome::Passed => passes(
                 Command::new(python)
                     .arg("bench/peers/openai_sdk.py")
-                    .current_dir(crate::shell::root()),
+                    .current_dir(root()),
                 "",
             ),
             failed => failed,
@@ -147,12 +148,12 @@ pub fn test() -> Done {
 /// Built apart, since all is compiled for the checker.
 fn orders_of_threads() -> Outcome {
     let mut command = cargo("test --package russet-kernels --lib pool::orders");
-    let target = env!("CARGO_MANIFEST_DIR").replace("/xtask", "/target");
-    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or(target);
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let target = target.unwrap_or_else(|| root().join("target"));
     command
         .env("RUSTFLAGS", "--cfg loom")
         .env("LOOM_MAX_PREEMPTIONS", "2")
-        .env("CARGO_TARGET_DIR", format!("{target}/loom"));
+        .env("CARGO_TARGET_DIR", target.join("loom"));
     passes(
         &mut command,
         "RUSTFLAGS='--cfg loom' LOOM_MAX_PREEMPTIONS=2 ",

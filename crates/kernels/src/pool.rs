@@ -15,12 +15,12 @@ use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::isa::{Isa, IsaError};
-use shared::{AtomicBool, AtomicU32, Mutex, UnsafeCell};
+use shared::{AtomicBool, AtomicU32, Lock, UnsafeCell};
 
 /// What threads meet by: the standard library's, or under `--cfg loom` those of a checker that tries the orders of their steps.
 mod shared {
@@ -28,13 +28,13 @@ mod shared {
     pub use loom::{
         cell::UnsafeCell,
         sync::atomic::{AtomicBool, AtomicU32},
-        sync::{Condvar, Mutex},
+        sync::{Condvar, Mutex as Lock},
     };
     #[cfg(all(not(loom), not(target_os = "linux")))]
     pub use std::sync::Condvar;
     #[cfg(not(loom))]
     pub use std::sync::{
-        Mutex,
+        Mutex as Lock,
         atomic::{AtomicBool, AtomicU32},
     };
 
@@ -70,8 +70,8 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held by the thread whose job is running.
-    owner: std::sync::Mutex<()>,
-    order: std::sync::Mutex<Order>,
+    owner: Mutex<()>,
+    order: Mutex<Order>,
     isa: Isa,
 }
 
@@ -135,8 +135,8 @@ impl Pool {
         Pool {
             shared,
             workers,
-            owner: std::sync::Mutex::default(),
-            order: std::sync::Mutex::default(),
+            owner: Mutex::default(),
+            order: Mutex::default(),
             isa,
         }
     }
@@ -328,7 +328,7 @@ struct Shared {
     panicked: AtomicBool,
     shutdown: AtomicBool,
     job: UnsafeCell<Option<Job>>,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    panic: Lock<Option<Box<dyn Any + Send>>>,
     bed: Bed,
 }
 
@@ -595,7 +595,7 @@ impl Bed {
 #[cfg(any(loom, not(target_os = "linux")))]
 #[derive(Default)]
 struct Bed {
-    door: Mutex<()>,
+    door: Lock<()>,
     bell: shared::Condvar,
 }
 

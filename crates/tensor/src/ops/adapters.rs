@@ -29,27 +29,23 @@ fn numbers(matrix: &Tensor) -> Numbers<'_> {
     }
 }
 
+/// A part as it is stored.
+fn stored(part: &LoraPart) -> LowRankPart<'_> {
+    LowRankPart {
+        columns: part.columns.clone(),
+        rank: part.a.dims2().0,
+        a: numbers(&part.a),
+        b: numbers(&part.b),
+        scale: part.scale,
+    }
+}
+
 impl Adapter {
     /// An adapter of the parts of each product, in the order of the decoder's. Matrices may be of any type of floats.
     pub fn new(places: Vec<Vec<LoraPart>>) -> Adapter {
         let place = |parts: Vec<LoraPart>| {
             let (_, width) = parts.first()?.a.dims2();
-            let part = |part| {
-                let LoraPart {
-                    columns,
-                    a,
-                    b,
-                    scale,
-                } = part;
-                LowRankPart {
-                    columns: columns.clone(),
-                    rank: a.dims2().0,
-                    a: numbers(a),
-                    b: numbers(b),
-                    scale: *scale,
-                }
-            };
-            let parts: Vec<_> = parts.iter().map(part).collect();
+            let parts: Vec<_> = parts.iter().map(stored).collect();
             Some(LowRank::new(width, &parts))
         };
         Adapter {
@@ -64,6 +60,13 @@ impl Adapter {
 
     fn place(&self, place: usize) -> Option<&LowRank> {
         self.places.get(place)?.as_ref()
+    }
+}
+
+impl Adapted {
+    /// What adapter number `level` of the stack has for the product at `place`.
+    fn acting(&self, level: usize, place: usize) -> Option<&LowRank> {
+        self.stack.get(level)?.place(place)
     }
 }
 
@@ -92,9 +95,8 @@ pub fn adapt_cost(runs: &[Adapted], place: usize) -> (usize, u64, u64) {
 /// # Panics
 /// When a gradient would have to pass.
 pub fn adapt(ctx: &mut Ctx, y: Tensor, x: &Tensor, runs: &[Adapted], place: usize) -> Tensor {
-    let acting = |run: &Adapted, level: usize| run.stack.get(level)?.place(place);
     let levels = runs.iter().map(|run| run.stack.len()).max().unwrap_or(0);
-    if !(0..levels).any(|level| runs.iter().any(|run| acting(run, level).is_some())) {
+    if !(0..levels).any(|level| runs.iter().any(|run| run.acting(level, place).is_some())) {
         return y;
     }
     assert!(
@@ -111,7 +113,7 @@ pub fn adapt(ctx: &mut Ctx, y: Tensor, x: &Tensor, runs: &[Adapted], place: usiz
             let (_, after) = rest.split_at_mut((run.rows.start - begin) * features);
             let (own, after) = after.split_at_mut(run.rows.len() * features);
             (rest, begin) = (after, run.rows.end);
-            if let Some(low_rank) = acting(run, level) {
+            if let Some(low_rank) = run.acting(level, place) {
                 adapted.push(AdaptedRows {
                     low_rank,
                     x: Mat::new(x.data(), tokens, width).rows(run.rows.clone()),
