@@ -7,19 +7,21 @@
 //!
 //! Products are of f32, in the order of [`crate::matmul`]: blocks of 256 along the depth, each a chain, added up in order. So a row has
 //! the bits that [`crate::matmul()`] gives of the same numbers, alone or in any batch and on any number of threads. The matrices of
-//! several adapters, each for some of the rows, are multiplied in two jobs: all ways down, then all ways up.
+//! several adapters, each for some of the rows, are multiplied in two jobs: all ways down, then all ways up. Beside a palettized product
+//! of few rows they take part in its own job ([`crate::palette::matmul_adapted`]): while tokens are generated a job is some microseconds, and one more would be felt.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::matmul::{BLOCK, PACK_SLACK, pack};
-use crate::pool::{Disjoint, Pool};
+use crate::pool::{Disjoint, Pool, prefetch};
 use crate::profile::{Kernel, span};
 use crate::scratch::with_scratch;
 use crate::simd::{Body, Simd, dispatch};
-use crate::{Mat, MatMut};
+use crate::{Isa, Mat, MatMut};
 
 /// Rows of a panel.
 const PANEL: usize = 16;
@@ -33,8 +35,11 @@ const TASK_PANELS: usize = 64;
 /// Up to so many tokens the blocks of depth are tasks of their own: the matrices come from memory, which takes all threads to read.
 const FEW: usize = 8;
 
-/// Blocks of depth of such a task, multiplied beside one another: one chain alone would wait for itself.
+/// Blocks of depth of such a task.
 const TASK_BLOCKS: usize = 4;
+
+/// How far ahead of itself the way down of a few tokens asks for a panel, in numbers: across the end of a page, where hardware stops.
+const AHEAD: usize = 4096;
 
 /// Numbers of one of the types that files have, as their bytes, little-endian and aligned to nothing.
 #[derive(Clone, Copy, Debug)]
@@ -189,6 +194,13 @@ struct Up {
     matrix: Panels,        // [columns, R]
 }
 
+impl Up {
+    /// Tasks for a tile of tokens.
+    fn tasks(&self) -> usize {
+        self.matrix.panels().div_ceil(TASK_PANELS)
+    }
+}
+
 impl LowRank {
     /// Matrices of each part, whose inputs are `width`.
     ///
@@ -236,89 +248,60 @@ impl LowRank {
     }
 }
 
-/// Rows of a product with what acts on them.
-#[derive(Debug)]
-pub struct AdaptedRows<'a> {
-    /// The matrices.
-    pub low_rank: &'a LowRank,
-    /// `[N, D]`, rows contiguous.
-    pub x: Mat<'a>,
-    /// `[N, F]`, added to; rows contiguous.
-    pub y: MatMut<'a>,
-}
-
 impl std::fmt::Debug for LowRank {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} low-rank projections", self.ups.len())
     }
 }
 
-/// What a run of rows needs on the way: sums of each block apart, or of all.
+/// Rows of a product that go through the same matrices.
+#[derive(Clone, Debug)]
+pub struct AdaptedRows<'a> {
+    /// The matrices.
+    pub low_rank: &'a LowRank,
+    /// The rows.
+    pub rows: Range<usize>,
+}
+
+/// What some rows need on their way: sums of each block apart, or of all.
 struct Plan {
-    tokens: usize,
-    ranks: usize,       // padded
     start: usize,       // of its sums
+    ranks: usize,       // padded
     apart: usize,       // blocks whose sums are kept apart, or 1
     down_tasks: usize,  // a tile of tokens, a panel and some blocks each
     block_tasks: usize, // of them for the same tile and panel
     up_tasks: usize,    // a tile of tokens and some panels of one way up each
 }
 
+/// Rows on their way through adapters: all ways down, which any thread may take, then a join, then the ways up.
+pub(crate) struct Ways<'a> {
+    isa: Isa,
+    runs: &'a [AdaptedRows<'a>],
+    x: Mat<'a>,
+    plans: Vec<Plan>,
+    sums: Disjoint<'a, f32>,
+    /// Ways down that have not ended, and whether what came down is joined.
+    left: AtomicUsize,
+    joined: AtomicBool,
+}
+
+/// Counts a way down as ended, also where it ends in a panic: others wait for it.
+struct Arrival<'a>(&'a Ways<'a>);
+
+impl Drop for Arrival<'_> {
+    fn drop(&mut self) {
+        // Acquire: who arrives last sees the sums of all.
+        if self.0.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.join();
+            self.0.joined.store(true, Ordering::Release);
+        }
+    }
+}
+
 /// The tile, and what is left of the number of a task, where each tile has `each`.
 fn tile(task: usize, each: usize, tokens: usize) -> (Range<usize>, usize) {
     let start = task / each * TASK_TOKENS;
     (start..tokens.min(start + TASK_TOKENS), task % each)
-}
-
-/// Adds to each `y` what its matrices make of `x`.
-///
-/// # Panics
-/// When a width does not fit, or rows are not contiguous.
-pub fn adapt(pool: &Pool, runs: &mut [AdaptedRows<'_>]) {
-    let _span = span(Kernel::Adapter);
-    let mut start = 0;
-    let mut plans = Vec::with_capacity(runs.len());
-    for AdaptedRows { low_rank, x, y } in runs.iter() {
-        let last = low_rank.ups.iter().map(|up| up.columns.end).max();
-        assert!(
-            x.cols == low_rank.down.cols
-                && x.rows == y.rows
-                && last.unwrap_or(0) <= y.cols
-                && x.col_stride == 1
-                && y.col_stride == 1,
-            "{low_rank:?} of {} inputs and columns up to {last:?} from {} x {} to {} x {}",
-            low_rank.down.cols,
-            x.rows,
-            x.cols,
-            y.rows,
-            y.cols
-        );
-        let (tokens, ranks) = (x.rows, low_rank.factors.len());
-        let few = tokens <= FEW;
-        let blocks = low_rank.down.blocks();
-        let (apart, block_tasks) = if few {
-            (blocks, blocks.div_ceil(TASK_BLOCKS))
-        } else {
-            (1, 1)
-        };
-        let tiles = tokens.div_ceil(TASK_TOKENS);
-        let ups = low_rank.ups.iter();
-        let up_tasks: usize = ups.map(|up| up.matrix.panels().div_ceil(TASK_PANELS)).sum();
-        plans.push(Plan {
-            tokens,
-            ranks,
-            start,
-            apart,
-            down_tasks: tiles * low_rank.down.panels() * block_tasks,
-            block_tasks,
-            up_tasks: tiles * up_tasks,
-        });
-        start += apart * tokens * ranks;
-    }
-    with_scratch(start, |sums| {
-        down(pool, runs, &plans, sums);
-        up(pool, runs, &plans, sums);
-    });
 }
 
 /// Which of several counts a number falls into, and how far.
@@ -332,110 +315,237 @@ fn located(mut task: usize, counts: impl Iterator<Item = usize>) -> (usize, usiz
     unreachable!("a task more than there are")
 }
 
-/// x Aᵀ with its factors, `[tokens, ranks]` of each run from its start on.
-fn down(pool: &Pool, runs: &[AdaptedRows<'_>], plans: &[Plan], sums: &mut [f32]) {
-    let tasks = plans.iter().map(|plan| plan.down_tasks).sum();
-    let shared = Disjoint::new(sums);
-    pool.run(tasks, |task| {
-        let (run, task) = located(task, plans.iter().map(|plan| plan.down_tasks));
-        let (plan, AdaptedRows { low_rank, x, .. }) = (&plans[run], &runs[run]);
+/// Asks for numbers that will be read soon.
+fn ask(numbers: &[f16]) {
+    let at = numbers.as_ptr().addr();
+    (at..at + size_of_val(numbers))
+        .step_by(64)
+        .for_each(prefetch);
+}
+
+/// Adds to rows of `y` `[N, F]` what their matrices make of those of `x` `[N, D]`; rows contiguous. A row is in one run at most.
+///
+/// # Panics
+/// When a width does not fit, there are no such rows, or rows are not contiguous.
+pub fn adapt(pool: &Pool, runs: &[AdaptedRows<'_>], x: Mat<'_>, y: MatMut<'_>) {
+    let _span = span(Kernel::Adapter);
+    assert!(x.rows == y.rows && y.col_stride == 1, "rows of x and y");
+    let (features, stride) = (y.cols, y.row_stride);
+    let y = Disjoint::new(y.data);
+    Ways::begin(pool.isa(), runs, x, features, |ways| {
+        pool.run(ways.down_tasks(), |task| ways.down(task));
+        let tasks = ways.plans.iter().map(|plan| plan.up_tasks).sum();
+        pool.run(tasks, |task| ways.up(task, &y, stride));
+    });
+}
+
+impl<'a> Ways<'a> {
+    /// Calls `body` with rows that stand at the beginning of their ways.
+    ///
+    /// # Panics
+    /// As [`adapt`].
+    pub(crate) fn begin<R>(
+        isa: Isa,
+        runs: &[AdaptedRows<'_>],
+        x: Mat<'_>,
+        features: usize,
+        body: impl FnOnce(&Ways<'_>) -> R,
+    ) -> R {
+        let mut start = 0;
+        let mut plans = Vec::with_capacity(runs.len());
+        for AdaptedRows { low_rank, rows } in runs {
+            let last = low_rank.ups.iter().map(|up| up.columns.end).max();
+            assert!(
+                x.cols == low_rank.down.cols
+                    && x.col_stride == 1
+                    && last.unwrap_or(0) <= features
+                    && !rows.is_empty()
+                    && rows.end <= x.rows,
+                "{low_rank:?} of {} inputs and columns up to {last:?}, on rows {rows:?} of {} x {} to {features}",
+                low_rank.down.cols,
+                x.rows,
+                x.cols,
+            );
+            let (tokens, ranks) = (rows.len(), low_rank.factors.len());
+            let blocks = low_rank.down.blocks();
+            let (apart, block_tasks) = match tokens {
+                ..=FEW => (blocks, blocks.div_ceil(TASK_BLOCKS)),
+                _ => (1, 1),
+            };
+            let tiles = tokens.div_ceil(TASK_TOKENS);
+            plans.push(Plan {
+                start,
+                ranks,
+                apart,
+                down_tasks: tiles * low_rank.down.panels() * block_tasks,
+                block_tasks,
+                up_tasks: tiles * low_rank.ups.iter().map(Up::tasks).sum::<usize>(),
+            });
+            start += apart * tokens * ranks;
+        }
+        let tasks = plans.iter().map(|plan| plan.down_tasks).sum();
+        with_scratch(start, |sums| {
+            body(&Ways {
+                isa,
+                runs,
+                x,
+                plans,
+                sums: Disjoint::new(sums),
+                left: AtomicUsize::new(tasks),
+                joined: AtomicBool::new(tasks == 0),
+            })
+        })
+    }
+
+    /// How many tasks the ways down are.
+    pub(crate) fn down_tasks(&self) -> usize {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// One of the ways down: x Aᵀ of some rows. The last to end joins what came down.
+    pub(crate) fn down(&self, task: usize) {
+        let _arrival = Arrival(self);
+        let (run, task) = located(task, self.plans.iter().map(|plan| plan.down_tasks));
+        let (plan, AdaptedRows { low_rank, rows }) = (&self.plans[run], &self.runs[run]);
         let matrix = &low_rank.down;
-        let (tokens, task) = tile(task, matrix.panels() * plan.block_tasks, plan.tokens);
+        let (tokens, task) = tile(task, matrix.panels() * plan.block_tasks, rows.len());
         let (panel, part) = (task / plan.block_tasks, task % plan.block_tasks);
-        let blocks = if plan.block_tasks == 1 {
-            0..matrix.blocks()
-        } else {
-            part * TASK_BLOCKS..matrix.blocks().min((part + 1) * TASK_BLOCKS)
+        let blocks = match plan.block_tasks {
+            1 => 0..matrix.blocks(),
+            _ => part * TASK_BLOCKS..matrix.blocks().min((part + 1) * TASK_BLOCKS),
         };
-        let block_stride = if plan.apart == 1 {
-            0
-        } else {
-            plan.tokens * plan.ranks
+        let block_stride = match plan.apart {
+            1 => 0,
+            _ => rows.len() * plan.ranks,
         };
         let first = blocks.start * block_stride + tokens.start * plan.ranks + panel * PANEL;
         let reach = (blocks.len() - 1) * block_stride + (tokens.len() - 1) * plan.ranks + PANEL;
-        dispatch(
-            pool.isa(),
-            Product {
-                x: x.rows(tokens.clone()),
-                matrix,
-                panels: panel..panel + 1,
-                blocks,
-                to: shared.pointer(plan.start + first, reach),
-                stride: plan.ranks,
-                block_stride,
-                width: PANEL,
-                accumulate: false,
-            },
-        );
-        if plan.apart == 1 {
-            let factors = &low_rank.factors[panel * PANEL..][..PANEL];
-            for token in tokens {
-                // SAFETY: this task alone takes these rows and this panel.
-                let own =
-                    unsafe { shared.range(plan.start + token * plan.ranks + panel * PANEL, PANEL) };
-                own.iter_mut().zip(factors).for_each(|(v, f)| *v *= f);
-            }
+        if rows.len() <= FEW {
+            let from = (panel * matrix.cols + blocks.start * BLOCK) * PANEL;
+            let beginning = &matrix.values[from..];
+            ask(&beginning[..AHEAD.min(beginning.len())]);
         }
-    });
-    for (plan, AdaptedRows { low_rank, .. }) in plans.iter().zip(runs) {
-        if plan.apart > 1 {
-            let len = plan.tokens * plan.ranks;
-            let (total, others) = sums[plan.start..][..plan.apart * len].split_at_mut(len);
+        let x = self.x.rows(rows.clone()).rows(tokens.clone());
+        let product = Product {
+            x,
+            matrix,
+            panels: panel..panel + 1,
+            blocks,
+            to: self.sums.pointer(plan.start + first, reach),
+            stride: plan.ranks,
+            block_stride,
+            width: PANEL,
+            accumulate: false,
+        };
+        dispatch(self.isa, product);
+    }
+
+    /// Adds up what blocks have come to, and multiplies it by its factors.
+    fn join(&self) {
+        for (plan, AdaptedRows { low_rank, rows }) in self.plans.iter().zip(self.runs) {
+            let len = rows.len() * plan.ranks;
+            // SAFETY: all ways down have ended, and none up has begun.
+            let sums = unsafe { self.sums.range(plan.start, plan.apart * len) };
+            let (total, others) = sums.split_at_mut(len);
             for block in others.chunks_exact(len) {
                 total.iter_mut().zip(block).for_each(|(t, b)| *t += b);
             }
             for row in total.chunks_exact_mut(plan.ranks) {
-                row.iter_mut()
-                    .zip(&low_rank.factors)
-                    .for_each(|(v, f)| *v *= f);
+                let factors = row.iter_mut().zip(&low_rank.factors);
+                factors.for_each(|(v, f)| *v *= f);
             }
         }
     }
-}
 
-/// Adds Bᵀ of what came down to each y.
-fn up(pool: &Pool, runs: &mut [AdaptedRows<'_>], plans: &[Plan], downs: &[f32]) {
-    let tasks = plans.iter().map(|plan| plan.up_tasks).sum();
-    let ways: Vec<_> = runs
-        .iter_mut()
-        .map(|run| (run.low_rank, run.y.row_stride, Disjoint::new(run.y.data)))
-        .collect();
-    pool.run(tasks, |task| {
-        let (run, task) = located(task, plans.iter().map(|plan| plan.up_tasks));
-        let (plan, (low_rank, stride, y)) = (&plans[run], &ways[run]);
-        let parts = || {
-            let ups = low_rank.ups.iter();
-            ups.map(|up| up.matrix.panels().div_ceil(TASK_PANELS))
-        };
-        let (tokens, task) = tile(task, parts().sum(), plan.tokens);
-        let (index, part) = located(task, parts());
-        let Up {
-            columns,
-            first,
-            matrix,
-        } = &low_rank.ups[index];
-        let panels = part * TASK_PANELS..matrix.panels().min((part + 1) * TASK_PANELS);
+    /// Waits until everything has come down. Whoever waits must have seen every way down taken.
+    pub(crate) fn wait(&self) {
+        let mut looks = 0;
+        while !self.joined.load(Ordering::Acquire) {
+            looks += 1;
+            match looks % 1024 {
+                0 => std::thread::yield_now(), // one of them is off its core
+                _ => std::hint::spin_loop(),
+            }
+        }
+    }
+
+    /// One of the ways up: adds some rows' Bᵀ of what came down to y, some columns of one projection.
+    fn up(&self, task: usize, y: &Disjoint<'_, f32>, stride: usize) {
+        let (run, task) = located(task, self.plans.iter().map(|plan| plan.up_tasks));
+        let AdaptedRows { low_rank, rows } = &self.runs[run];
+        let tasks = || low_rank.ups.iter().map(Up::tasks);
+        let (tokens, task) = tile(task, tasks().sum(), rows.len());
+        let (index, part) = located(task, tasks());
+        let up = &low_rank.ups[index];
+        let panels = part * TASK_PANELS..up.matrix.panels().min((part + 1) * TASK_PANELS);
+        self.add(run, up, tokens, panels, y, stride);
+    }
+
+    /// Asks for what [`Ways::up_to`] will read of these rows.
+    pub(crate) fn ask(&self, column: usize, first: usize, end: usize) {
+        for AdaptedRows { low_rank, .. } in self.runs {
+            let mut ups = low_rank.ups.iter();
+            if let Some(up) = ups.find(|up| up.columns.start == column) {
+                let rows = first..end.min(up.matrix.values.len() / up.matrix.cols);
+                ask(&up.matrix.values[rows.start * up.matrix.cols..rows.end * up.matrix.cols]);
+            }
+        }
+    }
+
+    /// Whether each projection that is adapted is one of those that the product packs, given by their columns.
+    pub(crate) fn fits(&self, is_projection: impl Fn(&Range<usize>) -> bool) -> bool {
+        let mut ups = self.runs.iter().flat_map(|run| &run.low_rank.ups);
+        ups.all(|up| is_projection(&up.columns))
+    }
+
+    /// All ways up to rows `first..end` of the projection that begins at `column`, the first a multiple of 16 and so the end, but for the last.
+    pub(crate) fn up_to(
+        &self,
+        column: usize,
+        (first, end): (usize, usize),
+        y: &Disjoint<'_, f32>,
+        stride: usize,
+    ) {
+        for (run, AdaptedRows { low_rank, rows }) in self.runs.iter().enumerate() {
+            let mut ups = low_rank.ups.iter();
+            if let Some(up) = ups.find(|up| up.columns.start == column) {
+                let panels = first / PANEL..end.div_ceil(PANEL).min(up.matrix.panels());
+                self.add(run, up, 0..rows.len(), panels, y, stride);
+            }
+        }
+    }
+
+    /// Adds some panels of a way up to some tokens of a run.
+    fn add(
+        &self,
+        run: usize,
+        up: &Up,
+        tokens: Range<usize>,
+        panels: Range<usize>,
+        y: &Disjoint<'_, f32>,
+        stride: usize,
+    ) {
+        let (plan, rows) = (&self.plans[run], &self.runs[run].rows);
         let column = panels.start * PANEL;
-        let width = matrix.rows.min(panels.end * PANEL) - column;
-        let at = tokens.start * stride + columns.start + column;
-        let from = &downs[plan.start..][..plan.tokens * plan.ranks];
-        let x = Mat::new(from, plan.tokens, plan.ranks);
-        dispatch(
-            pool.isa(),
-            Product {
-                x: x.rows(tokens.clone()).cols(*first..first + matrix.cols),
-                matrix,
-                panels,
-                blocks: 0..matrix.blocks(),
-                to: y.pointer(at, (tokens.len() - 1) * stride + width),
-                stride: *stride,
-                block_stride: 0,
-                width,
-                accumulate: true,
-            },
-        );
-    });
+        let width = up.matrix.rows.min(panels.end * PANEL) - column;
+        let at = (rows.start + tokens.start) * stride + up.columns.start + column;
+        let len = rows.len() * plan.ranks;
+        // SAFETY: all ways down have ended and are joined; from then on nobody writes there.
+        let downs = unsafe { std::slice::from_raw_parts(self.sums.pointer(plan.start, len), len) };
+        let x = Mat::new(downs, rows.len(), plan.ranks).rows(tokens.clone());
+        let product = Product {
+            x: x.cols(up.first..up.first + up.matrix.cols),
+            matrix: &up.matrix,
+            panels,
+            blocks: 0..up.matrix.blocks(),
+            to: y.pointer(at, (tokens.len() - 1) * stride + width),
+            stride,
+            block_stride: 0,
+            width,
+            accumulate: true,
+        };
+        dispatch(self.isa, product);
+    }
 }
 
 /// Some tokens by some panels, over some blocks of depth.
@@ -469,9 +579,9 @@ impl Body for Product<'_> {
             token += match tokens - token {
                 12.. if S::LANES == 16 => self.packed::<S, 12>(simd, token),
                 8.. => self.packed::<S, 8>(simd, token),
-                4.. => self.direct::<S, 4, 1>(simd, token),
-                2.. => self.direct::<S, 2, TASK_BLOCKS>(simd, token),
-                _ => self.direct::<S, 1, TASK_BLOCKS>(simd, token),
+                4.. => self.direct::<S, 4>(simd, token),
+                2.. => self.direct::<S, 2>(simd, token),
+                _ => self.direct::<S, 1>(simd, token),
             };
         }
     }
@@ -490,37 +600,23 @@ impl Product<'_> {
                 let (from, to) = (x.as_ptr(), packed.as_mut_ptr());
                 pack::<S, false>(simd, from, self.x.row_stride, 1, TOKENS, depth, to, TOKENS);
             }
-            for (panel, lane) in self.vectors::<S>() {
-                let sums =
-                    self.sums::<S, TOKENS, 1>(simd, (&packed, 1, TOKENS), (panel, lane), block);
-                self.store(simd, sums, token, (panel, lane), block);
+            for vector in self.vectors::<S>() {
+                let sums = self.sums::<S, TOKENS>(simd, (&packed, 1, TOKENS), vector, block);
+                self.store(simd, sums, token, vector, block);
             }
         }
         TOKENS
     }
 
-    /// So many tokens whose inputs are read where they lie, and `BLOCKS` blocks of depth at once where there are so many whole ones.
+    /// So many tokens whose inputs are read where they lie.
     #[inline(always)]
-    fn direct<S: Simd, const TOKENS: usize, const BLOCKS: usize>(
-        &self,
-        simd: S,
-        token: usize,
-    ) -> usize {
+    fn direct<S: Simd, const TOKENS: usize>(&self, simd: S, token: usize) -> usize {
         let x = &self.x.data[token * self.x.row_stride..];
-        for (panel, lane) in self.vectors::<S>() {
-            let mut block = self.blocks.start;
-            while block < self.blocks.end {
+        for vector in self.vectors::<S>() {
+            for block in self.blocks.clone() {
                 let from = (&x[block * BLOCK..], self.x.row_stride, 1);
-                let whole = self.matrix.cols.min(self.blocks.end * BLOCK) / BLOCK;
-                if whole >= block + BLOCKS {
-                    let sums = self.sums::<S, TOKENS, BLOCKS>(simd, from, (panel, lane), block);
-                    self.store(simd, sums, token, (panel, lane), block);
-                    block += BLOCKS;
-                } else {
-                    let sums = self.sums::<S, TOKENS, 1>(simd, from, (panel, lane), block);
-                    self.store(simd, sums, token, (panel, lane), block);
-                    block += 1;
-                }
+                let sums = self.sums::<S, TOKENS>(simd, from, vector, block);
+                self.store(simd, sums, token, vector, block);
             }
         }
         TOKENS
@@ -535,67 +631,63 @@ impl Product<'_> {
             .map(move |row| (first + row / PANEL, row % PANEL))
     }
 
-    /// Of the tokens in `x` (numbers, the distance of tokens, that of depth), whose first is of depth `block`, one chain for each block.
+    /// Of the tokens in `x` (numbers, the distance of tokens, that of depth), the chains of a block.
     #[inline(always)]
-    fn sums<S: Simd, const TOKENS: usize, const BLOCKS: usize>(
+    fn sums<S: Simd, const TOKENS: usize>(
         &self,
         simd: S,
         (x, between, along): (&[f32], usize, usize),
         (panel, lane): (usize, usize),
         block: usize,
-    ) -> [[S::V; TOKENS]; BLOCKS] {
+    ) -> [S::V; TOKENS] {
         let cols = self.matrix.cols;
         let depth = BLOCK.min(cols - block * BLOCK);
-        let from = (panel * cols + block * BLOCK) * PANEL + lane;
-        let values = &self.matrix.values[from..];
-        let last = ((BLOCKS - 1) * BLOCK + depth - 1) * PANEL + S::LANES;
-        assert!(
-            values.len() >= last
-                && x.len() > (TOKENS - 1) * between + ((BLOCKS - 1) * BLOCK + depth - 1) * along
-        );
-        let mut sums = [[simd.splat(0.0); TOKENS]; BLOCKS];
-        // SAFETY: the last places were just checked.
+        let values = &self.matrix.values[(panel * cols + block * BLOCK) * PANEL + lane..];
+        let last = (TOKENS - 1) * between + (depth - 1) * along;
+        assert!(values.len() >= (depth - 1) * PANEL + S::LANES && x.len() > last);
+        let mut sums = [simd.splat(0.0); TOKENS];
+        // SAFETY: the last places were just checked; any address may be asked for.
         unsafe {
             for k in 0..depth {
-                for (block, sums) in sums.iter_mut().enumerate() {
-                    let k = block * BLOCK + k;
-                    let rows = simd.load_halves(values.as_ptr().add(k * PANEL));
-                    let x = x.as_ptr().add(k * along);
-                    for (token, sum) in sums.iter_mut().enumerate() {
-                        *sum = simd.mul_add(simd.splat(*x.add(token * between)), rows, *sum);
-                    }
+                let rows = values.as_ptr().add(k * PANEL);
+                if TOKENS <= 4 && k % 2 == 0 {
+                    simd.prefetch(rows.wrapping_add(AHEAD).cast());
+                }
+                let rows = simd.load_halves(rows);
+                for (token, sum) in sums.iter_mut().enumerate() {
+                    let x = x.as_ptr().add(k * along + token * between);
+                    *sum = simd.mul_add(simd.splat(*x), rows, *sum);
                 }
             }
         }
         sums
     }
 
-    /// Writes or adds sums from `block` on.
+    /// Writes or adds the sums of a block.
     #[inline(always)]
-    fn store<S: Simd, const TOKENS: usize, const BLOCKS: usize>(
+    fn store<S: Simd, const TOKENS: usize>(
         &self,
         simd: S,
-        sums: [[S::V; TOKENS]; BLOCKS],
+        sums: [S::V; TOKENS],
         token: usize,
         (panel, lane): (usize, usize),
         block: usize,
     ) {
         let column = (panel - self.panels.start) * PANEL + lane;
         let left = self.width - column;
-        for (block, sums) in (block - self.blocks.start..).zip(sums) {
-            let adds = self.accumulate || self.block_stride == 0 && block > 0;
-            for (token, sum) in (token..).zip(sums) {
+        let block = block - self.blocks.start;
+        let adds = self.accumulate || self.block_stride == 0 && block > 0;
+        for (token, sum) in (token..).zip(sums) {
+            // SAFETY: see above.
+            unsafe {
                 let at = token * self.stride + block * self.block_stride + column;
-                // SAFETY: see above.
-                unsafe {
-                    let at = self.to.add(at);
-                    let sum = if adds {
-                        simd.add(simd.load_up_to(at, left), sum)
-                    } else {
-                        sum
-                    };
-                    simd.store_up_to(at, left, sum);
-                }
+                let at = self.to.add(at);
+                let sum = if adds {
+                    simd.add(simd.load_up_to(at, left), sum)
+                } else {
+                    sum
+                };
+                simd.store_up_to(at, left, sum);
             }
         }
     }

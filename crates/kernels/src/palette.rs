@@ -49,9 +49,10 @@ mod tests;
 pub use nearest::nearest;
 pub use strips::LayoutError;
 
-use crate::Pool;
+use crate::adapter::{self, AdaptedRows, Ways};
 use crate::profile::{Kernel, span};
 use crate::quantize::QuantizedRows;
+use crate::{Mat, MatMut, Pool};
 use half::f16;
 use strips::{Format, Strips};
 
@@ -301,5 +302,47 @@ pub fn dequantize(pool: &Pool, matrix: PaletteMatrix<'_>, out: &mut [f32]) {
 /// When a part has other columns than `x`, or `out` is not `[N, Σ rows]`.
 pub fn matmul(pool: &Pool, parts: &[PaletteMatrix<'_>], x: &QuantizedRows, out: &mut [f32]) {
     let _span = span(Kernel::Palette);
-    strips::product(pool, parts.len(), |part| &parts[part].strips, x, out);
+    strips::product(pool, parts.len(), |part| &parts[part].strips, x, out, None);
+}
+
+/// As [`matmul`], with what adapters add to some of the rows, of the same inputs before they were rounded: `x` `[N, cols]`.
+/// The bits are those of [`matmul`] followed by [`adapter::adapt`] for each of `levels`, which are adapters one after another.
+///
+/// # Panics
+/// As these.
+pub fn matmul_adapted(
+    pool: &Pool,
+    parts: &[PaletteMatrix<'_>],
+    quantized: &QuantizedRows,
+    out: &mut [f32],
+    x: Mat<'_>,
+    levels: &[Vec<AdaptedRows<'_>>],
+) {
+    let _span = span(Kernel::Palette);
+    let features = parts.iter().map(PaletteMatrix::rows).sum();
+    let part = |index: usize| &parts[index].strips;
+    // Of many rows the products take long enough that jobs more are not felt.
+    if quantized.panels() == 1 && !quantized.tiled() {
+        let mut begin = 0;
+        let mut columns = Vec::with_capacity(parts.len());
+        for part in parts {
+            columns.push(begin..begin + part.rows());
+            begin += part.rows();
+        }
+        let runs = levels.concat();
+        let done = Ways::begin(pool.isa(), &runs, x, features, |ways| {
+            let fits = ways.fits(|own| columns.contains(own));
+            if fits {
+                strips::product(pool, parts.len(), part, quantized, out, Some(ways));
+            }
+            fits
+        });
+        if done {
+            return;
+        }
+    }
+    strips::product(pool, parts.len(), part, quantized, out, None);
+    for runs in levels {
+        adapter::adapt(pool, runs, x, MatMut::new(out, x.rows, features));
+    }
 }

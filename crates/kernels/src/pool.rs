@@ -515,7 +515,7 @@ fn in_one_order() {
 
 /// Asks for the line at an address, which need not be there, into L2.
 #[inline]
-fn prefetch(at: usize) {
+pub(crate) fn prefetch(at: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};

@@ -61,26 +61,16 @@ impl Pass {
     ) -> Tensor {
         let (rows, inputs) = x.dims2();
         let outputs = linear.layout().rows();
-        let cost = || Op {
-            bytes: (linear.stored_bytes() + 4 * rows * (inputs + outputs)) as u64,
-            flops: 2 * (rows * inputs * outputs) as u64,
-            ..op(which.name(), layer, rows)
-        };
-        let y = ctx.timed(cost, |ctx| linear.forward(ctx, x));
-        let runs = self.segments.adapted();
-        if runs.is_empty() {
-            return y;
-        }
-        let place = 4 * layer + which as usize;
+        let (runs, place) = (self.segments.adapted(), 4 * layer + which as usize);
         let cost = || {
-            let (rows, bytes, flops) = ops::adapt_cost(runs, place);
+            let (bytes, flops) = ops::adapt_cost(runs, place);
             Op {
-                bytes,
-                flops,
-                ..op("adapters", layer, rows)
+                bytes: (linear.stored_bytes() + 4 * rows * (inputs + outputs)) as u64 + bytes,
+                flops: 2 * (rows * inputs * outputs) as u64 + flops,
+                ..op(which.name(), layer, rows)
             }
         };
-        ctx.timed(cost, |ctx| ops::adapt(ctx, y, x, runs, place))
+        ctx.timed(cost, |ctx| linear.forward_adapted(ctx, x, runs, place))
     }
 
     /// What attention over the pass's segments comes to, through a window.

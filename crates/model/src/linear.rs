@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use russet_tensor::ops::{self, LoraPart};
-use russet_tensor::{Ctx, PaletteWeight, Tensor};
+use russet_tensor::{Adapted, Ctx, PaletteWeight, Tensor};
 
 use crate::{Parameter, ParameterKind};
 
@@ -11,6 +11,12 @@ use crate::{Parameter, ParameterKind};
 pub trait Linear: Send + Sync {
     /// `x [N, D]` to `[N, F]`.
     fn forward(&self, ctx: &mut Ctx, x: &Tensor) -> Tensor;
+
+    /// As [`Linear::forward`], the decoder's product number `place`, with what the adapters of some rows add to it. To the same bits however it is done.
+    fn forward_adapted(&self, ctx: &mut Ctx, x: &Tensor, runs: &[Adapted], place: usize) -> Tensor {
+        let y = self.forward(ctx, x);
+        ops::adapt(ctx, y, x, runs, place)
+    }
 
     /// Which named projections the rows of W belong to.
     fn layout(&self) -> &Layout;
@@ -159,6 +165,10 @@ impl Linear for Palettized {
         ops::palette_linear(ctx, x, &self.weights)
     }
 
+    fn forward_adapted(&self, ctx: &mut Ctx, x: &Tensor, runs: &[Adapted], place: usize) -> Tensor {
+        ops::palette_linear_adapted(ctx, x, &self.weights, runs, place)
+    }
+
     fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -258,6 +268,10 @@ impl<L: Linear> Linear for Frozen<L> {
         self.0.forward(ctx, x)
     }
 
+    fn forward_adapted(&self, ctx: &mut Ctx, x: &Tensor, runs: &[Adapted], place: usize) -> Tensor {
+        self.0.forward_adapted(ctx, x, runs, place)
+    }
+
     fn layout(&self) -> &Layout {
         self.0.layout()
     }
@@ -274,6 +288,10 @@ impl<L: Linear> Linear for Frozen<L> {
 impl Linear for Box<dyn Linear> {
     fn forward(&self, ctx: &mut Ctx, x: &Tensor) -> Tensor {
         (**self).forward(ctx, x)
+    }
+
+    fn forward_adapted(&self, ctx: &mut Ctx, x: &Tensor, runs: &[Adapted], place: usize) -> Tensor {
+        (**self).forward_adapted(ctx, x, runs, place)
     }
 
     fn layout(&self) -> &Layout {

@@ -35,7 +35,7 @@ pub use key_values::key_values;
 pub use linear::linear;
 pub use lora::{LoraPart, lora};
 pub use mask::{scale_columns, soft_top_k};
-pub use palette::palette_linear;
+pub use palette::{palette_linear, palette_linear_adapted};
 pub use qk_norm_rope::{QkNorm, qk_norm_rope};
 pub use ring_attention::ring_attention;
 pub use rms_norm::rms_norm;

@@ -1,5 +1,7 @@
 use super::*;
-use crate::{Isa, matmul, random};
+use crate::palette::{self, Bits, PaletteMatrix};
+use crate::quantize::QuantizedRows;
+use crate::{matmul, random};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -59,6 +61,21 @@ impl Own {
     }
 }
 
+/// Runs of the given lengths, each through one of the adapters in turn.
+fn runs<'a>(low_ranks: &'a [LowRank], lengths: &[usize]) -> Vec<AdaptedRows<'a>> {
+    let mut start = 0;
+    let lengths = lengths.iter().enumerate();
+    lengths
+        .map(|(run, len)| {
+            start += len;
+            AdaptedRows {
+                low_rank: &low_ranks[run % low_ranks.len()],
+                rows: start - len..start,
+            }
+        })
+        .collect()
+}
+
 /// Runs of several lengths, each through one of two adapters, against dense products, on every instruction set.
 fn check(width: usize, features: usize, ranks: [usize; 2], lengths: &[usize]) {
     let half = features.div_ceil(2);
@@ -93,17 +110,16 @@ fn check(width: usize, features: usize, ranks: [usize; 2], lengths: &[usize]) {
         }
         for threads in 1..=3 {
             let mut got = y.clone();
-            let (mut rest, mut start, mut runs) = (&mut got[..], 0, Vec::new());
-            for (run, &len) in lengths.iter().enumerate() {
-                let (own, after) = rest.split_at_mut(len * features);
-                runs.push(AdaptedRows {
-                    low_rank: &low_ranks[run % 2],
-                    x: Mat::new(&x, tokens, width).rows(start..start + len),
-                    y: MatMut::new(own, len, features),
-                });
-                (rest, start) = (after, start + len);
-            }
-            adapt(&Pool::with_isa(threads, isa), &mut runs);
+            let (x, y) = (
+                Mat::new(&x, tokens, width),
+                MatMut::new(&mut got, tokens, features),
+            );
+            adapt(
+                &Pool::with_isa(threads, isa),
+                &runs(&low_ranks, lengths),
+                x,
+                y,
+            );
             let differs = (0..got.len()).find(|&i| got[i].to_bits() != wanted[i].to_bits());
             let about = differs.map(|i| (i / features, i % features, got[i], wanted[i]));
             assert_eq!(
@@ -162,4 +178,81 @@ fn its_bytes_are_half_of_those_of_f32() {
     let low_rank = LowRank::new(64, &[own.part()]);
     assert_eq!(low_rank.numbers(), 16 * 64 + 32 * 16);
     assert_eq!(low_rank.bytes(), 2 * low_rank.numbers());
+}
+
+#[test]
+fn beside_a_palettized_product_it_has_the_bits_that_it_has_behind() {
+    let (width, rows) = (1100, [40, 16, 21]);
+    let features = rows.iter().sum();
+    let bytes = |stream, len: usize| -> Vec<u8> {
+        (0..len as u64)
+            .map(|i| random::hash(5, stream, i) as u8)
+            .collect()
+    };
+    let weights: Vec<_> = [Bits::Four, Bits::Three, Bits::TwoPairs]
+        .into_iter()
+        .zip(rows)
+        .map(|(bits, rows)| {
+            let sizes = palette::sizes(bits, rows, width).unwrap();
+            let scales = vec![f16::from_f32(0.01); sizes.scales];
+            (
+                bits,
+                rows,
+                bytes(1, sizes.indices),
+                bytes(2, sizes.palette),
+                scales,
+            )
+        })
+        .collect();
+    let parts: Vec<_> = weights
+        .iter()
+        .map(|(bits, rows, indices, palette, scales)| {
+            let palette = bytemuck::cast_slice(palette);
+            PaletteMatrix::new(*bits, *rows, width, indices, palette, scales).unwrap()
+        })
+        .collect();
+    // The second adapter leaves the first projection alone; a third goes through none that the product has for itself.
+    let own = [
+        vec![Own::new(width, 0..40, 16, 1), Own::new(width, 56..77, 8, 2)],
+        vec![Own::new(width, 40..56, 16, 3)],
+        vec![Own::new(width, 10..30, 16, 4)],
+    ];
+    let low_ranks = own
+        .each_ref()
+        .map(|own| LowRank::new(width, &own.iter().map(Own::part).collect::<Vec<_>>()));
+    for (adapters, lengths) in [
+        (&low_ranks[..2], &[1, 2, 1][..]),
+        (&low_ranks[..2], &[9, 3]),
+        (&low_ranks, &[1, 1, 2]),
+        (&low_ranks[..2], &[20, 1]),
+    ] {
+        let tokens: usize = lengths.iter().sum();
+        let x = numbers(20, tokens * width, 1.0);
+        let dense = Mat::new(&x, tokens, width);
+        // One adapter after another on the same rows, and rows without any.
+        let second = vec![AdaptedRows {
+            low_rank: &low_ranks[0],
+            rows: tokens - 1..tokens,
+        }];
+        let levels = [runs(adapters, lengths), second];
+        for isa in Isa::available() {
+            for threads in 1..=3 {
+                let pool = Pool::with_isa(threads, isa);
+                let rounded = QuantizedRows::new(&pool, &x, width);
+                let mut wanted = vec![0.0; tokens * features];
+                palette::matmul(&pool, &parts, &rounded, &mut wanted);
+                for level in &levels {
+                    adapt(
+                        &pool,
+                        level,
+                        dense,
+                        MatMut::new(&mut wanted, tokens, features),
+                    );
+                }
+                let mut got = vec![0.0; tokens * features];
+                palette::matmul_adapted(&pool, &parts, &rounded, &mut got, dense, &levels);
+                assert!(got == wanted, "{isa:?}, {threads} threads, {lengths:?}");
+            }
+        }
+    }
 }

@@ -17,6 +17,7 @@
 use super::scalar;
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx2, avx512};
+use crate::adapter::Ways;
 use crate::pool::Disjoint;
 use crate::quantize::{BLOCK, PANEL, Panel, QuantizedRows};
 use crate::{Isa, Pool};
@@ -472,13 +473,15 @@ const TILED_TASK: usize = 128 << 20;
 
 /// `out[n, ·] = x[n, ·] · (the parts' rows, one part after another)ᵀ`.
 ///
-/// Tasks are cut by shape: runs of strips within a part, times runs of panels.
+/// Tasks are cut by shape: runs of strips within a part, times runs of panels. Adapters of a few rows take their ways in the same
+/// job: down in the tasks before, which all have been taken when the first of these is; up behind each task, on its own columns.
 pub(crate) fn product<'m, 's: 'm>(
     pool: &Pool,
     parts: usize,
     part: impl Fn(usize) -> &'m Strips<'s> + Sync,
     x: &QuantizedRows,
     out: &mut [f32],
+    ways: Option<&Ways<'_>>,
 ) {
     let part = |index| {
         let part: &Strips<'_> = part(index);
@@ -552,7 +555,13 @@ pub(crate) fn product<'m, 's: 'm>(
         pool.streams(first.data.as_ptr(), task);
     }
 
-    pool.run(cuts.len() * runs, |task| {
+    let downs = ways.map_or(0, Ways::down_tasks);
+    pool.run(downs + cuts.len() * runs, |task| {
+        if let (Some(ways), true) = (ways, task < downs) {
+            ways.down(task);
+            return;
+        }
+        let task = task - downs;
         let run = task / cuts.len();
         let cut = &cuts[task % cuts.len()];
         let part = part(cut.part);
@@ -572,6 +581,9 @@ pub(crate) fn product<'m, 's: 'm>(
         for start in (begin..last).step_by(TOGETHER) {
             let end = last.min(start + TOGETHER);
             let rows = part.rows.min(end * STRIP) - start * STRIP;
+            if let Some(ways) = ways {
+                ways.ask(column, start * STRIP, end * STRIP);
+            }
             for index in run * panels_each..panels.min((run + 1) * panels_each) {
                 let panel = x.panel(index);
                 for first in (start..end).step_by(pair) {
@@ -589,6 +601,10 @@ pub(crate) fn product<'m, 's: 'm>(
                     unsafe { out.range(at, rows) }.copy_from_slice(&results[..rows]);
                 }
             }
+        }
+        if let Some(ways) = ways {
+            ways.wait();
+            ways.up_to(column, (begin * STRIP, last * STRIP), &out, width);
         }
     });
 }

@@ -11,6 +11,9 @@ use crate::{Ctx, DType, Tensor};
 
 use super::LoraPart;
 
+pub(super) const INFERENCE: &str =
+    "adapters by row are for inference: train one as part of the decoder";
+
 /// Matrices for some of a decoder's products, in 16 bits.
 pub struct Adapter {
     places: Vec<Option<LowRank>>, // in the order of the decoder's products
@@ -63,30 +66,33 @@ impl Adapter {
     }
 }
 
-impl Adapted {
-    /// What adapter number `level` of the stack has for the product at `place`.
-    fn acting(&self, level: usize, place: usize) -> Option<&LowRank> {
-        self.stack.get(level)?.place(place)
+/// What acts on the product at `place`: the first adapters of all runs, then the second, and so on, levels without any left out.
+pub(super) fn levels(runs: &[Adapted], place: usize) -> Vec<Vec<AdaptedRows<'_>>> {
+    let most = runs.iter().map(|run| run.stack.len()).max().unwrap_or(0);
+    let mut levels = Vec::with_capacity(most);
+    for level in 0..most {
+        let mut acting = Vec::with_capacity(runs.len());
+        for run in runs {
+            let adapter = run.stack.get(level);
+            if let Some(low_rank) = adapter.and_then(|adapter| adapter.place(place)) {
+                let rows = run.rows.clone();
+                acting.push(AdaptedRows { low_rank, rows });
+            }
+        }
+        if !acting.is_empty() {
+            levels.push(acting);
+        }
     }
+    levels
 }
 
-/// Rows, bytes of matrices and operations of what [`adapt`] does at a place.
-pub fn adapt_cost(runs: &[Adapted], place: usize) -> (usize, u64, u64) {
-    let (mut rows, mut bytes, mut flops) = (0, 0, 0);
-    for run in runs {
-        let acting = run.stack.iter().filter_map(|adapter| adapter.place(place));
-        let (mut own, mut numbers) = (0, 0);
-        for low_rank in acting {
-            own += low_rank.bytes();
-            numbers += low_rank.numbers();
-        }
-        if numbers > 0 {
-            rows += run.rows.len();
-            bytes += own as u64;
-            flops += 2 * (numbers * run.rows.len()) as u64;
-        }
-    }
-    (rows, bytes, flops)
+/// Bytes of matrices and operations of what [`adapt`] does at a place.
+pub fn adapt_cost(runs: &[Adapted], place: usize) -> (u64, u64) {
+    let acting = levels(runs, place).into_iter().flatten();
+    acting.fold((0, 0), |(bytes, flops), AdaptedRows { low_rank, rows }| {
+        let own = 2 * (low_rank.numbers() * rows.len()) as u64;
+        (bytes + low_rank.bytes() as u64, flops + own)
+    })
 }
 
 /// `y [N, F]`, the product at `place` of `x [N, D]`, with what the adapters of each run of rows add to it. Rows in no run
@@ -95,33 +101,16 @@ pub fn adapt_cost(runs: &[Adapted], place: usize) -> (usize, u64, u64) {
 /// # Panics
 /// When a gradient would have to pass.
 pub fn adapt(ctx: &mut Ctx, y: Tensor, x: &Tensor, runs: &[Adapted], place: usize) -> Tensor {
-    let levels = runs.iter().map(|run| run.stack.len()).max().unwrap_or(0);
-    if !(0..levels).any(|level| runs.iter().any(|run| run.acting(level, place).is_some())) {
+    let levels = levels(runs, place);
+    if levels.is_empty() {
         return y;
     }
-    assert!(
-        !ctx.is_recording(),
-        "adapters by row are for inference: train one as part of the decoder"
-    );
+    assert!(!ctx.is_recording(), "{INFERENCE}");
     let ((tokens, width), (_, features)) = (x.dims2(), y.dims2());
     let mut out = y.into_buffer(|len| ctx.buffer(len));
-    // The first adapters of all runs at once, then the second.
-    for level in 0..levels {
-        let (mut rest, mut begin) = (&mut out[..], 0);
-        let mut adapted = Vec::with_capacity(runs.len());
-        for run in runs {
-            let (_, after) = rest.split_at_mut((run.rows.start - begin) * features);
-            let (own, after) = after.split_at_mut(run.rows.len() * features);
-            (rest, begin) = (after, run.rows.end);
-            if let Some(low_rank) = run.acting(level, place) {
-                adapted.push(AdaptedRows {
-                    low_rank,
-                    x: Mat::new(x.data(), tokens, width).rows(run.rows.clone()),
-                    y: MatMut::new(own, run.rows.len(), features),
-                });
-            }
-        }
-        adapter::adapt(&ctx.pool, &mut adapted);
+    for level in &levels {
+        let x = Mat::new(x.data(), tokens, width);
+        adapter::adapt(&ctx.pool, level, x, MatMut::new(&mut out, tokens, features));
     }
     Tensor::new(&[tokens, features], out)
 }

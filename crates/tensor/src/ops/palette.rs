@@ -9,16 +9,39 @@ use std::cell::RefCell;
 use russet_kernels::quantize::QuantizedRows;
 use russet_kernels::{Mat, MatMut, Pool, matmul, palette as kernel};
 
+use super::adapters::{INFERENCE, levels};
+use crate::segments::Adapted;
 use crate::{Ctx, PaletteWeight, Tensor};
 
 /// `x [N, D]` by several palettized matrices that share their inputs, to `[N, sum of rows]`, their outputs side by side.
 pub fn palette_linear(ctx: &mut Ctx, x: &Tensor, parts: &[PaletteWeight]) -> Tensor {
+    palette_linear_adapted(ctx, x, parts, &[], 0)
+}
+
+/// As [`palette_linear`] and then [`super::adapt`], to the same bits, in one job where rows are few.
+///
+/// # Panics
+/// When there are adapters and a gradient would have to pass.
+pub fn palette_linear_adapted(
+    ctx: &mut Ctx,
+    x: &Tensor,
+    parts: &[PaletteWeight],
+    runs: &[Adapted],
+    place: usize,
+) -> Tensor {
+    let levels = levels(runs, place);
+    assert!(levels.is_empty() || !ctx.is_recording(), "{INFERENCE}");
     let (tokens, width) = x.dims2();
     let features: usize = parts.iter().map(PaletteWeight::rows).sum();
     let views: Vec<_> = parts.iter().map(PaletteWeight::view).collect();
     let mut out = ctx.buffer(tokens * features);
-    with_quantized(&ctx.pool, x.data(), width, |x| {
-        kernel::matmul(&ctx.pool, &views, x, &mut out);
+    with_quantized(&ctx.pool, x.data(), width, |rounded| {
+        if levels.is_empty() {
+            kernel::matmul(&ctx.pool, &views, rounded, &mut out);
+        } else {
+            let x = Mat::new(x.data(), tokens, width);
+            kernel::matmul_adapted(&ctx.pool, &views, rounded, &mut out, x, &levels);
+        }
     });
     let out = Tensor::new(&[tokens, features], out);
     if ctx.records(&[x]) {
