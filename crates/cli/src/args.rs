@@ -500,6 +500,37 @@ fn bits_per_weight(text: &str) -> Result<f64, String> {
 pub enum BenchVerb {
     /// Time one step of training on random tokens: forward and backward pass, clip, AdamW
     Train(BenchTrainArgs),
+    /// How soon a process answers, what memory that takes, and what it costs to change adapters
+    Serving(ServingArgs),
+    /// One of the processes that `serving` starts
+    #[command(hide = true)]
+    FirstToken {
+        /// A checkpoint or package
+        #[arg(long)]
+        model: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub struct ServingArgs {
+    /// A checkpoint or package
+    #[arg(long, required_unless_present = "random")]
+    pub model: Option<PathBuf>,
+    /// Random palettized weights instead of a model, written to the folder for temporary files: a shape as for `bench --random`
+    #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
+    pub random: Option<RandomShape>,
+    /// Bits of a random weight, tables and scales among them
+    #[arg(long, conflicts_with = "model", default_value_t = 3.5, value_parser = bits_per_weight)]
+    pub bpw: f64,
+    /// The bits that random projections may have
+    #[arg(long, conflicts_with = "model", value_delimiter = ',', default_value = "2,4", value_parser = width)]
+    pub bits: Vec<Bits>,
+    /// Rank of the random adapters that are changed
+    #[arg(long, value_name = "RANK", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub adapter_rank: u16,
+    /// How often to start a process, and at least to change adapters
+    #[arg(short = 'r', long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    pub rounds: u16,
 }
 
 #[derive(Args)]

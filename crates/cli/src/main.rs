@@ -15,6 +15,7 @@ mod progress;
 mod rules;
 mod run;
 mod serve;
+mod serving;
 mod shape;
 mod stages;
 mod text;
@@ -177,6 +178,14 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
             what: Some(BenchVerb::Train(args)),
             ..
         }) => measure::bench_train(app, &args),
+        Verb::Bench(BenchArgs {
+            what: Some(BenchVerb::Serving(args)),
+            ..
+        }) => serving::serving(app, &args),
+        Verb::Bench(BenchArgs {
+            what: Some(BenchVerb::FirstToken { model }),
+            ..
+        }) => serving::first_token(app, &model),
         Verb::Bench(args) => measure::bench(app, &args),
         Verb::Convert(args) => convert::convert(app, &args),
         Verb::Watch(args) => watch::watch(app, &args),

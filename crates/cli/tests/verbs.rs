@@ -213,6 +213,50 @@ fn verbs_keep_their_objects_and_exit_codes() {
         let words = ["avg_ts", "stddev_ts", "avg_ns", "stddev_ns", "model_size"];
         assert!(words.iter().all(|word| test[word].is_number()), "{test}");
     }
+    let serving = [
+        "bench",
+        "serving",
+        "-r",
+        "2",
+        "--adapter-rank",
+        "4",
+        "--threads",
+        "2",
+    ];
+    let figures = [
+        "first_token_ms",
+        "swap_memory_ms",
+        "swap_disk_ms",
+        "token_ms",
+        "token_while_loading_ms",
+    ];
+    let sizes = [
+        "resident_bytes",
+        "package_bytes",
+        "cache_bytes",
+        "adapter_bytes",
+        "threads",
+    ];
+    for model in [["--random", shape], ["--model", "stories"]] {
+        let measured = json(&[&serving[..], &model].concat());
+        fields(&measured, &[&figures[..], &sizes].concat());
+        for figure in figures {
+            let times = &measured[figure];
+            assert!(
+                times["samples"].as_u64() >= Some(2),
+                "{figure} of {measured}"
+            );
+            let (median, p99) = (times["median"].as_f64(), times["p99"].as_f64());
+            assert!(
+                Some(0.0) < median && median <= p99,
+                "{figure} of {measured}"
+            );
+        }
+        for size in sizes {
+            assert!(measured[size].as_u64() > Some(0), "{size} of {measured}");
+        }
+        assert!(measured["resident_bytes"].as_u64() > measured["package_bytes"].as_u64());
+    }
     let step = "dim=32,layers=1,heads=2,kv_heads=1,ffn=64,vocab=100,seq=16,batch=2";
     for dtype in ["f32", "bf16"] {
         let train = ["bench", "train", "--shape", step, "--dtype", dtype];

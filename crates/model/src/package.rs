@@ -25,7 +25,7 @@ use crate::{Config, Embedding, Layout, Linear, ModelError, Palettized};
 
 mod random;
 
-pub use random::random;
+pub use random::{random, write_random};
 
 /// The name under `quant_method`.
 const METHOD: &str = "russet_palette";

@@ -1,5 +1,8 @@
 //! Packages that were never trained: weights of a given shape and size, to measure speed with.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use half::f16;
@@ -29,19 +32,11 @@ pub fn random(
     seed: u64,
     pool: &Arc<Pool>,
 ) -> Result<Decoder, ModelError> {
-    let place = std::path::Path::new("a random package");
+    let place = Path::new("a random package");
     config
         .check()
         .map_err(|problem| ModelError::file(place, problem))?;
-    let mut maker = Maker {
-        choice: choice.to_vec(),
-        seed,
-        stream: 0,
-        pool,
-        budget: bits_per_weight,
-        bits: 0.0,
-        weights: 0.0,
-    };
+    let mut maker = Maker::new(bits_per_weight, choice, seed, pool);
     let fails = |error: String| ModelError::file(place, error);
     let embedding = maker.table(config).map_err(fails)?;
     let ones = |len| Tensor::new(&[len], vec![1.0; len]);
@@ -71,6 +66,80 @@ pub fn random(
     Ok(Decoder::new(config.clone(), embedding, blocks, norm, head))
 }
 
+/// Writes such a package into `folder`, of which no more than a tensor is in memory at a time. Its weights are others than those of [`random`].
+/// Returns the bytes of the tensors.
+///
+/// # Errors
+/// As [`random`], or when the disk refuses.
+pub fn write_random(
+    config: &Config,
+    bits_per_weight: f64,
+    choice: &[Bits],
+    seed: u64,
+    pool: &Arc<Pool>,
+    folder: &Path,
+) -> Result<usize, ModelError> {
+    let fails = |error: String| ModelError::file(folder, error);
+    config.check().map_err(fails)?;
+    let mut maker = Maker::new(bits_per_weight, choice, seed, pool);
+    let mut modules = BTreeMap::new();
+    for layout in (0..config.layers).flat_map(|layer| layouts(config, layer)) {
+        for projection in layout.projections {
+            let (bits, _) = maker
+                .choose(projection.rows, layout.inputs)
+                .map_err(fails)?;
+            modules.insert(projection.name, (bits, projection.rows, layout.inputs));
+        }
+    }
+    let halves = |(len, scale): (usize, f16)| scale.to_le_bytes().repeat(len);
+    super::write_each(config, &modules, folder, |name| {
+        let (module, part) = name.rsplit_once('.').unwrap_or((name, ""));
+        let made = match (part, modules.get(module)) {
+            ("indices", Some(&(bits, rows, cols))) => {
+                let sizes =
+                    palette::sizes(bits, rows, cols).map_err(|error| fails(error.to_string()))?;
+                maker.bytes(sizes.indices)
+            }
+            ("palette", Some(&(bits, rows, cols))) => {
+                let sizes =
+                    palette::sizes(bits, rows, cols).map_err(|error| fails(error.to_string()))?;
+                entries(bits, sizes.palette)
+            }
+            ("scales", Some(&(_, rows, cols))) => {
+                halves((rows.next_multiple_of(palette::STRIP), scale(cols)))
+            }
+            ("values", _) => maker.values(config).map_err(fails)?,
+            ("scales", None) => halves((
+                config.vocab.next_multiple_of(palette::STRIP),
+                scale(config.width),
+            )),
+            // A norm, of which there are two lengths.
+            _ => {
+                let of_heads = module.ends_with("q_norm") || module.ends_with("k_norm");
+                let len = if of_heads {
+                    config.head_dim
+                } else {
+                    config.width
+                };
+                1f32.to_le_bytes().repeat(len)
+            }
+        };
+        Ok(Cow::Owned(made))
+    })
+}
+
+/// The scale of rows of so many inputs.
+fn scale(cols: usize) -> f16 {
+    f16::from_f32(1.0 / (SPREAD * (cols as f32).sqrt()))
+}
+
+/// So many entries of palettes, spread evenly.
+fn entries(bits: Bits, len: usize) -> Vec<u8> {
+    let of = bits.entries();
+    let entry = |at: usize| ((at % of * 254 / (of - 1)) as i32 - 127) as i8 as u8;
+    (0..len).map(entry).collect()
+}
+
 struct Maker<'a> {
     choice: Vec<Bits>,
     seed: u64,
@@ -81,7 +150,19 @@ struct Maker<'a> {
     weights: f64, // in them
 }
 
-impl Maker<'_> {
+impl<'a> Maker<'a> {
+    fn new(budget: f64, choice: &[Bits], seed: u64, pool: &'a Pool) -> Maker<'a> {
+        Maker {
+            choice: choice.to_vec(),
+            seed,
+            stream: 0,
+            pool,
+            budget,
+            bits: 0.0,
+            weights: 0.0,
+        }
+    }
+
     /// Bytes of a stream of their own.
     fn bytes(&mut self, len: usize) -> Vec<u8> {
         self.stream += 1;
@@ -96,16 +177,21 @@ impl Maker<'_> {
         bytes
     }
 
-    fn table(&mut self, config: &Config) -> Result<Embedding, String> {
-        let (rows, cols) = (config.vocab, config.width);
-        let sizes = int8::sizes(rows, cols).map_err(|error| error.to_string())?;
+    /// The 8-bit numbers of an embedding.
+    fn values(&mut self, config: &Config) -> Result<Vec<u8>, String> {
+        let sizes = int8::sizes(config.vocab, config.width).map_err(|error| error.to_string())?;
         let mut values = self.bytes(sizes.data);
         for value in values.iter_mut().filter(|value| **value == 0x80) {
             *value = 0x81; // -127: the format is symmetric
         }
-        let scale = f16::from_f32(1.0 / (SPREAD * (cols as f32).sqrt()));
-        let values = Tensor::from_bytes(DType::I8, &[sizes.data], values);
-        let scales = Tensor::from_halves(&[sizes.scales], vec![scale; sizes.scales]);
+        Ok(values)
+    }
+
+    fn table(&mut self, config: &Config) -> Result<Embedding, String> {
+        let (rows, cols) = (config.vocab, config.width);
+        let sizes = int8::sizes(rows, cols).map_err(|error| error.to_string())?;
+        let values = Tensor::from_bytes(DType::I8, &[sizes.data], self.values(config)?);
+        let scales = Tensor::from_halves(&[sizes.scales], vec![scale(cols); sizes.scales]);
         values
             .and_then(|values| Int8Weight::new(rows, cols, values, scales))
             .map(Embedding::Int8)
@@ -122,7 +208,8 @@ impl Maker<'_> {
         Ok(Palettized::new(layout, weights))
     }
 
-    fn weight(&mut self, rows: usize, cols: usize) -> Result<PaletteWeight, String> {
+    /// The width that the next projection gets.
+    fn choose(&mut self, rows: usize, cols: usize) -> Result<(Bits, palette::Sizes), String> {
         let sized = |bits| {
             let sizes = palette::sizes(bits, rows, cols).map_err(|error| error.to_string())?;
             let bytes = sizes.indices + sizes.palette + 2 * sizes.scales;
@@ -143,14 +230,16 @@ impl Maker<'_> {
             ));
         };
         self.bits += stored;
-        let entries = bits.entries();
-        let entry = |at: usize| ((at % entries * 254 / (entries - 1)) as i32 - 127) as i8 as u8;
-        let scale = f16::from_f32(1.0 / (SPREAD * (cols as f32).sqrt()));
+        Ok((bits, sizes))
+    }
+
+    fn weight(&mut self, rows: usize, cols: usize) -> Result<PaletteWeight, String> {
+        let (bits, sizes) = self.choose(rows, cols)?;
         let indices = self.bytes(sizes.indices);
         let indices = Tensor::from_bytes(DType::U8, &[sizes.indices], indices);
-        let entries = (0..sizes.palette).map(entry).collect();
+        let entries = entries(bits, sizes.palette);
         let entries = Tensor::from_bytes(DType::I8, &[sizes.palette], entries);
-        let scales = Tensor::from_halves(&[sizes.scales], vec![scale; sizes.scales]);
+        let scales = Tensor::from_halves(&[sizes.scales], vec![scale(cols); sizes.scales]);
         indices
             .and_then(|indices| PaletteWeight::new(bits, rows, cols, indices, entries?, scales))
             .map_err(|error| error.to_string())
