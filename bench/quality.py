@@ -4,7 +4,7 @@
     cargo build --release && bench/quality.py --model models/nano/checkpoint --calibration texts/training.jsonl.zst \\
         --heldout texts/heldout.jsonl.zst --shards runs/nano/02-tokens --splits books code documentation [--out runs/quality] [--llama DIR] [GROUP ...]
 
-Groups: widths (the bits that projections may have, at 2 to 4 bits a weight), ideas (each one added to plain k-means, at 3.5
+Groups: widths (the bits that projections may have, at 2 to 4 bits a weight), pairs (the same with palettes of pairs), ideas (each one added to plain k-means, at 3.5
 bits), parts (weights and table, then activations in 8 bits, then the cache; the cache alone), recover (ranks 8, 16 and 32, and
 rank 16 against tokens), llama (types of llama.cpp through GGUF, with an importance matrix of the same text; needs --llama, a
 folder with llama-quantize and llama-imatrix, the program zstd, and the `gguf` package with numpy; rows of a length that is no
@@ -20,7 +20,7 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-KNOWN = ["widths", "ideas", "parts", "recover", "llama"]
+KNOWN = ["widths", "pairs", "ideas", "parts", "recover", "llama"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="all by default, llama only with --llama")
 parser.add_argument("--model", required=True, help="a checkpoint")
@@ -124,6 +124,15 @@ if "widths" in groups:
     palettized("2, 3 or 4", "w234-3.5", "--bits", "2,3,4")
     palettized("3 or 4", "w34-3.5", "--bits", "3,4")
     palettized("4", "w4", "--bits", 4, "--target-bpw", 5)
+if "pairs" in groups:
+    heading("Palettes of pairs", "| projections have |")
+    palettized("2v", "w2v", "--bits", "2v", "--target-bpw", 4)
+    for target in (2.5, 3.0, 3.5):
+        palettized("2v or 4", f"w2v4-{target}", "--bits", "2v,4", "--target-bpw", target)
+        palettized("2v, 3v or 4", f"w2v3v4-{target}", "--bits", "2v,3v,4", "--target-bpw", target)
+        palettized("2, 2v, 3, 3v or 4", f"w22v33v4-{target}", "--bits", "2,2v,3,3v,4", "--target-bpw", target)
+    palettized("3v", "w3v", "--bits", "3v", "--target-bpw", 5)
+    palettized("4v", "w4v", "--bits", "4v", "--target-bpw", 9)
 if "ideas" in groups:
     heading("Ideas, at 3.5 bits of 2 or 4", "| |")
     palettized("k-means of weights alone, bits by Fisher information", "i-none", "--set", 'palettize.weighting="none"', *ROUNDS)
