@@ -45,6 +45,16 @@ pub fn run(app: &mut App, args: &IfevalArgs) -> Result<Said> {
     let form = Form::new("ifeval", &["prompt"]);
     let (answers, path) = answers(app, &args.source, &form, &questions)?;
     let (scores, verdicts) = score(&prompts, answers.firsts())?;
+    for verdict in verdicts
+        .iter()
+        .filter(|verdict| !verdict.endless.is_empty())
+    {
+        app.progress.message(&format!(
+            "prompt {}: matching {} backtracks without end, so it counts as not followed",
+            verdict.key,
+            verdict.endless.join(", ")
+        ));
+    }
     if let Some(path) = &args.verdicts {
         write_verdicts(path, &verdicts)?;
     }
@@ -88,6 +98,13 @@ fn rows(prompts: &Prompts, answers: &Answers, verdicts: &[Verdict]) -> Vec<Value
                 "does not follow {}{}",
                 broken.join(", "),
                 if loose { "; loosely it does" } else { "" }
+            ),
+        };
+        let note = match verdict.endless.is_empty() {
+            true => note,
+            false => format!(
+                "{note}; matching {} backtracks without end",
+                verdict.endless.join(", ")
             ),
         };
         json!({"name": prompt.key.to_string(), "prompt": prompt.prompt, "response": response,
