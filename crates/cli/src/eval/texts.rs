@@ -43,13 +43,14 @@ pub fn run(app: &mut App, args: &TextsArgs) -> Result<Said> {
         let sentence = format!("--out {}: let the name end in .jsonl", args.out.display());
         return Err(Usage(sentence).into());
     }
+    app.stop_on_signals()?;
     let settings = StrataSettings {
         rows: args.rows,
         stacked: args.stacked,
         most: args.most,
         seed: args.seed,
     };
-    let drawn = draw(&args.from, &args.whole, &settings)?;
+    let drawn = draw(&args.from, &args.whole, &settings, &app.interrupt)?;
     tell_short(app, &drawn, args.rows);
     atomic_write(&args.out, lines(&drawn).as_bytes())?;
     let text = format!(
