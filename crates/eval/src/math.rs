@@ -10,8 +10,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::rows::{beginning, read_rows};
-use crate::{Error, Result, stats};
+use crate::rows::{beginning, read_named};
+use crate::{Result, stats};
 
 /// A problem with its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,28 +52,20 @@ pub struct MathScores {
 /// # Errors
 /// When the file cannot be read, a row is not such a problem, or its question is there already.
 pub fn read_problems(path: &Path) -> Result<Vec<Problem>> {
-    let mut problems = Vec::new();
-    let mut seen = std::collections::HashMap::new();
-    for row in read_rows(path)? {
-        let (question, answer) = (row.text("question")?, row.text("answer")?);
-        if let Some(line) = seen.insert(question.to_owned(), row.line) {
-            return Err(row.wrong(format!("its question is that of line {line} too; keep one")));
-        }
-        let Some(problem) = Problem::of(question, answer) else {
-            return Err(row.wrong(format!(
-                "`answer` is {:?}, but must end in `#### ` and a number",
-                beginning(answer)
-            )));
-        };
-        problems.push(problem);
-    }
-    match problems.is_empty() {
-        true => Err(Error::NoRows {
-            path: path.to_path_buf(),
-            what: "problems",
-        }),
-        false => Ok(problems),
-    }
+    read_named(
+        path,
+        ("problems", "question"),
+        |problem: &Problem| &problem.question,
+        |row| {
+            let (question, answer) = (row.text("question")?, row.text("answer")?);
+            Problem::of(question, answer).ok_or_else(|| {
+                row.wrong(format!(
+                    "`answer` is {:?}, but must end in `#### ` and a number",
+                    beginning(answer)
+                ))
+            })
+        },
+    )
 }
 
 /// Whether a response is right: strictly, flexibly.

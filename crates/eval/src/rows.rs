@@ -2,7 +2,7 @@
 //!
 //! Every reader of this crate that takes foreign rows goes through [`read_rows`], so that each names a fault by file and line.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// What some programs write before a text, and nobody means.
 const MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// The most bytes of a file that is one array, unpacked: such a file is held whole.
+/// The most bytes of a file that is one array, unpacked, or of one that is gone on with: such files are held whole.
 const ARRAY_BYTES: u64 = 1 << 30;
 
 /// One JSON object of a file.
@@ -112,22 +112,25 @@ impl Row {
     }
 }
 
-/// The rows of a file, each read to something whose name, which stands under `key`, is its own.
+/// The rows of a file, each read to something whose name, which stands under `key`, is its own. `what` they are is said where there are
+/// none.
 ///
 /// # Errors
 /// When the file cannot be read or has no rows, `read` refuses one, or one has the name of an earlier one.
-pub(crate) fn read_named<T>(
+pub fn read_named<T>(
     path: &Path,
     (what, key): (&'static str, &str),
     name: impl Fn(&T) -> &str,
-    read: impl Fn(&Row) -> Result<T>,
+    mut read: impl FnMut(&Row) -> Result<T>,
 ) -> Result<Vec<T>> {
-    let (mut all, mut names) = (Vec::new(), HashSet::new());
+    let (mut all, mut lines) = (Vec::new(), HashMap::new());
     for row in read_rows(path)? {
         let one = read(&row)?;
-        if !names.insert(name(&one).to_owned()) {
-            let name = name(&one);
-            return Err(row.wrong(format!("its {key} {name} is that of an earlier row")));
+        if let Some(line) = lines.insert(name(&one).to_owned(), row.line) {
+            return Err(row.wrong(format!(
+                "its {key} {:?} is that of line {line} too; keep one",
+                beginning(name(&one))
+            )));
         }
         all.push(one);
     }
@@ -154,7 +157,7 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
         });
         return lines.collect();
     }
-    let mut bytes = read_whole(path)?;
+    let mut bytes = read_up_to(path, ARRAY_BYTES, "write it as JSON Lines")?;
     if bytes.starts_with(MARK) {
         bytes.drain(..MARK.len());
     }
@@ -185,15 +188,9 @@ pub struct Begun {
 /// # Errors
 /// When the file cannot be read, or a whole line is no row.
 pub fn read_begun(path: &Path) -> Result<Begun> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => {
-            return Err(Error::Unreadable {
-                path: path.to_path_buf(),
-                problem: error.to_string(),
-            });
-        }
+    let bytes = match path.exists() {
+        true => read_up_to(path, ARRAY_BYTES, "begin another one")?,
+        false => Vec::new(),
     };
     let mut begun = Begun {
         ended: true,
@@ -212,7 +209,8 @@ pub fn read_begun(path: &Path) -> Result<Begun> {
     Ok(begun)
 }
 
-fn read_whole(path: &Path) -> Result<Vec<u8>> {
+/// The bytes of a file, unpacked, where they are not more than so many; `instead` is to be done where they are.
+pub(crate) fn read_up_to(path: &Path, most: u64, instead: &str) -> Result<Vec<u8>> {
     let failed = |problem: std::io::Error| Error::Unreadable {
         path: path.to_path_buf(),
         problem: problem.to_string(),
@@ -227,11 +225,12 @@ fn read_whole(path: &Path) -> Result<Vec<u8>> {
         false => Box::new(file),
     };
     let mut bytes = Vec::new();
-    let read = reader.take(ARRAY_BYTES + 1).read_to_end(&mut bytes);
-    match read.map_err(failed)? as u64 > ARRAY_BYTES {
-        true => Err(failed(std::io::Error::other(
-            "it is larger than 1 GiB, and an array is held whole; write it as JSON Lines",
-        ))),
+    let read = reader.take(most + 1).read_to_end(&mut bytes);
+    match read.map_err(failed)? as u64 > most {
+        true => Err(failed(std::io::Error::other(format!(
+            "it is larger than {} MiB, and is held whole; {instead}",
+            most >> 20
+        )))),
         false => Ok(bytes),
     }
 }
@@ -507,6 +506,14 @@ mod tests {
                 .contains("line 2")
         );
         assert_eq!(read_begun(Path::new("/nowhere/a.jsonl")).unwrap().bytes, 0);
+    }
+
+    #[test]
+    fn what_is_held_whole_has_a_bound() {
+        let (_dir, path) = written("a.json", "[{}, {}]");
+        assert_eq!(read_up_to(&path, 8, "").unwrap().len(), 8);
+        let refused = read_up_to(&path, 7, "cut it").unwrap_err().to_string();
+        assert!(refused.contains("held whole; cut it"), "{refused}");
     }
 
     #[test]

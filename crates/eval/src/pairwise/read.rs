@@ -8,7 +8,7 @@
 //!
 //! A judge who has seen a pair in both orders has judged it once, by the mean of both: a preference for a place is a tie.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::rows::{Row, beginning, read_rows, short};
@@ -109,10 +109,10 @@ impl Judgements {
             repeated: Vec::new(),
             empty: Vec::new(),
         };
-        let mut readings = Vec::new();
+        let (mut readings, mut items) = (Vec::new(), HashSet::new());
         for (number, row) in rows.iter().enumerate() {
             match form {
-                Form::PandaLm => judgements.pandalm(row, number)?,
+                Form::PandaLm => judgements.pandalm(row, number, &mut items)?,
                 Form::AlpacaEval => {
                     let names = ["generator_1", "generator_2", "output_1", "output_2"];
                     let judge = ["annotator", "instruction"];
@@ -242,7 +242,7 @@ impl Judgements {
         Ok(())
     }
 
-    fn pandalm(&mut self, row: &Row, number: usize) -> Result<()> {
+    fn pandalm(&mut self, row: &Row, number: usize, items: &mut HashSet<String>) -> Result<()> {
         let models = row.text("cmp_key")?;
         let mut names = models.split('_');
         let (Some(first), Some(second), None) = (names.next(), names.next(), names.next()) else {
@@ -253,7 +253,7 @@ impl Judgements {
         let item = row
             .name(&["idx"])
             .unwrap_or_else(|_| format!("row {number}"));
-        if self.majority.iter().any(|(other, _)| *other == item) {
+        if !items.insert(item.clone()) {
             return Err(row.wrong(format!(
                 "its `idx` {item} is that of an earlier row; remove one"
             )));
