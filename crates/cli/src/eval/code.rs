@@ -39,7 +39,14 @@ pub struct CodeArgs {
 const ASK: &str = "Complete this program. Answer with the whole function in one block of code, its imports too.\n\n";
 
 /// Where a model that continues the prompt has left the function.
-const STOPS: [&str; 5] = ["\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\n#"];
+const STOPS: [&str; 6] = [
+    "\ndef ",
+    "\nclass ",
+    "\nif __name__",
+    "\nprint(",
+    "\n#",
+    "\n```",
+];
 
 pub fn run(app: &mut App, args: &CodeArgs) -> Result<Said> {
     crate::found::text(&args.task)?;
