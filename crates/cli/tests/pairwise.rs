@@ -180,6 +180,13 @@ fn two_models_answer_and_a_third_judges() {
         (&json!("one"), &json!("two"))
     );
     assert_eq!(judgements[0]["category"], all[0]["category"]);
+    // Names are those of the files, as `grade` has them.
+    std::fs::copy(dir.join("one.jsonl"), dir.join("v1.2.jsonl")).unwrap();
+    std::fs::copy(dir.join("two.jsonl"), dir.join("v1.3.jsonl")).unwrap();
+    let mut dotted = judge.to_vec();
+    (dotted[3], dotted[5], dotted[9]) = ("v1.2.jsonl", "v1.3.jsonl", "d.jsonl");
+    ok(dir, &dotted);
+    assert_eq!(rows(dir, "d.jsonl")[0]["model_b"], "v1.3");
     // Nothing is asked again, and a judgement cut off is.
     let text = std::fs::read_to_string(dir.join("j.jsonl")).unwrap();
     let mut file = std::fs::File::create(dir.join("j.jsonl")).unwrap();
