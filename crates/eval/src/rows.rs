@@ -406,11 +406,15 @@ pub fn read_answers(
         let Some(key) = values.iter().find(|key| row.get(key).is_some()) else {
             return Err(row.wrong(format!("it has no answer under {}", quoted(values))));
         };
-        let answer = row.text(key)?;
+        // BFCL's own files have calls under `result` as lists of objects.
+        let answer = match row.need(key)? {
+            calls @ Value::Array(_) if *key == "result" => calls.to_string(),
+            _ => row.text(key)?.to_owned(),
+        };
         if answer.trim().is_empty() {
             answers.empty.push(row.line);
         }
-        answers.of_rows[place].push(answer.to_owned());
+        answers.of_rows[place].push(answer);
     }
     match answers.of_rows.iter().all(Vec::is_empty) {
         true => Err(Error::NoResponses {

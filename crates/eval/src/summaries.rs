@@ -168,6 +168,8 @@ pub struct SummaryScores {
     pub compression: f64,
     /// Summaries.
     pub n: usize,
+    /// Of these the ones with a reference, which ROUGE is a mean over.
+    pub references: usize,
 }
 
 /// Reads rows of `id`, `source` and, where there are any, `reference` or `references` and `use_case`.
@@ -180,7 +182,7 @@ pub fn read_summaries(path: &Path) -> Result<Vec<SummaryTask>> {
         ("texts", "id"),
         |task: &SummaryTask| &task.id,
         |row| {
-            let references = match row.get("references") {
+            let references: Vec<String> = match row.get("references") {
                 None => row
                     .text_or_none("reference")?
                     .map(str::to_owned)
@@ -200,6 +202,9 @@ pub fn read_summaries(path: &Path) -> Result<Vec<SummaryTask>> {
                     })?
                 }
             };
+            if references.iter().any(|text| text.trim().is_empty()) {
+                return Err(row.wrong("a reference of it is empty; leave it out, or write one"));
+            }
             Ok(SummaryTask {
                 id: row.name(&["id"])?,
                 source: row.text("source")?.to_owned(),
@@ -261,6 +266,7 @@ pub fn score_summaries<'a>(
         amplified_ci: stats::mean_interval(&amplified, 1000, 0),
         compression: short as f64 / long.max(1) as f64,
         n: amplified.len(),
+        references: rouges.len(),
     }
 }
 

@@ -419,6 +419,10 @@ fn rows_are_refused_with_file_and_line() {
             &["line 1", "no such kind"],
         ),
         (row.replace("kwargs", "args"), &["line 1", "`kwargs`"]),
+        (
+            r#"{"key": 1, "prompt": "a", "instruction_id_list": [], "kwargs": []}"#.to_owned(),
+            &["line 1", "no instructions"],
+        ),
     ] {
         says(
             Prompts::read(&write(dir.path(), "p.jsonl", &rows)).unwrap_err(),

@@ -69,6 +69,10 @@ fn a_summary_amplifies_what_its_source_has_less_of() {
             json!({"id": 4, "source": "s", "references": "r"}),
             "list of strings",
         ),
+        (
+            json!({"id": 4, "source": "s", "reference": " "}),
+            "is empty",
+        ),
     ] {
         let (_dir, path) = written(&[json!({"id": 1, "source": "s"}), row]);
         let error = read_summaries(&path).unwrap_err().to_string();

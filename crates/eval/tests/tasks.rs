@@ -448,6 +448,7 @@ fn calls_come_in_json_too_and_none_where_none_fits() {
         r#"{"name": "f", "arguments": {"a": 1}}"#,
         r#"[{"type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]"#,
         r#"{"f": {"a": 1}}"#,
+        r#"[{"f": "{\"a\": 1}"}]"#,
         "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>",
     ];
     for text in forms {

@@ -2,7 +2,7 @@
 //! Leaderboard's AST match has it.
 //!
 //! A response is a call in Python's form (`f(a=1)`, or a list of them) or JSON (`{"name", "arguments"}`, `{"f": {…}}`, a list of
-//! either). Calls are compared with the possible answers: a value is right where it has the parameter's type and is one of those
+//! either; arguments may be text that is JSON), or several calls, each within `<tool_call>`. Calls are compared with the possible answers: a value is right where it has the parameter's type and is one of those
 //! listed; texts are compared without case and without ` ,./-_*^`; a parameter for which `""` is listed may be left out; several
 //! calls may come in any order. Where a question has no answer, none of the functions fits, and a response is right that calls
 //! none. Unlike there, a tuple counts as a list.
@@ -214,6 +214,10 @@ fn of_json(value: Value) -> Option<Call> {
     let mut parts = object.into_iter();
     match (parts.next(), parts.next()) {
         (Some((name, Value::Object(arguments))), None) => Some(Call { name, arguments }),
+        (Some((name, Value::String(text))), None) => Some(Call {
+            name,
+            arguments: serde_json::from_str(&text).ok()?,
+        }),
         _ => None,
     }
 }

@@ -98,6 +98,11 @@ impl Prompts {
                 kwargs.len()
             ));
         }
+        if ids.is_empty() {
+            return Err(
+                "it has no instructions, so there is nothing to follow; leave the row out".into(),
+            );
+        }
         if !self.keys.insert(key) {
             return Err(format!(
                 "its key {key} is that of an earlier row; number the prompts apart"
