@@ -79,10 +79,31 @@ fn labels_of_most_annotators_are_written() {
     assert_eq!(json["majority"], json!({"0": 0, "1": 1, "2": 0, "none": 1}));
     assert_eq!(json["agreement"]["items"], 2);
     let labels = [
-        json!({"idx": "7", "label": 1}),
-        json!({"idx": "8", "label": null}),
+        json!({"idx": 7, "label": 1}),
+        json!({"idx": 8, "label": null}),
     ];
     assert_eq!(rows(dir, "l.jsonl"), labels);
+    let mut onto = score.to_vec();
+    onto[5] = "p.jsonl";
+    assert!(
+        exits(dir, 2, &onto)
+            .stderr
+            .contains("is read by the same command")
+    );
+    assert_eq!(rows(dir, "p.jsonl").len(), 2);
+    // As PandaLM's own file has it: a response that is no string.
+    let mut odd = row(9, [1, 1, 1]);
+    (odd["response1"], odd["response2"]) = (json!(true), json!("yes"));
+    write(dir, "p.jsonl", &[odd]);
+    assert_eq!(ok(dir, &score).json()["majority"]["1"], 1);
+    let silent = json!({"prompt": "p", "model_a": "x", "model_b": "y", "preference": null});
+    write(dir, "null.jsonl", &[silent]);
+    let refused = exits(dir, 1, &["eval", "pairwise", "--judgements", "null.jsonl"]);
+    assert!(
+        refused.stderr.contains("none of its 1 rows says"),
+        "{}",
+        refused.stderr
+    );
 }
 
 #[test]

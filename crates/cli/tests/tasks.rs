@@ -45,6 +45,36 @@ fn recorded_responses_are_scored_and_reported() {
         ],
     );
     assert_eq!((&math["strict"], &math["n"]), (&json!(0.5), &json!(2)));
+    let note = &rows(dir, "run/math.rows.jsonl")[1]["note"];
+    assert_eq!(note, "the answer is 4, and 5 is read from this");
+    // Measured anew they take their place; of another task they do not.
+    eval(&["math", "--task", "math.jsonl", "--responses", "m.jsonl"]);
+    write(
+        dir,
+        "other.jsonl",
+        &[
+            json!({"question": "2 + 2?", "answer": "#### 5"}),
+            json!({"question": "1 + 1?", "answer": "#### 2"}),
+        ],
+    );
+    let onto = [
+        "eval",
+        "math",
+        "--task",
+        "other.jsonl",
+        "--responses",
+        "m.jsonl",
+        "--save",
+        "run",
+    ];
+    let refused = exits(dir, 2, &onto);
+    assert!(
+        refused
+            .stderr
+            .contains("has the scores of math.jsonl as task"),
+        "{}",
+        refused.stderr
+    );
 
     write(
         dir,
@@ -76,7 +106,7 @@ fn recorded_responses_are_scored_and_reported() {
     write(
         dir,
         "called.jsonl",
-        &[json!({"id": "simple_0", "result": "add(a=1, b=2)"})],
+        &[json!({"id": "simple_0", "result": [{"add": "{\"a\": 1, \"b\": 2}"}]})],
     );
     let calls = eval(&[
         "calls",
@@ -343,7 +373,30 @@ fn recorded_responses_are_scored_and_reported() {
             "nopython",
         ],
     );
-    exits(dir, 2, &["eval", "summaries"]);
+    for verb in [
+        &["math", "--task", "math.jsonl"][..],
+        &["ifeval"],
+        &["choice", "--task", "c.jsonl"],
+        &["summaries"],
+    ] {
+        let refused = exits(dir, 2, &[&["eval"], verb].concat());
+        assert!(
+            refused.stderr.contains("--model DIR"),
+            "{verb:?}: {}",
+            refused.stderr
+        );
+    }
+    std::fs::write(dir.join("slow"), "#!/bin/sh\nsleep 9\n").unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.join("slow"), executable).unwrap();
+    let slow = dir.join("slow");
+    let code = "eval code --task code.jsonl --responses completions.jsonl --unconfined --seconds 1 --python";
+    let code: Vec<&str> = code.split(' ').chain(slow.to_str()).collect();
+    assert!(
+        exits(dir, 2, &code)
+            .stderr
+            .contains("allow more by --seconds")
+    );
     // What is for a model has no place beside what people said.
     let graded = ["eval", "summaries", "--grades", "grades.jsonl"];
     for more in [

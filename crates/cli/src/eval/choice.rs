@@ -29,12 +29,7 @@ pub struct ChoiceArgs {
     #[arg(long, value_name = "FILE")]
     task: PathBuf,
     /// What was recorded: rows of `id` and `log_probs` of each choice, or a `response` that names one
-    #[arg(
-        long,
-        conflicts_with = "model",
-        required_unless_present = "model",
-        value_name = "FILE"
-    )]
+    #[arg(long, conflicts_with = "model", value_name = "FILE")]
     responses: Option<PathBuf>,
     /// A checkpoint or package whose likelihoods decide; with --endpoint a name of the server's, which is asked for a letter
     #[arg(long)]

@@ -11,7 +11,7 @@ use russet_eval::ifeval::{IfevalScores, Prompt, Prompts, Verdict, intervals, sco
 use serde_json::{Value, json};
 
 use super::respond::{Form, Question, Source, answers};
-use super::save::{SaveArgs, Saved};
+use super::save::{SaveArgs, Saved, not_onto};
 use crate::app::{App, Said};
 
 #[derive(Args)]
@@ -44,6 +44,15 @@ pub fn run(app: &mut App, args: &IfevalArgs) -> Result<Said> {
         .collect();
     let form = Form::new("ifeval", &["prompt"]);
     let (answers, path) = answers(app, &args.source, &form, &questions)?;
+    if let Some(out) = &args.verdicts {
+        let read: Vec<&Path> = args
+            .prompts
+            .iter()
+            .map(PathBuf::as_path)
+            .chain([&*path])
+            .collect();
+        not_onto("--verdicts", out, &read)?;
+    }
     let (scores, verdicts) = score(&prompts, answers.firsts())?;
     for verdict in verdicts
         .iter()

@@ -28,12 +28,7 @@ const PROBES: usize = 8;
 #[derive(Args)]
 pub struct Source {
     /// Recorded responses (.jsonl, plain, .gz or .zst)
-    #[arg(
-        long,
-        conflicts_with = "model",
-        required_unless_present = "model",
-        value_name = "FILE"
-    )]
+    #[arg(long, conflicts_with = "model", value_name = "FILE")]
     pub responses: Option<PathBuf>,
     #[command(flatten)]
     pub asked: Asked,
@@ -376,6 +371,11 @@ fn ask_model(
         );
     };
     let Model { decoder, tokenizer } = model;
+    if max_tokens >= context {
+        app.progress.message(&format!(
+            "--max-tokens {max_tokens}: the model sees {context} tokens, prompt and response together, and stops there"
+        ));
+    }
     let room = context.min(longest.saturating_add(max_tokens));
     let config = EngineConfig::new(room, SLOTS.min(questions.len()));
     let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
@@ -566,7 +566,19 @@ const REFUSED: &str = "refused";
 /// Opens a file of rows that is to grow, which another run must not be writing, and reads what it has. `option` is where its name came
 /// from.
 pub fn begin(path: &Path, option: &str) -> Result<(File, Begun)> {
-    let failed = || format!("{}: it cannot be written", path.display());
+    let failed = || {
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        match folder {
+            Some(folder) => format!(
+                "{}: make the folder {} first",
+                path.display(),
+                folder.display()
+            ),
+            None => format!("{}: it cannot be written", path.display()),
+        }
+    };
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)

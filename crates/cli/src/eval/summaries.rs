@@ -20,7 +20,7 @@ pub struct SummariesArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["task", "responses", "model"])]
     grades: Option<PathBuf>,
     /// Texts: rows of `id`, `source`, `reference` or `references`, `use_case`
-    #[arg(long, value_name = "FILE", required_unless_present = "grades")]
+    #[arg(long, value_name = "FILE")]
     task: Option<PathBuf>,
     /// Recorded summaries: rows of `id` and `response`
     #[arg(long, conflicts_with = "model", value_name = "FILE")]
@@ -132,8 +132,10 @@ fn summarise(app: &mut App, task: &Path, source: &Source, save: &SaveArgs) -> Re
             true => rouge.map_or(String::new(), |f| format!("ROUGE-L {f:.3}")),
             false => format!("amplifies {}", more.join(", ")),
         };
+        let empty = response.trim().is_empty();
+        let note = if empty { "it is empty".to_owned() } else { note };
         Some(json!({"name": task.id, "prompt": task.source, "response": response, "category": task.use_case,
-            "passed": more.is_empty(), "note": note}))
+            "passed": more.is_empty() && !empty, "note": note}))
     });
     let saved = Saved {
         name: "summaries",
