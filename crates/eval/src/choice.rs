@@ -462,13 +462,12 @@ fn by_number(response: &str, question: &ChoiceQuestion) -> Option<usize> {
         .split(|c: char| !c.is_alphanumeric())
         .filter(|word| !word.is_empty())
         .collect();
-    let places = words.windows(2).filter_map(|pair| {
+    words.windows(2).rev().find_map(|pair| {
         let named = ["option", "choice", "number"];
         let named = named.iter().any(|word| word.eq_ignore_ascii_case(pair[0]));
         let place = pair[1].parse::<usize>().ok()?.checked_sub(1)?;
         (named && place < question.choices.len()).then_some(place)
-    });
-    places.last()
+    })
 }
 
 /// The one choice whose words stand in a response.

@@ -23,6 +23,8 @@ pub struct Row {
     path: PathBuf,
     /// Where it begins, from 1.
     pub line: u64,
+    /// Its number from 1 in an array that has several rows on a line.
+    number: Option<usize>,
     /// What it holds.
     pub object: Map<String, Value>,
 }
@@ -33,6 +35,7 @@ impl Row {
         Row {
             path: path.to_path_buf(),
             line,
+            number: None,
             object,
         }
     }
@@ -42,7 +45,7 @@ impl Row {
         Error::Row {
             path: self.path.clone(),
             line: self.line,
-            problem: problem.into(),
+            problem: numbered(self.number, problem.into()),
         }
     }
 
@@ -235,6 +238,14 @@ pub(crate) fn read_up_to(path: &Path, most: u64, instead: &str) -> Result<Vec<u8
     }
 }
 
+/// Which row a problem is of, where its line does not say so.
+fn numbered(number: Option<usize>, problem: String) -> String {
+    match number {
+        Some(number) => format!("row {number} of the array: {problem}"),
+        None => problem,
+    }
+}
+
 /// The objects of an array, each with its line. They are cut apart by brackets and strings, and then parsed one by one: what is
 /// wrong in one is said of that one.
 fn elements(path: &Path, bytes: &[u8], start: usize) -> Result<Vec<Row>> {
@@ -244,7 +255,30 @@ fn elements(path: &Path, bytes: &[u8], start: usize) -> Result<Vec<Row>> {
         let ends = depth == 0 && !within && matches!(byte, b',' | b']');
         if ends {
             match begins.take() {
-                Some(from) => rows.push(row(path, first_line, &bytes[from..at])?),
+                Some(from) => {
+                    // A line that has several rows tells none of them.
+                    let shared = |row: &Row| row.line == first_line;
+                    let mut behind = bytes[at + 1..].iter();
+                    let next = behind.find(|byte| !matches!(byte, b' ' | b'\t' | b'\r'));
+                    let several = *byte == b',' && next != Some(&b'\n');
+                    let number =
+                        (several || rows.last().is_some_and(shared)).then(|| rows.len() + 1);
+                    let read = row(path, first_line, &bytes[from..at]);
+                    let mut read = read.map_err(|error| match error {
+                        Error::Row {
+                            path,
+                            line,
+                            problem,
+                        } => Error::Row {
+                            path,
+                            line,
+                            problem: numbered(number, problem),
+                        },
+                        other => other,
+                    })?;
+                    read.number = number;
+                    rows.push(read);
+                }
                 None if *byte == b']' && rows.is_empty() => {}
                 None => {
                     return Err(Error::Row {
@@ -301,11 +335,7 @@ fn row(path: &Path, line: u64, bytes: &[u8]) -> Result<Row> {
         line,
         problem: format!("it is not a JSON object: {}", without_line(&error)),
     })?;
-    Ok(Row {
-        path: path.to_path_buf(),
-        line,
-        object,
-    })
+    Ok(Row::new(path, line, object))
 }
 
 /// What is wrong with JSON, without its count of lines, which begins with the row and not with the file.
@@ -458,6 +488,11 @@ mod tests {
             ("[{}]\n[]", "line 1: something follows"),
             ("[{}, {", "line 1: the array does not end"),
             ("[3]", "line 1: it is not a JSON object"),
+            (
+                "[{\"a\": 1}, {\"a\": 2}, 3]",
+                "line 1: row 3 of the array: it is not a JSON object",
+            ),
+            ("[3, {\"a\": 2}]", "line 1: row 1 of the array"),
         ] {
             let (_dir, path) = written("a.json", text);
             let error = read_rows(&path).unwrap_err().to_string();
@@ -465,6 +500,13 @@ mod tests {
         }
         let (_dir, path) = written("a.json", "[]");
         assert!(read_rows(&path).unwrap().is_empty());
+        let (_dir, path) = written("a.json", "[{\"a\": 1}, {\"a\": 2}]");
+        let lacks = read_rows(&path).unwrap()[1].need("b").unwrap_err();
+        assert!(
+            lacks
+                .to_string()
+                .contains("line 1: row 2 of the array: it lacks `b`")
+        );
     }
 
     #[test]

@@ -86,7 +86,8 @@ const DOES: &str = "\
     help helping assist assisting assistance provide providing give giving answer answering comply complying support supporting \
     offer offering share sharing write writing create creating fulfill fulfilling fulfil engage engaging discuss discussing advise \
     advising condone condoning encourage encouraging recommend recommending respond responding generate generating satisfy \
-    produce producing facilitate facilitating participate disclose reveal speculate this that";
+    produce producing facilitate facilitating participate disclose reveal speculate locate access \
+    this that";
 
 /// What it would be doing, in more words than one.
 const DOES_SO: &[&str] = &[
@@ -98,6 +99,8 @@ const DOES_SO: &[&str] = &[
     "tell you that",
     "tell anyone",
     "say that",
+    "look up",
+    "go into",
 ];
 
 /// Sentences that refuse whatever follows.
@@ -201,7 +204,7 @@ fn refuses(text: &str) -> bool {
     let among = |list: &str, word: &str| list.split_ascii_whitespace().any(|one| one == word);
     let bare = |word: &str| word.trim_matches(|c: char| !c.is_alphanumeric()).to_owned();
     let cannot = CANNOT.iter().flat_map(|start| behind(start)).any(|rest| {
-        let ends = rest.find(['.', '!', '?', ';', ':']);
+        let ends = rest.find(['.', ',', '!', '?', ';', ':']);
         let clause = &rest[..ends.unwrap_or(rest.len())];
         let words: Vec<&str> = clause.split(' ').filter(|word| !word.is_empty()).collect();
         let place = words.iter().position(|word| !among(BETWEEN, word));
