@@ -298,6 +298,12 @@ fn a_server_that_refuses_all_ends_the_evaluation() {
     );
     assert_eq!(asked.load(Ordering::SeqCst), 8);
     assert!(rows(dir, "k.jsonl").is_empty());
+    assert!(!ran.stderr.contains("most servers"), "{}", ran.stderr);
+    let mut bare = math.clone();
+    let without = url.trim_end_matches("/v1");
+    *bare.last_mut().unwrap() = without;
+    let ran = exits(dir, 1, &bare);
+    assert!(ran.stderr.contains("under /v1"), "{}", ran.stderr);
     // One at a time it is tried as often.
     let ran = exits(dir, 1, &[&math[..], &["--at-once", "1"]].concat());
     assert!(ran.stderr.contains("none of the first 8"), "{}", ran.stderr);

@@ -50,10 +50,12 @@ struct Pair {
 
 pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
     let [one, two] = &args.responses[..] else {
-        let sentence = format!(
-            "--responses is there {} times, but two models are compared; give it twice",
-            args.responses.len()
-        );
+        let times = match args.responses.len() {
+            1 => "once".to_owned(),
+            times => format!("{times} times"),
+        };
+        let sentence =
+            format!("--responses is there {times}, but two models are compared; give it twice");
         return Err(Usage(sentence).into());
     };
     let names = names(&args.names, one, two)?;
