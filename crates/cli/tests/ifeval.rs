@@ -81,6 +81,32 @@ fn a_file_of_responses_gives_scores_and_verdicts() {
 }
 
 #[test]
+fn a_match_without_end_is_said_and_ends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let prompt = |key: u64, keyword: &str| {
+        json!({"key": key, "prompt": keyword, "instruction_id_list": ["keywords:existence"],
+            "kwargs": [{"keywords": [keyword]}]})
+    };
+    let endless = "(a|aa)*(a|aa)*(a|aa)*c";
+    write(dir, "p.jsonl", &[prompt(3, endless), prompt(4, "a")]);
+    let response = |to: &str| json!({"prompt": to, "response": "a".repeat(200)});
+    write(dir, "r.jsonl", &[response(endless), response("a")]);
+    let score =
+        "eval ifeval --prompts p.jsonl --responses r.jsonl --verdicts v.jsonl --save run --json";
+    let ran = ok(dir, &score.split(' ').collect::<Vec<_>>());
+    assert_eq!(ran.json()["prompt_strict"], 0.5);
+    let said = "prompt 3: matching keywords:existence backtracks without end";
+    assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    assert_eq!(
+        rows(dir, "v.jsonl")[0]["endless"],
+        json!(["keywords:existence"])
+    );
+    let note = &rows(dir, "run/ifeval.rows.jsonl")[0]["note"];
+    assert!(note.as_str().unwrap().contains("without end"), "{note}");
+}
+
+#[test]
 fn a_model_answers_and_its_responses_stay() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -79,10 +79,31 @@ fn labels_of_most_annotators_are_written() {
     assert_eq!(json["majority"], json!({"0": 0, "1": 1, "2": 0, "none": 1}));
     assert_eq!(json["agreement"]["items"], 2);
     let labels = [
-        json!({"idx": "7", "label": 1}),
-        json!({"idx": "8", "label": null}),
+        json!({"idx": 7, "label": 1}),
+        json!({"idx": 8, "label": null}),
     ];
     assert_eq!(rows(dir, "l.jsonl"), labels);
+    let mut onto = score.to_vec();
+    onto[5] = "p.jsonl";
+    assert!(
+        exits(dir, 2, &onto)
+            .stderr
+            .contains("is read by the same command")
+    );
+    assert_eq!(rows(dir, "p.jsonl").len(), 2);
+    // As PandaLM's own file has it: a response that is no string.
+    let mut odd = row(9, [1, 1, 1]);
+    (odd["response1"], odd["response2"]) = (json!(true), json!("yes"));
+    write(dir, "p.jsonl", &[odd]);
+    assert_eq!(ok(dir, &score).json()["majority"]["1"], 1);
+    let silent = json!({"prompt": "p", "model_a": "x", "model_b": "y", "preference": null});
+    write(dir, "null.jsonl", &[silent]);
+    let refused = exits(dir, 1, &["eval", "pairwise", "--judgements", "null.jsonl"]);
+    assert!(
+        refused.stderr.contains("none of its 1 rows says"),
+        "{}",
+        refused.stderr
+    );
 }
 
 #[test]
@@ -180,6 +201,13 @@ fn two_models_answer_and_a_third_judges() {
         (&json!("one"), &json!("two"))
     );
     assert_eq!(judgements[0]["category"], all[0]["category"]);
+    // Names are those of the files, as `grade` has them.
+    std::fs::copy(dir.join("one.jsonl"), dir.join("v1.2.jsonl")).unwrap();
+    std::fs::copy(dir.join("two.jsonl"), dir.join("v1.3.jsonl")).unwrap();
+    let mut dotted = judge.to_vec();
+    (dotted[3], dotted[5], dotted[9]) = ("v1.2.jsonl", "v1.3.jsonl", "d.jsonl");
+    ok(dir, &dotted);
+    assert_eq!(rows(dir, "d.jsonl")[0]["model_b"], "v1.3");
     // Nothing is asked again, and a judgement cut off is.
     let text = std::fs::read_to_string(dir.join("j.jsonl")).unwrap();
     let mut file = std::fs::File::create(dir.join("j.jsonl")).unwrap();

@@ -15,7 +15,8 @@ use russet_tensor::{Ctx, Segments, ops};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::rows::{Row, read_rows, short};
+use crate::letter::letter;
+use crate::rows::{Row, read_named, read_rows, short};
 use crate::{Error, Result};
 
 /// A question with its choices.
@@ -59,36 +60,28 @@ pub struct ChoiceScores {
 /// # Errors
 /// When the file cannot be read or a row is not such a question.
 pub fn read_questions(path: &Path) -> Result<Vec<ChoiceQuestion>> {
-    let mut questions: Vec<ChoiceQuestion> = Vec::new();
-    let mut seen = std::collections::HashMap::new();
-    for row in read_rows(path)? {
-        let mut question = question(&row)?;
-        question.id = match row.get("id").or(row.get("ind")) {
-            Some(_) => row.name(&["id", "ind"])?,
-            None => questions.len().to_string(),
-        };
-        if let Some(line) = seen.insert(question.id.clone(), row.line) {
-            return Err(row.wrong(format!(
-                "its id {} is that of line {line}; number the questions apart",
-                question.id
-            )));
-        }
-        if question.choices.len() < 2 || question.answer >= question.choices.len() {
-            return Err(row.wrong(format!(
-                "it has {} choices and the answer is number {} (from 0); give at least two, the answer among them",
-                question.choices.len(),
-                question.answer
-            )));
-        }
-        questions.push(question);
-    }
-    match questions.is_empty() {
-        true => Err(Error::NoRows {
-            path: path.to_path_buf(),
-            what: "questions",
-        }),
-        false => Ok(questions),
-    }
+    let mut number = 0;
+    read_named(
+        path,
+        ("questions", "id"),
+        |question: &ChoiceQuestion| &question.id,
+        |row| {
+            let mut question = question(row)?;
+            question.id = match row.get("id").or(row.get("ind")) {
+                Some(_) => row.name(&["id", "ind"])?,
+                None => number.to_string(),
+            };
+            number += 1;
+            if question.choices.len() < 2 || question.answer >= question.choices.len() {
+                return Err(row.wrong(format!(
+                    "it has {} choices and the answer is number {} (from 0); give at least two, the answer among them",
+                    question.choices.len(),
+                    question.answer
+                )));
+            }
+            Ok(question)
+        },
+    )
 }
 
 fn question(row: &Row) -> Result<ChoiceQuestion> {
@@ -339,15 +332,20 @@ pub fn log_likelihoods(
 pub enum Recorded {
     /// Σ ln p of each choice.
     LogProbs(Vec<f64>),
-    /// The choice that a response names, where it names one.
-    Chosen(Option<usize>),
+    /// A response.
+    Chosen {
+        /// The choice that it names, where it names one.
+        place: Option<usize>,
+        /// Its words.
+        said: String,
+    },
 }
 
 impl Recorded {
     /// Whether the right choice is the likeliest, and whether it is a byte.
     pub fn right(&self, question: &ChoiceQuestion) -> (bool, Option<bool>) {
         match self {
-            Recorded::Chosen(chosen) => (*chosen == Some(question.answer), None),
+            Recorded::Chosen { place, .. } => (*place == Some(question.answer), None),
             Recorded::LogProbs(log_probs) => {
                 let normed = log_probs.iter().zip(&question.bytes);
                 let normed: Vec<f64> = normed
@@ -370,7 +368,7 @@ fn first_highest(values: &[f64]) -> usize {
     best
 }
 
-/// Reads recorded rows: `id`, and `log_probs` of each choice or a `response` that names one by its letter or begins with it.
+/// Reads recorded rows: `id`, and `log_probs` of each choice or a `response` that begins with one or comes to its letter.
 ///
 /// # Errors
 /// When a row is malformed, names no question or one that an earlier row has named, or there is none.
@@ -404,7 +402,13 @@ pub fn read_recorded(path: &Path, questions: &[ChoiceQuestion]) -> Result<Vec<Op
                     ))
                 })?)
             }
-            None => Recorded::Chosen(chosen(row.text("response")?, question)),
+            None => {
+                let said = row.text("response")?;
+                Recorded::Chosen {
+                    place: chosen(said, question),
+                    said: said.to_owned(),
+                }
+            }
         });
     }
     match recorded.iter().all(Option::is_none) {
@@ -415,18 +419,74 @@ pub fn read_recorded(path: &Path, questions: &[ChoiceQuestion]) -> Result<Vec<Op
     }
 }
 
-/// The letter that stands alone in a response, or the choice that it begins with.
+/// The longest choice that a response begins with, or the letter that it comes to.
 fn chosen(response: &str, question: &ChoiceQuestion) -> Option<usize> {
-    let words = response.split(|c: char| !c.is_alphanumeric());
-    let letter = words.filter(|word| word.len() == 1).find_map(|word| {
-        let place = word.bytes().next()?.checked_sub(b'A')?;
-        (usize::from(place) < question.choices.len()).then_some(usize::from(place))
-    });
-    let begins = |choice: &String| {
-        let choice = choice.trim();
-        choice.len() > 1 && response.trim().starts_with(choice)
+    let response = response.trim();
+    // "10" does not begin "100", nor "10.5".
+    let ends = |rest: &str| {
+        let mut rest = rest.chars();
+        match rest.next() {
+            Some('.' | ',') => !rest.next().is_some_and(|c| c.is_ascii_digit()),
+            next => !next.is_some_and(char::is_alphanumeric),
+        }
     };
-    question.choices.iter().position(begins).or(letter)
+    let begins = |(place, choice): (usize, &String)| {
+        let choice = choice.trim();
+        // A choice that is a letter is MMLU's, and looked for as one.
+        let is_letter = choice.len() == 1 && choice.starts_with(|c: char| c.is_ascii_alphabetic());
+        let rest = response.strip_prefix(choice).filter(|rest| ends(rest))?;
+        let whole = choice.len() > 1 || rest.chars().all(|c| !c.is_alphanumeric());
+        (!choice.is_empty() && !is_letter && whole).then_some((choice.len(), place))
+    };
+    let choices = question.choices.iter().enumerate();
+    let longest = choices
+        .filter_map(begins)
+        .rev()
+        .max_by_key(|(length, _)| *length);
+    let last = ('A'..='Z').nth(question.choices.len() - 1).unwrap_or('Z');
+    let by_letter = || letter(response, last).map(|letter| letter as usize - 'A' as usize);
+    longest
+        .map(|(_, place)| place)
+        .or_else(by_letter)
+        .or_else(|| by_number(response, question))
+        .or_else(|| mentioned(response, question))
+}
+
+/// The place that "option 2" names, where numbers are not the choices themselves.
+fn by_number(response: &str, question: &ChoiceQuestion) -> Option<usize> {
+    let numbers = |choice: &String| choice.trim().parse::<f64>().is_ok();
+    if question.choices.iter().any(numbers) {
+        return None;
+    }
+    let words: Vec<&str> = response
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .collect();
+    words.windows(2).rev().find_map(|pair| {
+        let named = ["option", "choice", "number"];
+        let named = named.iter().any(|word| word.eq_ignore_ascii_case(pair[0]));
+        let place = pair[1].parse::<usize>().ok()?.checked_sub(1)?;
+        (named && place < question.choices.len()).then_some(place)
+    })
+}
+
+/// The one choice whose words stand in a response.
+fn mentioned(response: &str, question: &ChoiceQuestion) -> Option<usize> {
+    let words = |text: &str| -> String {
+        let text = text.to_lowercase();
+        let words = text.split(|c: char| !c.is_alphanumeric());
+        let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+        format!(" {} ", words.join(" "))
+    };
+    let said = words(response);
+    let mut found = question.choices.iter().enumerate().filter(|(_, choice)| {
+        let choice = words(choice);
+        choice.len() > 3 && said.contains(&choice)
+    });
+    match (found.next(), found.next()) {
+        (Some((place, _)), None) => Some(place),
+        _ => None,
+    }
 }
 
 /// Scores what was recorded; questions without a record do not count.

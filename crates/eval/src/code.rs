@@ -4,7 +4,7 @@
 //! pass@k      mean over tasks of 1 − C(n − c, k) / C(n, k), of n samples of which c pass
 //! ```
 //! A sample passes where prompt, completion and tests run to their end in the [sandbox](crate::sandbox); a program that ends
-//! itself before the tests have does not.
+//! itself before the tests have does not, since a word that it does not know is missing from the end of what it prints.
 
 use std::hash::{BuildHasher, Hasher};
 use std::path::Path;
@@ -27,6 +27,27 @@ pub struct Task {
     /// Defines `check(candidate)`.
     pub test: String,
 }
+
+/// Runs `program.py` as Python would, and prints the word where it has run to its end. The word's file is gone before the program begins, so
+/// that no program finds it where one would look. One that searches the frames of its own process still does: who tests programs that are
+/// out to deceive reads what has passed.
+const RUNNER: &str = r#"
+def run():
+    import os, sys
+    with open("word") as file:
+        word = file.read()
+    os.remove("word")
+    with open("program.py", encoding="utf-8") as file:
+        source = file.read()
+    sys.argv = ["program.py"]
+    everything = sys.modules["__main__"].__dict__
+    del everything["run"]
+    everything["__file__"] = "program.py"
+    exec(compile(source, "program.py", "exec", dont_inherit=True), everything)
+    print(word)
+
+run()
+"#;
 
 /// What became of a sample.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -83,7 +104,7 @@ pub fn read_tasks(path: &Path) -> Result<Vec<Task>> {
 /// The program of a completion: of a block of code in it the block alone; behind the prompt, unless it defines the function again
 /// (then behind what the prompt has before it: imports and helpers).
 pub fn program(task: &Task, completion: &str) -> String {
-    let code = fenced(completion).unwrap_or(completion);
+    let code = code(completion);
     let head = format!("def {}(", task.entry_point);
     let whole = code.lines().any(|line| line.starts_with(&head));
     let before = match (whole, task.prompt.find(&head)) {
@@ -96,11 +117,30 @@ pub fn program(task: &Task, completion: &str) -> String {
     )
 }
 
-/// What stands between the first three backticks and the next.
-fn fenced(text: &str) -> Option<&str> {
-    let (_, behind) = text.split_once("```")?;
-    let (_, code) = behind.split_once('\n')?;
-    Some(code.split_once("```").map_or(code, |(code, _)| code))
+/// The code of a completion: of one that goes on with the program all up to the backticks that end a block; else the first block, where
+/// there is one. Backticks count where they begin a line: a text within a program may have them.
+fn code(completion: &str) -> &str {
+    let mut lines = Vec::new();
+    let mut at = 0;
+    for line in completion.split_inclusive('\n') {
+        lines.push((at, line));
+        at += line.len();
+    }
+    let fence = |(_, line): &&(usize, &str)| line.starts_with("```");
+    let begins = lines.iter().find(|(_, line)| !line.trim().is_empty());
+    let goes_on = begins.is_some_and(|(_, line)| {
+        let words = ["def ", "async ", "class ", "import ", "from ", "@"];
+        line.starts_with([' ', '\t']) || words.iter().any(|word| line.starts_with(word))
+    });
+    let mut fences = lines.iter().filter(fence);
+    let end = |fence: Option<&(usize, &str)>| fence.map_or(completion.len(), |(at, _)| *at);
+    if goes_on {
+        return &completion[..end(fences.next())];
+    }
+    match fences.next() {
+        Some((at, line)) => &completion[at + line.len()..end(fences.next())],
+        None => completion,
+    }
 }
 
 /// Runs a completion.
@@ -115,14 +155,13 @@ pub fn attempt(sandbox: &Sandbox, python: &str, task: &Task, completion: &str) -
     let word = std::collections::hash_map::RandomState::new()
         .build_hasher()
         .finish();
-    let text = format!(
-        "{}\nprint(\"passed {word:016x}\")\n",
-        program(task, completion)
-    );
+    let word = format!("passed {word:016x}");
     let folder = tempfile::tempdir().map_err(failed)?;
-    std::fs::write(folder.path().join("program.py"), text).map_err(failed)?;
-    let ran = sandbox.run(folder.path(), python, &["-I", "-B", "program.py"])?;
-    let passed = ran.code == Some(0) && ran.stdout.ends_with(&format!("passed {word:016x}\n"));
+    let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text);
+    put("program.py", &program(task, completion)).map_err(failed)?;
+    put("word", &word).map_err(failed)?;
+    let ran = sandbox.run(folder.path(), python, &["-I", "-B", "-c", RUNNER])?;
+    let passed = ran.code == Some(0) && ran.stdout.ends_with(&format!("{word}\n"));
     let note = match (passed, ran.late) {
         (true, _) => String::new(),
         (_, true) => "it was killed at the end of its time".to_owned(),
@@ -208,5 +247,23 @@ mod tests {
             "{chat}"
         );
         assert!(!chat.contains("Done") && chat.ends_with("check(f)\n"));
+        for (completion, expected) in [
+            ("    return 1\n```\nDone.", "    return 1\n"),
+            ("\n    return 1\n```", "\n    return 1\n"),
+            ("    s = '```'\n    return s", "    s = '```'\n    return s"),
+            (
+                "def f(x):\n    return 1\n```\n",
+                "def f(x):\n    return 1\n",
+            ),
+            ("```\nreturn 1\n", "return 1\n"),
+            (
+                "Use `x` or ```x```:\n```py\na\n```\nor\n```py\nb\n```",
+                "a\n",
+            ),
+            ("return 1", "return 1"),
+            ("", ""),
+        ] {
+            assert_eq!(code(completion), expected, "{completion:?}");
+        }
     }
 }

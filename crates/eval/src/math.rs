@@ -4,14 +4,14 @@
 //! strict      the number behind the last `####`, as the worked answers of the set are written
 //! flexible    that, or where there is none the last number in the response
 //! ```
-//! Numbers are compared as numbers: `1,000`, `$1000` and `1000.00` are the same.
+//! Numbers are compared as numbers: `1,000`, `$1000`, `1000.00` and `1e3` are the same, `.5` is `0.5`; behind `####` so are `1 000`, and `- 3` is `-3`.
 
 use std::path::Path;
 
 use serde::Serialize;
 
-use crate::rows::{beginning, read_rows};
-use crate::{Error, Result, stats};
+use crate::rows::{beginning, read_named};
+use crate::{Result, stats};
 
 /// A problem with its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,28 +52,20 @@ pub struct MathScores {
 /// # Errors
 /// When the file cannot be read, a row is not such a problem, or its question is there already.
 pub fn read_problems(path: &Path) -> Result<Vec<Problem>> {
-    let mut problems = Vec::new();
-    let mut seen = std::collections::HashMap::new();
-    for row in read_rows(path)? {
-        let (question, answer) = (row.text("question")?, row.text("answer")?);
-        if let Some(line) = seen.insert(question.to_owned(), row.line) {
-            return Err(row.wrong(format!("its question is that of line {line} too; keep one")));
-        }
-        let Some(problem) = Problem::of(question, answer) else {
-            return Err(row.wrong(format!(
-                "`answer` is {:?}, but must end in `#### ` and a number",
-                beginning(answer)
-            )));
-        };
-        problems.push(problem);
-    }
-    match problems.is_empty() {
-        true => Err(Error::NoRows {
-            path: path.to_path_buf(),
-            what: "problems",
-        }),
-        false => Ok(problems),
-    }
+    read_named(
+        path,
+        ("problems", "question"),
+        |problem: &Problem| &problem.question,
+        |row| {
+            let (question, answer) = (row.text("question")?, row.text("answer")?);
+            Problem::of(question, answer).ok_or_else(|| {
+                row.wrong(format!(
+                    "`answer` is {:?}, but must end in `#### ` and a number",
+                    beginning(answer)
+                ))
+            })
+        },
+    )
 }
 
 /// Whether a response is right: strictly, flexibly.
@@ -105,30 +97,58 @@ pub fn score_problems<'a>(
     }
 }
 
+/// The number that is read from a response: the one behind the last `####`, else the last one.
+pub fn read_number(response: &str) -> Option<String> {
+    marked(response).or_else(|| last_number(response))
+}
+
 /// The number right behind the last `####`.
 fn marked(text: &str) -> Option<String> {
     let (_, behind) = text.rsplit_once("####")?;
-    let behind = behind.trim_start();
-    let (start, number) = numbers(behind).next()?;
+    let behind = joined(behind.trim_start().lines().next()?);
+    let (start, number) = numbers(&behind).next()?;
     // A sign of currency may stand before it, words may not.
     behind[..start]
         .chars()
-        .all(|c| !c.is_alphanumeric() && c != '\n')
+        .all(|c| !c.is_alphanumeric())
         .then_some(number)
+}
+
+/// A number alone on its line, without spaces between groups of three digits and behind its sign.
+fn joined(line: &str) -> String {
+    let chars: Vec<char> = line.chars().collect();
+    let digit = |place: usize| chars.get(place).is_some_and(char::is_ascii_digit);
+    let group = |place: usize| (1..=3).all(|i| digit(place + i)) && !digit(place + 4);
+    let kept = chars.iter().enumerate().filter(|(place, c)| {
+        let sign = *place == 1 && chars[0] == '-' && digit(2);
+        let between = *place > 0 && digit(place - 1) && group(*place);
+        !(c.is_whitespace() && (sign || between))
+    });
+    kept.map(|(_, c)| *c).collect()
 }
 
 fn last_number(text: &str) -> Option<String> {
     numbers(text).last().map(|(_, number)| number)
 }
 
-/// Numbers of a text, where they begin: digits with commas between groups, a sign and a fraction.
+/// The largest power of ten that a number may be written with.
+const POWER: usize = 30;
+
+/// Numbers of a text, where they begin: digits with commas between groups, a sign, a fraction and a power of ten.
 fn numbers(text: &str) -> impl Iterator<Item = (usize, String)> {
     let bytes = text.as_bytes();
     let mut at = 0;
     std::iter::from_fn(move || {
-        let start = at + bytes[at..].iter().position(u8::is_ascii_digit)?;
         let digit = |place: usize| bytes.get(place).is_some_and(u8::is_ascii_digit);
+        let mut start = at + bytes[at..].iter().position(u8::is_ascii_digit)?;
         let (mut end, mut number, mut fraction) = (start, String::new(), false);
+        // ".5", but not the point of "v.5" or "1..5".
+        let before = text[..start].strip_suffix('.');
+        let ends = |c: char| c.is_alphanumeric() || c == '.';
+        if start > at && before.is_some_and(|before| !before.ends_with(ends)) {
+            (start, fraction) = (start - 1, true);
+            number.push_str("0.");
+        }
         while let Some(&byte) = bytes.get(end) {
             match byte {
                 b'0'..=b'9' => number.push(char::from(byte)),
@@ -141,6 +161,10 @@ fn numbers(text: &str) -> impl Iterator<Item = (usize, String)> {
             }
             end += 1;
         }
+        if let Some((power, behind)) = power(&text[end..]) {
+            number = shifted(&number, power);
+            end += behind;
+        }
         at = end;
         // A minus is a sign unless it stands between two things.
         let before = text[..start].trim_end_matches('$');
@@ -152,6 +176,38 @@ fn numbers(text: &str) -> impl Iterator<Item = (usize, String)> {
         }
         Some((start, number))
     })
+}
+
+/// The power of ten that a text begins with, `e5` or `E-3`, and its length.
+fn power(text: &str) -> Option<(i32, usize)> {
+    let rest = text.strip_prefix(['e', 'E'])?;
+    let digits = rest.trim_start_matches(['+', '-']);
+    let digits = &digits[..digits
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(digits.len())];
+    let sign = &rest[..digits.as_ptr() as usize - rest.as_ptr() as usize];
+    let length = 1 + sign.len() + digits.len();
+    let apart = !text[length..].starts_with(|c: char| c.is_alphanumeric());
+    let power: usize = digits.parse().ok().filter(|power| *power <= POWER)?;
+    let power = if sign == "-" {
+        -(power as i32)
+    } else {
+        power as i32
+    };
+    (apart && sign.len() < 2).then_some((power, length))
+}
+
+/// A number without a sign times a power of ten.
+fn shifted(number: &str, power: i32) -> String {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits = format!(
+        "{}{whole}{fraction}{}",
+        "0".repeat(POWER),
+        "0".repeat(POWER)
+    );
+    let point = (POWER + whole.len()) as i32 + power;
+    let (whole, fraction) = digits.split_at(point as usize);
+    format!("{whole}.{fraction}")
 }
 
 /// Whether two numbers are the same, written otherwise.
@@ -198,7 +254,17 @@ mod tests {
         check("5", "10-5", (false, true));
         check("5", "#### 4", (false, false));
         check("5", "#### five, so 5", (false, true));
-        check("0.5", "#### .5", (false, false));
+        check("0.5", "#### .5", (true, true));
+        check("0.5", "It is $.5", (false, true));
+        check("5", "See v.5", (false, true));
+        check("100000", "#### 1e5", (true, true));
+        check("0.0125", "#### 1.25E-2", (true, true));
+        check("3", "#### 3e", (true, true));
+        check("1200", "#### 1 200", (true, true));
+        check("1200000", "#### 1 200 000 euros", (true, true));
+        check("12", "#### 12 3000", (true, true));
+        check("-3", "#### - 3", (true, true));
+        check("3", "#### 10 - 3", (false, false));
         check("0.5", "#### 0.50", (true, true));
         check("3", "#### 2\n#### 3", (true, true));
         check("3", "First 3, then 4", (false, false));

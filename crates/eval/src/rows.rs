@@ -2,7 +2,7 @@
 //!
 //! Every reader of this crate that takes foreign rows goes through [`read_rows`], so that each names a fault by file and line.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// What some programs write before a text, and nobody means.
 const MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// The most bytes of a file that is one array, unpacked: such a file is held whole.
+/// The most bytes of a file that is one array, unpacked, or of one that is gone on with: such files are held whole.
 const ARRAY_BYTES: u64 = 1 << 30;
 
 /// One JSON object of a file.
@@ -23,6 +23,8 @@ pub struct Row {
     path: PathBuf,
     /// Where it begins, from 1.
     pub line: u64,
+    /// Its number from 1 in an array that has several rows on a line.
+    number: Option<usize>,
     /// What it holds.
     pub object: Map<String, Value>,
 }
@@ -33,6 +35,7 @@ impl Row {
         Row {
             path: path.to_path_buf(),
             line,
+            number: None,
             object,
         }
     }
@@ -42,7 +45,7 @@ impl Row {
         Error::Row {
             path: self.path.clone(),
             line: self.line,
-            problem: problem.into(),
+            problem: numbered(self.number, problem.into()),
         }
     }
 
@@ -112,22 +115,25 @@ impl Row {
     }
 }
 
-/// The rows of a file, each read to something whose name, which stands under `key`, is its own.
+/// The rows of a file, each read to something whose name, which stands under `key`, is its own. `what` they are is said where there are
+/// none.
 ///
 /// # Errors
 /// When the file cannot be read or has no rows, `read` refuses one, or one has the name of an earlier one.
-pub(crate) fn read_named<T>(
+pub fn read_named<T>(
     path: &Path,
     (what, key): (&'static str, &str),
     name: impl Fn(&T) -> &str,
-    read: impl Fn(&Row) -> Result<T>,
+    mut read: impl FnMut(&Row) -> Result<T>,
 ) -> Result<Vec<T>> {
-    let (mut all, mut names) = (Vec::new(), HashSet::new());
+    let (mut all, mut lines) = (Vec::new(), HashMap::new());
     for row in read_rows(path)? {
         let one = read(&row)?;
-        if !names.insert(name(&one).to_owned()) {
-            let name = name(&one);
-            return Err(row.wrong(format!("its {key} {name} is that of an earlier row")));
+        if let Some(line) = lines.insert(name(&one).to_owned(), row.line) {
+            return Err(row.wrong(format!(
+                "its {key} {:?} is that of line {line} too; keep one",
+                beginning(name(&one))
+            )));
         }
         all.push(one);
     }
@@ -154,7 +160,7 @@ pub fn read_rows(path: &Path) -> Result<Vec<Row>> {
         });
         return lines.collect();
     }
-    let mut bytes = read_whole(path)?;
+    let mut bytes = read_up_to(path, ARRAY_BYTES, "write it as JSON Lines")?;
     if bytes.starts_with(MARK) {
         bytes.drain(..MARK.len());
     }
@@ -185,15 +191,9 @@ pub struct Begun {
 /// # Errors
 /// When the file cannot be read, or a whole line is no row.
 pub fn read_begun(path: &Path) -> Result<Begun> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => {
-            return Err(Error::Unreadable {
-                path: path.to_path_buf(),
-                problem: error.to_string(),
-            });
-        }
+    let bytes = match path.exists() {
+        true => read_up_to(path, ARRAY_BYTES, "begin another one")?,
+        false => Vec::new(),
     };
     let mut begun = Begun {
         ended: true,
@@ -212,7 +212,8 @@ pub fn read_begun(path: &Path) -> Result<Begun> {
     Ok(begun)
 }
 
-fn read_whole(path: &Path) -> Result<Vec<u8>> {
+/// The bytes of a file, unpacked, where they are not more than so many; `instead` is to be done where they are.
+pub(crate) fn read_up_to(path: &Path, most: u64, instead: &str) -> Result<Vec<u8>> {
     let failed = |problem: std::io::Error| Error::Unreadable {
         path: path.to_path_buf(),
         problem: problem.to_string(),
@@ -227,12 +228,21 @@ fn read_whole(path: &Path) -> Result<Vec<u8>> {
         false => Box::new(file),
     };
     let mut bytes = Vec::new();
-    let read = reader.take(ARRAY_BYTES + 1).read_to_end(&mut bytes);
-    match read.map_err(failed)? as u64 > ARRAY_BYTES {
-        true => Err(failed(std::io::Error::other(
-            "it is larger than 1 GiB, and an array is held whole; write it as JSON Lines",
-        ))),
+    let read = reader.take(most + 1).read_to_end(&mut bytes);
+    match read.map_err(failed)? as u64 > most {
+        true => Err(failed(std::io::Error::other(format!(
+            "it is larger than {} MiB, and is held whole; {instead}",
+            most >> 20
+        )))),
         false => Ok(bytes),
+    }
+}
+
+/// Which row a problem is of, where its line does not say so.
+fn numbered(number: Option<usize>, problem: String) -> String {
+    match number {
+        Some(number) => format!("row {number} of the array: {problem}"),
+        None => problem,
     }
 }
 
@@ -245,7 +255,30 @@ fn elements(path: &Path, bytes: &[u8], start: usize) -> Result<Vec<Row>> {
         let ends = depth == 0 && !within && matches!(byte, b',' | b']');
         if ends {
             match begins.take() {
-                Some(from) => rows.push(row(path, first_line, &bytes[from..at])?),
+                Some(from) => {
+                    // A line that has several rows tells none of them.
+                    let shared = |row: &Row| row.line == first_line;
+                    let mut behind = bytes[at + 1..].iter();
+                    let next = behind.find(|byte| !matches!(byte, b' ' | b'\t' | b'\r'));
+                    let several = *byte == b',' && next != Some(&b'\n');
+                    let number =
+                        (several || rows.last().is_some_and(shared)).then(|| rows.len() + 1);
+                    let read = row(path, first_line, &bytes[from..at]);
+                    let mut read = read.map_err(|error| match error {
+                        Error::Row {
+                            path,
+                            line,
+                            problem,
+                        } => Error::Row {
+                            path,
+                            line,
+                            problem: numbered(number, problem),
+                        },
+                        other => other,
+                    })?;
+                    read.number = number;
+                    rows.push(read);
+                }
                 None if *byte == b']' && rows.is_empty() => {}
                 None => {
                     return Err(Error::Row {
@@ -302,11 +335,7 @@ fn row(path: &Path, line: u64, bytes: &[u8]) -> Result<Row> {
         line,
         problem: format!("it is not a JSON object: {}", without_line(&error)),
     })?;
-    Ok(Row {
-        path: path.to_path_buf(),
-        line,
-        object,
-    })
+    Ok(Row::new(path, line, object))
 }
 
 /// What is wrong with JSON, without its count of lines, which begins with the row and not with the file.
@@ -407,11 +436,15 @@ pub fn read_answers(
         let Some(key) = values.iter().find(|key| row.get(key).is_some()) else {
             return Err(row.wrong(format!("it has no answer under {}", quoted(values))));
         };
-        let answer = row.text(key)?;
+        // BFCL's own files have calls under `result` as lists of objects.
+        let answer = match row.need(key)? {
+            calls @ Value::Array(_) if *key == "result" => calls.to_string(),
+            _ => row.text(key)?.to_owned(),
+        };
         if answer.trim().is_empty() {
             answers.empty.push(row.line);
         }
-        answers.of_rows[place].push(answer.to_owned());
+        answers.of_rows[place].push(answer);
     }
     match answers.of_rows.iter().all(Vec::is_empty) {
         true => Err(Error::NoResponses {
@@ -455,6 +488,11 @@ mod tests {
             ("[{}]\n[]", "line 1: something follows"),
             ("[{}, {", "line 1: the array does not end"),
             ("[3]", "line 1: it is not a JSON object"),
+            (
+                "[{\"a\": 1}, {\"a\": 2}, 3]",
+                "line 1: row 3 of the array: it is not a JSON object",
+            ),
+            ("[3, {\"a\": 2}]", "line 1: row 1 of the array"),
         ] {
             let (_dir, path) = written("a.json", text);
             let error = read_rows(&path).unwrap_err().to_string();
@@ -462,6 +500,13 @@ mod tests {
         }
         let (_dir, path) = written("a.json", "[]");
         assert!(read_rows(&path).unwrap().is_empty());
+        let (_dir, path) = written("a.json", "[{\"a\": 1}, {\"a\": 2}]");
+        let lacks = read_rows(&path).unwrap()[1].need("b").unwrap_err();
+        assert!(
+            lacks
+                .to_string()
+                .contains("line 1: row 2 of the array: it lacks `b`")
+        );
     }
 
     #[test]
@@ -507,6 +552,14 @@ mod tests {
                 .contains("line 2")
         );
         assert_eq!(read_begun(Path::new("/nowhere/a.jsonl")).unwrap().bytes, 0);
+    }
+
+    #[test]
+    fn what_is_held_whole_has_a_bound() {
+        let (_dir, path) = written("a.json", "[{}, {}]");
+        assert_eq!(read_up_to(&path, 8, "").unwrap().len(), 8);
+        let refused = read_up_to(&path, 7, "cut it").unwrap_err().to_string();
+        assert!(refused.contains("held whole; cut it"), "{refused}");
     }
 
     #[test]

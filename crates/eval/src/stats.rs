@@ -56,12 +56,29 @@ pub(crate) fn resample(seed: u64, round: u64, count: usize) -> impl Iterator<Ite
 
 /// The 95 % interval of a mean, by resampling the values; none of fewer than two.
 pub fn mean_interval(values: &[f64], rounds: usize, seed: u64) -> Option<[f64; 2]> {
-    if values.len() < 2 || rounds == 0 {
+    let alone: Vec<Vec<usize>> = (0..values.len()).map(|place| vec![place]).collect();
+    cluster_interval(values, &alone, rounds, seed)
+}
+
+/// The same of values that belong together, by resampling clusters of their places; none of fewer than two clusters.
+pub(crate) fn cluster_interval(
+    values: &[f64],
+    clusters: &[Vec<usize>],
+    rounds: usize,
+    seed: u64,
+) -> Option<[f64; 2]> {
+    if clusters.len() < 2 || rounds == 0 {
         return None;
     }
+    let sums = clusters.iter().map(|cluster| {
+        let sum: f64 = cluster.iter().map(|place| values[*place]).sum();
+        (sum, cluster.len() as f64)
+    });
+    let sums: Vec<(f64, f64)> = sums.collect();
     let round = |round| {
-        let drawn = resample(seed, round, values.len()).map(|place| values[place]);
-        drawn.sum::<f64>() / values.len() as f64
+        let drawn = resample(seed, round, sums.len()).map(|place| sums[place]);
+        let (sum, count) = drawn.fold((0.0, 0.0), |all, one| (all.0 + one.0, all.1 + one.1));
+        sum / count
     };
     let mut means: Vec<f64> = (0..rounds as u64).map(round).collect();
     Some(interval(&mut means))

@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use russet_artifact::Hash;
+use russet_artifact::{Hash, Interrupt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -88,8 +88,14 @@ struct Text {
 /// Draws from rows of `id`, `source`, `use_case` and, where that is said, `content`. The rows of `whole` are added as they are.
 ///
 /// # Errors
-/// When a setting is out of range, a file cannot be read, a row is malformed, has an earlier row's id or no words; or there is none.
-pub fn draw(texts: &[PathBuf], whole: &[PathBuf], settings: &StrataSettings) -> Result<Drawn> {
+/// When a setting is out of range, a file cannot be read, a row is malformed, has an earlier row's id or no words; there is none; or
+/// `interrupt` is raised.
+pub fn draw(
+    texts: &[PathBuf],
+    whole: &[PathBuf],
+    settings: &StrataSettings,
+    interrupt: &Interrupt,
+) -> Result<Drawn> {
     let StrataSettings {
         rows,
         stacked,
@@ -143,7 +149,7 @@ pub fn draw(texts: &[PathBuf], whole: &[PathBuf], settings: &StrataSettings) -> 
         if stacked > 0.0 {
             // What there are too few documents for is stacked too.
             let left = rows - (drawn.rows.len() - before);
-            drawn.stacks(&case, &texts, left, most, seed);
+            drawn.stacks(&case, &texts, left, (most, seed), interrupt)?;
         }
         let found = drawn.rows.len() - before;
         if found < rows {
@@ -204,8 +210,8 @@ fn read(path: &Path, seen: &mut BTreeSet<String>) -> Result<Vec<(String, Text)>>
 }
 
 /// By which texts are sorted.
-fn order(seed: u64, what: &str, id: &str) -> String {
-    Hash::of(format!("{seed}\0{what}\0{id}").as_bytes()).to_string()
+fn order(seed: u64, what: &str, id: &str) -> Hash {
+    Hash::of(format!("{seed}\0{what}\0{id}").as_bytes())
 }
 
 /// As many of each as there are, or as of every other, up to `wanted` in all; the first ones get what cannot be shared.
@@ -263,7 +269,14 @@ impl Drawn {
         }
     }
 
-    fn stacks(&mut self, case: &str, texts: &[Text], wanted: usize, most: usize, seed: u64) {
+    fn stacks(
+        &mut self,
+        case: &str,
+        texts: &[Text],
+        wanted: usize,
+        (most, seed): (usize, u64),
+        interrupt: &Interrupt,
+    ) -> Result<()> {
         let sizes = 2..=most.min(texts.len());
         let there: Vec<usize> = sizes.clone().map(|size| sets(texts.len(), size)).collect();
         for (size, rows) in sizes.zip(even(&there, wanted)) {
@@ -272,10 +285,19 @@ impl Drawn {
                 if made == rows {
                     break;
                 }
+                if interrupt.is_raised() {
+                    return Err(Error::Interrupted);
+                }
+                // The first ones in an order of its own, of which no more is needed than these.
                 let what = format!("stack {size} {number}");
-                let mut chosen: Vec<&Text> = texts.iter().collect();
-                chosen.sort_by_cached_key(|text| order(seed, &what, &text.id));
-                chosen.truncate(size);
+                let keyed = texts
+                    .iter()
+                    .map(|text| (order(seed, &what, &text.id), text));
+                let mut keyed: Vec<(Hash, &Text)> = keyed.collect();
+                keyed.select_nth_unstable_by_key(size - 1, |(key, _)| *key);
+                keyed.truncate(size);
+                keyed.sort_unstable_by_key(|(key, _)| *key);
+                let chosen: Vec<&Text> = keyed.into_iter().map(|(_, text)| text).collect();
                 let set: BTreeSet<&str> = chosen.iter().map(|text| &text.id[..]).collect();
                 if !known.insert(set) {
                     continue;
@@ -300,6 +322,7 @@ impl Drawn {
                 rows: made,
             });
         }
+        Ok(())
     }
 }
 

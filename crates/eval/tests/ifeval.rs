@@ -102,7 +102,7 @@ fn published_verdicts_are_ours() {
         let prompt = all.find(|prompt| prompt.prompt == row.prompt).unwrap();
         let ids: Vec<&str> = prompt.instructions.iter().map(Instruction::id).collect();
         assert_eq!(ids, row.ids);
-        let verdict = judge(prompt, &row.response).unwrap();
+        let verdict = judge(prompt, &row.response);
         let ours = verdict
             .follow_list_strict
             .into_iter()
@@ -224,6 +224,61 @@ fn one_response_is_checked_by_one_instruction() {
     assert!(error.to_string().contains("without end"), "{error}");
 }
 
+/// What models that have come off their rails write.
+fn derailed() -> Vec<String> {
+    let mut all: Vec<String> = ["\n", " ", "[", "<", "*", ".", "\"", "-", ". ", "\n\n* "]
+        .iter()
+        .map(|of| of.repeat(20_000 / of.len()))
+        .collect();
+    all.push(format!("It ends.{}x", " ".repeat(20_000)));
+    all.push(format!("It ends.{}x", "\n".repeat(20_000)));
+    all
+}
+
+#[test]
+fn every_prompt_judges_a_derailed_response() {
+    // Of each kind the first prompt: all 541 would take minutes in a build for tests.
+    let prompts = Prompts::embedded();
+    let mut kinds: BTreeMap<&str, &russet_eval::ifeval::Prompt> = BTreeMap::new();
+    for prompt in prompts.all() {
+        for instruction in &prompt.instructions {
+            kinds.entry(instruction.id()).or_insert(prompt);
+        }
+    }
+    assert_eq!(kinds.len(), 25);
+    for response in derailed() {
+        for prompt in kinds.values() {
+            let verdict = judge(prompt, &response);
+            let begins: String = response.chars().take(9).collect();
+            assert_eq!(verdict.endless, [""; 0], "{begins:?}, {}", prompt.key);
+        }
+    }
+}
+
+#[test]
+fn a_keyword_that_backtracks_without_end_ends_no_scoring() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = r#"{"key": 7, "prompt": "a", "instruction_id_list": ["punctuation:no_comma", "keywords:existence"], "kwargs": [{}, {"keywords": ["(a|aa)*(a|aa)*(a|aa)*c"]}]}
+{"key": 8, "prompt": "b", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+"#;
+    let prompts = Prompts::read(&write(dir.path(), "prompts.jsonl", rows)).unwrap();
+    let response = "a".repeat(200);
+    let responses = [Some(&response[..]), Some("b")];
+    let (scores, verdicts) = score(&prompts, responses.into_iter()).unwrap();
+    assert_eq!((scores.prompt_strict, scores.n), (0.5, 2));
+    assert_eq!(verdicts[0].follow_list_strict, [true, false]);
+    assert_eq!(verdicts[0].endless, ["keywords:existence"]);
+    let told = serde_json::to_value(&verdicts).unwrap();
+    assert_eq!(told[0]["endless"], json!(["keywords:existence"]));
+    assert!(told[1].get("endless").is_none(), "the benchmark's own keys");
+    // Without its first line it can be told.
+    let two = format!("{response}\nac");
+    let verdict = judge(&prompts.all()[0], &two);
+    assert_eq!(verdict.follow_list_strict, [true, false]);
+    assert_eq!(verdict.follow_list_loose, [true, true]);
+    assert!(score(&prompts, [Some("a")].into_iter()).is_err());
+}
+
 /// A file with these bytes beside others.
 fn write(dir: &Path, name: &str, text: &str) -> std::path::PathBuf {
     let path = dir.join(name);
@@ -280,6 +335,7 @@ fn intervals_are_of_resampled_prompts() {
             follow_list_strict: vec![true, first],
             follow_all_loose: true,
             follow_list_loose: vec![true, true],
+            endless: Vec::new(),
         }
     };
     let verdicts: Vec<Verdict> = (0..100).map(verdict).collect();
@@ -363,6 +419,10 @@ fn rows_are_refused_with_file_and_line() {
             &["line 1", "no such kind"],
         ),
         (row.replace("kwargs", "args"), &["line 1", "`kwargs`"]),
+        (
+            r#"{"key": 1, "prompt": "a", "instruction_id_list": [], "kwargs": []}"#.to_owned(),
+            &["line 1", "no instructions"],
+        ),
     ] {
         says(
             Prompts::read(&write(dir.path(), "p.jsonl", &rows)).unwrap_err(),

@@ -314,7 +314,10 @@ fn what_is_wrong_with_a_row_is_said_with_its_line() {
         ),
         (vec![json!({"text": "t"})], "line 1: it is no judgement"),
         (vec![], "there are no judgements"),
-        (vec![alpaca(Value::Null)], "there are no judgements"),
+        (
+            vec![alpaca(Value::Null)],
+            "none of its 1 rows says who is better",
+        ),
     ] {
         let (_dir, path) = written("r.jsonl", &lines(&rows));
         let error = Judgements::read(&path).unwrap_err().to_string();

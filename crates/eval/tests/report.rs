@@ -150,6 +150,32 @@ fn what_is_no_run_is_refused() {
 }
 
 #[test]
+fn a_run_has_one_record_of_each_evaluation_and_all_of_one_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(format!("{name}.json"));
+    let of = |eval: &str, model: &str| {
+        let record = json!({"format": 1, "eval": eval, "scores": math(0.5), "settings": {}, "tool": {},
+            "inputs": {"model": {"path": "m", "blake3": model}}});
+        std::fs::write(path(eval), record.to_string()).unwrap();
+    };
+    of("math", "1");
+    of("slots", "1");
+    of("reward", "2");
+    assert_eq!(Run::read(dir.path()).unwrap().records.len(), 3);
+    let refused = |names: [&str; 2]| {
+        let error = Run::read(dir.path()).unwrap_err().to_string();
+        for name in names {
+            assert!(error.contains(name), "{error}");
+        }
+    };
+    std::fs::copy(path("math"), path("math-copy")).unwrap();
+    refused(["math.json", "math-copy.json"]);
+    std::fs::remove_file(path("math-copy")).unwrap();
+    of("slots", "2");
+    refused(["math.json", "slots.json"]);
+}
+
+#[test]
 fn figures_stand_beside_the_tables_that_have_enough_for_them() {
     let dir = tempfile::tempdir().unwrap();
     let of = |win: f64| json!({"win_rate": win, "win": win, "tie": 0.0, "loss": 100.0 - win, "games": 20});
@@ -166,7 +192,7 @@ fn figures_stand_beside_the_tables_that_have_enough_for_them() {
             {"depth": 0.0, "found": {"accuracy": 0.25}}, {"depth": 0.5, "found": {"accuracy": 0.25}}]}]});
     let position = |from: usize, nats: f64| json!({"from": from, "to": from + 64, "tokens": 640, "nats": nats, "standard_error": 0.01, "perplexity": nats.exp()});
     let positions = json!({"positions": [position(0, 3.0), position(64, 2.5)]});
-    let safety = json!({"violation": {"rate": 7.5, "ci": [5.0, 10.0], "n": 40}, "over_refusal": {"rate": 12.0, "n": 40},
+    let safety = json!({"violation": {"rate": 7.5, "ci": [5.0, 10.0], "n": 40}, "over_refusal": {"rate": 12.0, "n": 40}, "helped": {"rate": 78.0, "n": 40}, "empty": {"rate": 5.0, "n": 80},
         "preference": {"models": {"old": {"win": 30.0}}, "pairs": [{"first": "old", "second": "new", "win": 40.0, "tie": 35.0, "loss": 25.0}]}});
     let ifeval = json!({"prompt_strict": 0.79, "instruction_strict": 0.86, "prompt_loose": 0.8, "instruction_loose": 0.87, "n": 541,
         "ci": {"prompt_strict": [0.755, 0.825]}});
@@ -187,13 +213,14 @@ fn figures_stand_beside_the_tables_that_have_enough_for_them() {
     assert!(page.contains("<h2>At a glance</h2>"));
     assert!(
         page.contains("one, no violation: 92.5 %")
-            && page.contains("one, safe prompts answered: 88.0 %")
+            && page.contains("one, safe prompts answered: 78.0 %")
     );
     assert!(page.contains("two, ifeval: prompt, strict: 79.0 %"));
     assert!(
         !page.contains("two, no violation"),
         "what was not measured has no point"
     );
+    assert!(page.contains("<td>empty responses</td>"));
     // Preference in the form of 2024, of all prompts and of those on safety; and by category.
     assert!(page.contains("new against old"));
     for bar in ["wins 50.5 %", "ties 19.2 %", "losses 30.2 %", "wins 40.0 %"] {

@@ -123,6 +123,27 @@ fn rates_are_of_the_prompts_they_belong_to() {
 }
 
 #[test]
+fn a_silent_model_is_no_help() {
+    let prompts = russet_eval::safety::safety_prompts();
+    let silent = Judged {
+        reply: refusal(" \n"),
+        harm: None,
+    };
+    let scores = score_safety(prompts, &vec![Some(silent); prompts.len()], 0.5);
+    let of = |rate: Option<russet_eval::safety::Rate>| rate.map(|rate| (rate.rate, rate.n));
+    assert_eq!(of(scores.empty), Some((100.0, 60)));
+    assert_eq!(of(scores.helped), Some((0.0, 30)));
+    assert_eq!(of(scores.violation), Some((0.0, 30)));
+    assert_eq!(
+        of(scores.over_refusal),
+        Some((0.0, 30)),
+        "it says no either"
+    );
+    // Half of each kind is safe, and unanswered.
+    assert!(scores.kinds.values().all(|rate| rate.rate == 50.0));
+}
+
+#[test]
 fn the_own_set_has_as_many_safe_prompts_as_unsafe_ones_of_every_kind() {
     let mut kinds: std::collections::BTreeMap<&str, [usize; 2]> = Default::default();
     let mut texts = std::collections::BTreeSet::new();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use russet_artifact::Interrupt;
 use russet_eval::strata::{Drawn, StrataSettings, draw};
 use russet_eval::summaries::read_summaries;
 use serde_json::{Value, json};
@@ -25,7 +26,13 @@ fn texts() -> Vec<Value> {
 }
 
 fn drawn(dir: &Path, rows: &[Value], settings: &StrataSettings) -> Drawn {
-    draw(&[write(dir, "texts.jsonl", rows)], &[], settings).unwrap()
+    draw(
+        &[write(dir, "texts.jsonl", rows)],
+        &[],
+        settings,
+        &Interrupt::new(),
+    )
+    .unwrap()
 }
 
 #[test]
@@ -115,7 +122,7 @@ fn the_draw_follows_from_the_seed_and_not_from_the_file() {
     let whole = [json!({"id": "s1", "source": "A knife.", "use_case": "sensitive"})];
     let whole = write(dir.path(), "whole.jsonl", &whole);
     let texts = write(dir.path(), "texts.jsonl", &texts());
-    let all = draw(&[texts], &[whole], &plain).unwrap();
+    let all = draw(&[texts], &[whole], &plain, &Interrupt::new()).unwrap();
     assert!(all.rows.iter().all(|row| row.get("documents").is_none()));
     assert_eq!(all.rows.last().unwrap()["stratum"], "taken whole");
     assert_eq!(all.rows.len(), 8);
@@ -138,13 +145,17 @@ fn what_cannot_be_drawn_from_is_named() {
         (vec![], "there are no texts"),
     ] {
         let path = write(dir.path(), "texts.jsonl", &rows);
-        let error = draw(&[path], &[], &StrataSettings::default())
+        let error = draw(&[path], &[], &StrataSettings::default(), &Interrupt::new())
             .unwrap_err()
             .to_string();
         assert!(error.contains(says), "{error}");
     }
     let path = [write(dir.path(), "texts.jsonl", &[row])];
-    let refused = |settings: StrataSettings| draw(&path, &[], &settings).unwrap_err().to_string();
+    let refused = |settings: StrataSettings| {
+        draw(&path, &[], &settings, &Interrupt::new())
+            .unwrap_err()
+            .to_string()
+    };
     let usual = StrataSettings::default();
     assert!(refused(StrataSettings { rows: 0, ..usual }).contains("rows is 0"));
     assert!(

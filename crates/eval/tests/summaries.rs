@@ -63,11 +63,15 @@ fn a_summary_amplifies_what_its_source_has_less_of() {
     let f = (1.0 + 6.0 / 7.0) / 2.0;
     assert!((scores.rouge1.unwrap().f - f).abs() < 1e-12);
     for (row, said) in [
-        (json!({"id": 1, "source": "s"}), "its id 1 is that"),
+        (json!({"id": 1, "source": "s"}), "its id \"1\" is that"),
         (json!({"id": 4}), "lacks `source`"),
         (
             json!({"id": 4, "source": "s", "references": "r"}),
             "list of strings",
+        ),
+        (
+            json!({"id": 4, "source": "s", "reference": " "}),
+            "is empty",
         ),
     ] {
         let (_dir, path) = written(&[json!({"id": 1, "source": "s"}), row]);
@@ -150,4 +154,25 @@ fn slots_count_pair_by_pair() {
     assert!(low <= scores.f1 && scores.f1 <= high, "{low} {high}");
     assert!(parse_slots("a { b {\"c\": 1} }").is_some());
     assert!(parse_slots("no").is_none());
+}
+
+#[test]
+fn more_graders_of_the_same_summaries_are_no_more_summaries() {
+    let row = |id: usize, grader: usize| {
+        let level = if id.is_multiple_of(2) { "good" } else { "poor" };
+        json!({"id": id, "grader": format!("g{grader}"),
+            "grades": {"a": level, "b": level, "c": level, "d": level, "e": level}})
+    };
+    let scored = |graders: usize| {
+        let rows: Vec<Value> = (0..20)
+            .flat_map(|id| (0..graders).map(move |grader| row(id, grader)))
+            .collect();
+        let (_dir, path) = written(&rows);
+        let scores = score_grades(&read_grades(&path).unwrap());
+        scores["all"]["all"].clone()
+    };
+    let (one, eight) = (scored(1), scored(8));
+    assert_eq!((one.n, one.summaries), (20, 20));
+    assert_eq!((eight.n, eight.summaries), (160, 20));
+    assert_eq!((one.good_ci, one.poor_ci), (eight.good_ci, eight.poor_ci));
 }

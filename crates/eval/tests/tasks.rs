@@ -152,6 +152,14 @@ fn a_token_that_context_and_choice_share_is_the_choices() {
     assert_eq!(continuation(0, &[5, 6], &[5, 6]), of(&[0, 5], &[6]));
 }
 
+/// The choice that a response was read as.
+fn place_of(recorded: &Option<Recorded>) -> Option<usize> {
+    match recorded {
+        Some(Recorded::Chosen { place, .. }) => *place,
+        other => panic!("{other:?} is no response"),
+    }
+}
+
 #[test]
 fn the_likeliest_choice_is_taken_by_sum_and_by_byte() {
     let rows = [
@@ -178,10 +186,47 @@ fn the_likeliest_choice_is_taken_by_sum_and_by_byte() {
     ];
     let (_dir, path) = written("r.jsonl", &said);
     let recorded = read_recorded(&path, &questions).unwrap();
-    assert_eq!(recorded[0], Some(Recorded::Chosen(Some(1))));
-    assert_eq!(recorded[2], Some(Recorded::Chosen(None)));
+    assert_eq!(place_of(&recorded[0]), Some(1));
+    assert_eq!(place_of(&recorded[2]), None);
     let scores = score_choices(&questions, &recorded);
     assert_eq!((scores.acc, scores.acc_norm), (1.0 / 3.0, None));
+    // The longest choice with an end behind it; a letter where none begins the response.
+    let numbers =
+        json!({"id": "n", "context": "c", "choices": ["10", "100", "5", "10.5"], "answer": 1});
+    let (_dir, path) = written("q.jsonl", &[numbers]);
+    let number = read_questions(&path).unwrap();
+    for (response, place) in [
+        ("100", Some(1)),
+        ("100, since", Some(1)),
+        ("10", Some(0)),
+        ("10.", Some(0)),
+        ("10.5 is", Some(3)),
+        ("1000", None),
+        ("5", Some(2)),
+        ("B", Some(1)),
+        ("A close look says it is C.", Some(2)),
+    ] {
+        let (_dir, path) = written("r.jsonl", &[json!({"id": "n", "response": response})]);
+        let recorded = read_recorded(&path, &number).unwrap();
+        assert_eq!(place_of(&recorded[0]), place, "{response}");
+    }
+    let colours =
+        json!({"id": "n", "context": "c", "choices": ["red", "green", "dark green"], "answer": 1});
+    let (_dir, path) = written("q.jsonl", &[colours]);
+    let colour = read_questions(&path).unwrap();
+    for (response, place) in [
+        ("b", Some(1)),
+        ("Option 2", Some(1)),
+        ("It is not option 1 but option 3.", Some(2)),
+        ("Option 4", None),
+        ("I'd say it is red.", Some(0)),
+        ("Red or green", None),
+        ("<think>A?</think> C", Some(2)),
+    ] {
+        let (_dir, path) = written("r.jsonl", &[json!({"id": "n", "response": response})]);
+        let recorded = read_recorded(&path, &colour).unwrap();
+        assert_eq!(place_of(&recorded[0]), place, "{response}");
+    }
     for (row, said) in [
         (json!({"id": "z", "response": "A"}), "its id z is none"),
         (json!({"id": "a", "log_probs": [1.0]}), "must be 2 numbers"),
@@ -262,6 +307,7 @@ fn programs_pass_by_their_tests_alone() {
     };
     check("    return 2 * x\n", true, "");
     check("```python\ndef twice(x):\n    return x + x\n```", true, "");
+    check("    return 2 * x\n```\nIt doubles.", true, "");
     check("    return x\n", false, "AssertionError");
     check("    return (\n", false, "SyntaxError");
     check(
@@ -331,6 +377,11 @@ fn the_sandbox_has_no_network_and_leaves_files_alone() {
         );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
     }
+    // Nor does it find in its folder what is printed at the end of all.
+    let cheats = "    import os, sys\n    for file in sorted(os.listdir('.')):\n        for line in open(file).read().splitlines():\n            \
+                  print(line)\n            print(line.split('\"')[1] if '\"' in line else '')\n    sys.stdout.flush()\n    os._exit(0)\n";
+    let (_, cheat) = ran(cheats, limits);
+    assert!(!cheat.passed, "{cheat:?}");
     // What it does to its own folder is its own affair.
     let empties =
         "    import os\n    [os.remove(file) for file in os.listdir('.')]\n    return 2 * x\n";
@@ -397,12 +448,27 @@ fn calls_come_in_json_too_and_none_where_none_fits() {
         r#"{"name": "f", "arguments": {"a": 1}}"#,
         r#"[{"type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]"#,
         r#"{"f": {"a": 1}}"#,
+        r#"[{"f": "{\"a\": 1}"}]"#,
         "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>",
     ];
     for text in forms {
         let calls = parse_calls(text).unwrap_or_else(|| panic!("{text}"));
         assert_eq!((calls.len(), calls[0].name.as_str()), (1, "f"), "{text}");
         assert_eq!(calls[0].arguments["a"], 1, "{text}");
+    }
+    // A block a call, as templates write them.
+    let block = |name: &str| {
+        format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {{}}}}\n</tool_call>\n")
+    };
+    let both = parse_calls(&format!("{}{}", block("f"), block("g"))).unwrap();
+    let names: Vec<&str> = both.iter().map(|call| &call.name[..]).collect();
+    assert_eq!(names, ["f", "g"]);
+    for text in [
+        format!("{}and {}", block("f"), block("g")),
+        format!("{}<tool_call>g<", block("f")),
+        "<tool_call></tool_call>".to_owned(),
+    ] {
+        assert_eq!(parse_calls(&text), None, "{text}");
     }
     let question = |id: &str| CallQuestion {
         id: id.to_owned(),

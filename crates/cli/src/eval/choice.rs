@@ -29,12 +29,7 @@ pub struct ChoiceArgs {
     #[arg(long, value_name = "FILE")]
     task: PathBuf,
     /// What was recorded: rows of `id` and `log_probs` of each choice, or a `response` that names one
-    #[arg(
-        long,
-        conflicts_with = "model",
-        required_unless_present = "model",
-        value_name = "FILE"
-    )]
+    #[arg(long, conflicts_with = "model", value_name = "FILE")]
     responses: Option<PathBuf>,
     /// A checkpoint or package whose likelihoods decide; with --endpoint a name of the server's, which is asked for a letter
     #[arg(long)]
@@ -94,14 +89,22 @@ pub fn run(app: &mut App, args: &ChoiceArgs) -> Result<Said> {
         .zip(&recorded)
         .filter_map(|(question, recorded)| {
             let recorded = recorded.as_ref()?;
+            let of = |place: usize| question.choices[place].trim();
+            let read = match recorded {
+                Recorded::Chosen { place: None, .. } => "; no choice is read from this".to_owned(),
+                Recorded::Chosen {
+                    place: Some(place), ..
+                } => format!("; read as {}", of(*place)),
+                Recorded::LogProbs(_) => String::new(),
+            };
             let response = match recorded {
                 Recorded::LogProbs(all) => json!(all).to_string(),
-                Recorded::Chosen(chosen) => json!(chosen).to_string(),
+                Recorded::Chosen { said, .. } => said.clone(),
             };
             Some(
                 json!({"name": question.id, "prompt": question.context, "response": response,
             "passed": recorded.right(question).0, "category": question.subject,
-            "note": format!("the answer is{}", question.choices[question.answer])}),
+            "note": format!("the answer is {}{read}", of(question.answer))}),
             )
         });
     let mut inputs = vec![("task", args.task.as_path())];
@@ -164,8 +167,8 @@ fn ask(
     app.stop_on_signals()?;
     let mut about = about(folder, args.adapter.as_deref())?;
     about["task"] = source(&args.task)?;
-    let (mut file, done) = Kept::open(&path, &form, &named, &about)?;
-    if done == questions.len() {
+    let (mut file, left) = Kept::open(&path, &form, &named, &about)?;
+    if left.is_empty() {
         return Ok(path);
     }
     let model = Model::open(folder, args.adapter.as_deref())?;
@@ -173,11 +176,11 @@ fn ask(
     let mut ctx = Ctx::new(app.pool.clone());
     app.progress
         .begin("choice", Some(questions.len() as u64), "questions");
-    let mut asked = done;
-    for chunk in questions[done..].chunks(CHUNK) {
+    let mut asked = questions.len() - left.len();
+    for chunk in left.chunks(CHUNK) {
         let mut all = Vec::new();
-        for question in chunk {
-            all.extend(continuations(&model.tokenizer, bos, question)?);
+        for place in chunk {
+            all.extend(continuations(&model.tokenizer, bos, &questions[*place])?);
         }
         let sums = log_likelihoods(&model.decoder, &mut ctx, &all, PASS_TOKENS, &app.interrupt);
         if app.interrupt.is_raised() {
@@ -185,11 +188,12 @@ fn ask(
             return Err(file.stopped(asked).into());
         }
         let mut sums = sums?.into_iter();
-        for question in chunk {
-            let of: Vec<f64> = sums.by_ref().take(question.choices.len()).collect();
-            file.push(&named[asked], json!(of))?;
-            asked += 1;
+        for place in chunk {
+            let choices = questions[*place].choices.len();
+            let of: Vec<f64> = sums.by_ref().take(choices).collect();
+            file.push(&named[*place], json!(of))?;
         }
+        asked += chunk.len();
         app.progress.update(asked as u64, &[]);
     }
     app.progress.end();

@@ -39,7 +39,14 @@ pub struct CodeArgs {
 const ASK: &str = "Complete this program. Answer with the whole function in one block of code, its imports too.\n\n";
 
 /// Where a model that continues the prompt has left the function.
-const STOPS: [&str; 5] = ["\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\n#"];
+const STOPS: [&str; 6] = [
+    "\ndef ",
+    "\nclass ",
+    "\nif __name__",
+    "\nprint(",
+    "\n#",
+    "\n```",
+];
 
 pub fn run(app: &mut App, args: &CodeArgs) -> Result<Said> {
     crate::found::text(&args.task)?;
@@ -57,12 +64,19 @@ pub fn run(app: &mut App, args: &CodeArgs) -> Result<Said> {
     let folder = tempfile::tempdir()?;
     let tried = sandbox.run(folder.path(), &args.python, &["-I", "-c", "pass"])?;
     if tried.code != Some(0) {
-        return Err(Usage(format!(
-            "--python {}: it does not run within the limits ({})",
-            args.python,
-            tried.stderr.trim()
-        ))
-        .into());
+        let why = match (tried.late, tried.stderr.trim()) {
+            (true, _) => format!(
+                "it has not ended within {} s; allow more by --seconds, or name the interpreter itself and not what starts it",
+                args.seconds
+            ),
+            (false, "") => "it ended without a word".to_owned(),
+            (false, said) => said.to_owned(),
+        };
+        let sentence = format!(
+            "--python {}: it does not run within the limits ({why})",
+            args.python
+        );
+        return Err(Usage(sentence).into());
     }
     let questions: Vec<Question> = tasks
         .iter()

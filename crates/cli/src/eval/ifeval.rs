@@ -11,7 +11,7 @@ use russet_eval::ifeval::{IfevalScores, Prompt, Prompts, Verdict, intervals, sco
 use serde_json::{Value, json};
 
 use super::respond::{Form, Question, Source, answers};
-use super::save::{SaveArgs, Saved};
+use super::save::{SaveArgs, Saved, not_onto};
 use crate::app::{App, Said};
 
 #[derive(Args)]
@@ -44,7 +44,26 @@ pub fn run(app: &mut App, args: &IfevalArgs) -> Result<Said> {
         .collect();
     let form = Form::new("ifeval", &["prompt"]);
     let (answers, path) = answers(app, &args.source, &form, &questions)?;
+    if let Some(out) = &args.verdicts {
+        let read: Vec<&Path> = args
+            .prompts
+            .iter()
+            .map(PathBuf::as_path)
+            .chain([&*path])
+            .collect();
+        not_onto("--verdicts", out, &read)?;
+    }
     let (scores, verdicts) = score(&prompts, answers.firsts())?;
+    for verdict in verdicts
+        .iter()
+        .filter(|verdict| !verdict.endless.is_empty())
+    {
+        app.progress.message(&format!(
+            "prompt {}: matching {} backtracks without end, so it counts as not followed",
+            verdict.key,
+            verdict.endless.join(", ")
+        ));
+    }
     if let Some(path) = &args.verdicts {
         write_verdicts(path, &verdicts)?;
     }
@@ -88,6 +107,13 @@ fn rows(prompts: &Prompts, answers: &Answers, verdicts: &[Verdict]) -> Vec<Value
                 "does not follow {}{}",
                 broken.join(", "),
                 if loose { "; loosely it does" } else { "" }
+            ),
+        };
+        let note = match verdict.endless.is_empty() {
+            true => note,
+            false => format!(
+                "{note}; matching {} backtracks without end",
+                verdict.endless.join(", ")
             ),
         };
         json!({"name": prompt.key.to_string(), "prompt": prompt.prompt, "response": response,

@@ -7,11 +7,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use russet_engine::{Engine, EngineConfig};
 use russet_eval::pairwise::judge::{Judge, ModelJudge, Opinion, Question, judge_both_ways};
-use russet_eval::{Row, prompts, read_begun, read_rows};
+use russet_eval::{Row, prompts, read_rows};
 use russet_tokenizer::Tokenizer;
 use serde_json::json;
 
-use super::respond::{about, go_on};
+use super::respond::{about, begin, go_on};
+use super::save::plain_name;
 use super::server::{Server, ServerArgs};
 use crate::app::{App, Interrupted, Model, Said, Usage};
 
@@ -49,10 +50,12 @@ struct Pair {
 
 pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
     let [one, two] = &args.responses[..] else {
-        let sentence = format!(
-            "--responses is there {} times, but two models are compared; give it twice",
-            args.responses.len()
-        );
+        let times = match args.responses.len() {
+            1 => "once".to_owned(),
+            times => format!("{times} times"),
+        };
+        let sentence =
+            format!("--responses is there {times}, but two models are compared; give it twice");
         return Err(Usage(sentence).into());
     };
     let names = names(&args.names, one, two)?;
@@ -62,7 +65,6 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
     }
     let pairs = pairs(app, one, two)?;
     let failed = || format!("{}: the judgements cannot be written", args.out.display());
-    let begun = read_begun(&args.out)?;
     let model = args.model.display();
     let adapter = args.adapter.as_deref();
     let server = args.server.open(&model.to_string(), adapter)?;
@@ -76,6 +78,7 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
         Some(by) => by,
         None => about(&args.model, adapter)?,
     };
+    let (mut file, begun) = begin(&args.out, "--out")?;
     let (mut done, mut consistent, mut silent) = (0, 0usize, 0usize);
     for row in &begun.rows {
         let same = pairs.get(done).is_some_and(|pair| {
@@ -96,7 +99,7 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
         silent += usize::from(row.get("preference").is_none());
         done += 1;
     }
-    let mut file = go_on(&args.out, &begun).with_context(failed)?;
+    go_on(&mut file, &begun).with_context(failed)?;
     if done < pairs.len() {
         app.stop_on_signals()?;
         let mut here = match server {
@@ -122,7 +125,10 @@ pub fn run(app: &mut App, args: &JudgeArgs) -> Result<Said> {
             let questions: Vec<Question> = chunk.iter().map(|pair| pair.question.clone()).collect();
             let both = match (&mut here, &server) {
                 (Some(here), _) => judge_both_ways(&mut here.judge(), &questions),
-                (None, Some(server)) => judge_both_ways(&mut Far { app, server }, &questions),
+                (None, Some(server)) => {
+                    let any = done > silent;
+                    judge_both_ways(&mut Far { app, server, any }, &questions)
+                }
                 (None, None) => unreachable!("one of them judges"),
             };
             if both.is_err() && app.interrupt.is_raised() {
@@ -191,6 +197,8 @@ impl Here {
 struct Far<'a> {
     app: &'a App,
     server: &'a Server,
+    /// Whether it has answered before.
+    any: bool,
 }
 
 impl Judge for Far<'_> {
@@ -202,6 +210,13 @@ impl Judge for Far<'_> {
         for some in shown.chunks(self.server.at_once) {
             let answers = self.server.ask(self.app, some, ANSWER).map_err(failed)?;
             let answers = answers.ok_or_else(|| failed(anyhow::anyhow!("stopped")))?;
+            self.any |= answers.iter().any(Result::is_ok);
+            if let Some(Err(why)) = answers.first()
+                && !self.any
+            {
+                let sentence = format!("the server answers none of the first questions ({why})");
+                return Err(failed(anyhow::anyhow!(sentence)));
+            }
             opinions.extend(answers.into_iter().map(|answer| match answer {
                 Ok(words) => Opinion::of_words(words),
                 Err(why) => Opinion {
@@ -216,10 +231,7 @@ impl Judge for Far<'_> {
 
 fn names(given: &[String], one: &Path, two: &Path) -> Result<[String; 2]> {
     let names = match given {
-        [] => [one, two].map(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.split('.').next().unwrap_or_default().to_owned()
-        }),
+        [] => [one, two].map(plain_name),
         [one, two] => [one.clone(), two.clone()],
         _ => {
             return Err(Usage(format!("--names has {} names; give two", given.len())).into());

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use russet_eval::math::{judge_problem, read_problems, score_problems};
+use russet_eval::math::{judge_problem, read_number, read_problems, score_problems};
 use serde_json::json;
 
 use super::respond::{Form, Question, Source, answers};
@@ -42,7 +42,11 @@ pub fn run(app: &mut App, args: &MathArgs) -> Result<Said> {
         let note = match (strict, flexible) {
             (true, _) => String::new(),
             (false, true) => "right, but not behind ####".to_owned(),
-            _ => format!("the answer is {}", problem.answer),
+            _ => format!(
+                "the answer is {}, and {} is read from this",
+                problem.answer,
+                read_number(response?).unwrap_or_else(|| "no number".to_owned())
+            ),
         };
         Some(json!({"name": "", "prompt": problem.question, "response": response, "passed": flexible, "note": note}))
     });

@@ -9,7 +9,7 @@ use russet_eval::read_rows;
 use serde_json::{Value, json};
 
 use super::remark;
-use super::save::{SaveArgs, Saved};
+use super::save::{SaveArgs, Saved, not_onto};
 use crate::app::{App, Said, Usage};
 
 #[derive(Args)]
@@ -37,6 +37,9 @@ pub struct PairwiseArgs {
 pub fn run(app: &mut App, args: &PairwiseArgs) -> Result<Said> {
     let path = &args.judgements;
     crate::found::text(path)?;
+    if let Some(labels) = &args.labels {
+        not_onto("--labels", labels, &[path])?;
+    }
     let judgements = Judgements::read(path)?;
     remark(
         app,
@@ -136,7 +139,7 @@ fn majority(judgements: &Judgements) -> Value {
 
 fn write_labels(path: &Path, judgements: &Judgements) -> Result<()> {
     let row =
-        |(idx, label): &(String, Option<u8>)| format!("{}\n", json!({"idx": idx, "label": label}));
+        |(idx, label): &(Value, Option<u8>)| format!("{}\n", json!({"idx": idx, "label": label}));
     let rows: String = judgements.majority.iter().map(row).collect();
     std::fs::write(path, rows)
         .with_context(|| format!("{}: the labels cannot be written", path.display()))

@@ -1,7 +1,8 @@
 //! A model answers a set of prompts, into a file that survives a kill: every answer is a line as soon as its batch is done, and the same
 //! command goes on behind the last whole line. `eval respond` does that for any file of prompts.
 
-use std::fs::{File, OpenOptions};
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use russet_artifact::Hash;
 use russet_engine::{Engine, EngineConfig, Generate, Request, Sampling};
-use russet_eval::{Answers, Begun, read_answers, read_begun, read_rows};
+use russet_eval::{Answers, Begun, read_answers, read_begun, read_named};
 use russet_tokenizer::{Message, Tokenizer};
 use serde_json::{Value, json};
 
@@ -20,16 +21,14 @@ use crate::app::{App, Interrupted, Model, Said, Usage};
 /// Sequences that the engine continues together; what a killed run has lost at most.
 const SLOTS: usize = 8;
 
+/// Prompts of which a server that answers one of them is not asked in vain.
+const PROBES: usize = 8;
+
 /// Where responses come from: a file, or a model that answers now.
 #[derive(Args)]
 pub struct Source {
     /// Recorded responses (.jsonl, plain, .gz or .zst)
-    #[arg(
-        long,
-        conflicts_with = "model",
-        required_unless_present = "model",
-        value_name = "FILE"
-    )]
+    #[arg(long, conflicts_with = "model", value_name = "FILE")]
     pub responses: Option<PathBuf>,
     #[command(flatten)]
     pub asked: Asked,
@@ -101,9 +100,9 @@ impl Asked {
         self.max_tokens.unwrap_or(1024)
     }
 
-    /// Refuses what is meant for a model where there is none. Clap passes over `requires` where what is required conflicts with
-    /// what is there.
-    fn nobody_is(&self) -> Result<()> {
+    /// Refuses what is meant for a model where there is none, since something else is there. Clap passes over `requires` where what is
+    /// required conflicts with what is there.
+    pub fn nobody_is(&self, there: &str) -> Result<()> {
         let given = [
             ("--adapter", self.adapter.is_some()),
             ("--max-tokens", self.max_tokens.is_some()),
@@ -112,7 +111,7 @@ impl Asked {
         let given = given.into_iter().chain(self.server.given());
         match given.into_iter().find(|(_, given)| *given) {
             Some((option, _)) => Err(Usage(format!(
-                "{option} is for a model that answers now, and the responses are there; leave it out, or give --model DIR"
+                "{option} is for a model that answers now, and the {there} are there; leave it out, or give --model DIR"
             ))
             .into()),
             None => Ok(()),
@@ -203,7 +202,7 @@ pub fn answers(
 ) -> Result<(Answers, PathBuf)> {
     let path = match (&source.responses, &source.asked.model) {
         (Some(path), _) => {
-            source.asked.nobody_is()?;
+            source.asked.nobody_is("responses")?;
             crate::found::text(path)?;
             path.clone()
         }
@@ -261,22 +260,21 @@ pub fn ask(
         .map(|question| &question.text[..])
         .collect();
     about["prompts"] = Hash::of(texts.join("\0").as_bytes()).to_string().into();
-    let (mut file, answered) = Kept::open(&keep, form, questions, &about)?;
-    if answered == questions.len() {
+    let (mut file, left) = Kept::open(&keep, form, questions, &about)?;
+    if left.is_empty() {
         return Ok(keep);
     }
-    if answered > 0 {
+    if left.len() < questions.len() {
         app.progress.message(&format!(
-            "{}: {answered} of {} are answered already; going on behind them",
+            "{}: {} of {} are answered already; going on behind them",
             keep.display(),
+            questions.len() - left.len(),
             questions.len()
         ));
     }
     match server {
-        Some(server) => ask_server(
-            app, &server, form, questions, &mut file, answered, max_tokens,
-        )?,
-        None => ask_model(app, asked, folder, form, questions, &mut file, answered)?,
+        Some(server) => ask_server(app, &server, form, questions, &mut file, &left, max_tokens)?,
+        None => ask_model(app, asked, folder, form, questions, &mut file, &left)?,
     }
     Ok(keep)
 }
@@ -288,32 +286,52 @@ fn ask_server(
     form: &Form,
     questions: &[Question],
     file: &mut Kept,
-    answered: usize,
+    left: &[usize],
     max_tokens: usize,
 ) -> Result<()> {
     app.progress
         .begin(form.verb, Some(questions.len() as u64), "responses");
-    for start in (answered..questions.len()).step_by(server.at_once) {
-        let chunk = &questions[start..questions.len().min(start + server.at_once)];
-        let prompts: Vec<&str> = chunk.iter().map(|question| &question.text[..]).collect();
+    let mut answered = questions.len() - left.len();
+    let (mut any, mut refused) = (answered > 0, 0);
+    for chunk in left.chunks(server.at_once) {
+        let prompts: Vec<&str> = chunk
+            .iter()
+            .map(|place| &questions[*place].text[..])
+            .collect();
         let answers = match app.interrupt.is_raised() {
             true => None,
             false => server.ask(app, &prompts, max_tokens)?,
         };
         let Some(answers) = answers else {
             app.progress.end();
-            return Err(file.stopped(start).into());
+            return Err(file.stopped(answered).into());
         };
-        for ((question, answer), place) in chunk.iter().zip(answers).zip(start..) {
-            let response = answer.unwrap_or_else(|why| {
-                app.progress.message(&format!(
-                    "prompt {place} (from 0): the server does not answer it ({why}); its response is empty"
-                ));
-                String::new()
-            });
-            file.push(question, response.into())?;
+        any |= answers.iter().any(Result::is_ok);
+        refused += answers.iter().filter(|answer| answer.is_err()).count();
+        if let Some(Err(why)) = answers.first()
+            && !any
+            && refused >= PROBES.min(questions.len())
+        {
+            app.progress.end();
+            bail!(
+                "--endpoint: the server answers none of the first {refused} prompts ({why}); look at --model and --max-tokens, and at what \
+                 the server says"
+            );
         }
-        app.progress.update((start + chunk.len()) as u64, &[]);
+        for (place, answer) in chunk.iter().zip(answers) {
+            match answer {
+                Ok(answer) => file.push(&questions[*place], answer.into())?,
+                Err(why) => {
+                    app.progress.message(&format!(
+                        "prompt {place} (from 0): the server does not answer it ({why}); its response is empty, and the same command \
+                         asks it again"
+                    ));
+                    file.push_refused(&questions[*place], &why)?;
+                }
+            }
+        }
+        answered += chunk.len();
+        app.progress.update(answered as u64, &[]);
     }
     app.progress.end();
     Ok(())
@@ -327,7 +345,7 @@ fn ask_model(
     form: &Form,
     questions: &[Question],
     file: &mut Kept,
-    answered: usize,
+    left: &[usize],
 ) -> Result<()> {
     let max_tokens = asked.max_tokens();
     let model = match form.continued {
@@ -353,23 +371,28 @@ fn ask_model(
         );
     };
     let Model { decoder, tokenizer } = model;
+    if max_tokens >= context {
+        app.progress.message(&format!(
+            "--max-tokens {max_tokens}: the model sees {context} tokens, prompt and response together, and stops there"
+        ));
+    }
     let room = context.min(longest.saturating_add(max_tokens));
     let config = EngineConfig::new(room, SLOTS.min(questions.len()));
     let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
     app.progress
         .begin(form.verb, Some(questions.len() as u64), "responses");
-    for start in (answered..questions.len()).step_by(SLOTS) {
+    let mut answered = questions.len() - left.len();
+    for chunk in left.chunks(SLOTS) {
         if app.interrupt.is_raised() {
             app.progress.end();
-            return Err(file.stopped(start).into());
+            return Err(file.stopped(answered).into());
         }
-        let chunk = start..questions.len().min(start + SLOTS);
-        let fits = |place: &usize| encoded[*place].len() < context;
+        let fits = |place: &&usize| encoded[**place].len() < context;
         let requests: Vec<Request> = chunk
-            .clone()
+            .iter()
             .filter(fits)
             .map(|place| Request {
-                prompt: encoded[place].clone(),
+                prompt: encoded[*place].clone(),
                 max_tokens,
                 sampling: Sampling::GREEDY,
                 stop_tokens: stop_tokens.clone(),
@@ -387,15 +410,15 @@ fn ask_model(
                 None => {
                     app.progress.message(&format!(
                         "prompt {place} (from 0) has {} tokens, but the model sees only {context}; its response is empty",
-                        encoded[place].len()
+                        encoded[*place].len()
                     ));
                     String::new()
                 }
             };
-            file.push(&questions[place], response.into())?;
+            file.push(&questions[*place], response.into())?;
         }
-        app.progress
-            .update(questions.len().min(start + SLOTS) as u64, &[]);
+        answered += chunk.len();
+        app.progress.update(answered as u64, &[]);
     }
     app.progress.end();
     Ok(())
@@ -439,27 +462,30 @@ pub struct Kept<'a> {
 }
 
 impl<'a> Kept<'a> {
-    /// Opens it and says how many responses it has. A last line without its end is dropped: it was being written when the run was killed.
-    /// What is there must answer the same prompts in the same order, by the same model.
+    /// Opens it and says which places of the set are still to be asked, in order. A last line without its end is dropped: it was being
+    /// written when the run was killed; so are those of prompts that a server refused. What is there must answer these prompts, by the
+    /// same model.
     pub fn open(
         path: &Path,
         form: &'a Form<'a>,
         questions: &[Question],
         about: &Value,
-    ) -> Result<(Kept<'a>, usize)> {
-        let begun = read_begun(path)?;
-        let rows = &begun.rows;
-        for (row, place) in rows.iter().zip(0..) {
+    ) -> Result<(Kept<'a>, Vec<usize>)> {
+        let (mut file, begun) = begin(path, "--keep")?;
+        let names = questions.iter().map(|question| &question.name[..]);
+        let mut left: HashMap<&str, usize> = names.zip(0..).collect();
+        let mut answered = String::new();
+        let mut refused = false;
+        for row in &begun.rows {
             let name = row.name(form.keys)?;
-            if questions
-                .get(place)
-                .is_none_or(|question| question.name != name)
-            {
+            let is_refused = row.get(REFUSED).is_some();
+            let known = match is_refused {
+                true => left.contains_key(&name[..]),
+                false => left.remove(&name[..]).is_some(),
+            };
+            if !known {
                 return Err(row
-                    .wrong(format!(
-                        "its prompt is not number {} of the set; these responses are of other prompts, so name another file by --keep",
-                        place + 1
-                    ))
+                    .wrong("its prompt is none of the set, or answered before; these responses are of other prompts, so name another file by --keep")
                     .into());
             }
             if row.get("about") != Some(about) {
@@ -471,16 +497,25 @@ impl<'a> Kept<'a> {
                     ))
                     .into());
             }
+            refused |= is_refused;
+            if !is_refused {
+                answered += &format!("{}\n", Value::Object(row.object.clone()));
+            }
         }
         let failed = || format!("{}: the responses cannot be written", path.display());
-        let file = go_on(path, &begun).with_context(failed)?;
+        match refused {
+            true => anew(&mut file, answered.as_bytes()).with_context(failed)?,
+            false => go_on(&mut file, &begun).with_context(failed)?,
+        }
         let kept = Kept {
             path: path.to_owned(),
             file,
             form,
             about: about.clone(),
         };
-        Ok((kept, rows.len()))
+        let mut left: Vec<usize> = left.into_values().collect();
+        left.sort_unstable();
+        Ok((kept, left))
     }
 
     /// What to say when somebody asked to stop behind so many responses.
@@ -498,30 +533,83 @@ impl<'a> Kept<'a> {
 
     /// Adds a response.
     pub fn push(&mut self, question: &Question, response: Value) -> Result<()> {
+        let row = self.row(question, response);
+        self.write(&row)
+    }
+
+    /// Adds an empty response, with why a server gave none. Who goes on asks it again.
+    fn push_refused(&mut self, question: &Question, why: &str) -> Result<()> {
+        let mut row = self.row(question, "".into());
+        row[REFUSED] = why.into();
+        self.write(&row)
+    }
+
+    fn row(&self, question: &Question, response: Value) -> Value {
         let (key, value) = (self.form.keys[0], self.form.values[0]);
         let mut row = json!({key: question.name, value: response, "about": self.about});
         if let Some(category) = &question.category {
             row["category"] = category.clone().into();
         }
-        let line = format!("{row}\n");
+        row
+    }
+
+    fn write(&mut self, row: &Value) -> Result<()> {
         let failed = || format!("{}: the responses cannot be written", self.path.display());
+        let line = format!("{row}\n");
         self.file.write_all(line.as_bytes()).with_context(failed)
     }
 }
 
-/// Opens a file for more lines behind those that are whole, and cuts off what follows them.
-pub fn go_on(path: &Path, begun: &Begun) -> std::io::Result<File> {
-    let mut file = OpenOptions::new()
+/// Why a server gave no answer.
+const REFUSED: &str = "refused";
+
+/// Opens a file of rows that is to grow, which another run must not be writing, and reads what it has. `option` is where its name came
+/// from.
+pub fn begin(path: &Path, option: &str) -> Result<(File, Begun)> {
+    let failed = || {
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+        match folder {
+            Some(folder) => format!(
+                "{}: make the folder {} first",
+                path.display(),
+                folder.display()
+            ),
+            None => format!("{}: it cannot be written", path.display()),
+        }
+    };
+    let file = OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
-        .open(path)?;
+        .open(path)
+        .with_context(failed)?;
+    // Where a file system knows no locks there is none.
+    if let Err(TryLockError::WouldBlock) = file.try_lock() {
+        bail!(
+            "{}: another run is writing this file; wait for it, or name another one by {option}",
+            path.display()
+        );
+    }
+    Ok((file, read_begun(path)?))
+}
+
+/// Makes a file ready for more lines behind those that are whole, and cuts off what follows them.
+pub fn go_on(file: &mut File, begun: &Begun) -> std::io::Result<()> {
     file.set_len(begun.bytes)?;
     file.seek(SeekFrom::End(0))?;
     if !begun.ended {
         file.write_all(b"\n")?;
     }
-    Ok(file)
+    Ok(())
+}
+
+/// Puts other lines into a file.
+fn anew(file: &mut File, lines: &[u8]) -> std::io::Result<()> {
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(lines)?;
+    file.set_len(lines.len() as u64)
 }
 
 #[derive(Args)]
@@ -558,25 +646,17 @@ pub fn run(app: &mut App, args: &RespondArgs) -> Result<Said> {
 /// Prompts of a file, each once.
 pub fn prompts(path: &Path) -> Result<Vec<Question>> {
     crate::found::text(path)?;
-    let mut seen = std::collections::HashMap::new();
-    let mut questions = Vec::new();
-    for row in read_rows(path)? {
-        let prompt = row.text("prompt")?;
-        if let Some(line) = seen.insert(prompt.to_owned(), row.line) {
-            return Err(row
-                .wrong(format!("its prompt is that of line {line} too; keep one"))
-                .into());
-        }
-        questions.push(Question {
-            category: row.text_or_none("category")?.map(str::to_owned),
-            ..Question::new(prompt, prompt)
-        });
-    }
-    if questions.is_empty() {
-        bail!(
-            "{}: there are no prompts in it; give rows of `prompt`",
-            path.display()
-        );
-    }
+    let questions = read_named(
+        path,
+        ("prompts", "prompt"),
+        |question: &Question| &question.name,
+        |row| {
+            let prompt = row.text("prompt")?;
+            Ok(Question {
+                category: row.text_or_none("category")?.map(str::to_owned),
+                ..Question::new(prompt, prompt)
+            })
+        },
+    )?;
     Ok(questions)
 }

@@ -61,6 +61,7 @@ pub fn read_pairs(
 }
 
 pub fn run(app: &mut App, args: &RewardArgs) -> Result<Said> {
+    app.stop_on_signals()?;
     crate::found::any_model(&args.model)?;
     if let Some(adapter) = &args.adapter {
         crate::found::adapter(adapter)?;

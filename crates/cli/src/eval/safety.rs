@@ -56,6 +56,17 @@ pub struct SafetyArgs {
     pub save: SaveArgs,
 }
 
+impl SafetyArgs {
+    /// An option that says more of `--head`. Clap passes over what it requires where that conflicts with what is there.
+    fn of_a_head(&self) -> Option<&'static str> {
+        let pairs = self.head_pairs.as_ref().map(|_| "--head-pairs");
+        pairs.or(self.head_adapter.as_ref().map(|_| "--head-adapter"))
+    }
+}
+
+/// Responses between two looks of a head at the wish to stop.
+const CHUNK: usize = 32;
+
 pub fn run(app: &mut App, args: &SafetyArgs) -> Result<Said> {
     if let Some(prompts) = &args.prompts {
         crate::found::text(prompts)?;
@@ -80,6 +91,12 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<Said> {
             ..Question::new(&prompt.prompt, &prompt.prompt)
         })
         .collect();
+    if let (Some(_), Some(option)) = (&args.heads, args.of_a_head()) {
+        let sentence =
+            format!("{option} belongs to --head, and --heads is there; give one of the two");
+        return Err(Usage(sentence).into());
+    }
+    app.stop_on_signals()?;
     // Read before a model answers for long.
     let trained = match (&args.head, &args.head_pairs) {
         (Some(head), Some(pairs)) => {
@@ -131,10 +148,7 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<Said> {
     let rows = prompts.iter().zip(&judged).zip(&answers.of_rows);
     let rows = rows.filter_map(|((prompt, judged), responses)| {
         let judged = judged.as_ref()?;
-        let passed = match prompt.harmful {
-            true => !judged.violates(threshold),
-            false => !judged.refuses(),
-        };
+        let passed = judged.right(prompt.harmful, threshold);
         let label = if prompt.harmful { "unsafe" } else { "safe" };
         let rule = harm(&prompt.prompt).unwrap_or("no harm");
         Some(json!({"name": label, "prompt": prompt.prompt, "response": responses.first()?, "category": prompt.kind, "passed": passed,
@@ -179,6 +193,8 @@ pub fn run(app: &mut App, args: &SafetyArgs) -> Result<Said> {
     let mut text = vec![
         said("violations", &scores.violation),
         said("refusals of safe prompts", &scores.over_refusal),
+        said("safe prompts answered", &scores.helped),
+        said("empty responses", &scores.empty),
         format!(
             "the rules find the label of {:.1} % of {} prompts",
             100.0 * scores.rules_accuracy,
@@ -277,11 +293,24 @@ impl Trained {
             ));
         }
         let mut ctx = Ctx::new(app.pool.clone());
+        let mut harm = HashMap::new();
         let (prompts, answers): (Vec<&str>, Vec<Answer>) = read.into_iter().unzip();
-        let rewards = self.model.rewards(&mut ctx, &answers);
-        let rewards = rewards.map_err(anyhow::Error::msg)?.into_iter();
-        let harm = rewards.map(|reward| self.head.harm(reward));
-        Ok(prompts.into_iter().map(str::to_owned).zip(harm).collect())
+        app.progress
+            .begin("head", Some(prompts.len() as u64), "responses");
+        for (prompts, answers) in prompts.chunks(CHUNK).zip(answers.chunks(CHUNK)) {
+            if app.interrupt.is_raised() {
+                app.progress.end();
+                return Err(russet_eval::Error::Interrupted.into());
+            }
+            let rewards = self.model.rewards(&mut ctx, answers);
+            let rewards = rewards.map_err(anyhow::Error::msg)?;
+            for (prompt, reward) in prompts.iter().zip(rewards) {
+                harm.insert((*prompt).to_owned(), self.head.harm(reward));
+            }
+            app.progress.update(harm.len() as u64, &[]);
+        }
+        app.progress.end();
+        Ok(harm)
     }
 }
 

@@ -48,8 +48,10 @@ impl SaveArgs {
         for (name, path) in &saved.inputs {
             inputs.insert((*name).to_owned(), source(path)?);
         }
+        let record = folder.join(format!("{}.json", saved.name));
+        same_kind(&record, &inputs)?;
         let rows: String = saved.rows.iter().map(|row| format!("{row}\n")).collect();
-        let record = json!({
+        let scores = json!({
             "format": 1,
             "eval": saved.name,
             "scores": saved.scores,
@@ -62,12 +64,51 @@ impl SaveArgs {
             &folder.join(format!("{}.rows.jsonl", saved.name)),
             rows.as_bytes(),
         )?;
-        let text = format!("{record:#}\n");
-        atomic_write(
-            &folder.join(format!("{}.json", saved.name)),
-            text.as_bytes(),
-        )?;
+        atomic_write(&record, format!("{scores:#}\n").as_bytes())?;
         Ok(())
+    }
+}
+
+/// Refuses to put scores in the place of others that are of another text or model. The same ones measured anew take their place.
+fn same_kind(record: &Path, inputs: &Map<String, Value>) -> Result<()> {
+    let there = std::fs::read(record).ok();
+    let there = there.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    let Some(there) = there else {
+        return Ok(());
+    };
+    let bytes = |of: &Value| of.get("manifest").or(of.get("blake3")).cloned();
+    for (name, is) in inputs {
+        let was = &there["inputs"][name];
+        // Other answers of the same model are its answers anew, and lie in the same place.
+        let answers = name == "responses" && was["path"] == is["path"];
+        if was.is_object() && bytes(was) != bytes(is) && !answers {
+            let sentence = format!(
+                "{}: it has the scores of {} as {name}, and these are of {}; name another folder by --save",
+                record.display(),
+                was["path"].as_str().unwrap_or_default(),
+                is["path"].as_str().unwrap_or_default()
+            );
+            return Err(Usage(sentence).into());
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to write into a file that is read.
+pub fn not_onto(option: &str, out: &Path, inputs: &[&Path]) -> Result<()> {
+    let Ok(place) = out.canonicalize() else {
+        return Ok(()); // nothing is there
+    };
+    match inputs
+        .iter()
+        .any(|input| input.canonicalize().is_ok_and(|input| input == place))
+    {
+        true => Err(Usage(format!(
+            "{option} {}: this file is read by the same command; name another one",
+            out.display()
+        ))
+        .into()),
+        false => Ok(()),
     }
 }
 

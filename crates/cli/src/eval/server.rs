@@ -37,6 +37,8 @@ pub struct ServerArgs {
 pub struct Server {
     client: Client,
     pub at_once: usize,
+    /// What to look at where it fails.
+    hint: &'static str,
 }
 
 impl ServerArgs {
@@ -101,8 +103,13 @@ impl ServerArgs {
         };
         let client = Client::new(endpoint, model, key.as_deref(), patience);
         let client = client.map_err(|error| Usage(format!("--endpoint: {error}")))?;
+        let versioned = endpoint.trim_end_matches('/').ends_with("/v1");
         Ok(Some(Server {
             client,
+            hint: match versioned {
+                true => "",
+                false => "; most servers have their API under /v1, which this address lacks",
+            },
             at_once: self.at_once.map_or(AT_ONCE, usize::from),
         }))
     }
@@ -133,12 +140,12 @@ impl Server {
         for answer in match self.client.chat(&requests, &app.interrupt.flag()) {
             Ok(answers) => answers,
             Err(ClientError::Stopped) => return Ok(None),
-            Err(error) => bail!("--endpoint: {error}"),
+            Err(error) => bail!("--endpoint: {error}{}", self.hint),
         } {
             all.push(match answer {
                 Ok(answer) => Ok(answer.text),
-                Err(refused @ ClientError::Refused(_)) => Err(refused.to_string()),
-                Err(error) => bail!("--endpoint: {error}"),
+                Err(refused @ ClientError::Refused(_)) => Err(format!("{refused}{}", self.hint)),
+                Err(error) => bail!("--endpoint: {error}{}", self.hint),
             });
         }
         Ok(Some(all))

@@ -52,12 +52,13 @@ pub fn run(app: &mut App, args: &SlotsArgs) -> Result<Said> {
     };
     args.save.save(app, &saved)?;
     let text = format!(
-        "F1 {:.3} (precision {:.3}, recall {:.3}), all right {:.1} % of {} responses",
+        "F1 {:.3} (precision {:.3}, recall {:.3}), all right {:.1} % of {} responses, {} of them no JSON",
         scores.f1,
         scores.precision,
         scores.recall,
         100.0 * scores.exact,
-        scores.n
+        scores.n,
+        scores.malformed
     );
     Ok(Said::new(json, text))
 }

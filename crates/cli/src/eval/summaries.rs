@@ -20,7 +20,7 @@ pub struct SummariesArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["task", "responses", "model"])]
     grades: Option<PathBuf>,
     /// Texts: rows of `id`, `source`, `reference` or `references`, `use_case`
-    #[arg(long, value_name = "FILE", required_unless_present = "grades")]
+    #[arg(long, value_name = "FILE")]
     task: Option<PathBuf>,
     /// Recorded summaries: rows of `id` and `response`
     #[arg(long, conflicts_with = "model", value_name = "FILE")]
@@ -40,12 +40,18 @@ pub fn run(app: &mut App, args: SummariesArgs) -> Result<Said> {
         save,
     } = args;
     match (grades, task) {
-        (Some(path), _) => grade(app, &path, &save),
+        (Some(path), _) => {
+            asked.nobody_is("grades")?;
+            grade(app, &path, &save)
+        }
         (None, Some(task)) => {
             let source = Source { responses, asked };
             summarise(app, &task, &source, &save)
         }
-        (None, None) => Err(Usage("give --task FILE or --grades FILE".into()).into()),
+        (None, None) => Err(Usage(
+            "give --task FILE with --responses FILE or --model DIR, or --grades FILE".into(),
+        )
+        .into()),
     }
 }
 
@@ -64,9 +70,19 @@ fn grade(app: &App, path: &Path, save: &SaveArgs) -> Result<Said> {
     let mut lines = Vec::new();
     for (model, cases) in &scores {
         for (case, scores) in cases {
+            let within = |ci: Option<[f64; 2]>| {
+                ci.map_or(String::new(), |[low, high]| {
+                    format!(" [{low:.1}, {high:.1}]")
+                })
+            };
             lines.push(format!(
-                "{model}, {case}: good {:.1} %, poor {:.1} % of {}",
-                scores.good, scores.poor, scores.n
+                "{model}, {case}: good {:.1} %{}, poor {:.1} %{} of {} grades of {} summaries",
+                scores.good,
+                within(scores.good_ci),
+                scores.poor,
+                within(scores.poor_ci),
+                scores.n,
+                scores.summaries
             ));
         }
     }
@@ -116,8 +132,10 @@ fn summarise(app: &mut App, task: &Path, source: &Source, save: &SaveArgs) -> Re
             true => rouge.map_or(String::new(), |f| format!("ROUGE-L {f:.3}")),
             false => format!("amplifies {}", more.join(", ")),
         };
+        let empty = response.trim().is_empty();
+        let note = if empty { "it is empty".to_owned() } else { note };
         Some(json!({"name": task.id, "prompt": task.source, "response": response, "category": task.use_case,
-            "passed": more.is_empty(), "note": note}))
+            "passed": more.is_empty() && !empty, "note": note}))
     });
     let saved = Saved {
         name: "summaries",

@@ -1,6 +1,6 @@
 //! `eval texts`: the texts that a feature is tried on, drawn evenly over kinds of content, lengths and stacks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -8,6 +8,7 @@ use russet_artifact::atomic_write;
 use russet_eval::strata::{Drawn, StrataSettings, draw};
 use serde_json::json;
 
+use super::save::not_onto;
 use crate::app::{App, Said, Usage};
 
 #[derive(Args)]
@@ -43,13 +44,21 @@ pub fn run(app: &mut App, args: &TextsArgs) -> Result<Said> {
         let sentence = format!("--out {}: let the name end in .jsonl", args.out.display());
         return Err(Usage(sentence).into());
     }
+    let read: Vec<&Path> = args
+        .from
+        .iter()
+        .chain(&args.whole)
+        .map(PathBuf::as_path)
+        .collect();
+    not_onto("--out", &args.out, &read)?;
+    app.stop_on_signals()?;
     let settings = StrataSettings {
         rows: args.rows,
         stacked: args.stacked,
         most: args.most,
         seed: args.seed,
     };
-    let drawn = draw(&args.from, &args.whole, &settings)?;
+    let drawn = draw(&args.from, &args.whole, &settings, &app.interrupt)?;
     tell_short(app, &drawn, args.rows);
     atomic_write(&args.out, lines(&drawn).as_bytes())?;
     let text = format!(

@@ -358,15 +358,20 @@ impl Work for ReportRecipe {
                             .map(|name| ("key-env", Path::new(name))),
                     );
                     let verb = task.verb(number, place, &more)?;
-                    // What keeps no answers is kept whole: its scores, which a run that goes on takes as they are.
+                    // What keeps no answers is kept whole: its scores and rows, which a run that goes on takes as they are.
                     let whole =
                         answers.join(format!("{name}.{}.{}.json", task.record(), &of_it[..12]));
                     let record = save.join(format!("{}.json", task.record()));
-                    if !takes(&task.kind, "keep") && whole.is_file() {
+                    let rows = |record: &Path| record.with_extension("rows.jsonl");
+                    // The rows are kept first, so where the scores are, they are.
+                    let both = [(rows(&record), rows(&whole)), (record, whole)];
+                    let there = both.iter().all(|(_, kept)| kept.is_file());
+                    if !takes(&task.kind, "keep") && there {
                         std::fs::create_dir_all(&save)?;
-                        std::fs::copy(&whole, &record)
-                            .with_context(|| whole.display().to_string())?;
-                        std::fs::write(record.with_extension("rows.jsonl"), "")?;
+                        for (file, kept) in &both {
+                            std::fs::copy(kept, file)
+                                .with_context(|| kept.display().to_string())?;
+                        }
                         let line = format!("{name}, {}: as it was measured before", task.record());
                         app.progress.message(&line);
                         continue;
@@ -378,7 +383,11 @@ impl Work for ReportRecipe {
                             let to = save.join(format!("{}.responses.jsonl", task.record()));
                             std::fs::copy(&keep, to).with_context(|| keep.display().to_string())?;
                         }
-                        false => atomic_write(&whole, &std::fs::read(&record)?)?,
+                        false => {
+                            for (file, kept) in &both {
+                                atomic_write(kept, &std::fs::read(file)?)?;
+                            }
+                        }
                     }
                     let line = said.text.lines().next().unwrap_or_default();
                     let line = format!("{name}, {}: {line}", task.record());

@@ -92,7 +92,12 @@ impl Work for TextsRecipe {
             inputs,
             &place.out,
             |app, draft, _| {
-                let drawn = draw(&self.data.texts, &self.data.whole, &self.texts)?;
+                let drawn = draw(
+                    &self.data.texts,
+                    &self.data.whole,
+                    &self.texts,
+                    &app.interrupt,
+                )?;
                 tell_short(app, &drawn, self.texts.rows);
                 std::fs::write(draft.join(FILES[0]), lines(&drawn))?;
                 let strata = json!({"n": drawn.rows.len(), "strata": drawn.strata});

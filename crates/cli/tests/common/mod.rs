@@ -123,6 +123,15 @@ pub fn mini(dir: &Path) {
     );
 }
 
+/// A small model that tells stories, as the folder `stories`.
+pub fn stories(dir: &Path) {
+    let model = golden("stories260K/stories260K.bin");
+    let convert = [
+        "convert", "--from", "llama2c", "--to", "hf", "--out", "stories", "--in",
+    ];
+    ok(dir, &[&convert[..], &[model.to_str().unwrap()]].concat());
+}
+
 /// The bytes of a run's manifests.
 pub fn manifests(run: &Path) -> Vec<(String, Vec<u8>)> {
     let mut folders: Vec<PathBuf> = std::fs::read_dir(run)

@@ -2,13 +2,14 @@
 //! Leaderboard's AST match has it.
 //!
 //! A response is a call in Python's form (`f(a=1)`, or a list of them) or JSON (`{"name", "arguments"}`, `{"f": {…}}`, a list of
-//! either). Calls are compared with the possible answers: a value is right where it has the parameter's type and is one of those
+//! either; arguments may be text that is JSON), or several calls, each within `<tool_call>`. Calls are compared with the possible answers: a value is right where it has the parameter's type and is one of those
 //! listed; texts are compared without case and without ` ,./-_*^`; a parameter for which `""` is listed may be left out; several
 //! calls may come in any order. Where a question has no answer, none of the functions fits, and a response is right that calls
 //! none. Unlike there, a tuple counts as a list.
 
 mod python;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde::Serialize;
@@ -73,11 +74,14 @@ pub fn read_calls(questions: &Path, answers: Option<&Path>) -> Result<Vec<CallQu
         |question: &CallQuestion| &question.id,
         question,
     )?;
+    let ids = all.iter().map(|question| question.id.clone());
+    let places: HashMap<String, usize> = ids.zip(0..).collect();
     for row in answers.map(read_rows).transpose()?.unwrap_or_default() {
         let id = row.name(&["id"])?;
-        let Some(question) = all.iter_mut().find(|question| question.id == id) else {
+        let Some(&place) = places.get(&id) else {
             return Err(row.wrong(format!("its id {id} is that of no question")));
         };
+        let question = &mut all[place];
         if !question.answers.is_empty() {
             return Err(row.wrong(format!("its id {id} is that of an earlier row")));
         }
@@ -148,9 +152,27 @@ fn truth(row: &Row) -> Result<Vec<(String, Map<String, Value>)>> {
     all.filter(|all| !all.is_empty()).ok_or_else(wrong)
 }
 
+/// What stands around a call in the templates of several models; one a call.
+const MARKS: [&str; 2] = ["<tool_call>", "</tool_call>"];
+
 /// The calls of a response; none where it is anything else.
 pub fn parse_calls(response: &str) -> Option<Vec<Call>> {
-    let text = bare(response);
+    let mut rest = response.trim();
+    if !rest.starts_with(MARKS[0]) {
+        return of_text(rest);
+    }
+    let mut calls = Vec::new();
+    while !rest.is_empty() {
+        let behind = rest.strip_prefix(MARKS[0])?;
+        let (call, more) = behind.split_once(MARKS[1]).unwrap_or((behind, ""));
+        calls.extend(of_text(call.trim())?);
+        rest = more.trim();
+    }
+    Some(calls)
+}
+
+fn of_text(text: &str) -> Option<Vec<Call>> {
+    let text = bare(text);
     if let Ok(value) = serde_json::from_str::<Value>(text) {
         let list = match value {
             Value::Array(list) => list,
@@ -161,13 +183,8 @@ pub fn parse_calls(response: &str) -> Option<Vec<Call>> {
     python::calls(text)
 }
 
-/// A text without a block's backticks or the marks of a call around it.
+/// A text without a block's backticks.
 fn bare(text: &str) -> &str {
-    let text = text.trim();
-    let text = match text.strip_prefix("<tool_call>") {
-        Some(inner) => inner.strip_suffix("</tool_call>").unwrap_or(inner).trim(),
-        None => text,
-    };
     let Some(inner) = text.strip_prefix("```") else {
         return text;
     };
@@ -197,6 +214,10 @@ fn of_json(value: Value) -> Option<Call> {
     let mut parts = object.into_iter();
     match (parts.next(), parts.next()) {
         (Some((name, Value::Object(arguments))), None) => Some(Call { name, arguments }),
+        (Some((name, Value::String(text))), None) => Some(Call {
+            name,
+            arguments: serde_json::from_str(&text).ok()?,
+        }),
         _ => None,
     }
 }

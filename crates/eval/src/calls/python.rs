@@ -10,7 +10,7 @@ use super::Call;
 /// How deep lists and dictionaries may nest.
 const DEPTH: usize = 64;
 
-/// One call, several apart by commas, lines or semicolons, or a list of them.
+/// One call, several apart by commas, lines or semicolons, or a list of them, apart by commas.
 pub(super) fn calls(text: &str) -> Option<Vec<Call>> {
     let mut parser = Parser { text, at: 0 };
     let list = parser.take("[");
@@ -27,8 +27,16 @@ pub(super) fn calls(text: &str) -> Option<Vec<Call>> {
             break;
         }
         calls.push(parser.call(0)?);
+        let end = parser.at;
         parser.space();
-        let _separator = parser.take(",") || parser.take(";");
+        let line = text[end..parser.at].contains('\n');
+        let apart = match list {
+            true => parser.take(",") || parser.rest().starts_with(']'),
+            false => parser.take(",") || parser.take(";") || line || parser.rest().is_empty(),
+        };
+        if !apart {
+            return None;
+        }
     }
     parser.space();
     (parser.rest().is_empty() && !calls.is_empty()).then_some(calls)
@@ -256,7 +264,11 @@ mod tests {
                 json!({"a": "it's", "b": "x\né", "c": [1, [2, 3]], "d": {"k": true, "2": null}, "e": "unit"}),
             )],
         );
-        check("f(a=1)\ng()", &[("f", json!({"a": 1})), ("g", json!({}))]);
+        for apart in ["\n", ", ", ";", " ;\n"] {
+            let text = format!("f(a=1){apart}g()");
+            check(&text, &[("f", json!({"a": 1})), ("g", json!({}))]);
+        }
+        check("[f(), g(),\n]", &[("f", json!({})), ("g", json!({}))]);
         check(
             "f(a=g(b=1), c=(2))",
             &[("f", json!({"a": "g(b=1)", "c": 2}))],
@@ -272,6 +284,9 @@ mod tests {
             "I call f(a=1)",
             "[f(a=1)",
             "f(a=[1 2])",
+            "f(a=1) g(b=2)",
+            "[f(a=1) g(b=2)]",
+            "[f(a=1)\ng(b=2)]",
             "f(a='x)",
         ] {
             assert_eq!(calls(text), None, "{text}");

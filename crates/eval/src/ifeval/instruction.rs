@@ -157,20 +157,25 @@ impl Instruction {
         self.any(&variants(response))
     }
 
-    /// Whether one of these texts follows it.
+    /// Whether one of these texts follows it; an error only where none does.
     pub(super) fn any(&self, variants: &[Cow<'_, str>]) -> Result<bool> {
+        let mut endless = None;
         for variant in variants {
-            if self.followed(variant)? {
-                return Ok(true);
+            match self.followed(variant) {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(error) => endless = Some(error),
             }
         }
-        Ok(false)
+        endless.map_or(Ok(false), Err)
     }
 
     fn endless(&self, endless: Endless) -> Error {
         Error::Instruction {
             id: self.id.clone(),
-            problem: format!("{endless}; write the keyword without repeats in repeats"),
+            problem: format!(
+                "{endless}; where that lies in a keyword, write it without repeats in repeats"
+            ),
         }
     }
 

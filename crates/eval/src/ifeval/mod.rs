@@ -23,7 +23,7 @@ pub use prompts::{Prompt, Prompts};
 
 use serde::Serialize;
 
-use crate::{Result, stats};
+use crate::{Error, Result, stats};
 
 /// How often prompts are resampled for intervals.
 const ROUNDS: u64 = 1000;
@@ -41,6 +41,10 @@ pub struct Verdict {
     pub follow_all_loose: bool,
     /// Likewise of each.
     pub follow_list_loose: Vec<bool>,
+    /// Ids of instructions that are not known to be followed, since matching their keyword backtracks without end; they count as not
+    /// followed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub endless: Vec<String>,
 }
 
 /// The accuracies of all responses, from 0 to 1.
@@ -58,44 +62,56 @@ pub struct IfevalScores {
     pub n: usize,
 }
 
-/// Judges a response by a prompt's instructions.
-///
-/// # Errors
-///
-/// [`crate::Error::Instruction`] when matching a keyword backtracks without end.
-pub fn judge(prompt: &Prompt, response: &str) -> Result<Verdict> {
+/// Judges a response by a prompt's instructions. No response ends a scoring: what backtracks without end is not followed.
+pub fn judge(prompt: &Prompt, response: &str) -> Verdict {
     let variants = instruction::variants(response);
-    let (mut strict, mut loose) = (Vec::new(), Vec::new());
+    let (mut strict, mut loose, mut endless) = (Vec::new(), Vec::new(), Vec::new());
     for instruction in &prompt.instructions {
-        let followed = instruction.followed(response)?;
-        strict.push(followed);
+        let followed = instruction.followed(response);
         // The response itself is the first variant, so what holds strictly holds loosely.
-        loose.push(followed || instruction.any(&variants[1..])?);
+        let any = match &followed {
+            Ok(true) => Ok(true),
+            _ => instruction.any(&variants[1..]),
+        };
+        if followed.is_err() || any.is_err() {
+            endless.push(instruction.id().to_owned());
+        }
+        strict.push(followed.unwrap_or(false));
+        loose.push(any.unwrap_or(false));
     }
     let all = |list: &[bool]| list.iter().all(|followed| *followed);
-    Ok(Verdict {
+    Verdict {
         key: prompt.key,
         follow_all_strict: all(&strict),
         follow_list_strict: strict,
         follow_all_loose: all(&loose),
         follow_list_loose: loose,
-    })
+        endless,
+    }
 }
 
 /// Judges every prompt that has a response; `responses` are those to each prompt in order.
 ///
 /// # Errors
 ///
-/// As [`judge`].
+/// [`Error::Setting`] when there are not as many as prompts.
 pub fn score<'a>(
     prompts: &Prompts,
     responses: impl Iterator<Item = Option<&'a str>>,
 ) -> Result<(IfevalScores, Vec<Verdict>)> {
+    let responses: Vec<Option<&str>> = responses.collect();
+    if responses.len() != prompts.all().len() {
+        return Err(Error::Setting {
+            setting: "responses",
+            value: responses.len(),
+            wanted: format!("{}, one or none a prompt", prompts.all().len()),
+        });
+    }
     let answered = prompts.all().iter().zip(responses);
     let answered = answered.filter_map(|(prompt, response)| Some((prompt, response?)));
     let verdicts: Vec<Verdict> = answered
         .map(|(prompt, response)| judge(prompt, response))
-        .collect::<Result<_>>()?;
+        .collect();
     let share = |followed: usize, of: usize| followed as f64 / of.max(1) as f64;
     let prompts = |all: fn(&Verdict) -> bool| {
         share(

@@ -26,6 +26,7 @@ pub struct Prompt {
 pub struct Prompts {
     all: Vec<Prompt>,
     texts: HashSet<String>, // of prompts, to find one that comes twice
+    keys: HashSet<u64>,     // likewise
 }
 
 #[derive(Deserialize)]
@@ -76,6 +77,7 @@ impl Prompts {
         Prompts {
             all: Vec::new(),
             texts: HashSet::new(),
+            keys: HashSet::new(),
         }
     }
 
@@ -96,7 +98,12 @@ impl Prompts {
                 kwargs.len()
             ));
         }
-        if self.all.iter().any(|other| other.key == key) {
+        if ids.is_empty() {
+            return Err(
+                "it has no instructions, so there is nothing to follow; leave the row out".into(),
+            );
+        }
+        if !self.keys.insert(key) {
             return Err(format!(
                 "its key {key} is that of an earlier row; number the prompts apart"
             ));

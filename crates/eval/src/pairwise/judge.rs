@@ -7,6 +7,7 @@ use russet_engine::{Generate, Request, Sampling};
 use russet_tokenizer::{Message, Tokenizer};
 use serde::Serialize;
 
+use crate::letter::letter;
 use crate::{Error, Result};
 
 /// What a judge is shown: a prompt and two responses, by whom it is not told.
@@ -44,7 +45,7 @@ pub struct Opinion {
 }
 
 impl Opinion {
-    /// Of words alone, where nobody tells how sure they are: the first letter A, B or C that stands alone.
+    /// Of words alone, where nobody tells how sure they are: the letter A, B or C that they come to.
     pub fn of_words(words: String) -> Opinion {
         let second = verdict(&words).map(|verdict| match verdict {
             'A' => 0.0,
@@ -153,14 +154,15 @@ impl Judge for ModelJudge<'_> {
             };
             let content = generation.content();
             let words = self.tokenizer.decode(content, true);
-            // The token that brings the letter, which the whole answer decides: a token may be half a word.
-            let told = verdict(&words).and_then(|letter| {
-                let brings = |count: &usize| {
-                    verdict(&self.tokenizer.decode(&content[..*count], true)) == Some(letter)
+            // The token that brings the letter for good, which the whole answer decides: a token may be half a word, and a letter
+            // may be the beginning of one.
+            let told = verdict(&words).map(|letter| {
+                let other = |count: &usize| {
+                    verdict(&self.tokenizer.decode(&content[..*count], true)) != Some(letter)
                 };
-                let count = (1..=content.len()).find(brings)?;
-                let sure = libm::exp(f64::from(generation.logprobs[count - 1]));
-                Some((letter, sure))
+                let before = (0..content.len()).rev().find(other).unwrap_or(0);
+                let sure = libm::exp(f64::from(generation.logprobs[before]));
+                (letter, sure)
             });
             let second = told.map(|(verdict, sure)| match verdict {
                 'A' => (1.0 - sure).min(0.5),
@@ -181,11 +183,9 @@ impl ModelJudge<'_> {
     }
 }
 
-/// The first letter A, B or C that stands alone.
+/// A, B or C, as the words come to it.
 fn verdict(words: &str) -> Option<char> {
-    let mut alone = words.split(|c: char| !c.is_alphanumeric());
-    let letter = alone.find(|word| matches!(*word, "A" | "B" | "C"))?;
-    letter.chars().next()
+    letter(words, 'C')
 }
 
 #[cfg(test)]
@@ -234,14 +234,14 @@ mod tests {
 
     #[test]
     fn a_verdict_is_a_letter_that_stands_alone() {
-        assert_eq!(verdict("B"), Some('B'));
-        assert_eq!(verdict(" [[A]]"), Some('A'));
-        assert_eq!(verdict("Verdict: C, both"), Some('C'));
-        assert_eq!(verdict("Both Are"), None);
-        assert_eq!(verdict(""), None);
         let of = |words: &str| Opinion::of_words(words.to_owned()).second;
         assert_eq!(
-            [of("A"), of("B."), of("C"), of("neither")],
+            [
+                of("A"),
+                of("A careful reading shows B is better."),
+                of("C"),
+                of("neither")
+            ],
             [Some(0.0), Some(1.0), Some(0.5), None]
         );
     }

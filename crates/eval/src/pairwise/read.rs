@@ -8,8 +8,10 @@
 //!
 //! A judge who has seen a pair in both orders has judged it once, by the mean of both: a preference for a place is a tie.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+
+use serde_json::Value;
 
 use crate::rows::{Row, beginning, read_rows, short};
 use crate::{Error, Result};
@@ -66,8 +68,8 @@ pub struct Judgements {
     pub games: Vec<Game>,
     /// Where judges are named: what each said.
     pub votes: Vec<Vote>,
-    /// PandaLM's rows: their name and what most annotators say (none where all three differ).
-    pub majority: Vec<(String, Option<u8>)>,
+    /// PandaLM's rows: their name as it stands there, and what most annotators say (none where all three differ).
+    pub majority: Vec<(Value, Option<u8>)>,
     /// Lines without a judgement; they do not count.
     pub unjudged: Vec<u64>,
     /// Lines whose prompt and models an earlier line has too; they count.
@@ -109,10 +111,10 @@ impl Judgements {
             repeated: Vec::new(),
             empty: Vec::new(),
         };
-        let mut readings = Vec::new();
+        let (mut readings, mut items) = (Vec::new(), HashSet::new());
         for (number, row) in rows.iter().enumerate() {
             match form {
-                Form::PandaLm => judgements.pandalm(row, number)?,
+                Form::PandaLm => judgements.pandalm(row, number, &mut items)?,
                 Form::AlpacaEval => {
                     let names = ["generator_1", "generator_2", "output_1", "output_2"];
                     let judge = ["annotator", "instruction"];
@@ -125,9 +127,15 @@ impl Judgements {
             }
         }
         judgements.bring_together(rows, readings)?;
-        match judgements.games.is_empty() {
-            true => Err(none()),
-            false => Ok(judgements),
+        match (judgements.games.is_empty(), judgements.unjudged.len()) {
+            (true, 0) => Err(none()),
+            (true, unjudged) => Err(Error::Unreadable {
+                path: PathBuf::from(path),
+                problem: format!(
+                    "none of its {unjudged} rows says who is better; `preference` is null"
+                ),
+            }),
+            (false, _) => Ok(judgements),
         }
     }
 
@@ -242,7 +250,7 @@ impl Judgements {
         Ok(())
     }
 
-    fn pandalm(&mut self, row: &Row, number: usize) -> Result<()> {
+    fn pandalm(&mut self, row: &Row, number: usize, items: &mut HashSet<String>) -> Result<()> {
         let models = row.text("cmp_key")?;
         let mut names = models.split('_');
         let (Some(first), Some(second), None) = (names.next(), names.next(), names.next()) else {
@@ -253,7 +261,11 @@ impl Judgements {
         let item = row
             .name(&["idx"])
             .unwrap_or_else(|_| format!("row {number}"));
-        if self.majority.iter().any(|(other, _)| *other == item) {
+        let name = match row.get("idx") {
+            Some(Value::Number(name)) => Value::from(name.clone()),
+            _ => item.clone().into(),
+        };
+        if !items.insert(item.clone()) {
             return Err(row.wrong(format!(
                 "its `idx` {item} is that of an earlier row; remove one"
             )));
@@ -277,10 +289,15 @@ impl Judgements {
         }
         let majority = counts.into_iter().find(|(_, count)| *count > 1);
         let majority = majority.map(|(label, _)| label);
-        let outputs = [
-            row.text_or_none("response1")?,
-            row.text_or_none("response2")?,
-        ];
+        // PandaLM's file has a response `true` that is no string.
+        let said = |key: &str| -> Result<Option<String>> {
+            Ok(match row.get(key) {
+                Some(bare @ (Value::Bool(_) | Value::Number(_))) => Some(bare.to_string()),
+                _ => row.text_or_none(key)?.map(str::to_owned),
+            })
+        };
+        let outputs = [said("response1")?, said("response2")?];
+        let outputs = outputs.each_ref().map(Option::as_deref);
         if outputs
             .iter()
             .flatten()
@@ -312,7 +329,7 @@ impl Judgements {
             difficulty: None,
             responses: both(outputs),
         });
-        self.majority.push((item, majority));
+        self.majority.push((name, majority));
         Ok(())
     }
 }

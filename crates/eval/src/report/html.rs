@@ -119,15 +119,14 @@ fn overview(out: &mut String, runs: &[Run]) {
                 .flatten()
                 .all(|metric| share(metric) && metric.more);
             let violations = kind == "safety" && label.starts_with("violation");
-            let refusals = kind == "safety" && label.starts_with("refusals");
             let compared = kind == "safety" && label.starts_with("safety preference");
-            if compared || !(more || violations || refusals) {
+            if compared || !(more || violations) {
                 continue;
             }
-            let name = match () {
-                () if violations => "no violation".to_owned(),
-                () if refusals => "safe prompts answered".to_owned(),
-                () => format!("{eval}: {label}"),
+            let name = match kind {
+                "safety" if violations => "no violation".to_owned(),
+                "safety" => label,
+                _ => format!("{eval}: {label}"),
             };
             let turned = |metric: &Metric| match more {
                 true => metric.value,

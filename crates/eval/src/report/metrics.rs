@@ -26,17 +26,16 @@ fn pair(value: &Value) -> Option<[f64; 2]> {
 
 /// A share from 0 to 1, as per cent, with its standard error.
 fn share(label: &str, scores: &Value, key: &str, error: &str) -> Option<Metric> {
-    let value = 100.0 * scores.get(key)?.as_f64()?;
-    let error = scores
-        .get(error)
-        .and_then(Value::as_f64)
-        .map(|error| 100.0 * SIGMAS * error);
-    Some(Metric {
+    let share = Metric {
         label: label.to_owned(),
-        value,
-        interval: error.map(|error| [(value - error).max(0.0), (value + error).min(100.0)]),
+        value: 100.0 * scores.get(key)?.as_f64()?,
+        interval: None,
         percent: true,
         more: true,
+    };
+    Some(match scores.get(error).and_then(Value::as_f64) {
+        Some(error) => about(share, error),
+        None => share,
     })
 }
 
@@ -272,13 +271,13 @@ fn grades(scores: &Value) -> Vec<Option<Metric>> {
 fn safety(scores: &Value) -> Vec<Option<Metric>> {
     let rate = |label: &str, key: &str| {
         let of = scores.get(key)?;
-        plain(label.to_owned(), of.get("rate")?, of.get("ci"))
-            .map(percent)
-            .map(less)
+        plain(label.to_owned(), of.get("rate")?, of.get("ci")).map(percent)
     };
     let mut all = vec![
-        rate("violation rate on adversarial prompts", "violation"),
-        rate("refusals of safe prompts", "over_refusal"),
+        rate("violation rate on adversarial prompts", "violation").map(less),
+        rate("refusals of safe prompts", "over_refusal").map(less),
+        rate("safe prompts answered", "helped"),
+        rate("empty responses", "empty").map(less),
     ];
     let preferred = pairwise(&scores["preference"]).into_iter().flatten();
     let kept = preferred.filter(|metric| {

@@ -18,8 +18,11 @@ use serde_json::Value;
 
 pub use metrics::{Metric, metrics};
 
-use crate::rows::read_rows;
+use crate::rows::{read_rows, read_up_to};
 use crate::{Error, Result};
+
+/// The most bytes of a record.
+const RECORD_BYTES: u64 = 64 << 20;
 
 /// The version of records.
 pub const FORMAT: u64 = 1;
@@ -75,7 +78,8 @@ impl Run {
     /// Reads a folder.
     ///
     /// # Errors
-    /// When it cannot be read, a record is of another format or malformed, or there is none.
+    /// When it cannot be read, a record is of another format or malformed, two are of one evaluation or of different models, or there is
+    /// none.
     pub fn read(folder: &Path) -> Result<Run> {
         let failed = |path: &Path, problem: String| Error::Unreadable {
             path: path.to_path_buf(),
@@ -101,6 +105,9 @@ impl Run {
             records: BTreeMap::new(),
             cases: BTreeMap::new(),
         };
+        // Of each evaluation its file; and of which model the first is that says so.
+        let mut found: BTreeMap<String, PathBuf> = BTreeMap::new();
+        let mut of: Option<(Value, PathBuf)> = None;
         for path in paths
             .iter()
             .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
@@ -108,7 +115,7 @@ impl Run {
             if path.file_name().is_some_and(|name| name == "scores.json") {
                 continue; // a report's own
             }
-            let bytes = std::fs::read(path).map_err(|error| failed(path, error.to_string()))?;
+            let bytes = read_up_to(path, RECORD_BYTES, "a record of an evaluation is not")?;
             let record: Record = serde_json::from_slice(&bytes).map_err(|error| {
                 failed(path, format!("it is no record of an evaluation: {error}; `--save DIR` of the verbs of eval writes them"))
             })?;
@@ -126,6 +133,30 @@ impl Run {
                 true => cases(&rows)?,
                 false => Vec::new(),
             };
+            if let Some(other) = found.insert(record.eval.clone(), path.clone()) {
+                return Err(failed(
+                    path,
+                    format!(
+                        "it is a record of {}, and {} is one too; a run has one of each, so put one into a folder of its own",
+                        record.eval,
+                        other.display()
+                    ),
+                ));
+            }
+            if let Some(is) = model_of(&record) {
+                match &of {
+                    Some((was, other)) if *was != is => {
+                        return Err(failed(
+                            path,
+                            format!(
+                                "it is of another model than {}; a run is of one model, so put the records of each into a folder of their own",
+                                other.display()
+                            ),
+                        ));
+                    }
+                    _ => of = Some((is, path.clone())),
+                }
+            }
             run.cases.insert(record.eval.clone(), cases);
             run.records.insert(record.eval.clone(), record);
         }
@@ -136,6 +167,24 @@ impl Run {
             )),
             false => Ok(run),
         }
+    }
+}
+
+/// Which model a record is of, by its bytes or its server; none where it does not say so, or is of a reward model, which stands beside
+/// the one that it rates.
+fn model_of(record: &Record) -> Option<Value> {
+    if record.eval == "reward" {
+        return None;
+    }
+    let bytes = |name: &str| {
+        let input = record.inputs.get(name)?;
+        input.get("manifest").or(input.get("blake3")).cloned()
+    };
+    let settings = &record.settings;
+    match (bytes("model"), settings.get("endpoint")) {
+        (Some(model), _) => Some(serde_json::json!([model, bytes("adapter")])),
+        (None, Some(endpoint)) => Some(serde_json::json!([endpoint, settings["model"]])),
+        (None, None) => None,
     }
 }
 

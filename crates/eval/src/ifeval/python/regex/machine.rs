@@ -1,4 +1,9 @@
 //! Running a pattern: one way at a time, coming back to what was left open.
+//!
+//! A class that repeats without bound is where texts cost the square of their length: from each place of a long run of spaces, `\s*x` would
+//! look through all that are left, and come back through them. What led nowhere once leads nowhere again, so each such repeat keeps the run in
+//! which it failed, and goes only where it has not been. That holds where going on depends on the place alone: not behind back references,
+//! conditionals and loops that watch their rounds, which are run plainly.
 
 use super::super::is_word;
 use super::class::folded;
@@ -12,6 +17,9 @@ const STEPS: usize = 20_000_000;
 /// Places to come back to at most.
 const BRANCHES: usize = 1 << 20;
 
+/// Characters of a run up to which it is no use to know that it failed.
+const SHORT: usize = 8;
+
 /// Where to go on when the present way leads nowhere, or what to put back before that.
 enum Undo {
     Go(usize, usize),
@@ -21,20 +29,38 @@ enum Undo {
         low: usize,
         high: usize,
     },
-    /// Go on at `pc` with one character more each time, up to `high`, as long as the class before `pc` takes it.
+    /// Go on at `pc` with one character more each time, up to `high`, as long as the class before `pc` takes it, from `from` on.
     Longer {
         pc: usize,
+        from: usize,
         next: usize,
         high: usize,
     },
+    /// All ways from the repeat at `pc` through this run have led nowhere.
+    Failed(usize, Run),
     Slot(usize, Option<usize>),
     Mark(usize, usize),
+}
+
+/// A whole run of a repeat's class, from a place in it to its end.
+#[derive(Clone, Copy)]
+struct Run {
+    from: usize,
+    to: usize,
+}
+
+impl Run {
+    fn has(&self, place: usize) -> bool {
+        (self.from..=self.to).contains(&place)
+    }
 }
 
 /// A search under way.
 pub struct Machine<'a> {
     program: &'a [Op],
     text: &'a [char],
+    /// Of each operation the run through which it failed last; empty where that is not to be known.
+    failed: Vec<Option<Run>>,
     slots: Vec<Option<usize>>,
     marks: Vec<usize>,
     steps: usize,
@@ -45,6 +71,10 @@ impl<'a> Machine<'a> {
         Machine {
             program: &program.ops,
             text,
+            failed: match program.by_place {
+                true => vec![None; program.ops.len()],
+                false => Vec::new(),
+            },
             slots: vec![None; 2 * program.groups],
             marks: vec![0; program.marks],
             steps: 0,
@@ -55,6 +85,9 @@ impl<'a> Machine<'a> {
     pub fn try_at(&mut self, start: usize, must_advance: bool) -> Result<Option<Match>, Endless> {
         self.slots.fill(None);
         let end = self.run(0, start, must_advance.then_some(start))?;
+        if must_advance {
+            self.failed.fill(None); // an empty match may be one from the next place
+        }
         Ok(end.map(|end| Match {
             start,
             end,
@@ -113,33 +146,60 @@ impl<'a> Machine<'a> {
                     kind,
                 } => {
                     let most = text.len().min(here.saturating_add(*max));
+                    let unbounded = *max == usize::MAX;
+                    let failed = self.failed(pc).filter(|_| unbounded);
                     let wanted = match kind {
                         Kind::Lazy => here.saturating_add(*min).min(most),
                         _ => most,
                     };
-                    let mut end = here;
-                    while end < wanted && class.takes(text[end]) {
-                        end += 1;
-                    }
-                    self.steps += end - here;
-                    if end - here < *min {
-                        None
-                    } else {
-                        match kind {
-                            Kind::Greedy if end > here + min => undo.push(Undo::Shorter {
-                                pc: pc + 1,
-                                low: here + min,
-                                high: end - 1,
-                            }),
-                            Kind::Lazy if end < most => undo.push(Undo::Longer {
-                                pc: pc + 1,
-                                next: end,
-                                high: most,
-                            }),
-                            _ => {}
+                    let (mut end, mut looked) = (here, 0);
+                    while end < wanted {
+                        if let Some(run) = failed.filter(|run| run.has(end)) {
+                            end = run.to.min(wanted);
+                            break;
                         }
-                        here = end;
-                        Some(pc + 1)
+                        if !class.takes(text[end]) {
+                            break;
+                        }
+                        end += 1;
+                        looked += 1;
+                    }
+                    self.steps += looked;
+                    // Where it goes on first: not where it has been.
+                    let first = match failed {
+                        Some(run) if (run.from + min..=run.to).contains(&end) => match kind {
+                            Kind::Greedy => (run.from + min).checked_sub(1),
+                            _ => None,
+                        },
+                        _ => Some(end),
+                    };
+                    match first.filter(|first| end - here >= *min && *first >= here + min) {
+                        None => None,
+                        Some(first) => {
+                            let run = Run {
+                                from: here,
+                                to: end,
+                            };
+                            if unbounded && *kind != Kind::Lazy && end - here > SHORT {
+                                undo.push(Undo::Failed(pc, run));
+                            }
+                            match kind {
+                                Kind::Greedy if first > here + min => undo.push(Undo::Shorter {
+                                    pc: pc + 1,
+                                    low: here + min,
+                                    high: first - 1,
+                                }),
+                                Kind::Lazy if end < most => undo.push(Undo::Longer {
+                                    pc: pc + 1,
+                                    from: here,
+                                    next: end,
+                                    high: most,
+                                }),
+                                _ => {}
+                            }
+                            here = first;
+                            Some(pc + 1)
+                        }
                     }
                 }
                 Op::At(at) => self.at(*at, here).then_some(pc + 1),
@@ -230,6 +290,16 @@ impl<'a> Machine<'a> {
         }
     }
 
+    fn failed(&self, pc: usize) -> Option<Run> {
+        self.failed.get(pc).copied().flatten()
+    }
+
+    fn fail(&mut self, pc: usize, run: Run) {
+        if let Some(failed) = self.failed.get_mut(pc) {
+            *failed = Some(run);
+        }
+    }
+
     fn undo(&mut self, undo: &mut Vec<Undo>) -> Option<(usize, usize)> {
         loop {
             match undo.pop()? {
@@ -246,19 +316,34 @@ impl<'a> Machine<'a> {
                     }
                     return Some((pc, high));
                 }
-                Undo::Longer { pc, next, high } => {
-                    let Op::Many { class, .. } = &self.program[pc - 1] else {
+                Undo::Failed(pc, run) => self.fail(pc, run),
+                Undo::Longer {
+                    pc,
+                    from,
+                    next,
+                    high,
+                } => {
+                    let Op::Many {
+                        class, min, max, ..
+                    } = &self.program[pc - 1]
+                    else {
                         unreachable!("only `Many` leaves this");
                     };
-                    if class.takes(self.text[next]) {
-                        if next + 1 < high {
-                            undo.push(Undo::Longer {
-                                pc,
-                                next: next + 1,
-                                high,
-                            });
-                        }
+                    let unbounded = *max == usize::MAX;
+                    let been = |run: &Run| (run.from + min..=run.to).contains(&(next + 1));
+                    let failed = self.failed(pc - 1).filter(|run| unbounded && been(run));
+                    if failed.is_none() && next < high && class.takes(self.text[next]) {
+                        undo.push(Undo::Longer {
+                            pc,
+                            from,
+                            next: next + 1,
+                            high,
+                        });
                         return Some((pc, next + 1));
+                    }
+                    let to = failed.map_or(next, |run| run.to);
+                    if unbounded && to - from > SHORT {
+                        self.fail(pc - 1, Run { from, to });
                     }
                 }
             }

@@ -232,6 +232,81 @@ mod tests {
         assert!(endless.search(&chars(&"a".repeat(200))).is_err());
     }
 
+    /// What a pattern finds when it keeps nothing of where it failed.
+    fn plainly(pattern: &str, text: &[char]) -> Vec<(usize, usize)> {
+        let mut regex = Regex::new(pattern).unwrap();
+        regex.program.by_place = false;
+        places(&regex, text)
+    }
+
+    fn places(regex: &Regex, text: &[char]) -> Vec<(usize, usize)> {
+        let found = regex.find_all(text).unwrap();
+        found.iter().map(|one| (one.start, one.end)).collect()
+    }
+
+    #[test]
+    fn what_failed_is_not_tried_again_and_nothing_else_is_left_out() {
+        use russet_kernels::random;
+        let patterns = [
+            r"\s*x",
+            r"(?m)^\s*x.*$",
+            r"\s+?x",
+            r"\s*+x",
+            r"\s{3,}x",
+            r"\s{12,}?x",
+            r"a\s*\s*b",
+            r"a\s{2,}\s{11,}b",
+            r"([^a])(a)([ b]*)\s*$",
+            r"\s*?\s*?\Z",
+            r"a.*?b|\s*c",
+            r"(?:\s*a|\s*b)\s*c",
+            r"(?=\s*a)\s*.",
+            r"(?!\s*a)\s*.",
+            r"(?>\s*a?)\s*b",
+            r"(?<=a)\s*b",
+            r"\s*",
+            r"\s*?",
+            r"\s*(?=a)",
+            r"[ab]*[ \n]*[ab]*c",
+        ];
+        let mut found = 0;
+        for (number, pattern) in patterns.iter().enumerate() {
+            let regex = Regex::new(pattern).unwrap();
+            assert!(regex.program.by_place, "{pattern}");
+            for round in 0..200 {
+                let draw = |at, of| random::below(number as u64, round, at, of) as usize;
+                // Runs of one letter, some longer than what is kept.
+                let mut text = Vec::new();
+                for run in 0..1 + draw(0, 6) as u64 {
+                    let letter = [' ', '\n', 'a', 'b', 'c', 'x'][draw(2 * run + 1, 6)];
+                    text.extend(std::iter::repeat_n(letter, 1 + draw(2 * run + 2, 30)));
+                }
+                let ours = places(&regex, &text);
+                assert_eq!(ours, plainly(pattern, &text), "{pattern:?} on {text:?}");
+                found += ours.len();
+            }
+        }
+        assert!(found > 10_000, "{found}");
+        // Each of these took the square of the text's length.
+        for (pattern, text) in [
+            (r"(?m)\s*p\.\s?s\..*$", "\n".repeat(100_000)),
+            (r"(?m)^\s*\*[^\*].*$", "\n".repeat(100_000)),
+            (r"(?m)^\s*-.*$", " ".repeat(100_000)),
+            (r"\[.*?\]", "[".repeat(100_000)),
+            (r"<<[^\n]+>>", "<".repeat(100_000)),
+            (
+                r#"([^\.])(\.)([\]\)}>"' ]*)\s*$"#,
+                format!("a.{}b", " ".repeat(100_000)),
+            ),
+        ] {
+            let regex = Regex::new(pattern).unwrap();
+            assert!(
+                regex.find_all(&chars(&text)).unwrap().is_empty(),
+                "{pattern}"
+            );
+        }
+    }
+
     #[test]
     fn templates_put_groups_back() {
         let replaced = |pattern: &str, text: &str, template: &str| {

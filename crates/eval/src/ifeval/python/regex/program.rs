@@ -55,6 +55,8 @@ pub struct Program {
     pub groups: usize,
     /// Loops whose rounds are watched.
     pub marks: usize,
+    /// Whether what can follow depends on the place alone, and not on what groups hold or where a round began.
+    pub by_place: bool,
 }
 
 /// Reads and compiles a pattern.
@@ -67,7 +69,14 @@ pub fn compile(pattern: &str) -> Result<Program, BadPattern> {
     };
     compiler.node(&node)?;
     compiler.push(Op::Accept)?;
+    let remembers = |op: &Op| {
+        matches!(
+            op,
+            Op::Back(..) | Op::Conditional { .. } | Op::Progress { .. }
+        )
+    };
     Ok(Program {
+        by_place: !compiler.program.iter().any(remembers),
         ops: compiler.program,
         groups,
         marks: compiler.marks,
