@@ -159,7 +159,7 @@ impl Model {
         }
         let mut decoder = checkpoint::open(folder)?;
         if let Some(adapter) = adapter {
-            decoder = adapter::attach(decoder, adapter, base(folder).as_deref())?;
+            decoder = adapter::attach_as_served(decoder, adapter, base(folder).as_deref())?;
         }
         let tokenizer = Tokenizer::open(folder)?;
         let (ids, vocab) = (tokenizer.vocab_size(), decoder.config().vocab);

@@ -276,6 +276,14 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
         format: args.cache.cache_type.format(),
     };
     let (adapters, through) = measured_adapters(&decoder, args)?;
+    if adapters.len() > args.sequences {
+        let sentence = format!(
+            "there are {} adapters and {} sequences to go through one each; give -b {0} or fewer adapters",
+            adapters.len(),
+            args.sequences
+        );
+        return Err(Usage(sentence).into());
+    }
     let trace = args.trace.as_deref().map(TraceFile::create).transpose()?;
     let measured = russet_engine::bench(&decoder, &app.pool, &config, &adapters)?;
     if let Some(file) = trace {

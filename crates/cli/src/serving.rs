@@ -198,25 +198,20 @@ fn swaps(app: &App, model: &Path, args: &ServingArgs) -> Result<Swaps> {
             }
             Ok(times)
         });
-        let mut meanwhile = Ok(Vec::new());
+        let (mut meanwhile, mut failed) = (Vec::new(), None);
         // As long as it takes to load so often.
         while !loader.is_finished() {
-            let times = tokens(&mut engine);
-            let enough = meanwhile
-                .as_ref()
-                .is_ok_and(|all: &Vec<_>| all.len() >= 4 * GENERATED);
-            meanwhile = meanwhile.and_then(|mut all: Vec<_>| {
-                all.extend(times?);
-                Ok(all)
-            });
-            if enough || meanwhile.is_err() {
+            match tokens(&mut engine) {
+                Ok(times) => meanwhile.extend(times),
+                Err(error) => failed = Some(error),
+            }
+            if failed.is_some() || meanwhile.len() >= 4 * GENERATED {
                 done.store(true, Ordering::Relaxed);
             }
         }
-        let loads = loader
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        loads.and_then(|loads| Ok((loads, meanwhile?)))
+        let loads = loader.join();
+        let loads = loads.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        failed.map_or(Ok((loads, meanwhile)), Err)
     })?;
     let mut memory = Vec::new();
     for round in 0..rounds {

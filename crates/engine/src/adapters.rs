@@ -4,7 +4,8 @@
 //! ends. Matrices are f16 in memory, whatever the file holds, and all of them together stay within a budget of bytes: the one
 //! that was used longest ago goes first, unless it is pinned, in use, or came without a folder to read it from again.
 //!
-//! The handle is cheap to clone and may be used from any thread. Files are read outside its lock, so loading pauses nobody.
+//! The handle is cheap to clone and may be used from any thread. Files are read outside its lock, so loading pauses nobody but who asks:
+//! a request for an adapter that was let go is read by whoever submits it, unless it was [held](Adapters::hold) before.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,9 @@ struct Entry {
     pinned: bool,
     used: u64,
 }
+
+/// An adapter that stays in memory as long as this lives.
+pub struct Held(#[allow(dead_code)] Arc<Adapter>);
 
 /// What the registry holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,50 +125,48 @@ impl Adapters {
         folder: Option<&Path>,
         adapter: Adapter,
     ) -> Result<(Arc<Adapter>, u64)> {
-        let bytes = adapter.bytes();
-        let mut state = self.lock();
-        state.make_room(name, bytes, self.budget)?;
-        state.clock += 1;
-        state.next += 1;
-        let (used, generation) = (state.clock, state.next);
-        let loaded = (Arc::new(adapter), generation);
-        let pinned = state.entries.get(name).is_some_and(|entry| entry.pinned);
-        let entry = Entry {
-            folder: folder.map(Path::to_path_buf),
-            loaded: Some(loaded.clone()),
-            bytes,
-            pinned,
-            used,
-        };
-        if let Some(old) = state.entries.insert(name.to_owned(), entry) {
-            state.retire(old);
-        }
-        Ok(loaded)
+        self.lock().publish(name, folder, adapter, self.budget)
+    }
+
+    /// Reads the adapter of that name where it is not in memory, and keeps it there until the handle is dropped. Blocks: who calls it from a
+    /// thread of his own before he submits a request spares those that generate the wait.
+    ///
+    /// # Errors
+    /// When there is none of that name, or as [`Adapters::load`].
+    pub fn hold(&self, name: &str) -> Result<Held> {
+        self.get(name).map(|(adapter, _)| Held(adapter))
     }
 
     /// The adapter of that name and its generation, read again where it was let go.
     pub(crate) fn get(&self, name: &str) -> Result<(Arc<Adapter>, u64)> {
-        let folder = {
-            let mut state = self.lock();
-            state.clock += 1;
-            let clock = state.clock;
-            let Some(entry) = state.entries.get_mut(name) else {
-                let names: Vec<&str> = state.entries.keys().map(String::as_str).collect();
-                let known = match &names[..] {
-                    [] => "none is loaded".to_owned(),
-                    names => format!("there are {}", names.join(", ")),
+        loop {
+            let folder = {
+                let mut state = self.lock();
+                state.clock += 1;
+                let clock = state.clock;
+                let Some(entry) = state.entries.get_mut(name) else {
+                    let names: Vec<&str> = state.entries.keys().map(String::as_str).collect();
+                    let known = match &names[..] {
+                        [] => "none is loaded".to_owned(),
+                        names => format!("there are {}", names.join(", ")),
+                    };
+                    let name = name.to_owned();
+                    return Err(Error::UnknownAdapter { name, known });
                 };
-                let name = name.to_owned();
-                return Err(Error::UnknownAdapter { name, known });
+                entry.used = clock;
+                if let Some(loaded) = &entry.loaded {
+                    return Ok(loaded.clone());
+                }
+                entry.folder.clone().expect("what was let go has a folder")
             };
-            entry.used = clock;
-            if let Some(loaded) = &entry.loaded {
-                return Ok(loaded.clone());
+            let adapter = self.read(&folder)?;
+            let mut state = self.lock();
+            let entry = state.entries.get(name);
+            // Meanwhile the name may have been forgotten, or stand for another one; then this one is out of date.
+            if entry.is_some_and(|e| e.loaded.is_none() && e.folder.as_ref() == Some(&folder)) {
+                return state.publish(name, Some(&folder), adapter, self.budget);
             }
-            entry.folder.clone().expect("what was let go has a folder")
-        };
-        let adapter = self.read(&folder)?;
-        self.publish(name, Some(&folder), adapter)
+        }
     }
 
     /// Keeps an adapter in memory however long nobody asks for it, or no longer; whether there is one of that name.
@@ -212,6 +214,33 @@ impl Entry {
 }
 
 impl State {
+    fn publish(
+        &mut self,
+        name: &str,
+        folder: Option<&Path>,
+        adapter: Adapter,
+        budget: usize,
+    ) -> Result<(Arc<Adapter>, u64)> {
+        let bytes = adapter.bytes();
+        self.make_room(name, bytes, budget)?;
+        self.clock += 1;
+        self.next += 1;
+        let (used, generation) = (self.clock, self.next);
+        let loaded = (Arc::new(adapter), generation);
+        let pinned = self.entries.get(name).is_some_and(|entry| entry.pinned);
+        let entry = Entry {
+            folder: folder.map(Path::to_path_buf),
+            loaded: Some(loaded.clone()),
+            bytes,
+            pinned,
+            used,
+        };
+        if let Some(old) = self.entries.insert(name.to_owned(), entry) {
+            self.retire(old);
+        }
+        Ok(loaded)
+    }
+
     fn retire(&mut self, entry: Entry) {
         if let Some((adapter, _)) = &entry.loaded
             && !entry.idle()

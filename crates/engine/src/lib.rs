@@ -25,7 +25,7 @@ mod sequence;
 mod speculate;
 mod stats;
 
-pub use adapters::{AdapterStats, Adapters};
+pub use adapters::{AdapterStats, Adapters, Held};
 pub use bench::{Bench, BenchConfig, Shares, bench, bytes_per_token};
 pub use engine::{CacheSize, Engine, EngineConfig, Reuse};
 pub use error::{Error, Result};

@@ -48,7 +48,7 @@ fn an_adapter_by_name_gives_the_bits_of_one_in_the_decoder() {
             let mut inside = decoder();
             for name in &stack {
                 let folder = if *name == "one" { &one } else { &two };
-                inside = peft::attach(inside, folder.path(), None).unwrap();
+                inside = peft::attach_as_served(inside, folder.path(), None).unwrap();
             }
             let wanted = say(&mut engine(inside, usize::MAX), &through(&[]));
             let got = say(&mut named, &through(&stack));
@@ -93,15 +93,10 @@ fn the_one_used_longest_ago_makes_room_unless_it_is_pinned_or_in_use() {
     let probe = engine(dense(), usize::MAX);
     probe.adapters().load("a", folders[0].path()).unwrap();
     let one = probe.adapters().stats().bytes;
-    // All projections of a layer, in and out, by rank 2.
-    let sizes = [
-        (48, 64 + 32 + 32, 3),
-        (64, 48, 1),
-        (48, 80 + 80, 2),
-        (80, 48, 1),
-    ];
-    let floats: usize = sizes.iter().map(|(i, o, parts)| 2 * (i * parts + o)).sum();
-    assert_eq!(one, 2 * 4 * floats);
+    // All projections of a layer, in and out, by rank 2; on the way down the ranks of a product are padded to 16.
+    let sizes = [(48, 64 + 32 + 32), (64, 48), (48, 80 + 80), (80, 48)];
+    let halves: usize = sizes.iter().map(|(i, o)| 16 * i + 2 * o).sum();
+    assert_eq!(one, 2 * 2 * halves);
 
     let mut engine = engine(dense(), 2 * one + one / 2);
     for (name, folder) in ["a", "b", "c"].iter().zip(&folders) {
@@ -176,4 +171,24 @@ fn what_does_not_fit_is_refused_with_a_reason() {
     say(&mut engine, &through(&["a"]));
     let problem = engine.submit(through(&["b"])).unwrap_err().to_string();
     assert_eq!(problem, "there is no adapter `b`; there are a");
+}
+
+#[test]
+fn what_is_held_stays() {
+    let folders: Vec<_> = (0..2).map(|seed| adapter(2, seed, "proj")).collect();
+    let probe = engine(dense(), usize::MAX);
+    probe.adapters().load("a", folders[0].path()).unwrap();
+    let one = probe.adapters().stats().bytes;
+    let engine = engine(dense(), one + one / 2);
+    let adapters = engine.adapters();
+    adapters.register("a", folders[0].path());
+    let held = adapters.hold("a").unwrap();
+    assert_eq!(adapters.stats().loads, 1);
+    let problem = adapters.load("b", folders[1].path()).unwrap_err();
+    assert!(matches!(problem, Error::AdapterBudget { .. }), "{problem}");
+    drop(held);
+    adapters.load("b", folders[1].path()).unwrap();
+    assert_eq!(adapters.stats().evictions, 1);
+    let unknown = adapters.hold("c").map(drop).unwrap_err().to_string();
+    assert_eq!(unknown, "there is no adapter `c`; there are a, b");
 }

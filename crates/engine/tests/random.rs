@@ -255,7 +255,7 @@ fn a_soak_leaves_no_block_and_no_memory_behind() {
         reuse: Reuse::Tenant,
         prefill_chunk: 64,
         queue: 40,
-        adapter_bytes: 6_500, // two of three
+        adapter_bytes: 10_000, // two of three
         ..EngineConfig::new(CONTEXT, 8)
     };
     let mut engine = Engine::new(decoder, pool(2), config).unwrap();

@@ -104,13 +104,26 @@ impl Numbers<'_> {
         lanes.into_iter().fold(0.0, f32::max)
     }
 
+    /// The numbers as an adapter holds them.
+    pub fn rounded(&self) -> Vec<f32> {
+        let power = self.power();
+        let mut numbers = vec![0.0; self.len()];
+        for (chunk, numbers) in numbers.chunks_mut(CHUNK).enumerate() {
+            self.read(chunk * CHUNK, numbers);
+            for number in numbers {
+                *number = f16::from_f32(*number * power).to_f32() / power;
+            }
+        }
+        numbers
+    }
+
     /// The power of two that takes the largest number to 2¹⁴ … 2¹⁵.
     fn power(&self) -> f32 {
         let largest = self.largest();
         if largest == 0.0 {
             return 1.0;
         }
-        2f32.powi((14 - largest.log2().floor() as i32).clamp(-60, 60))
+        2f32.powi((14 - largest.log2().floor() as i32).clamp(-126, 126))
     }
 }
 
@@ -205,10 +218,18 @@ impl LowRank {
     /// Matrices of each part, whose inputs are `width`.
     ///
     /// # Panics
-    /// When `width` or a rank is 0 or a matrix has another size.
+    /// When `width` or a rank is 0, a matrix has another size, or two parts have a column in common.
     pub fn new(width: usize, parts: &[LowRankPart<'_>]) -> LowRank {
         let (mut downs, mut factors, mut ups) = (Vec::new(), Vec::new(), Vec::new());
-        for part in parts {
+        for (index, part) in parts.iter().enumerate() {
+            let shares = |other: &&LowRankPart<'_>| {
+                other.columns.start < part.columns.end && part.columns.start < other.columns.end
+            };
+            assert!(
+                !parts[..index].iter().any(|other| shares(&other)),
+                "columns {:?} twice",
+                part.columns
+            );
             let rank = part.rank;
             assert!(
                 width > 0
@@ -228,7 +249,8 @@ impl LowRank {
                 matrix: Panels::new(rank, &[(part.b, b)]),
             });
             // Powers of two, so that these products round as if there were none.
-            factors.resize(factors.len() + rank, part.scale / a / b);
+            let factor = f64::from(part.scale) / f64::from(a) / f64::from(b);
+            factors.resize(factors.len() + rank, factor as f32);
         }
         let down = Panels::new(width, &downs);
         factors.resize(down.panels() * PANEL, 0.0);
@@ -285,19 +307,6 @@ pub(crate) struct Ways<'a> {
     joined: AtomicBool,
 }
 
-/// Counts a way down as ended, also where it ends in a panic: others wait for it.
-struct Arrival<'a>(&'a Ways<'a>);
-
-impl Drop for Arrival<'_> {
-    fn drop(&mut self) {
-        // Acquire: who arrives last sees the sums of all.
-        if self.0.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.join();
-            self.0.joined.store(true, Ordering::Release);
-        }
-    }
-}
-
 /// The tile, and what is left of the number of a task, where each tile has `each`.
 fn tile(task: usize, each: usize, tokens: usize) -> (Range<usize>, usize) {
     let start = task / each * TASK_TOKENS;
@@ -330,6 +339,9 @@ fn ask(numbers: &[f16]) {
 pub fn adapt(pool: &Pool, runs: &[AdaptedRows<'_>], x: Mat<'_>, y: MatMut<'_>) {
     let _span = span(Kernel::Adapter);
     assert!(x.rows == y.rows && y.col_stride == 1, "rows of x and y");
+    y.check_apart();
+    y.as_ref().check_within();
+    check_level(runs);
     let (features, stride) = (y.cols, y.row_stride);
     let y = Disjoint::new(y.data);
     Ways::begin(pool.isa(), runs, x, features, |ways| {
@@ -337,6 +349,15 @@ pub fn adapt(pool: &Pool, runs: &[AdaptedRows<'_>], x: Mat<'_>, y: MatMut<'_>) {
         let tasks = ways.plans.iter().map(|plan| plan.up_tasks).sum();
         pool.run(tasks, |task| ways.up(task, &y, stride));
     });
+}
+
+/// # Panics
+/// When a row is in two runs, or they are out of order.
+pub(crate) fn check_level(runs: &[AdaptedRows<'_>]) {
+    let apart = runs
+        .windows(2)
+        .all(|two| two[0].rows.end <= two[1].rows.start);
+    assert!(apart, "runs of rows that overlap: {runs:?}");
 }
 
 impl<'a> Ways<'a> {
@@ -351,6 +372,7 @@ impl<'a> Ways<'a> {
         features: usize,
         body: impl FnOnce(&Ways<'_>) -> R,
     ) -> R {
+        x.check_within();
         let mut start = 0;
         let mut plans = Vec::with_capacity(runs.len());
         for AdaptedRows { low_rank, rows } in runs {
@@ -404,7 +426,6 @@ impl<'a> Ways<'a> {
 
     /// One of the ways down: x Aᵀ of some rows. The last to end joins what came down.
     pub(crate) fn down(&self, task: usize) {
-        let _arrival = Arrival(self);
         let (run, task) = located(task, self.plans.iter().map(|plan| plan.down_tasks));
         let (plan, AdaptedRows { low_rank, rows }) = (&self.plans[run], &self.runs[run]);
         let matrix = &low_rank.down;
@@ -438,6 +459,11 @@ impl<'a> Ways<'a> {
             accumulate: false,
         };
         dispatch(self.isa, product);
+        // Acquire: who arrives last sees the sums of all.
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.join();
+            self.joined.store(true, Ordering::Release);
+        }
     }
 
     /// Adds up what blocks have come to, and multiplies it by its factors.
@@ -457,16 +483,21 @@ impl<'a> Ways<'a> {
         }
     }
 
-    /// Waits until everything has come down. Whoever waits must have seen every way down taken.
-    pub(crate) fn wait(&self) {
+    /// Waits until everything has come down, or a task of the job on `pool` has panicked; whether it has come. Whoever waits must have seen
+    /// every way down taken.
+    pub(crate) fn wait(&self, pool: &Pool) -> bool {
         let mut looks = 0;
         while !self.joined.load(Ordering::Acquire) {
+            if pool.has_failed() {
+                return false;
+            }
             looks += 1;
             match looks % 1024 {
                 0 => std::thread::yield_now(), // one of them is off its core
                 _ => std::hint::spin_loop(),
             }
         }
+        true
     }
 
     /// One of the ways up: adds some rows' Bᵀ of what came down to y, some columns of one projection.

@@ -118,6 +118,19 @@ impl<'a> Mat<'a> {
         }
     }
 
+    /// Its fields are public: what the constructors have checked may have been changed since.
+    ///
+    /// # Panics
+    /// When it reaches beyond its elements.
+    pub(crate) fn check_within(&self) {
+        let need = extent(self.rows, self.cols, self.row_stride, self.col_stride);
+        assert!(
+            need <= self.data.len(),
+            "a matrix of {need} elements in {}",
+            self.data.len()
+        );
+    }
+
     /// The transpose, in place.
     pub fn t(self) -> Self {
         Mat {
@@ -211,7 +224,7 @@ impl<'a> MatMut<'a> {
 
     /// # Panics
     /// When two elements share a place.
-    fn check_apart(&self) {
+    pub(crate) fn check_apart(&self) {
         let MatMut {
             rows,
             cols,

@@ -323,6 +323,7 @@ pub fn matmul_adapted(
     let part = |index: usize| &parts[index].strips;
     // Of many rows the products take long enough that jobs more are not felt.
     if quantized.panels() == 1 && !quantized.tiled() {
+        levels.iter().for_each(|runs| adapter::check_level(runs));
         let mut begin = 0;
         let mut columns = Vec::with_capacity(parts.len());
         for part in parts {

@@ -153,6 +153,11 @@ impl Pool {
         self.shared.next.store(next, Ordering::Relaxed);
     }
 
+    /// Whether a task of the job that runs now has panicked: those not begun are then skipped, so whoever waits for one waits in vain.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.shared.panicked.load(Ordering::Relaxed)
+    }
+
     /// The instruction set that kernels run on this pool use.
     pub fn isa(&self) -> Isa {
         self.isa

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use russet_kernels::random as numbers;
-use russet_tensor::ops::{Adapter, LoraPart};
+use russet_tensor::ops::{self, Adapter, LoraPart};
 use russet_tensor::{DType, Tensor};
 use serde_json::{Value, json};
 
@@ -27,6 +27,28 @@ type Matrices = (String, Tensor, Tensor, f32);
 /// # Errors
 /// When a file is missing or damaged, a setting is not understood, a shape does not fit this decoder, or the base is another.
 pub fn attach(decoder: Decoder, folder: &Path, base: Option<&str>) -> Result<Decoder, ModelError> {
+    let dense = |matrix: Tensor| Tensor::new(matrix.shape(), matrix.to_f32());
+    attach_with(decoder, folder, base, dense)
+}
+
+/// As [`attach`], with the numbers that the adapter has where it is served by name ([`load`]): the same answers, to the bit.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_as_served(
+    decoder: Decoder,
+    folder: &Path,
+    base: Option<&str>,
+) -> Result<Decoder, ModelError> {
+    attach_with(decoder, folder, base, |matrix| ops::as_adapted(&matrix))
+}
+
+fn attach_with(
+    decoder: Decoder,
+    folder: &Path,
+    base: Option<&str>,
+    dense: impl Fn(Tensor) -> Tensor,
+) -> Result<Decoder, ModelError> {
     let (matrices, head) = read(
         &decoder.layouts(),
         Some(decoder.config().width),
@@ -34,10 +56,7 @@ pub fn attach(decoder: Decoder, folder: &Path, base: Option<&str>) -> Result<Dec
         base,
     )?;
     let mut adapters = matrices.into_iter();
-    let dense = |(name, a, b, scale): Matrices| {
-        let [a, b] = [a, b].map(|matrix| Tensor::new(matrix.shape(), matrix.to_f32()));
-        (name, a, b, scale)
-    };
+    let dense = |(name, a, b, scale): Matrices| (name, dense(a), dense(b), scale);
     let adapted = adapted(decoder, |_| {
         let own = adapters.next().expect("a list for each product");
         own.into_iter().map(dense).collect()

@@ -91,9 +91,14 @@ impl Registry {
         known.map(|(n, k)| (n.clone(), k.clone())).collect()
     }
 
+    /// Those of the engine that there is.
+    pub fn adapters(&self) -> Option<Adapters> {
+        self.lock().adapters.clone()
+    }
+
     pub fn stats(&self) -> AdapterStats {
-        let adapters = self.lock().adapters.clone();
-        adapters.map_or_else(AdapterStats::default, |adapters| adapters.stats())
+        self.adapters()
+            .map_or_else(AdapterStats::default, |adapters| adapters.stats())
     }
 
     /// Reads the adapter in `folder` and makes it known; who runs on a former one of that name keeps it. Blocks.

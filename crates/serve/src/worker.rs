@@ -3,13 +3,15 @@
 //! Between two steps it takes in what came: requests, and those that nobody waits for any more. A step that panics ends the
 //! requests that were on their way with an error; the engine is then made anew, and the next request finds it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use russet_engine::{Engine, Error, Event, Flow, Generation, Request, RequestId, Stats, Token};
+use russet_engine::{
+    Engine, Error, Event, Flow, Generation, Held, Request, RequestId, Stats, Token,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::meter::Meter;
@@ -162,6 +164,8 @@ impl Worker {
     /// Hands requests in, each to be answered `answers` times: all of them or none. The places of a ticket count through the
     /// answers of the first request, then those of the second.
     pub async fn submit(&self, requests: Vec<Request>, answers: usize) -> Result<Ticket, Refusal> {
+        // Read before they are asked for, so that whoever generates does not wait for it; kept until the engine has them.
+        let _held = self.hold(&requests).await?;
         let id = self.shared.tickets.fetch_add(1, Ordering::Relaxed);
         let (told, hears) = mpsc::unbounded_channel();
         let (taken, reply) = oneshot::channel();
@@ -182,6 +186,22 @@ impl Worker {
         };
         reply.await.map_err(|_| Refusal::Gone)??;
         Ok(ticket)
+    }
+
+    /// Holds the adapters that requests go through.
+    async fn hold(&self, requests: &[Request]) -> Result<Vec<Held>, Refusal> {
+        let names = requests.iter().flat_map(|request| &request.adapters);
+        let names: BTreeSet<String> = names.cloned().collect();
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let adapters = self.shared.registry.adapters().ok_or(Refusal::Gone)?;
+        let hold = move || {
+            let held = names.iter().map(|name| adapters.hold(name));
+            held.collect::<Result<Vec<_>, _>>()
+        };
+        let held = tokio::task::spawn_blocking(hold).await;
+        held.map_err(|_| Refusal::Gone)?.map_err(Refusal::Engine)
     }
 
     pub fn stats(&self) -> Stats {

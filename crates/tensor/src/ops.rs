@@ -22,7 +22,7 @@ mod share_rows;
 mod stand_in;
 mod swiglu;
 
-pub use adapters::{Adapter, adapt, adapt_cost};
+pub use adapters::{Adapter, adapt, adapt_cost, as_adapted};
 pub use add::add;
 pub use attention::{CachePages, CacheView, attention};
 pub use cross_entropy::{LossTeacher, LossTerms, TokenLoss, cross_entropy, token_losses};

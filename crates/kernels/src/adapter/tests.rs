@@ -159,11 +159,13 @@ fn numbers_of_f32_keep_eleven_bits_whatever_their_magnitude() {
         let stored = Numbers::F32(bytemuck::cast_slice(&numbers));
         let power = stored.power();
         let panels = Panels::new(width, &[(stored, power)]);
+        let rounded = stored.rounded();
         for (i, &x) in numbers.iter().enumerate() {
             let (row, k) = (i / width, i % width);
             let kept =
                 panels.values[(row / PANEL * width + k) * PANEL + row % PANEL].to_f32() / power;
             assert!((kept - x).abs() <= x.abs() / 2048.0, "{kept} for {x}");
+            assert_eq!(kept, rounded[i]);
         }
     }
     assert_eq!(
@@ -255,4 +257,47 @@ fn beside_a_palettized_product_it_has_the_bits_that_it_has_behind() {
             }
         }
     }
+}
+
+#[test]
+fn a_panic_on_the_way_down_reaches_the_caller_and_nobody_waits_for_ever() {
+    let (width, features) = (512, 64);
+    let bits = Bits::Four;
+    let sizes = palette::sizes(bits, features, width).unwrap();
+    let (indices, table) = (vec![0x21; sizes.indices], vec![1i8; sizes.palette]);
+    let scales = vec![f16::ONE; sizes.scales];
+    let part = PaletteMatrix::new(bits, features, width, &indices, &table, &scales).unwrap();
+    let own = Own::new(width, 0..features, 48, 1);
+    let mut low_rank = LowRank::new(width, &[own.part()]);
+    low_rank.down.values.truncate(width * PANEL); // the ways down through the second and third panel fail
+    let x = numbers(1, width, 1.0);
+    let pool = Pool::with_isa(3, Isa::Scalar);
+    let rounded = QuantizedRows::new(&pool, &x, width);
+    for _ in 0..200 {
+        let run = AdaptedRows {
+            low_rank: &low_rank,
+            rows: 0..1,
+        };
+        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let (dense, mut out) = (Mat::new(&x, 1, width), vec![0.0; features]);
+            palette::matmul_adapted(&pool, &[part], &rounded, &mut out, dense, &[vec![run]]);
+        }));
+        assert!(failed.is_err());
+    }
+}
+
+#[test]
+fn runs_that_overlap_are_refused() {
+    let own = Own::new(8, 0..8, 2, 1);
+    let low_rank = LowRank::new(8, &[own.part()]);
+    let runs = [0..2, 1..3].map(|rows| AdaptedRows {
+        low_rank: &low_rank,
+        rows,
+    });
+    let (x, mut y) = (vec![0.0; 24], vec![0.0; 24]);
+    let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let pool = Pool::with_isa(1, Isa::Scalar);
+        adapt(&pool, &runs, Mat::new(&x, 3, 8), MatMut::new(&mut y, 3, 8));
+    }));
+    assert!(failed.is_err());
 }

@@ -602,8 +602,9 @@ pub(crate) fn product<'m, 's: 'm>(
                 }
             }
         }
-        if let Some(ways) = ways {
-            ways.wait();
+        if let Some(ways) = ways
+            && ways.wait(pool)
+        {
             ways.up_to(column, (begin * STRIP, last * STRIP), &out, width);
         }
     });

@@ -32,6 +32,14 @@ fn numbers(matrix: &Tensor) -> Numbers<'_> {
     }
 }
 
+/// A matrix with the numbers that it has in an [`Adapter`], in f32.
+///
+/// # Panics
+/// When they are integers.
+pub fn as_adapted(matrix: &Tensor) -> Tensor {
+    Tensor::new(matrix.shape(), numbers(matrix).rounded())
+}
+
 /// A part as it is stored.
 fn stored(part: &LoraPart) -> LowRankPart<'_> {
     LowRankPart {
