@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use russet_artifact::{Override, Recipe, split_overrides};
+use russet_artifact::{Artifact, Kind, Override, Recipe, split_overrides};
 use russet_kernels::palette::Bits;
 use russet_train::Resume;
 use serde_json::{Value, json};
@@ -419,6 +419,7 @@ fn report(app: &App, done: &[(StageKind, Done)], interrupted: bool) -> Result<()
         lines.push(format!("\n{whole}\n"));
     }
     let models = [
+        StageKind::Recover,
         StageKind::Palettize,
         StageKind::Rlhf,
         StageKind::Dpo,
@@ -428,14 +429,33 @@ fn report(app: &App, done: &[(StageKind, Done)], interrupted: bool) -> Result<()
     if let Some((_, model)) = models.iter().find_map(|&kind| last(kind))
         && !interrupted
     {
-        let model = quoted(&model.artifact.display().to_string());
+        let model = model_options(&model.artifact);
         lines.push(format!(
-            "Next: russet generate --model {model} --prompt \"Once upon a time\""
+            "Next: russet generate {model} --prompt \"Once upon a time\""
         ));
-        lines.push(format!("      russet bench --model {model} -p 128 -n 128"));
+        lines.push(format!("      russet bench {model} -p 128 -n 128"));
         lines.push("(russet is target/release/russet, or `cargo run --release --`)".to_owned());
     }
     app.print(&json, &lines.join("\n"))
+}
+
+/// The options by which verbs open what a stage has made: a model, or an adapter with what it was trained on.
+fn model_options(made: &Path) -> String {
+    let word = |path: &Path| quoted(&path.display().to_string());
+    if let Ok(artifact) = Artifact::open(made, Kind::Adapter) {
+        let inputs = &artifact.manifest().inputs;
+        let base = ["package", "checkpoint"]
+            .iter()
+            .find_map(|name| inputs.get(*name));
+        if let Some(base) = base {
+            let base = made.join(&base.path);
+            let base = base.canonicalize().unwrap_or(base);
+            let here = std::env::current_dir().unwrap_or_default();
+            let base = base.strip_prefix(here).unwrap_or(&base);
+            return format!("--model {} --adapter {}", word(base), word(made));
+        }
+    }
+    format!("--model {}", word(made))
 }
 
 /// A path as a shell takes it for one word.

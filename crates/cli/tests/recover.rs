@@ -48,6 +48,10 @@ fn a_recovery_adapter_is_made_and_serves_on_its_package_alone() {
     };
     assert_eq!(run(), [false; 5]);
     assert_eq!(run(), [true; 5]);
+    let said = ok(dir, &["run", "mini", "--set", FEW_BITS]).stdout;
+    let next =
+        "russet generate --model runs/mini/04-palettize --adapter runs/mini/05-recover --prompt";
+    assert!(said.contains(next), "{said}");
 
     let place = "runs/mini/05-recover";
     let report = std::fs::read(dir.join(place).join("recover.json")).unwrap();

@@ -82,9 +82,10 @@ pub enum ClientError {
     /// The address is none.
     #[error("{0}")]
     Address(String),
-    /// The server does not answer this; it may answer others.
-    #[error("it refuses with status {0}")]
-    Refused(u16),
+    /// The server does not answer this; it may answer others. With the status, and the beginning of what it says of it, which may quote what was
+    /// asked: for who asked, and for no log.
+    #[error("it refuses with status {0}{space}{1}", space = if .1.is_empty() { "" } else { ": " })]
+    Refused(u16, String),
     /// The server did not answer this, however often it was asked; it may answer others.
     #[error("{0}")]
     Silent(String),
@@ -331,7 +332,6 @@ impl Server {
     /// What a response says.
     fn read(&self, status: StatusCode, bytes: &[u8]) -> Result<ChatAnswer, Failed> {
         let json: Value = serde_json::from_slice(bytes).unwrap_or_default();
-        // Of the key or the model's name, and not of what was asked.
         let words = || {
             let words = json["error"]["message"].as_str().unwrap_or_default();
             words.chars().take(WORDS).collect::<String>()
@@ -353,7 +353,10 @@ impl Server {
             status if status.is_server_error() => {
                 return Err(Failed::Passing(format!("status {}", status.as_u16())));
             }
-            status => return Err(Failed::Final(ClientError::Refused(status.as_u16()))),
+            status => {
+                let refused = ClientError::Refused(status.as_u16(), words());
+                return Err(Failed::Final(refused));
+            }
         }
         let choice = &json["choices"][0];
         if !choice["message"].is_object() {

@@ -104,7 +104,7 @@ fn one_that_is_refused_costs_itself_alone() {
     let (address, server) = server(vec![refusal]);
     assert_eq!(
         chat(&address, &["hi"]).unwrap(),
-        [Err(ClientError::Refused(400))]
+        [Err(ClientError::Refused(400, "hi is too long".to_owned()))]
     );
     server.join().unwrap();
 }

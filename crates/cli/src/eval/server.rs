@@ -144,7 +144,7 @@ impl Server {
         } {
             all.push(match answer {
                 Ok(answer) => Ok(answer.text),
-                Err(refused @ ClientError::Refused(_)) => Err(format!("{refused}{}", self.hint)),
+                Err(refused @ ClientError::Refused(..)) => Err(format!("{refused}{}", self.hint)),
                 Err(error) => bail!("--endpoint: {error}{}", self.hint),
             });
         }
