@@ -324,7 +324,7 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
             "n_threads": threads,
             "n_prompt": prompt,
             "n_gen": generate,
-            "n_sequences": args.sequences,
+            "n_sequences": if generate == 0 { 1 } else { args.sequences },
             "type_k": cache_type,
             "type_v": cache_type,
         });

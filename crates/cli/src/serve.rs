@@ -11,7 +11,7 @@ use russet_engine::{CacheSize, Engine, EngineConfig, PromptLookup, Reuse};
 use russet_serve::{Keys, Limits, Server, Settings, Tls, new_key};
 use serde_json::json;
 
-use crate::app::{App, Model, Usage};
+use crate::app::{App, Model, Usage, base};
 use crate::args::CacheArgs;
 
 /// What says how to serve and so has nothing to say beside `--new-key`. (`exclusive` would refuse `--json` too.)
@@ -170,8 +170,12 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
     };
     let decoder = std::sync::Arc::new(model.decoder);
     let (pool, lookup) = (app.pool.clone(), args.prompt_lookup);
+    let base = base(&args.model);
     let make = move || {
         let mut engine = Engine::new(decoder.clone(), pool.clone(), config)?;
+        if let Some(base) = &base {
+            engine.adapters().name_base(base);
+        }
         if lookup {
             engine.set_proposer(Some(Box::new(PromptLookup::new())));
         }

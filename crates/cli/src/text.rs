@@ -146,6 +146,7 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
         engine.set_trace(Some(Trace::default()));
     }
     if !app.json {
+        engine.check(&request)?;
         write_stdout(args.prompt.as_bytes()).context("standard output is closed")?;
     }
     let mut closed = false;

@@ -140,6 +140,18 @@ fn a_recovery_adapter_is_made_and_serves_on_its_package_alone() {
     assert!(bench(dense, 1).stderr.contains("was trained on the base"));
     let refused = generate(dense, 1).stderr;
     assert!(refused.contains("was trained on the base"), "{refused}");
+    let named = format!("a={place}");
+    let serve = [
+        "serve",
+        "--model",
+        dense,
+        "--adapter",
+        &named,
+        "--port",
+        "0",
+    ];
+    let refused = exits(dir, 1, &serve).stderr;
+    assert!(refused.contains("was trained on the base"), "{refused}");
 }
 
 #[test]

@@ -71,8 +71,11 @@ impl Engine {
         Ok((stack.into(), scope))
     }
 
-    /// Whether `request` can be answered at all.
-    pub(crate) fn check(&self, request: &Request) -> Result<()> {
+    /// Whether `request` can be answered at all; its adapters are not looked at.
+    ///
+    /// # Errors
+    /// When it cannot, with the reason.
+    pub fn check(&self, request: &Request) -> Result<()> {
         let (prompt, context) = (request.prompt.len(), self.config.context);
         if prompt == 0 {
             return Err(Error::EmptyPrompt);
