@@ -170,7 +170,7 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
     };
     let decoder = std::sync::Arc::new(model.decoder);
     let (pool, lookup) = (app.pool.clone(), args.prompt_lookup);
-    let base = args.model.as_deref().and_then(base);
+    let base = base(&folder);
     let make = move || {
         let mut engine = Engine::new(decoder.clone(), pool.clone(), config)?;
         if let Some(base) = &base {
