@@ -5,7 +5,7 @@
 //! the upper end of f16, and what comes down is divided by it, so the eleven bits of f16 hold the eight of bf16 exactly down to 2⁻²⁹ of the
 //! largest number, and round f32.
 //!
-//! Products are of f32, in the order of [`crate::matmul`]: blocks of 256 along the depth, each a chain, added up in order. So a row has
+//! Products are of f32, in the order of [`matmul`](mod@crate::matmul): blocks of 256 along the depth, each a chain, added up in order. So a row has
 //! the bits that [`crate::matmul()`] gives of the same numbers, alone or in any batch and on any number of threads. The matrices of
 //! several adapters, each for some of the rows, are multiplied in two jobs: all ways down, then all ways up. Beside a palettized product
 //! of few rows they take part in its own job ([`crate::palette::matmul_adapted`]): while tokens are generated a job is some microseconds, and one more would be felt.
