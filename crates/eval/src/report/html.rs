@@ -47,7 +47,7 @@ table { border-collapse: collapse; width: 100%; } th, td { text-align: left; pad
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } th.n { text-align: right; overflow-wrap: anywhere; }
 table.grid { width: auto; } caption { text-align: left; font-weight: bold; padding: .3rem 0; }
 .i { color: var(--muted); font-size: .85em; }
-svg.bar { display: block; width: 9rem; height: .9rem; }
+svg.bar { display: block; width: min(9rem, 8vw); height: .9rem; }
 .figure { margin: 1rem 0; max-width: 46rem; overflow-x: auto; } .figure svg text { font-size: 11px; fill: currentColor; } svg.radar, svg.lines { display: block; width: 100%; }
 .s { stroke-width: 1.8; } .whisker { stroke-width: 1; }
 .s0 { stroke: var(--s0); fill: var(--s0); } .s1 { stroke: var(--s1); fill: var(--s1); stroke-dasharray: 7 3; } .s2 { stroke: var(--s2); fill: var(--s2); stroke-dasharray: 2 3; }
