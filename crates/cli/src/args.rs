@@ -443,20 +443,8 @@ pub struct PerplexityArgs {
 pub struct BenchArgs {
     #[command(subcommand)]
     pub what: Option<BenchVerb>,
-    /// A checkpoint or package
-    #[arg(long, required_unless_present = "random")]
-    pub model: Option<PathBuf>,
-    /// Random palettized weights instead of a model, made in memory: 0.6b or 3b (Qwen3's), or
-    /// dim=…,layers=…,heads=…,kv_heads=…,head_dim=…,ffn=…,vocab=…; behind either window=… lets all layers slide, and kv_shared=… so many
-    /// of the last ones use the keys and values of the last before them
-    #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
-    pub random: Option<RandomShape>,
-    /// Bits of a random weight, tables and scales among them
-    #[arg(long, conflicts_with = "model", default_value_t = 3.5, value_parser = bits_per_weight)]
-    pub bpw: f64,
-    /// The bits that random projections may have: some of 2, 3 and 4, and of 2v, 3v and 4v (palettes of pairs), separated by commas
-    #[arg(long, conflicts_with = "model", value_delimiter = ',', default_value = "2,4", value_parser = width)]
-    pub bits: Vec<Bits>,
+    #[command(flatten)]
+    pub measured: MeasuredArgs,
     /// Measure through this adapter (PEFT folder) too, in turns with the model alone; given several times, sequences that generate go
     /// through one after another
     #[arg(long, value_name = "DIR", conflicts_with = "adapter_rank")]
@@ -511,20 +499,29 @@ pub enum BenchVerb {
     },
 }
 
+/// What is measured.
 #[derive(Args)]
-pub struct ServingArgs {
+pub struct MeasuredArgs {
     /// A checkpoint or package
     #[arg(long, required_unless_present = "random")]
     pub model: Option<PathBuf>,
-    /// Random palettized weights instead of a model, written to the folder for temporary files: a shape as for `bench --random`
+    /// Random palettized weights instead of a model, made in memory (for `serving` in the folder of temporary files): 0.6b or 3b (Qwen3's), or
+    /// dim=…,layers=…,heads=…,kv_heads=…,head_dim=…,ffn=…,vocab=…; behind either window=… lets all layers slide, and kv_shared=… so many
+    /// of the last ones use the keys and values of the last before them
     #[arg(long, value_name = "SHAPE", conflicts_with = "model")]
     pub random: Option<RandomShape>,
     /// Bits of a random weight, tables and scales among them
     #[arg(long, conflicts_with = "model", default_value_t = 3.5, value_parser = bits_per_weight)]
     pub bpw: f64,
-    /// The bits that random projections may have
+    /// The bits that random projections may have: some of 2, 3 and 4, and of 2v, 3v and 4v (palettes of pairs), separated by commas
     #[arg(long, conflicts_with = "model", value_delimiter = ',', default_value = "2,4", value_parser = width)]
     pub bits: Vec<Bits>,
+}
+
+#[derive(Args)]
+pub struct ServingArgs {
+    #[command(flatten)]
+    pub measured: MeasuredArgs,
     /// Rank of the random adapters that are changed
     #[arg(long, value_name = "RANK", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub adapter_rank: u16,

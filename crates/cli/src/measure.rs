@@ -188,10 +188,19 @@ pub fn logits(app: &App, model: &Path, tokens: &[u32], out: &Path) -> Result<Sai
 
 /// The decoder that is measured, with its name and how many weights it has.
 fn measured_decoder(app: &App, args: &BenchArgs) -> Result<(Decoder, String)> {
-    let (decoder, name) = match (&args.random, &args.model) {
+    let (decoder, name) = match (&args.measured.random, &args.measured.model) {
         (Some(shape), _) => {
-            let decoder = package::random(&shape.config(), args.bpw, &args.bits, 0, &app.pool)?;
-            (decoder, format!("random, {} bits a weight", args.bpw))
+            let decoder = package::random(
+                &shape.config(),
+                args.measured.bpw,
+                &args.measured.bits,
+                0,
+                &app.pool,
+            )?;
+            (
+                decoder,
+                format!("random, {} bits a weight", args.measured.bpw),
+            )
         }
         (None, Some(model)) => {
             crate::found::model(model)?;
@@ -214,7 +223,7 @@ fn measured_adapters(decoder: &Decoder, args: &BenchArgs) -> Result<(Vec<Stack>,
         };
         return Ok(((0..u64::from(args.adapters)).map(one).collect(), name));
     }
-    let base = args.model.as_deref().and_then(base);
+    let base = args.measured.model.as_deref().and_then(base);
     let mut stacks = Vec::new();
     for folder in &args.adapter {
         crate::found::adapter(folder)?;
@@ -317,7 +326,7 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
         let mut fields = llama_bench(prompt + generate * args.sequences, rates);
         let json = json!({
             "test": name,
-            "model_filename": args.model,
+            "model_filename": args.measured.model,
             "model_type": name_of,
             "model_size": model_size,
             "model_n_params": decoder.config().parameters(),

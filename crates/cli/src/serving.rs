@@ -232,10 +232,17 @@ fn swaps(app: &App, model: &Path, args: &ServingArgs) -> Result<Swaps> {
 /// How soon a process answers, and what it costs to change adapters.
 pub fn serving(app: &App, args: &ServingArgs) -> Result<()> {
     let made = tempfile::tempdir()?;
-    let model = match (&args.random, &args.model) {
+    let model = match (&args.measured.random, &args.measured.model) {
         (Some(shape), _) => {
             let config = shape.config();
-            package::write_random(&config, args.bpw, &args.bits, 0, &app.pool, made.path())?;
+            package::write_random(
+                &config,
+                args.measured.bpw,
+                &args.measured.bits,
+                0,
+                &app.pool,
+                made.path(),
+            )?;
             made.path()
         }
         (None, Some(model)) => {
