@@ -2,7 +2,7 @@
 //!
 //! A job is a number of tasks. Threads claim tasks one by one, so that a thread which the operating
 //! system has taken off its core delays at most the task it holds; nothing waits at a barrier for
-//! every thread to show up, and the caller finishes the job alone if no other thread wakes in time.
+//! every thread to show up (one kind of task waits for those before it, see `adapter`), and the caller finishes the job alone if no other thread wakes in time.
 //! An idle worker spins for [`SPIN`] (longer than the gap between two layers) and then sleeps, so a
 //! pool at rest costs nothing. A thread off its core still holds the task that it has claimed; so that a busy neighbour does not take
 //! it off there, a worker offers its core between tasks, every two milliseconds.
