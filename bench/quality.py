@@ -8,33 +8,37 @@ Groups: widths (the bits that projections may have, at 2 to 4 bits a weight), pa
 bits), parts (weights and table, then activations in 8 bits, then the cache; the cache alone), recover (ranks 8, 16 and 32, and
 rank 16 against tokens), llama (types of llama.cpp through GGUF, with an importance matrix of the same text; needs --llama, a
 folder with llama-quantize and llama-imatrix, the program zstd, and the `gguf` package with numpy; rows of a length that is no
-multiple of 256 get another type there, so look at the bits). Perplexity of each is on the same text in the same windows by `russet eval
+multiple of 256 get another type there, so look at the bits, and at the types, which are printed), and two that run only if they are named: tables (the
+embedding in 4 bits beside 8) and rotation (Hadamard rotations beside none). What calibrates is made by `bench/calibration.py`. Perplexity of each is on the same text in the same windows by `russet eval
 perplexity`: llama.cpp's weights are decoded by the `gguf` package and read back as f32, so that only weights differ and not
 who multiplies them. What stands under --out is not done again; it is of one model and one set of texts.
 """
 import argparse
+import collections
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-KNOWN = ["widths", "pairs", "ideas", "parts", "recover", "llama"]
+KNOWN = ["widths", "pairs", "ideas", "parts", "recover", "llama", "tables", "rotation"]
+NAMED = ["tables", "rotation"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="all by default, llama only with --llama")
+parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="all by default but tables and rotation, llama only with --llama")
 parser.add_argument("--model", required=True, help="a checkpoint")
 parser.add_argument("--calibration", required=True, help="one file of text that the model was trained on")
 parser.add_argument("--heldout", required=True, help="one file of text that it was not trained on")
 parser.add_argument("--shards", help="the tokens artifact of the model's run, which recovery trains on (group recover)")
 parser.add_argument("--splits", nargs="+", default=["train"], help="of the shards, mixed in equal parts; those of nano are books, code and documentation")
-parser.add_argument("--tokens", type=float, nargs="+", default=[0.02, 0.1, 0.5], help="millions of tokens that recovery spends")
+parser.add_argument("--tokens", type=float, nargs="+", default=[0.02, 0.1, 0.5, 2], help="millions of tokens that recovery of rank 16 spends")
 parser.add_argument("--window", type=int, default=512)
 parser.add_argument("--out", default="runs/quality")
 parser.add_argument("--llama", help="a folder with llama-quantize and llama-imatrix")
 parser.add_argument("--russet", default=os.path.join(os.environ.get("CARGO_TARGET_DIR", f"{ROOT}/target"), "release/russet"))
 args = parser.parse_args()
-groups = args.groups or [group for group in KNOWN if group != "llama" or args.llama]
+groups = args.groups or [group for group in KNOWN if group not in NAMED and (group != "llama" or args.llama)]
 if unknown := [group for group in groups if group not in KNOWN]:
     sys.exit(f"no group {', '.join(unknown)}; there are {', '.join(KNOWN)}")
 if "llama" in groups and not args.llama:
@@ -113,17 +117,23 @@ def palettized(label, name, *options):
 print(f"Uncompressed: perplexity {BASE['perplexity']:.3f} of {BASE['tokens']} tokens, {BASE['bits_per_byte']:.4f} bits per byte.")
 
 ROUNDS = ("--set", "palettize.error_feedback=false")
+# Packages that several groups have, with their options.
+AFM = ("w24-3.5", "--bits", "2,4", "--target-bpw", 3.5)
+DEFAULT = ("w234-3.5", "--bits", "2,3,4", "--target-bpw", 3.5)
+TWO = ("w2", "--bits", 2, "--target-bpw", 4)
+THREE = ("w3", "--bits", 3, "--target-bpw", 4)
+FOUR = ("w4", "--bits", 4, "--target-bpw", 5)
 if "widths" in groups:
     heading("Widths", "| projections have |")
-    palettized("2", "w2", "--bits", 2, "--target-bpw", 4)
+    palettized("2", *TWO)
     for target in (2.5, 3.0):
-        palettized("2 or 4", f"w24-{target}", "--target-bpw", target)
+        palettized("2 or 4", f"w24-{target}", "--bits", "2,4", "--target-bpw", target)
         palettized("2, 3 or 4", f"w234-{target}", "--bits", "2,3,4", "--target-bpw", target)
-    palettized("3", "w3", "--bits", 3, "--target-bpw", 4)
-    palettized("2 or 4", "w24-3.5")
-    palettized("2, 3 or 4", "w234-3.5", "--bits", "2,3,4")
-    palettized("3 or 4", "w34-3.5", "--bits", "3,4")
-    palettized("4", "w4", "--bits", 4, "--target-bpw", 5)
+    palettized("3", *THREE)
+    palettized("2 or 4", *AFM)
+    palettized("2, 3 or 4", *DEFAULT)
+    palettized("3 or 4", "w34-3.5", "--bits", "3,4", "--target-bpw", 3.5)
+    palettized("4", *FOUR)
 if "pairs" in groups:
     heading("Palettes of pairs", "| projections have |")
     palettized("2v", "w2v", "--bits", "2v", "--target-bpw", 4)
@@ -135,17 +145,18 @@ if "pairs" in groups:
     palettized("4v", "w4v", "--bits", "4v", "--target-bpw", 9)
 if "ideas" in groups:
     heading("Ideas, at 3.5 bits of 2 or 4", "| |")
-    palettized("k-means of weights alone, bits by Fisher information", "i-none", "--set", 'palettize.weighting="none"', *ROUNDS)
-    palettized("weighed by activations", "i-activation", "--set", 'palettize.weighting="activation"', *ROUNDS)
-    palettized("weighed by Fisher information", "i-fisher", *ROUNDS)
-    palettized("and error feedback (the default)", "w24-3.5")
-    palettized("and sensitivities measured", "i-measured", "--set", 'palettize.sensitivity="measured"')
-    palettized("and 3 bits, sensitivities predicted", "w234-3.5", "--bits", "2,3,4")
+    options = AFM[1:]
+    palettized("k-means of weights alone, bits by Fisher information", "i-none", *options, "--set", 'palettize.weighting="none"', *ROUNDS)
+    palettized("weighed by activations", "i-activation", *options, "--set", 'palettize.weighting="activation"', *ROUNDS)
+    palettized("weighed by Fisher information", "i-fisher", *options, *ROUNDS)
+    palettized("and error feedback", *AFM)
+    palettized("and sensitivities measured", "i-measured", *options, "--set", 'palettize.sensitivity="measured"')
+    palettized("and 3 bits, sensitivities predicted (the default)", *DEFAULT)
 if "parts" in groups:
     heading("Parts", "| |")
     whole = os.path.getsize(f"{args.model}/model.safetensors")
     row("cache in 8 bits, checkpoint", 32, whole, against("p-cache", args.model, "--cache-type", "q8"))
-    for label, name, options in (("palettes of 4 bits", "w4", ("--bits", 4, "--target-bpw", 5)), ("3.5 bits", "w24-3.5", ())):
+    for label, (name, *options) in (("palettes of 4 bits", FOUR), ("3.5 bits", DEFAULT)):
         path, report = package(name, *options)
         dense = f"{args.out}/{name}.dense"
         if not os.path.exists(dense):
@@ -186,13 +197,23 @@ def recovered(bits, rank, millions):
 
 
 if "recover" in groups:
-    for title, bits in (("3.5 bits of 2 or 4", ("w24-3.5",)), ("2 bits", ("w2", "--bits", 2, "--target-bpw", 4))):
+    for title, bits in (("3.5 bits of 2, 3 or 4", DEFAULT), ("2 bits", TWO)):
         heading(f"Recovery of {title}; MB with the adapter", "| rank | M tokens |")
         path, report = package(*bits)
         row("none | 0", report["bpw"], report["bytes"], against(bits[0], path))
         for rank in (8, 16, 32):
-            for millions in args.tokens if rank == 16 else args.tokens[-1:]:
+            for millions in args.tokens if rank == 16 else [0.5]:
                 recovered(bits, rank, millions)
+
+if "tables" in groups:
+    heading("Tables, at 3.5 bits of 2, 3 or 4", "| the embedding has |")
+    palettized("8", *DEFAULT)
+    palettized("4", "t4-3.5", *DEFAULT[1:], "--set", "palettize.table_bits=4")
+if "rotation" in groups:
+    heading("Rotation", "| projections have | rotation |")
+    for label, (name, *options) in (("2", TWO), ("3", THREE), ("2, 3 or 4", DEFAULT), ("4", FOUR)):
+        palettized(f"{label} | none", name, *options)
+        palettized(f"{label} | Hadamard", f"h-{name}", *options, "--set", 'palettize.rotation="hadamard"')
 
 if "llama" in groups:
     import gguf
@@ -204,17 +225,14 @@ if "llama" in groups:
         run(args.russet, "convert", "--from", "hf", "--to", "gguf", "--type", "f32", "--in", args.model, "--out", full)
     matrix = f"{args.out}/llama.imatrix"
     if not os.path.exists(matrix):
-        # The sample that palettes are calibrated on is drawn by `palettize`; here beginnings of documents, of about as many tokens.
+        # The sample that palettes are calibrated on is drawn by `palettize`; here as many tokens of pieces drawn from the same text.
         text = subprocess.run(["zstd", "-dcf", args.calibration], capture_output=True, check=True).stdout
-        rows = text.decode("utf-8", "replace").splitlines()
+        rows = [json.loads(line)["text"] if line.startswith("{") else line for line in text.decode("utf-8", "replace").split("\n") if line]
+        pieces = [row[at : at + 2000] for row in rows for at in range(0, len(row), 2000)]
+        random.Random(1).shuffle(pieces)
         with open(f"{args.out}/llama.txt", "w", encoding="utf-8") as to:
-            size = 0
-            for line in rows[:: max(1, len(rows) // 400)]:
-                piece = (json.loads(line)["text"] if line.startswith("{") else line)[:2000]
-                size += to.write(piece + "\n")
-                if size > 400_000:
-                    break
-        run(f"{args.llama}/llama-imatrix", "-m", full, "-f", f"{args.out}/llama.txt", "-o", matrix, "-c", 512)
+            to.write("\n".join(pieces[:200]) + "\n")
+        run(f"{args.llama}/llama-imatrix", "-m", full, "-f", f"{args.out}/llama.txt", "-o", matrix, "-c", 512, "--chunks", 64)
 
     def decoded(path, to):
         """The file with every tensor decoded to f32."""
@@ -232,9 +250,16 @@ if "llama" in groups:
         writer.write_tensors_to_file()
         writer.close()
         blocks = [t for t in reader.tensors if t.name.startswith("blk.") and t.data.ndim == 2]
-        return 8 * sum(t.n_bytes for t in blocks) / sum(t.n_elements for t in blocks), sum(t.n_bytes for t in reader.tensors)
+        weights, types = sum(t.n_elements for t in blocks), collections.Counter()
+        for tensor in blocks:
+            types[tensor.tensor_type.name] += int(tensor.n_elements)
+        table = [t.tensor_type.name for t in reader.tensors if t.name in ("token_embd.weight", "output.weight")]
+        shares = [f"{name} {100 * count / weights:.1f} %" for name, count in types.most_common()]
+        made.append(f"{', '.join(shares)}; table {', '.join(table)}")
+        return 8 * sum(t.n_bytes for t in blocks) / weights, sum(t.n_bytes for t in reader.tensors)
 
-    for kind in ("Q2_K", "IQ3_XXS", "IQ3_XS", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_K_M"):
+    kinds, made = ("Q2_K", "IQ3_XXS", "IQ3_XS", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_K_M"), []
+    for kind in kinds:
         small, name = f"{args.out}/llama-{kind}.gguf", f"l-{kind}"
         if not os.path.exists(small):
             run(f"{args.llama}/llama-quantize", "--imatrix", matrix, full, small, kind)
@@ -244,3 +269,6 @@ if "llama" in groups:
             shutil.rmtree(dense, ignore_errors=True)
             run(args.russet, "convert", "--from", "gguf", "--to", "hf", "--in", f"{args.out}/decoded.gguf", "--out", dense)
         row(kind, bits, size, against(name, dense))
+    print("\nTypes of the projections' weights:\n")
+    for kind, types in zip(kinds, made):
+        print(f"- {kind}: {types}")
