@@ -37,6 +37,7 @@ parser.add_argument("--window", type=int, default=512)
 parser.add_argument("--out", default="runs/quality")
 parser.add_argument("--llama", help="a folder with llama-quantize and llama-imatrix")
 parser.add_argument("--russet", default=os.path.join(os.environ.get("CARGO_TARGET_DIR", f"{ROOT}/target"), "release/russet"))
+parser.add_argument("--threads", type=int, help="all cores by default; results are the same on any number")
 args = parser.parse_args()
 groups = args.groups or [group for group in KNOWN if group not in NAMED and (group != "llama" or args.llama)]
 if unknown := [group for group in groups if group not in KNOWN]:
@@ -65,8 +66,11 @@ def run(*command):
     return done.stdout
 
 
+THREADS = ("--threads", args.threads) if args.threads else ()
+
+
 def russet(*command):
-    return json.loads(run(args.russet, *command, "--json"))
+    return json.loads(run(args.russet, *command, *THREADS, "--json"))
 
 
 def evaluated(name, *options):
@@ -190,7 +194,7 @@ def recovered(bits, rank, millions):
                            checkpoint_every=100, seed=1)))
             for split in args.splits:
                 to.write(f'\n[[data.mixture]]\nsplit = "{split}"\nweight = 1\n')
-        run(args.russet, "recover", f"{args.out}/{name}.toml", "--out", f"{args.out}/{name}")
+        run(args.russet, "recover", f"{args.out}/{name}.toml", "--out", f"{args.out}/{name}", *THREADS)
     adapter = os.path.getsize(f"{args.out}/{name}/adapter_model.safetensors")
     scores = against(name, path, "--adapter", f"{args.out}/{name}")
     row(f"{rank} | {millions}", report["bpw"], report["bytes"] + adapter, scores)
