@@ -36,7 +36,7 @@ def run(*command, **more):
 def tools():
     """A folder with llama.cpp's programs, built where they are not."""
     build = os.path.join(CACHE, "llama-build", "bin")
-    names = ["llama-bench", "llama-batched-bench", "llama-quantize"]
+    names = ["llama-bench", "llama-batched-bench", "llama-quantize", "llama-imatrix"]
     if all(os.path.exists(os.path.join(build, name)) for name in names):
         return build
     os.makedirs(CACHE, exist_ok=True)
@@ -44,7 +44,8 @@ def tools():
     if not os.path.exists(python):
         run(sys.executable, "-m", "venv", os.path.join(CACHE, "venv"))
     print("building llama.cpp", file=sys.stderr)
-    run(python, "-m", "pip", "install", "--quiet", "cmake", "ninja", "scikit_build_core", "gguf", "numpy")
+    run(python, "-m", "pip", "install", "--quiet", "--upgrade", "pip")
+    run(python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "cmake", "ninja", "scikit_build_core", "gguf", "numpy")
     path = dict(os.environ, PATH=os.path.dirname(python) + os.pathsep + os.environ["PATH"])
     source = os.path.join(CACHE, f"llama_cpp_python-{VERSION}")
     if not os.path.exists(source):
@@ -187,4 +188,5 @@ def main():
           f"prefill {of('prefill_gop_s'):.0f} GOP/s of {of('int8_gop_s'):.0f}.")
 
 
-main()
+if __name__ == "__main__":
+    main()
