@@ -14,6 +14,7 @@ mod simd;
 
 pub mod adapter;
 pub mod attention;
+pub mod codebook;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
