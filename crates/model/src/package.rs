@@ -12,6 +12,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use russet_kernels::palette::Bits;
@@ -79,6 +80,58 @@ pub fn load(folder: &Path) -> Result<crate::Decoder, ModelError> {
     )?;
     stored.finish()?;
     Ok(decoder)
+}
+
+/// Writes the package in `from` once more into `to`, with other indices, palettes and scales of some projections, whose bits stay. Without a
+/// manifest, a card or a tokenizer.
+///
+/// # Errors
+/// When `from` cannot be read, a projection is none of its own or has another size, or the disk refuses.
+pub fn replace(
+    from: &Path,
+    modules: &BTreeMap<String, PaletteTensors>,
+    to: &Path,
+) -> Result<(), ModelError> {
+    for name in ["config.json", "generation_config.json"] {
+        let path = from.join(name);
+        match std::fs::copy(&path, to.join(name)) {
+            Err(error) if name == "config.json" || error.kind() != ErrorKind::NotFound => {
+                return Err(ModelError::file(&path, error));
+            }
+            _ => {}
+        }
+    }
+    let mut stored = Stored::open(from, "model")?;
+    let mut replaced = BTreeMap::new();
+    for (name, module) in modules {
+        replaced.insert(format!("{name}.indices"), &module.indices[..]);
+        replaced.insert(format!("{name}.palette"), bytemuck::cast_slice(&module.palette));
+        replaced.insert(format!("{name}.scales"), bytemuck::cast_slice(&module.scales));
+    }
+    let names: Vec<String> = stored.names().map(str::to_owned).collect();
+    let mut kept = Vec::new();
+    for name in names {
+        let shape = stored.shape(&name).expect("it is left").to_vec();
+        kept.push((stored.take(&name, &shape)?, name));
+    }
+    let mut tensors = Vec::new();
+    for (tensor, name) in &kept {
+        let bytes = replaced.remove(name).unwrap_or(tensor.bytes());
+        if bytes.len() != tensor.bytes().len() {
+            let problem = "is replaced by one of another size";
+            return Err(ModelError::tensor(from, name, problem));
+        }
+        tensors.push(Output {
+            name: name.clone(),
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            bytes,
+        });
+    }
+    if let Some(name) = replaced.keys().next() {
+        return Err(ModelError::tensor(from, name, "is not there to be replaced"));
+    }
+    stored::write(to, "model", &tensors, stored::SHARD_BYTES)
 }
 
 /// The bits of each module, from `quantization_config`.

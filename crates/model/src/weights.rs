@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use russet_kernels::palette::{self, Bits};
 use russet_kernels::{Pool, int8};
+use russet_tensor::PaletteWeight;
 
 use crate::stored::Stored;
 use crate::{Config, Embedding, ModelError, cut, package};
@@ -92,6 +93,21 @@ impl Weights {
         let mut numbers = vec![0.0; rows * cols];
         palette::dequantize(pool, weight.view(), &mut numbers);
         Ok(numbers)
+    }
+
+    /// Takes a projection of a package, `[rows, cols]`, as it is stored.
+    ///
+    /// # Errors
+    /// When it is missing, of another shape, or this is no package.
+    pub fn take_palettized(
+        &mut self,
+        name: &str,
+        shape: (usize, usize),
+    ) -> Result<PaletteWeight, ModelError> {
+        let place = &self.config_path;
+        let none = BTreeMap::new();
+        let modules = self.modules.as_ref().unwrap_or(&none);
+        package::palettized(&mut self.stored, name, shape, modules, place)
     }
 
     /// Ends the reading.

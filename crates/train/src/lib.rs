@@ -71,7 +71,7 @@ pub use plan::{Plan, Sources};
 pub use pretrain::{pretrain, pretrain_as};
 pub use price::{Description, Estimate, Memory, Price, TeacherPrice};
 pub use probe::{Rate, matmul_gflops, matmul_gflops_in};
-pub use publish::card_rows;
+pub use publish::{WriteFiles, card_rows};
 pub use run::{
     BITS_PER_BYTE, Ended, Loop, Measure, Measured, Record, Saving, VALIDATION_LOSS, train,
 };
@@ -79,5 +79,7 @@ pub use schedule::Schedule;
 pub use settings::Settings;
 pub use standing::Standing;
 pub use state::{State, StateStore, Tally};
-pub use training::{Adapters, First, Make, Outcome, Resume, Task, TrainReport, Trained, Training};
+pub use training::{
+    Adapters, First, Make, Outcome, Resume, Task, TrainReport, Trained, Training, Unwrapped, Wrapped,
+};
 pub use validation::{GoesOn, Validation, ValidationResult};

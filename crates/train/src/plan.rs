@@ -22,7 +22,7 @@ use crate::price::{
 };
 use crate::probe::Rate;
 use crate::schedule::Schedule;
-use crate::settings::{MixtureSettings, OptimizerSettings, Settings};
+use crate::settings::{MixtureSettings, OptimizerSettings, Settings, StageName};
 use crate::training::{Adapters, First, Trained, Training};
 use crate::{Result, TrainError};
 
@@ -486,7 +486,7 @@ fn check_base(settings: &Settings, sources: &Sources) -> Result<()> {
     }
     let nothing = sources.package.is_none() && sources.checkpoint.is_none();
     let problem = match &settings.adapter {
-        None if sources.package.is_some() => {
+        None if sources.package.is_some() && settings.stage != StageName::Qat => {
             "is missing, but a package's weights are frozen; say which adapters are trained on it"
         }
         Some(_) if nothing => {
@@ -497,16 +497,20 @@ fn check_base(settings: &Settings, sources: &Sources) -> Result<()> {
     Err(TrainError::setting("adapter", problem))
 }
 
-/// Whether adapters fit a base of this shape.
+/// Whether what is trained on a base of this shape fits it.
 fn check_adapter(settings: &Settings, base: Option<&Config>) -> Result<()> {
-    let (Some(adapter), Some(base)) = (&settings.adapter, base) else {
+    let (adapter, Some(base)) = (&settings.adapter, base) else {
         return Ok(());
     };
-    adapter.check_base(base)?;
+    if let Some(adapter) = adapter {
+        adapter.check_base(base)?;
+    } else if settings.stage != StageName::Qat {
+        return Ok(());
+    }
     let length = settings.train.sequence_length;
     if length > base.context {
         let problem = format!(
-            "is {length}, but the base was made for {} tokens of context, which adapters do not change; write at most that",
+            "is {length}, but the base was made for {} tokens of context, which this does not change; write at most that",
             base.context
         );
         return Err(TrainError::setting("train.sequence_length", problem));

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::check::{Start, check_mesh, packing};
 use crate::parallel::MeshPlan;
 use crate::probe::Rate;
-use crate::settings::{Recompute, Settings};
+use crate::settings::{Recompute, Settings, StageName};
 use crate::{Result, TrainError};
 
 /// The share of the measured peak that a whole step reaches, for estimates: 0.78 to 0.80 on the tiny recipe's model
@@ -189,21 +189,24 @@ pub(crate) fn memory(config: &Config, settings: &Settings) -> Memory {
     }
     let packing = packing(settings);
     let rows = packing.micro_batch_sequences * packing.sequence_length;
+    let projections = config.projection_parameters();
     let learns = match &settings.adapter {
+        // Tables and scales are few beside them.
+        None if settings.stage == StageName::Qat => projections,
         None => config.parameters(),
         Some(adapter) => adapter.parameters(config),
     };
     let means = usize::from(settings.train.ema > 0.0);
     let every = settings.train.checkpoint_every;
     let saves = every > 0 && every < settings.train.steps.expect("resolved");
-    Memory::of_step(
-        config,
-        rows,
-        settings.compute.recompute,
-        learns,
-        means,
-        saves,
-    )
+    let recompute = settings.compute.recompute;
+    let mut memory = Memory::of_step(config, rows, recompute, learns, means, saves);
+    if settings.stage == StageName::Qat {
+        // What the palettes stand for, and its gradient.
+        let expanded = bytes(projections.saturating_mul(2));
+        memory.activations = memory.activations.saturating_add(expanded);
+    }
+    memory
 }
 
 /// What the tape and the way back take of so many rows, in bytes.

@@ -34,7 +34,11 @@ pub(crate) struct Publication {
 enum Form {
     Checkpoint { config: Config, tokenizer: PathBuf },
     Adapter(About),
+    Files { write: WriteFiles, tokenizer: PathBuf },
 }
+
+/// Writes the files of a model into a folder.
+pub type WriteFiles = Box<dyn Fn(&Path) -> Result<()> + Send + Sync>;
 
 impl Publication {
     /// All weights that a decoder has now, and the tokenizer that goes with them. On a mesh all ranks ask, and the first gets it.
@@ -62,6 +66,16 @@ impl Publication {
         }
     }
 
+    /// What somebody else writes, and the tokenizer that goes with it.
+    pub(crate) fn files(write: WriteFiles, tokenizer: &Path) -> Publication {
+        let tokenizer = tokenizer.to_owned();
+        Publication {
+            weights: Vec::new(),
+            form: Form::Files { write, tokenizer },
+            files: Vec::new(),
+        }
+    }
+
     /// Fills a draft.
     pub(crate) fn write(&self, draft: &Draft) -> Result<()> {
         match &self.form {
@@ -73,6 +87,10 @@ impl Publication {
             Form::Adapter(about) => {
                 let matrices: Vec<Matrix> = self.weights.iter().flat_map(matrices).collect();
                 save_matrices(&matrices, about, draft.path())?;
+            }
+            Form::Files { write, tokenizer } => {
+                write(draft.path())?;
+                copy_tokenizer(tokenizer, &self.files, draft)?;
             }
         }
         for (name, bytes) in &self.files {

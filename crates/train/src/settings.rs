@@ -1,4 +1,4 @@
-//! The recipe of pre-training and of accuracy recovery, as it stands in TOML.
+//! The recipe of pre-training, of accuracy recovery and of quantization-aware training, as it stands in TOML.
 //!
 //! Nothing is checked here but names and types; [`crate::Plan`] checks what the values mean and fills in those that depend
 //! on others. Defaults follow AFM (arXiv 2407.21075) where it is published and applies.
@@ -22,7 +22,7 @@ pub use rule::{
     WsdSettings,
 };
 
-/// Everything that pre-training and recovery are told.
+/// Everything that pre-training and what is trained on a package are told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -57,7 +57,7 @@ pub struct Settings {
     pub parallel: ParallelSettings,
 }
 
-/// `stage = "pretrain"` or `stage = "recover"`; any other word is refused.
+/// `stage = "pretrain"`, `"recover"` or `"qat"`; any other word is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StageName {
@@ -66,6 +66,8 @@ pub enum StageName {
     Pretrain,
     /// The same on a package under adapters, to bring back what palettizing lost.
     Recover,
+    /// The same on the palettes of a package: quantization-aware training.
+    Qat,
 }
 
 impl StageName {
@@ -74,6 +76,7 @@ impl StageName {
         match self {
             StageName::Pretrain => "pretrain",
             StageName::Recover => "recover",
+            StageName::Qat => "qat",
         }
     }
 }

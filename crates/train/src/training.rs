@@ -51,7 +51,7 @@ use crate::loader::Batches;
 use crate::objective::Objective;
 use crate::price::Memory;
 use crate::probe::matmul_gflops_in;
-use crate::publish::Publication;
+use crate::publish::{Publication, WriteFiles};
 use crate::ranks::place_in_data;
 use crate::run::{
     BITS_PER_BYTE, Ended, Keep, Loop, Measure, Measured, Record, Saving, VALIDATION_LOSS, train,
@@ -111,18 +111,28 @@ pub enum Trained<'a> {
     },
     /// Low-rank matrices beside the frozen weights of a package or a checkpoint; the run leaves an adapter. On one rank.
     Adapters(Adapters<'a>),
-    /// What stands in front of a checkpoint's layers while it is trained; the run leaves the checkpoint that comes of it. On one rank.
+    /// A checkpoint or a package whose layers stand in others while they are trained. On one rank.
     Wrapped(Wrapped<'a>),
 }
 
-/// A checkpoint in layers that are taken off again before it is written: masks.
+/// A decoder in layers that are taken off again before it is written: masks, palettes that learn.
 pub struct Wrapped<'a> {
-    /// The checkpoint, whose tokenizer the result has too.
+    /// What it was before, whose tokenizer the result has too.
     pub base: PathBuf,
-    /// Puts them on. Its parameters are what is trained.
-    pub wrap: &'a (dyn Fn(Decoder) -> Decoder + Sync),
+    /// What the run leaves.
+    pub kind: Kind,
+    /// Opens it and puts them on. Its parameters are what is trained.
+    pub wrap: &'a (dyn Fn() -> Result<Decoder> + Sync),
     /// What is written of a decoder that wears them.
-    pub unwrap: &'a (dyn Fn(&Decoder) -> Result<Decoder> + Sync),
+    pub unwrap: &'a (dyn Fn(&Decoder) -> Result<Unwrapped> + Sync),
+}
+
+/// What is written of a wrapped decoder.
+pub enum Unwrapped {
+    /// A checkpoint.
+    Decoder(Decoder),
+    /// The model's files, by what writes them into a folder.
+    Files(WriteFiles),
 }
 
 /// Adapters to be trained.
@@ -285,6 +295,7 @@ impl Training<'_> {
         let whole = match &self.trained {
             Trained::Weights { .. } => None,
             Trained::Adapters(_) => Some("adapters"),
+            Trained::Wrapped(wrapped) if wrapped.kind == Kind::Package => Some("palettes"),
             Trained::Wrapped(_) => Some("masks"),
         };
         if let (Some(what), 2..) = (whole, shape.ranks()) {
@@ -360,9 +371,10 @@ impl Training<'_> {
                 let dtype = settings.dtype.dtype();
                 Some(Publication::adapter(&state.decoder, base, dtype))
             }
-            Trained::Wrapped(Wrapped { base, unwrap, .. }) => {
-                Publication::checkpoint(&unwrap(&state.decoder)?, base)
-            }
+            Trained::Wrapped(Wrapped { base, unwrap, .. }) => match unwrap(&state.decoder)? {
+                Unwrapped::Decoder(decoder) => Publication::checkpoint(&decoder, base),
+                Unwrapped::Files(write) => Some(Publication::files(write, base)),
+            },
         }) else {
             return Ok(None);
         };
@@ -375,8 +387,9 @@ impl Trained<'_> {
     /// What it leaves.
     pub fn kind(&self) -> Kind {
         match self {
-            Trained::Weights { .. } | Trained::Wrapped(_) => Kind::Checkpoint,
+            Trained::Weights { .. } => Kind::Checkpoint,
             Trained::Adapters(_) => Kind::Adapter,
+            Trained::Wrapped(wrapped) => wrapped.kind,
         }
     }
 
@@ -400,7 +413,7 @@ impl Trained<'_> {
                     First::New | First::Made(_) => adapters.settings.attach(decoder, 0),
                 }
             }
-            Trained::Wrapped(Wrapped { base, wrap, .. }) => wrap(checkpoint::load(base)?),
+            Trained::Wrapped(Wrapped { wrap, .. }) => wrap()?,
         };
         Ok(Some(with_reward(decoder, reward, 0)))
     }
@@ -775,7 +788,7 @@ impl Run<'_> {
             } => (config, checkpoint),
             Trained::Wrapped(Wrapped { base, wrap, .. }) => {
                 progress.message(&format!("beginning with {}", base.display()));
-                return Ok(wrap(checkpoint::load(base)?));
+                return wrap();
             }
             Trained::Adapters(adapters) => {
                 progress.message(&format!("adapting {}", adapters.base.display()));

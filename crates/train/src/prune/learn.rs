@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use russet_artifact::{Interrupt, Progress, Stage};
+use russet_artifact::{Interrupt, Kind, Progress, Stage};
 use russet_kernels::mask as kernel;
 use russet_model::{Decoder, checkpoint};
 use russet_tensor::Ctx;
@@ -21,7 +21,7 @@ use crate::settings::{
     AdamWSettings, ComputeSettings, OptimizerSettings, PackingKind, TrainSettings,
 };
 use crate::state::State;
-use crate::training::{Outcome, Resume, Task, Trained, Training, Wrapped};
+use crate::training::{Outcome, Resume, Task, Trained, Training, Unwrapped, Wrapped};
 use crate::validation::{GoesOn, ValidationResult};
 
 /// Steps from one saved state to the next.
@@ -76,8 +76,11 @@ impl Pruning {
             pruning: self,
             sharpness: Sharpness::new(self.epsilons().0),
         };
-        let wrap = |decoder| masked(decoder, settings.ffn, &task.sharpness, self.is_joint());
-        let unwrap = |decoder: &Decoder| self.cut(decoder);
+        let wrap = || {
+            let decoder = checkpoint::load(&self.checkpoint)?;
+            Ok(masked(decoder, settings.ffn, &task.sharpness, self.is_joint()))
+        };
+        let unwrap = |decoder: &Decoder| self.cut(decoder).map(Unwrapped::Decoder);
         let training = Training {
             stage,
             train: &train,
@@ -93,6 +96,7 @@ impl Pruning {
             memory: Some(settings.memory(&self.config, compute.recompute)),
             trained: Trained::Wrapped(Wrapped {
                 base: self.checkpoint.clone(),
+                kind: Kind::Checkpoint,
                 wrap: &wrap,
                 unwrap: &unwrap,
             }),
