@@ -18,7 +18,6 @@ pub struct Settings {
     pub target_bytes: Option<u64>,
     /// The bits that a projection's indices may have: some of 2, 3 and 4, and of "2v", "3v" and "4v", where an index stands for two
     /// weights. AFM has 2 and 4.
-    #[serde(skip_serializing_if = "is_plain")]
     pub bits: Vec<Width>,
     /// Bits (any, whatever `bits` says) of projections whose names are like a pattern, in which `*` stands for any text; the others are
     /// chosen.
@@ -100,9 +99,6 @@ pub enum Sensitivity {
     Measured,
 }
 
-/// AFM's bits, the default.
-const PLAIN: [Width; 2] = [Width(Bits::Two), Width(Bits::Four)];
-
 /// All bits, the fewest first.
 const ORDER: [Bits; 6] = [
     Bits::Two,
@@ -113,16 +109,12 @@ const ORDER: [Bits; 6] = [
     Bits::FourPairs,
 ];
 
-fn is_plain(bits: &[Width]) -> bool {
-    bits == PLAIN
-}
-
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
             target_bpw: 3.5,
             target_bytes: None,
-            bits: PLAIN.to_vec(),
+            bits: [Bits::Two, Bits::Three, Bits::Four].map(Width).to_vec(),
             pins: BTreeMap::new(),
             weighting: Weighting::Fisher,
             error_feedback: true,
@@ -382,9 +374,10 @@ mod tests {
     }
 
     #[test]
-    fn the_plain_bits_are_not_written_down() {
+    fn bits_are_written_down_as_a_person_writes_them() {
         let stored = |settings: &Settings| serde_json::to_value(settings).unwrap();
-        assert_eq!(stored(&Settings::default()).get("bits"), None);
+        let plain = stored(&Settings::default());
+        assert_eq!(plain["bits"], serde_json::json!([2, 3, 4]));
         let three = Settings {
             bits: vec![Width(Bits::Two), Width(Bits::ThreePairs)],
             pins: [("*.v_proj".to_owned(), Width(Bits::Three))].into(),
