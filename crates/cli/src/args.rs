@@ -51,6 +51,8 @@ pub enum Verb {
     Palettize(PalettizeArgs),
     /// Train an adapter on a package that brings back what palettizing lost, from a recipe
     Recover(TrainArgs),
+    /// Train the palettes of a package end to end (quantization-aware training), from a recipe
+    Qat(TrainArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
     /// Talk to a model in the terminal
@@ -159,7 +161,7 @@ pub struct PalettizeArgs {
     #[arg(long, value_name = "BYTES", conflicts_with = "target_bpw")]
     pub target_bytes: Option<u64>,
     /// The bits that projections may have: some of 2, 3 and 4, and of 2v, 3v and 4v (palettes of pairs), separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "2,4", value_parser = width)]
+    #[arg(long, value_delimiter = ',', default_value = "2,3,4", value_parser = width)]
     pub bits: Vec<Bits>,
     /// Fix the bits (as in --bits) of projections whose names are like a pattern: PATTERN=BITS, as in '*.v_proj=4'; may be given again
     #[arg(long = "pin", value_name = "PATTERN=BITS", value_parser = pin)]

@@ -166,6 +166,7 @@ fn dispatch(app: &mut App, verb: Verb) -> Result<()> {
         Verb::Recover(args) => {
             run::single(app, &args.recipe, StageKind::Recover, resume(args.restart))
         }
+        Verb::Qat(args) => run::single(app, &args.recipe, StageKind::Qat, resume(args.restart)),
         Verb::Generate(args) => text::generate(app, &args),
         Verb::Chat(args) => chat::chat(app, &args),
         Verb::Serve(args) => serve::serve(app, args),

@@ -420,6 +420,7 @@ fn report(app: &App, done: &[(StageKind, Done)], interrupted: bool) -> Result<()
     }
     let models = [
         StageKind::Recover,
+        StageKind::Qat,
         StageKind::Palettize,
         StageKind::Rlhf,
         StageKind::Dpo,

@@ -5,10 +5,10 @@
 
 mod align;
 mod eval;
+mod on_package;
 mod palettize;
 mod pretrain;
 mod prune;
-mod recover;
 mod reject;
 mod report;
 mod rlhf;
@@ -54,6 +54,7 @@ pub enum StageKind {
     Prune,
     Palettize,
     Recover,
+    Qat,
     Eval,
     Report,
     Sample,
@@ -76,6 +77,7 @@ impl StageKind {
             StageKind::Prune => "prune",
             StageKind::Palettize => "palettize",
             StageKind::Recover => "recover",
+            StageKind::Qat => "qat",
             StageKind::Eval => "eval",
             StageKind::Report => "report",
             StageKind::Sample => "sample",
@@ -97,7 +99,8 @@ impl StageKind {
             StageKind::Rlhf => Box::new(rlhf::read(app, recipe)?),
             StageKind::Prune => Box::new(prune::read(app, recipe)?),
             StageKind::Palettize => Box::new(palettize::read(recipe)?),
-            StageKind::Recover => Box::new(recover::read(app, recipe)?),
+            StageKind::Recover => Box::new(on_package::recover(app, recipe)?),
+            StageKind::Qat => Box::new(on_package::qat(app, recipe)?),
             StageKind::Eval => Box::new(eval::read(recipe)?),
             StageKind::Report => Box::new(report::read(recipe)?),
             StageKind::Sample => Box::new(sample::read(recipe)?),

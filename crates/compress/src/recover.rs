@@ -11,21 +11,19 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use russet_artifact::{Interrupt, Progress, Tool};
 use russet_kernels::Pool;
 use russet_model::{Weights, package};
 use russet_tensor::{Ctx, Tensor};
-use russet_train::{
-    BITS_PER_BYTE, Batches, First, Launch, Measure, Measured, Objective, Outcome, Plan, Resume,
-    State, Task, TrainError, Trained, VALIDATION_LOSS,
-};
+use russet_train::{First, Launch, Measured, Outcome, Plan, Resume, State, TrainError, Trained};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::CompressError;
 use crate::low_rank::{LowRank, low_rank};
+use crate::on_package::{HeldOut, OnPackage, Written, base, dense, of_task};
 use crate::refine::BYTES;
 use crate::tap::{Covariance, Handle, Listen, tapped};
 use crate::watch::Watch;
@@ -109,18 +107,9 @@ pub struct RecoverReport {
     pub parameters: u64,
     /// Bytes of them, in the type of the file.
     pub adapter_bytes: u64,
-    /// The package's loss on held-out text, nats a token; none where nothing is held out.
-    pub loss_before: Option<f64>,
-    /// That before the first step: of the fit, or the same.
-    pub loss_start: Option<f64>,
-    /// That of the package under the adapter as it was written.
-    pub loss_after: Option<f64>,
-    /// The package's bits per byte of held-out text.
-    pub bits_per_byte_before: Option<f64>,
-    /// Those before the first step.
-    pub bits_per_byte_start: Option<f64>,
-    /// Those of the package under the adapter.
-    pub bits_per_byte_after: Option<f64>,
+    /// What it did to text held out.
+    #[serde(flatten)]
+    pub held_out: HeldOut,
 }
 
 /// Trains recovery adapters by `plan`, whose base is a package, and leaves them in `out`. `checkpoint` is what the package was made
@@ -142,11 +131,26 @@ pub fn recover(
         .clone()
         .resolved(checkpoint.is_some())
         .map_err(of_task)?;
-    let recovery = Recovery {
-        plan,
-        settings: &settings,
-        before: OnceLock::new(),
+    let report = |state: &State, _: &Measured, held_out| {
+        let adapter = plan.settings().adapter.as_ref();
+        let adapter = adapter.expect("a plan of adapters");
+        let parameters = adapter.parameters(plan.config()) as u64;
+        let report = RecoverReport {
+            rank: adapter.rank,
+            start: settings.start.expect("resolved"),
+            steps: state.step,
+            tokens: state.tally.tokens,
+            parameters,
+            adapter_bytes: parameters * adapter.dtype.dtype().bytes() as u64,
+            held_out,
+        };
+        Written {
+            name: RECOVER_REPORT,
+            report: json!(report),
+            card: None,
+        }
     };
+    let recovery = OnPackage::new(plan, &report);
     let fitted = |pool: &Arc<Pool>, progress: &mut dyn Progress| {
         let checkpoint = checkpoint.expect("resolved settings ask for it");
         fit(pool, plan, &settings, checkpoint, progress, interrupt).map_err(of_task)
@@ -166,90 +170,6 @@ pub fn recover(
     training.run(&Launch::Threads, out, resume, progress, interrupt)
 }
 
-fn of_task(error: CompressError) -> TrainError {
-    TrainError::Task(Box::new(error))
-}
-
-/// A plan's task with a report.
-struct Recovery<'a> {
-    plan: &'a Plan,
-    settings: &'a RecoverSettings,
-    before: OnceLock<Measured>, // of the package alone
-}
-
-impl Task for Recovery<'_> {
-    fn objective(&self) -> russet_train::Result<Box<dyn Objective + '_>> {
-        Task::objective(self.plan)
-    }
-
-    fn batches(&self, place: usize, places: usize) -> russet_train::Result<Box<dyn Batches + '_>> {
-        self.plan.batches(place, places)
-    }
-
-    fn measure(&self) -> russet_train::Result<Option<Box<Measure<'_>>>> {
-        self.plan.measure()
-    }
-
-    fn files(
-        &self,
-        state: &State,
-        measured: &Measured,
-    ) -> russet_train::Result<Vec<(String, Vec<u8>)>> {
-        let adapter = self.plan.settings().adapter.as_ref();
-        let adapter = adapter.expect("a plan of adapters");
-        let parameters = adapter.parameters(self.plan.config()) as u64;
-        let before = self.before()?;
-        let of = |measured: &[(&str, f64)], name: &str| {
-            let found = measured.iter().find(|(one, _)| *one == name);
-            found.map(|(_, value)| *value)
-        };
-        let start = |name: &str| {
-            let found = state.tally.before.iter().find(|(one, _)| one == name);
-            found.map(|(_, value)| *value)
-        };
-        let (nats, bits) = (VALIDATION_LOSS, BITS_PER_BYTE);
-        let report = RecoverReport {
-            rank: adapter.rank,
-            start: self.settings.start.expect("resolved"),
-            steps: state.step,
-            tokens: state.tally.tokens,
-            parameters,
-            adapter_bytes: parameters * adapter.dtype.dtype().bytes() as u64,
-            loss_before: of(before, nats),
-            loss_start: start(nats),
-            loss_after: of(measured, nats),
-            bits_per_byte_before: of(before, bits),
-            bits_per_byte_start: start(bits),
-            bits_per_byte_after: of(measured, bits),
-        };
-        let text = format!("{:#}\n", json!(report));
-        let mut files = self.plan.files(state, measured)?;
-        files.push((RECOVER_REPORT.to_owned(), text.into_bytes()));
-        Ok(files)
-    }
-}
-
-impl Recovery<'_> {
-    /// What the package alone measures.
-    fn before(&self) -> russet_train::Result<&Measured> {
-        if let Some(before) = self.before.get() {
-            return Ok(before);
-        }
-        let measured = match self.plan.measure()? {
-            None => Measured::new(),
-            Some(mut measure) => {
-                let compute = &self.plan.settings().compute;
-                let mut ctx = Ctx::new(Arc::new(compute.pool(1)?));
-                ctx.compute = compute.dtype.kernel();
-                let package = self.plan.base().expect("a plan of adapters has a base");
-                let measured = measure(&mut ctx, &package::load(package)?, &mut |_| true)?;
-                measured.expect("nobody stopped it")
-            }
-        };
-        Ok(self.before.get_or_init(|| measured))
-    }
-}
-
 /// A and B of each projection that has an adapter: the best stand-in for what the package lost of the checkpoint, over the inputs that
 /// its products see in the first steps' text.
 fn fit(
@@ -262,23 +182,8 @@ fn fit(
 ) -> Result<BTreeMap<String, (Tensor, Tensor)>, CompressError> {
     let adapter = plan.settings().adapter.as_ref();
     let adapter = adapter.expect("a plan of adapters");
-    let package = plan.base().expect("a plan of adapters has a base");
-    let mut dense = Weights::open(checkpoint)?;
-    if dense.are_palettized() {
-        return Err(CompressError::Checkpoint(format!(
-            "{} is palettized itself; name the dense checkpoint that the package was made of",
-            checkpoint.display()
-        )));
-    }
-    if dense.config().projection_parameters() != plan.config().projection_parameters()
-        || dense.config().layers != plan.config().layers
-        || dense.config().attention != plan.config().attention
-    {
-        return Err(CompressError::Checkpoint(format!(
-            "{} has another shape than the package; name the checkpoint that it was made of, or write recover.start = \"zero\"",
-            checkpoint.display()
-        )));
-    }
+    let package = base(plan);
+    let mut dense = dense(plan, checkpoint, "recover.start = \"zero\"")?;
     let mut stored = Weights::open(package)?;
     let (decoder, taps) = tapped(package::load(package)?);
     let layouts = decoder.layouts();

@@ -2,37 +2,17 @@
 
 #[path = "../../train/tests/common/mod.rs"]
 mod common;
+mod toy;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use russet_artifact::{Artifact, Interrupt, Kind, NoProgress, Progress};
 use russet_compress::{
     CompressError, RECOVER_REPORT, RecoverReport, RecoverSettings, RecoverStart, recover,
 };
+use toy::{StopAt, packaged};
 use russet_train::{Outcome, Plan, Resume, Settings, Sources, TeacherInput, TrainError, pretrain};
-
-/// A folder with tokens, a checkpoint and a package of it.
-fn packaged() -> (tempfile::TempDir, PathBuf) {
-    let keep = tempfile::tempdir().unwrap();
-    let dir = keep.path().to_owned();
-    common::tokens(&dir);
-    let settings: Settings = common::settings(&["train.steps=120"]);
-    let plan = Plan::new(settings, &dir.join("tokens")).unwrap();
-    let (out, tool) = (dir.join("checkpoint"), common::tool());
-    let interrupt = Interrupt::new();
-    let trained = pretrain(
-        &plan,
-        &out,
-        &tool,
-        Resume::Continue,
-        &mut NoProgress,
-        &interrupt,
-    );
-    assert!(matches!(trained, Ok(Outcome::Finished(_))));
-    common::package(&out);
-    (keep, dir)
-}
 
 fn plan(dir: &Path, changes: &[&str]) -> Plan {
     let changes = [&["distill.kind=kl"], changes].concat();
@@ -93,22 +73,23 @@ fn a_fit_is_a_beginning_that_training_goes_on_from() {
     let (fit, _) = whole(&dir, &changes, &start(RecoverStart::Fit));
     let (zero, _) = whole(&dir, &changes, &start(RecoverStart::Zero));
     let loss = |loss: Option<f64>| loss.unwrap();
-    let (before, fitted) = (loss(fit.loss_before), loss(fit.loss_start));
+    let (fit_losses, zero_losses) = (&fit.held_out, &zero.held_out);
+    let (before, fitted) = (loss(fit_losses.loss_before), loss(fit_losses.loss_start));
     assert_eq!(
-        (fit.loss_before, zero.loss_start),
-        (zero.loss_before, zero.loss_before)
+        (fit_losses.loss_before, zero_losses.loss_start),
+        (zero_losses.loss_before, zero_losses.loss_before)
     );
     assert!(
         fitted < before - 0.02,
         "{before} to {fitted} by the fit alone"
     );
-    assert!(loss(fit.loss_after) < fitted, "{fit:?}");
-    let trained = loss(zero.loss_after);
+    assert!(loss(fit_losses.loss_after) < fitted, "{fit:?}");
+    let trained = loss(zero_losses.loss_after);
     assert!(
-        loss(fit.loss_after) < trained && trained < before,
+        loss(fit_losses.loss_after) < trained && trained < before,
         "{fit:?}\n{zero:?}"
     );
-    assert!(loss(fit.bits_per_byte_after) < loss(fit.bits_per_byte_before));
+    assert!(loss(fit_losses.bits_per_byte_after) < loss(fit_losses.bits_per_byte_before));
     assert_eq!((fit.rank, fit.steps, fit.tokens), (4, 20, 20 * 128));
     // Of each of two layers: q and o 64 rows and columns, k and v 48, gate, up and down 96.
     let numbers = 2 * 4 * (2 * 64 + 2 * 48 + 3 * 96);
@@ -125,25 +106,9 @@ fn the_higher_the_rank_the_more_the_fit_brings_back() {
             "train.warmup_steps=0",
         ];
         let (report, _) = whole(&dir, &changes, &start(RecoverStart::Fit));
-        report.loss_start.unwrap()
+        report.held_out.loss_start.unwrap()
     });
     assert!(losses[0] > losses[1] && losses[1] > losses[2], "{losses:?}");
-}
-
-/// Raises the wish to stop when it has heard of a step, and remembers what was begun.
-struct StopAt(u64, Interrupt, Vec<String>);
-
-impl Progress for StopAt {
-    fn begin(&mut self, what: &str, _: Option<u64>, _: &str) {
-        self.2.push(what.to_owned());
-    }
-    fn update(&mut self, done: u64, _: &[(&str, f64)]) {
-        if done == self.0 && self.2.last().is_some_and(|what| what == "adapter") {
-            self.1.raise();
-        }
-    }
-    fn message(&mut self, _: &str) {}
-    fn end(&mut self) {}
 }
 
 #[test]
@@ -155,10 +120,15 @@ fn stopped_it_goes_on_to_the_same_bytes_and_threads_do_not_change_them() {
     assert_eq!(threads, straight);
     for (number, step) in [3, 4, 11].into_iter().enumerate() {
         let interrupt = Interrupt::new();
-        let mut progress = StopAt(step, interrupt.clone(), Vec::new());
+        let mut progress = StopAt {
+            step,
+            run: "adapter",
+            interrupt: interrupt.clone(),
+            begun: Vec::new(),
+        };
         let outcome = run(&dir, &[], &settings, &mut progress, &interrupt).unwrap();
         assert_eq!(outcome, Outcome::Interrupted { step });
-        let fits = progress.2.iter().any(|what| what == "fitting adapters");
+        let fits = progress.begun.iter().any(|what| what == "fitting adapters");
         assert_eq!(fits, number == 0, "it is fitted once");
     }
     let (_, resumed) = whole(&dir, &[], &settings);
