@@ -8,7 +8,8 @@ Groups: widths (the bits that projections may have, at 2 to 4 bits a weight), pa
 bits), parts (weights and table, then activations in 8 bits, then the cache; the cache alone), recover (ranks 8, 16 and 32, and
 rank 16 against tokens), llama (types of llama.cpp through GGUF, with an importance matrix of the same text; needs --llama, a
 folder with llama-quantize and llama-imatrix, the program zstd, and the `gguf` package with numpy; rows of a length that is no
-multiple of 256 get another type there, so look at the bits, and at the types, which are printed), and two that run only if they are named: tables (the
+multiple of 256 get another type there, so look at the bits, and at the types, which are printed), qat (palettes that learn, by each method, beside rank 16 on
+as many tokens), and two that run only if they are named: tables (the
 embedding in 4 bits beside 8) and rotation (Hadamard rotations beside none). What calibrates is made by `bench/calibration.py`. Perplexity of each is on the same text in the same windows by `russet eval
 perplexity`: llama.cpp's weights are decoded by the `gguf` package and read back as f32, so that only weights differ and not
 who multiplies them. What stands under --out is not done again; it is of one model and one set of texts.
@@ -23,7 +24,7 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-KNOWN = ["widths", "pairs", "ideas", "parts", "recover", "llama", "tables", "rotation"]
+KNOWN = ["widths", "pairs", "ideas", "parts", "recover", "qat", "llama", "tables", "rotation"]
 NAMED = ["tables", "rotation"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="all by default but tables and rotation, llama only with --llama")
@@ -44,8 +45,8 @@ if unknown := [group for group in groups if group not in KNOWN]:
     sys.exit(f"no group {', '.join(unknown)}; there are {', '.join(KNOWN)}")
 if "llama" in groups and not args.llama:
     sys.exit("the group llama needs --llama, a folder with llama-quantize and llama-imatrix")
-if "recover" in groups and not args.shards:
-    sys.exit("the group recover needs --shards, the tokens artifact of the model's run")
+if {"recover", "qat"} & set(groups) and not args.shards:
+    sys.exit("the groups recover and qat need --shards, the tokens artifact of the model's run")
 os.makedirs(args.out, exist_ok=True)
 inputs = {name: os.path.abspath(path) for name in ("model", "calibration", "heldout", "shards") if (path := getattr(args, name))}
 settings = {**inputs, "splits": args.splits, "window": args.window}
@@ -178,26 +179,30 @@ def toml(**tables):
     return "\n".join(lines) + "\n"
 
 
+def learnt(name, stage, package, millions, **tables):
+    """What the stage leaves of a package, trained on so many tokens with the checkpoint as its teacher."""
+    out = f"{args.out}/{name}"
+    if not os.path.exists(out):
+        print(f"{name}: training …", file=sys.stderr, flush=True)
+        steps = max(4, round(millions * 1e6 / 4096))
+        inputs = dict(tokens=os.path.abspath(args.shards), package=os.path.abspath(package), teacher=os.path.abspath(args.model))
+        train = dict(steps=steps, batch_sequences=8, sequence_length=512, peak_lr=tables.pop("peak_lr", 1e-3), warmup_steps=max(1, steps // 10),
+                     checkpoint_every=100, seed=1)
+        with open(f"{out}.toml", "w", encoding="utf-8") as to:
+            to.write(toml(stage=stage, inputs=inputs, train=train, **tables))
+            for split in args.splits:
+                to.write(f'\n[[data.mixture]]\nsplit = "{split}"\nweight = 1\n')
+        run(args.russet, stage, f"{out}.toml", "--out", out, *THREADS)
+    return out
+
+
 def recovered(bits, rank, millions):
     """The package of so many bits under an adapter of that rank."""
     path, report = package(*bits)
     name = f"r-{bits[0]}-{rank}-{millions}"
-    if not os.path.exists(f"{args.out}/{name}"):
-        print(f"{name}: recovering …", file=sys.stderr, flush=True)
-        steps = max(4, round(millions * 1e6 / 4096))
-        with open(f"{args.out}/{name}.toml", "w", encoding="utf-8") as to:
-            to.write(toml(
-                stage="recover",
-                inputs=dict(tokens=os.path.abspath(args.shards), package=os.path.abspath(path), teacher=os.path.abspath(args.model)),
-                adapter=dict(rank=rank),
-                train=dict(steps=steps, batch_sequences=8, sequence_length=512, peak_lr=1e-3, warmup_steps=max(1, steps // 10),
-                           checkpoint_every=100, seed=1)))
-            for split in args.splits:
-                to.write(f'\n[[data.mixture]]\nsplit = "{split}"\nweight = 1\n')
-        run(args.russet, "recover", f"{args.out}/{name}.toml", "--out", f"{args.out}/{name}", *THREADS)
-    adapter = os.path.getsize(f"{args.out}/{name}/adapter_model.safetensors")
-    scores = against(name, path, "--adapter", f"{args.out}/{name}")
-    row(f"{rank} | {millions}", report["bpw"], report["bytes"] + adapter, scores)
+    adapter = learnt(name, "recover", path, millions, adapter=dict(rank=rank))
+    size = report["bytes"] + os.path.getsize(f"{adapter}/adapter_model.safetensors")
+    return report["bpw"], size, against(name, path, "--adapter", adapter)
 
 
 if "recover" in groups:
@@ -207,7 +212,19 @@ if "recover" in groups:
         row("none | 0", report["bpw"], report["bytes"], against(bits[0], path))
         for rank in (8, 16, 32):
             for millions in args.tokens if rank == 16 else [0.5]:
-                recovered(bits, rank, millions)
+                row(f"{rank} | {millions}", *recovered(bits, rank, millions))
+
+if "qat" in groups:
+    for title, bits in (("3.5 bits of 2, 3 or 4", DEFAULT), ("2 bits", TWO)):
+        millions = 0.5
+        heading(f"Palettes that learn, {title}, {millions} M tokens", "| |")
+        path, report = package(*bits)
+        row("as palettized", report["bpw"], report["bytes"], against(bits[0], path))
+        for method in ("tables", "straight-through", "dkm"):
+            name = f"q-{bits[0]}-{method}-{millions}"
+            made = learnt(name, "qat", path, millions, qat=dict(method=method))
+            row(method, report["bpw"], report["bytes"], against(name, made))
+        row("rank 16 beside it; MB with it", *recovered(bits, 16, millions))
 
 if "tables" in groups:
     heading("Tables, at 3.5 bits of 2, 3 or 4", "| the embedding has |")
