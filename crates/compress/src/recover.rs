@@ -26,7 +26,10 @@ use serde_json::json;
 
 use crate::CompressError;
 use crate::low_rank::{LowRank, low_rank};
+use crate::palettize::rotation_of;
 use crate::refine::BYTES;
+use crate::rotate::{Turn, norm_before};
+use crate::settings::Rotation;
 use crate::tap::{Covariance, Handle, Listen, tapped};
 use crate::watch::Watch;
 
@@ -270,15 +273,19 @@ fn fit(
             checkpoint.display()
         )));
     }
+    let rotation = rotation_of(package)?;
+    let untied = rotation != Rotation::None;
     if dense.config().projection_parameters() != plan.config().projection_parameters()
         || dense.config().layers != plan.config().layers
         || dense.config().attention != plan.config().attention
+        || (dense.config().tied && !untied) != plan.config().tied
     {
         return Err(CompressError::Checkpoint(format!(
             "{} has another shape than the package; name the checkpoint that it was made of, or write recover.start = \"zero\"",
             checkpoint.display()
         )));
     }
+    let turn = Turn::new(rotation, dense.config());
     let mut stored = Weights::open(package)?;
     let (decoder, taps) = tapped(package::load(package)?);
     let layouts = decoder.layouts();
@@ -331,6 +338,11 @@ fn fit(
             for &product in now {
                 let inputs = covariance(&taps[product]);
                 let cols = layouts[product].inputs;
+                // The checkpoint's weights as they were when they were palettized.
+                let gain = match norm_before(&layouts[product]) {
+                    Some(norm) if turn.is_some() => dense.take(pool, &norm, &[cols])?,
+                    _ => Vec::new(),
+                };
                 for projection in &layouts[product].projections {
                     if !adapter.chooses(&projection.name) {
                         continue;
@@ -338,6 +350,9 @@ fn fit(
                     let name = format!("{}.weight", projection.name);
                     let shape = [projection.rows, cols];
                     let mut error = dense.take(pool, &name, &shape)?;
+                    if let Some(turn) = &turn {
+                        turn.weight(pool, &name, &mut error, cols, &gain);
+                    }
                     let stored = stored.take(pool, &name, &shape)?;
                     error
                         .iter_mut()

@@ -24,6 +24,9 @@ pub struct Settings {
     /// chosen.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub pins: BTreeMap<String, Width>,
+    /// What is folded into the weights before they are palettized.
+    #[serde(skip_serializing_if = "Rotation::is_none")]
+    pub rotation: Rotation,
     /// How much a weight matters in k-means.
     pub weighting: Weighting,
     /// Whether the error of a column is made good in later columns, and indices, tables and scales are chosen by
@@ -78,6 +81,23 @@ impl<'de> Deserialize<'de> for Width {
     }
 }
 
+/// What is folded into the weights before they are palettized, so that none stands out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rotation {
+    /// Nothing.
+    #[default]
+    None,
+    /// Random signs and Walsh-Hadamard matrices, on the residual stream and on the values of each head (arXiv 2404.00456).
+    Hadamard,
+}
+
+impl Rotation {
+    fn is_none(&self) -> bool {
+        *self == Rotation::None
+    }
+}
+
 /// How much a weight matters in k-means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -124,6 +144,7 @@ impl Default for Settings {
             target_bytes: None,
             bits: PLAIN.to_vec(),
             pins: BTreeMap::new(),
+            rotation: Rotation::None,
             weighting: Weighting::Fisher,
             error_feedback: true,
             sensitivity: Sensitivity::Predicted,
@@ -218,6 +239,9 @@ pub struct Report {
     pub bits_per_parameter: f64,
     /// Of all tensors.
     pub bytes: u64,
+    /// What was folded into the weights that were palettized. Who compares them with the checkpoint's must fold it into those too.
+    #[serde(default, skip_serializing_if = "Rotation::is_none")]
+    pub rotation: Rotation,
     /// From the start to the last check.
     #[serde(skip)]
     pub seconds: f64,
@@ -382,9 +406,15 @@ mod tests {
     }
 
     #[test]
-    fn the_plain_bits_are_not_written_down() {
+    fn the_plain_bits_and_no_rotation_are_not_written_down() {
         let stored = |settings: &Settings| serde_json::to_value(settings).unwrap();
         assert_eq!(stored(&Settings::default()).get("bits"), None);
+        assert_eq!(stored(&Settings::default()).get("rotation"), None);
+        let rotated = Settings {
+            rotation: Rotation::Hadamard,
+            ..Settings::default()
+        };
+        assert_eq!(stored(&rotated)["rotation"], "hadamard");
         let three = Settings {
             bits: vec![Width(Bits::Two), Width(Bits::ThreePairs)],
             pins: [("*.v_proj".to_owned(), Width(Bits::Three))].into(),
@@ -415,9 +445,11 @@ mod tests {
             let problem = serde_json::from_value::<Settings>(wrong).unwrap_err();
             assert!(problem.to_string().contains("2, 3 or 4, or"), "{problem}");
         }
-        assert!(
-            serde_json::from_value::<Settings>(serde_json::json!({"weighting": "hessian"}))
-                .is_err()
-        );
+        for wrong in [
+            serde_json::json!({"weighting": "hessian"}),
+            serde_json::json!({"rotation": "learnt"}),
+        ] {
+            assert!(serde_json::from_value::<Settings>(wrong).is_err());
+        }
     }
 }
