@@ -141,6 +141,7 @@ if "ideas" in groups:
     palettized("and error feedback (the default)", "w24-3.5")
     palettized("and sensitivities measured", "i-measured", "--set", 'palettize.sensitivity="measured"')
     palettized("and 3 bits, sensitivities predicted", "w234-3.5", "--bits", "2,3,4")
+    palettized("the default, rotated", "i-hadamard", "--set", 'palettize.rotation="hadamard"')
 if "parts" in groups:
     heading("Parts", "| |")
     whole = os.path.getsize(f"{args.model}/model.safetensors")
