@@ -35,9 +35,10 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// # Errors
-    /// When a projection has a size that the format does not offer, a pin fits nothing or two of them contradict each other, or
-    /// the target cannot be met.
+    /// When a projection has a size that the format does not offer, a pin fits nothing or two of them contradict each other, the
+    /// decoder cannot be rotated, or the target cannot be met.
     pub fn new(settings: &Settings, config: &Config) -> Result<Budget, CompressError> {
+        let config = &settings.packaged(config)?;
         let (fitted, choice) = (settings.fitted(), settings.choice());
         let (mut bytes, mut open) = (Vec::new(), Vec::new());
         let mut fits = vec![false; settings.pins.len()];

@@ -2,11 +2,12 @@
 
 use russet_kernels::palette::Bits;
 
+use crate::settings::Rotation;
 use crate::{Report, Settings};
 
 /// The `README.md` of a package.
 pub(crate) fn model_card(settings: &Settings, report: &Report) -> String {
-    let rows = [
+    let mut rows = vec![
         (
             "bits a weight of the projections",
             format!("{:.3}", report.bpw),
@@ -31,6 +32,13 @@ pub(crate) fn model_card(settings: &Settings, report: &Report) -> String {
             ),
         ),
     ];
+    if settings.rotation == Rotation::Hadamard {
+        let what = "random signs and Walsh-Hadamard matrices, folded into the weights";
+        rows.push((
+            "rotation of the residual stream and of values",
+            what.to_owned(),
+        ));
+    }
     let possible: Vec<String> = settings
         .possible()
         .iter()

@@ -1,8 +1,10 @@
 //! What is learnt on a package: a plan's task, with a report of what it has brought back.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use russet_model::{Weights, package};
+use russet_kernels::Pool;
+use russet_model::{Layout, Projection, Weights, package};
 use russet_tensor::Ctx;
 use russet_train::{
     BITS_PER_BYTE, Batches, Measure, Measured, Objective, Plan, State, Task, TrainError,
@@ -10,9 +12,10 @@ use russet_train::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::path::Path;
 
-use crate::CompressError;
+use crate::palettize::rotation_of;
+use crate::rotate::{Turn, norm_before};
+use crate::{CompressError, Rotation};
 
 /// Held-out text under a package, before and after something was learnt on it; none where nothing is held out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -130,28 +133,65 @@ impl Task for OnPackage<'_> {
     }
 }
 
-/// The checkpoint that a plan's package was made of.
-pub(crate) fn dense(plan: &Plan, checkpoint: &Path, else_write: &str) -> Result<Weights, CompressError> {
-    let dense = Weights::open(checkpoint)?;
-    let wrong = |sentence: &str| {
-        let place = checkpoint.display();
-        Err(CompressError::Checkpoint(format!("{place} {sentence}")))
-    };
-    if dense.are_palettized() {
-        return wrong(
-            "is palettized itself; name the dense checkpoint that the package was made of",
-        );
+/// The checkpoint that a plan's package was made of, its weights as they were when they were palettized.
+pub(crate) struct Dense {
+    weights: Weights,
+    turn: Option<Turn>,
+}
+
+impl Dense {
+    /// Opens it. `else_write` is the setting that does without.
+    pub fn open(plan: &Plan, checkpoint: &Path, else_write: &str) -> Result<Dense, CompressError> {
+        let weights = Weights::open(checkpoint)?;
+        let wrong = |sentence: &str| {
+            let place = checkpoint.display();
+            Err(CompressError::Checkpoint(format!("{place} {sentence}")))
+        };
+        if weights.are_palettized() {
+            return wrong(
+                "is palettized itself; name the dense checkpoint that the package was made of",
+            );
+        }
+        let rotation = rotation_of(base(plan), else_write)?;
+        let untied = rotation != Rotation::None;
+        let (config, package) = (weights.config(), plan.config());
+        if config.projection_parameters() != package.projection_parameters()
+            || config.layers != package.layers
+            || config.attention != package.attention
+            || (config.tied && !untied) != package.tied
+        {
+            return wrong(&format!(
+                "has another shape than the package; name the checkpoint that it was made of, or write {else_write}"
+            ));
+        }
+        let turn = Turn::new(rotation, weights.config());
+        Ok(Dense { weights, turn })
     }
-    let (config, package) = (dense.config(), plan.config());
-    if config.projection_parameters() != package.projection_parameters()
-        || config.layers != package.layers
-        || config.attention != package.attention
-    {
-        return wrong(&format!(
-            "has another shape than the package; name the checkpoint that it was made of, or write {else_write}"
-        ));
+
+    /// The weights of the projections of a product that are chosen by name, `[rows, inputs]` each.
+    pub fn take<'a>(
+        &mut self,
+        pool: &Pool,
+        layout: &'a Layout,
+        chosen: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(&'a Projection, Vec<f32>)>, CompressError> {
+        let cols = layout.inputs;
+        let gain = match norm_before(layout) {
+            Some(norm) if self.turn.is_some() => self.weights.take(pool, &norm, &[cols])?,
+            _ => Vec::new(),
+        };
+        let mut taken = Vec::new();
+        for projection in layout.projections.iter().filter(|one| chosen(&one.name)) {
+            let name = format!("{}.weight", projection.name);
+            let mut weight = self.weights.take(pool, &name, &[projection.rows, cols])?;
+            crate::model::check_finite(&projection.name, &weight, cols)?;
+            if let Some(turn) = &self.turn {
+                turn.weight(pool, &name, &mut weight, cols, &gain);
+            }
+            taken.push((projection, weight));
+        }
+        Ok(taken)
     }
-    Ok(dense)
 }
 
 pub(crate) fn of_task(error: CompressError) -> TrainError {

@@ -1,6 +1,7 @@
 //! The stage: a dense checkpoint in, a palettized package out.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,13 +12,16 @@ use russet_model::checkpoint::Blocks;
 use russet_model::package::{self, Package, PaletteTensors};
 use russet_model::{Config, Decoder, ParameterKind, Weights, checkpoint};
 use russet_tensor::Tensor;
+use serde::Deserialize;
 
 use crate::budget::Budget;
 use crate::calibration::Calibration;
 use crate::importance;
 use crate::kept::State;
 use crate::model::Model;
-use crate::settings::{LayerReport, Report, Sensitivity, Settings, Weighting};
+use crate::qat::QAT_REPORT;
+use crate::rotate::Turn;
+use crate::settings::{LayerReport, Report, Rotation, Sensitivity, Settings, Weighting};
 use crate::stream;
 use crate::watch::Watch;
 use crate::{CompressError, card, refine, sensitivity};
@@ -131,6 +135,33 @@ pub fn palettize<D: AsRef<[u32]>>(
     Ok(report)
 }
 
+/// What was folded into the weights of a package before they were palettized, as its [`REPORT`] says, or [`QAT_REPORT`]; nothing where there is
+/// neither. `else_write` is the setting that need not know.
+pub(crate) fn rotation_of(package: &Path, else_write: &str) -> Result<Rotation, CompressError> {
+    #[derive(Deserialize)]
+    struct Told {
+        #[serde(default)]
+        rotation: Rotation,
+    }
+    for report in [REPORT, QAT_REPORT] {
+        let path = package.join(report);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(problem) if problem.kind() == ErrorKind::NotFound => continue,
+            Err(problem) => return Err(CompressError::File { path, problem }),
+        };
+        let told: Told = serde_json::from_slice(&text).map_err(|problem| {
+            CompressError::Checkpoint(format!(
+                "{} does not say how the package's weights were rotated ({problem}), so they cannot be compared with the checkpoint's; \
+                 palettize it anew, or write {else_write}",
+                path.display()
+            ))
+        })?;
+        return Ok(told.rotation);
+    }
+    Ok(Rotation::None)
+}
+
 /// A package has no dense weights to begin with.
 fn refuse_package(folder: &Path) -> Result<(), CompressError> {
     match Weights::open(folder)?.are_palettized() {
@@ -226,6 +257,10 @@ pub(crate) fn run(
     calibration: &Calibration,
     watch: &mut Watch,
 ) -> Result<(Compressed, Report), CompressError> {
+    let decoder = match Turn::new(settings.rotation, decoder.config()) {
+        None => decoder,
+        Some(turn) => turn.decoder(pool, decoder)?,
+    };
     let mut model = Model::new(decoder)?;
     let budget = Budget::new(settings, model.decoder.config())?;
     let fisher =
@@ -294,6 +329,7 @@ pub(crate) fn from_gathered(
         bpw: 8.0 * bytes as f64 / model.weights() as f64,
         bits_per_parameter: 8.0 * compressed.bytes() as f64 / compressed.config.parameters() as f64,
         bytes: compressed.bytes(),
+        rotation: settings.rotation,
         seconds: 0.0,
         weights: model.weights(),
         calibration_tokens: calibration.tokens() as u64,
@@ -359,17 +395,24 @@ mod tests {
         };
         checkpoint::save(&Decoder::random(&config, 1), shared.path()).unwrap();
         let shared = shared.path().to_str().unwrap();
-        for (name, weighting, error_feedback, choice) in [
-            ("qwen3-gqa-tied", Weighting::Fisher, true, &[Two, Four][..]),
+        let (plain, turned) = (Rotation::None, Rotation::Hadamard);
+        let tied = "qwen3-gqa-tied";
+        let all = &[Two, TwoPairs, Three, Four];
+        for (name, weighting, error_feedback, choice, rotation) in [
+            (tied, Weighting::Fisher, true, &[Two, Four][..], plain),
+            (tied, Weighting::Fisher, true, &[Two, Four], turned),
+            ("llama-mha-untied", Weighting::Activation, true, all, plain),
+            ("llama-mha-untied", Weighting::None, false, all, turned),
+            ("qwen3-bf16", Weighting::None, false, &[Two, Three], plain),
             (
-                "llama-mha-untied",
-                Weighting::Activation,
-                true,
-                &[Two, TwoPairs, Three, Four],
+                "qwen3-sliding",
+                Weighting::Fisher,
+                false,
+                &[Two, Four],
+                plain,
             ),
-            ("qwen3-bf16", Weighting::None, false, &[Two, Three]),
-            ("qwen3-sliding", Weighting::Fisher, false, &[Two, Four]),
-            (shared, Weighting::Fisher, true, &[Two, Four]),
+            (shared, Weighting::Fisher, true, &[Two, Four], plain),
+            (shared, Weighting::Fisher, true, &[Two, Four], turned),
         ] {
             let from = golden.join(name); // or `name`, where it is a whole path
             let blocks = Blocks::open(&from).unwrap();
@@ -390,6 +433,7 @@ mod tests {
                 // Well between the fewest bits and the most, whichever they are.
                 target_bpw: 0.6 * bpw(Two) + 0.4 * bpw(Three),
                 bits: choice.iter().copied().map(Width).collect(),
+                rotation,
                 weighting,
                 error_feedback,
                 ..Settings::default()

@@ -35,6 +35,9 @@ pub struct Price {
 impl Settings {
     /// What it costs to palettize a decoder of this shape.
     pub fn price(&self, config: &Config) -> Price {
+        // Where the decoder cannot be rotated, [`Settings::check`] says so.
+        let packaged = self.packaged(config);
+        let config = packaged.as_ref().unwrap_or(config);
         let Config {
             width,
             layers,

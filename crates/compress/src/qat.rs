@@ -16,9 +16,7 @@ use std::path::Path;
 use russet_artifact::{Interrupt, Kind, Progress, Tool};
 use russet_kernels::palette::{self, STRIP};
 use russet_model::package::PaletteTensors;
-use russet_model::{
-    Decoder, Layout, Linear, Parameter, ParameterKind, Weights, package,
-};
+use russet_model::{Decoder, Layout, Linear, Parameter, ParameterKind, Weights, package};
 use russet_tensor::ops::{self, Learnt, LearntFrom};
 use russet_tensor::{Ctx, PaletteWeight, Tensor};
 use russet_train::{
@@ -29,7 +27,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::CompressError;
-use crate::on_package::{HeldOut, OnPackage, Written, base, dense, of_task};
+use crate::on_package::{Dense, HeldOut, OnPackage, Written, base, of_task};
+use crate::palettize::rotation_of;
+use crate::settings::Rotation;
 
 /// The file of a package that holds the [`QatReport`].
 pub const QAT_REPORT: &str = "qat.json";
@@ -58,6 +58,9 @@ pub enum QatMethod {
     /// Weights as well, which choose softly.
     Dkm,
 }
+
+/// What does without the checkpoint.
+const ELSE: &str = "qat.method = \"tables\"";
 
 /// The temperature that measured best.
 const TEMPERATURE: f64 = 0.1;
@@ -111,6 +114,9 @@ pub struct QatReport {
     pub parameters: u64,
     /// The share of all indices that are others than before.
     pub moved: f64,
+    /// What was folded into the weights before they were palettized.
+    #[serde(default, skip_serializing_if = "Rotation::is_none")]
+    pub rotation: Rotation,
     /// What it did to text held out.
     #[serde(flatten)]
     pub held_out: HeldOut,
@@ -136,6 +142,7 @@ pub fn qat(
         .resolved(checkpoint.is_some())
         .map_err(of_task)?;
     let package = base(plan);
+    let rotation = rotation_of(package, ELSE).map_err(of_task)?;
     let wrap = || wrapped(plan, &settings, checkpoint).map_err(of_task);
     let unwrap = |decoder: &Decoder| {
         let modules = modules(package, decoder, settings.method).map_err(of_task)?;
@@ -149,8 +156,14 @@ pub fn qat(
             method: settings.method,
             steps: state.step,
             tokens: state.tally.tokens,
-            parameters: state.decoder.parameters().iter().map(|p| p.tensor.len() as u64).sum(),
+            parameters: state
+                .decoder
+                .parameters()
+                .iter()
+                .map(|p| p.tensor.len() as u64)
+                .sum(),
             moved: moved.map_or(f64::NAN, |modules| modules.moved),
+            rotation,
             held_out,
         };
         Written {
@@ -247,28 +260,32 @@ fn wrapped(
         QatMethod::Tables => None,
         _ => {
             let checkpoint = checkpoint.expect("resolved settings ask for it");
-            Some(dense(plan, checkpoint, "qat.method = \"tables\"")?)
+            Some(Dense::open(plan, checkpoint, ELSE)?)
         }
     };
-    let pool = plan.settings().compute.pool(1).map_err(|error| CompressError::Train(Box::new(error)))?;
+    let pool = plan
+        .settings()
+        .compute
+        .pool(1)
+        .map_err(|error| CompressError::Train(Box::new(error)))?;
     let mut products = Vec::new();
     for layout in decoder.layouts() {
+        let mut weights = match &mut dense {
+            None => Vec::new(),
+            Some(dense) => dense.take(&pool, &layout, |_| true)?,
+        }
+        .into_iter();
         let mut parts = Vec::new();
         for projection in &layout.projections {
-            let (name, shape) = (&projection.name, (projection.rows, layout.inputs));
-            let weight = stored.take_palettized(name, shape)?;
-            let from = match &mut dense {
-                None => LearntFrom::Indices(unpacked(&weight)),
-                Some(dense) => {
-                    let shape = [shape.0, shape.1];
-                    let values = dense.take(&pool, &format!("{name}.weight"), &shape)?;
-                    crate::model::check_finite(name, &values, layout.inputs)?;
-                    let weights = Tensor::new(&shape, values);
-                    match settings.temperature {
-                        None => LearntFrom::Nearest(weights),
-                        Some(temperature) => LearntFrom::Soft(weights, temperature as f32),
-                    }
-                }
+            let shape = (projection.rows, layout.inputs);
+            let weight = stored.take_palettized(&projection.name, shape)?;
+            let values = weights
+                .next()
+                .map(|(_, values)| Tensor::new(&[shape.0, shape.1], values));
+            let from = match (values, settings.temperature) {
+                (None, _) => LearntFrom::Indices(unpacked(&weight)),
+                (Some(weights), None) => LearntFrom::Nearest(weights),
+                (Some(weights), Some(temperature)) => LearntFrom::Soft(weights, temperature as f32),
             };
             let entries = weight.view().palette();
             let entries: Vec<f32> = entries.iter().map(|&p| f32::from(p) / 127.0).collect();
@@ -276,6 +293,7 @@ fn wrapped(
             let factors = Tensor::new(&[shape.0], vec![1.0; shape.0]);
             parts.push(learnt(&weight, entries, factors, from));
         }
+        drop(weights);
         products.push(Learning { layout, parts });
     }
     let mut products = products.into_iter();
@@ -306,13 +324,10 @@ struct Modules {
     moved: f64,
 }
 
-fn modules(
-    package: &Path,
-    decoder: &Decoder,
-    method: QatMethod,
-) -> Result<Modules, CompressError> {
+fn modules(package: &Path, decoder: &Decoder, method: QatMethod) -> Result<Modules, CompressError> {
     let mut stored = Weights::open(package)?;
-    let pool = russet_kernels::Pool::new(1).map_err(|error| CompressError::Checkpoint(error.to_string()))?;
+    let pool = russet_kernels::Pool::new(1)
+        .map_err(|error| CompressError::Checkpoint(error.to_string()))?;
     let parameters: BTreeMap<String, Tensor> = decoder
         .parameters()
         .into_iter()
@@ -331,7 +346,11 @@ fn modules(
             };
             let learnt = learnt(&weight, find(PALETTE), find(SCALES), from);
             let indices = learnt.indices(&pool, layout.inputs);
-            moved += indices.iter().zip(&before[..]).filter(|(a, b)| a != b).count();
+            moved += indices
+                .iter()
+                .zip(&before[..])
+                .filter(|(a, b)| a != b)
+                .count();
             all += indices.len();
             let (entries, mut scales) = learnt.stored();
             scales.resize(shape.0.next_multiple_of(STRIP), half::f16::ZERO);

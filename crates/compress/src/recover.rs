@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::CompressError;
 use crate::low_rank::{LowRank, low_rank};
-use crate::on_package::{HeldOut, OnPackage, Written, base, dense, of_task};
+use crate::on_package::{Dense, HeldOut, OnPackage, Written, base, of_task};
 use crate::refine::BYTES;
 use crate::tap::{Covariance, Handle, Listen, tapped};
 use crate::watch::Watch;
@@ -183,7 +183,7 @@ fn fit(
     let adapter = plan.settings().adapter.as_ref();
     let adapter = adapter.expect("a plan of adapters");
     let package = base(plan);
-    let mut dense = dense(plan, checkpoint, "recover.start = \"zero\"")?;
+    let mut dense = Dense::open(plan, checkpoint, "recover.start = \"zero\"")?;
     let mut stored = Weights::open(package)?;
     let (decoder, taps) = tapped(package::load(package)?);
     let layouts = decoder.layouts();
@@ -236,13 +236,11 @@ fn fit(
             for &product in now {
                 let inputs = covariance(&taps[product]);
                 let cols = layouts[product].inputs;
-                for projection in &layouts[product].projections {
-                    if !adapter.chooses(&projection.name) {
-                        continue;
-                    }
+                let chosen = |name: &str| adapter.chooses(name);
+                let weights = dense.take(pool, &layouts[product], chosen)?;
+                for (projection, mut error) in weights {
                     let name = format!("{}.weight", projection.name);
                     let shape = [projection.rows, cols];
-                    let mut error = dense.take(pool, &name, &shape)?;
                     let stored = stored.take(pool, &name, &shape)?;
                     error
                         .iter_mut()

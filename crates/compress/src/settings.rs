@@ -23,6 +23,9 @@ pub struct Settings {
     /// chosen.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub pins: BTreeMap<String, Width>,
+    /// What is folded into the weights before they are palettized.
+    #[serde(skip_serializing_if = "Rotation::is_none")]
+    pub rotation: Rotation,
     /// How much a weight matters in k-means.
     pub weighting: Weighting,
     /// Whether the error of a column is made good in later columns, and indices, tables and scales are chosen by
@@ -77,6 +80,23 @@ impl<'de> Deserialize<'de> for Width {
     }
 }
 
+/// What is folded into the weights before they are palettized, so that none stands out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rotation {
+    /// Nothing.
+    #[default]
+    None,
+    /// Random signs and Walsh-Hadamard matrices, on the residual stream and on the values of each head (arXiv 2404.00456).
+    Hadamard,
+}
+
+impl Rotation {
+    pub(crate) fn is_none(&self) -> bool {
+        *self == Rotation::None
+    }
+}
+
 /// How much a weight matters in k-means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -116,6 +136,7 @@ impl Default for Settings {
             target_bytes: None,
             bits: [Bits::Two, Bits::Three, Bits::Four].map(Width).to_vec(),
             pins: BTreeMap::new(),
+            rotation: Rotation::None,
             weighting: Weighting::Fisher,
             error_feedback: true,
             sensitivity: Sensitivity::Predicted,
@@ -210,6 +231,9 @@ pub struct Report {
     pub bits_per_parameter: f64,
     /// Of all tensors.
     pub bytes: u64,
+    /// What was folded into the weights that were palettized. Who compares them with the checkpoint's must fold it into those too.
+    #[serde(default, skip_serializing_if = "Rotation::is_none")]
+    pub rotation: Rotation,
     /// From the start to the last check.
     #[serde(skip)]
     pub seconds: f64,
@@ -374,10 +398,16 @@ mod tests {
     }
 
     #[test]
-    fn bits_are_written_down_as_a_person_writes_them() {
+    fn bits_are_written_down_as_a_person_writes_them_and_a_rotation_where_there_is_one() {
         let stored = |settings: &Settings| serde_json::to_value(settings).unwrap();
         let plain = stored(&Settings::default());
         assert_eq!(plain["bits"], serde_json::json!([2, 3, 4]));
+        assert_eq!(plain.get("rotation"), None);
+        let rotated = Settings {
+            rotation: Rotation::Hadamard,
+            ..Settings::default()
+        };
+        assert_eq!(stored(&rotated)["rotation"], "hadamard");
         let three = Settings {
             bits: vec![Width(Bits::Two), Width(Bits::ThreePairs)],
             pins: [("*.v_proj".to_owned(), Width(Bits::Three))].into(),
@@ -408,9 +438,11 @@ mod tests {
             let problem = serde_json::from_value::<Settings>(wrong).unwrap_err();
             assert!(problem.to_string().contains("2, 3 or 4, or"), "{problem}");
         }
-        assert!(
-            serde_json::from_value::<Settings>(serde_json::json!({"weighting": "hessian"}))
-                .is_err()
-        );
+        for wrong in [
+            serde_json::json!({"weighting": "hessian"}),
+            serde_json::json!({"rotation": "learnt"}),
+        ] {
+            assert!(serde_json::from_value::<Settings>(wrong).is_err());
+        }
     }
 }

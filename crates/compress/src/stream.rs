@@ -35,6 +35,7 @@ use crate::kept::{
     Folder, Rows, State, Tensors, numbered, take_error, take_fit, take_numbers, take_packed,
 };
 use crate::model::{Model, check_tables};
+use crate::rotate::Source;
 use crate::settings::{LayerReport, Report, Settings};
 use crate::tap::{Listen, Moments};
 use crate::watch::Watch;
@@ -51,10 +52,11 @@ pub(crate) fn run(
     watch: &mut Watch,
 ) -> Result<Report, CompressError> {
     let folder = Folder::open(state)?;
+    let source = Source::new(pool, settings, blocks)?;
     let work = Work {
         pool,
         settings,
-        blocks,
+        source: &source,
         calibration,
         folder: &folder,
         fitted: settings.fitted(),
@@ -62,15 +64,16 @@ pub(crate) fn run(
     let loss_before = work.read(watch)?;
     work.weigh(watch)?;
     let rises = work.rises()?;
-    let (bits, curve) = Budget::new(settings, blocks.config())?.choose(&rises);
+    let config = source.config();
+    let (bits, curve) = Budget::new(settings, config)?.choose(&rises);
     let (layers, bytes) = work.refine(&bits, &rises, watch)?;
     let written = work.write(&bits, draft, watch)?;
-    let config = blocks.config();
     let weights = config.projection_parameters() as u64;
     Ok(Report {
         bpw: 8.0 * bytes as f64 / weights as f64,
         bits_per_parameter: 8.0 * written as f64 / config.parameters() as f64,
         bytes: written as u64,
+        rotation: settings.rotation,
         seconds: 0.0,
         weights,
         calibration_tokens: calibration.tokens() as u64,
@@ -88,7 +91,7 @@ const D_KEYS: &str = "keys-gradient";
 struct Work<'a> {
     pool: &'a Arc<Pool>,
     settings: &'a Settings,
-    blocks: &'a Blocks,
+    source: &'a Source<'a>,
     calibration: &'a Calibration,
     folder: &'a Folder,
     fitted: Vec<Bits>, // the bits of every fit, in the order of files
@@ -96,7 +99,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn config(&self) -> &Config {
-        self.blocks.config()
+        self.source.config()
     }
 
     /// Takes the text through all blocks, and the loss's gradient to the last; the loss in nats a token.
@@ -106,7 +109,7 @@ impl Work<'_> {
         watch.part("reading calibration text", total, "tokens", |watch| {
             let mut ctx = Ctx::new(Arc::clone(self.pool));
             if !self.folder.has("hidden", 0) {
-                let ends = self.blocks.ends()?;
+                let ends = self.source.ends()?;
                 check_tables(&ends)?;
                 self.each("hidden", 0, |batch| Ok(ends.first(&mut ctx, &batch.tokens)))?;
             }
@@ -116,7 +119,7 @@ impl Work<'_> {
                     watch.resumed(done);
                     continue;
                 }
-                let decoder = self.blocks.block(layer)?;
+                let decoder = self.source.block(layer)?;
                 let mut hidden = self.rows("hidden", layer)?;
                 let mut keys = self.keys(layer)?;
                 let lends = self.config().attention_of(layer).lends;
@@ -132,7 +135,7 @@ impl Work<'_> {
                 watch.resumed(self.calibration.tokens());
                 return Ok(loss);
             }
-            let ends = self.blocks.ends()?;
+            let ends = self.source.ends()?;
             let mut gradients = Gradients::default();
             let (mut sum, mut tokens) = (0.0, 0);
             let mut hidden = self.rows("hidden", layers)?;
@@ -174,7 +177,7 @@ impl Work<'_> {
                         watch.resumed(total / self.config().layers);
                         continue;
                     }
-                    let mut model = Model::new(self.blocks.block(layer)?)?;
+                    let mut model = Model::new(self.source.block(layer)?)?;
                     self.gather(&mut model, layer, watch)?;
                     self.fit(&model, &name, watch)?;
                     // What this block needed and no other does.
@@ -328,7 +331,7 @@ impl Work<'_> {
         bits: &[Bits],
         watch: &mut Watch,
     ) -> Result<(), CompressError> {
-        let mut model = Model::new(self.blocks.block(layer)?)?;
+        let mut model = Model::new(self.source.block(layer)?)?;
         let mut stored = self.folder.tensors(&numbered("fits", layer))?;
         for (number, product) in model.products.iter_mut().enumerate() {
             let shape = [self.calibration.tokens()];
@@ -408,7 +411,7 @@ impl Work<'_> {
                         .filter(|(table, _)| *table == "model.embed_tokens" || *table == "lm_head")
                         .filter(|(_, part)| *part != "weight")
                     else {
-                        let norm = self.norm(name)?;
+                        let norm = self.source.norm(name)?;
                         return Ok(Cow::Owned(norm.bytes().to_vec()));
                     };
                     if !tables.contains_key(table) {
@@ -437,23 +440,11 @@ impl Work<'_> {
         )
     }
 
-    fn norm(&self, name: &str) -> Result<Tensor, ModelError> {
-        let config = self.config();
-        let of_head = name.ends_with(".q_norm.weight") || name.ends_with(".k_norm.weight");
-        let len = if of_head {
-            config.head_dim
-        } else {
-            config.width
-        };
-        self.blocks.tensor(name, &[len])
-    }
-
+    /// A table in eight bits.
     fn table(&self, name: &str) -> Result<int8::Quantized, ModelError> {
-        let (rows, cols) = (self.config().vocab, self.config().width);
-        let weight = self
-            .blocks
-            .tensor(&format!("{name}.weight"), &[rows, cols])?;
-        int8::quantize(rows, cols, weight.data())
+        let table = self.source.table(name)?;
+        let (rows, cols) = table.dims2();
+        int8::quantize(rows, cols, table.data())
             .map_err(|problem| ModelError::tensor(self.folder.path(), name, problem))
     }
 

@@ -61,7 +61,11 @@ fn whole(dir: &Path, changes: &[&str], settings: &QatSettings) -> (QatReport, St
     let artifact = Artifact::open(&out, Kind::Package).unwrap();
     artifact.verify().unwrap();
     package::load(&out).unwrap();
-    let sizes = |folder: &Path| fs::metadata(folder.join("model.safetensors")).unwrap().len();
+    let sizes = |folder: &Path| {
+        fs::metadata(folder.join("model.safetensors"))
+            .unwrap()
+            .len()
+    };
     assert_eq!(sizes(&out), sizes(&dir.join("package")), "the bits stay");
     let report = fs::read(out.join(QAT_REPORT)).unwrap();
     fs::remove_dir_all(&out).unwrap();
@@ -134,7 +138,10 @@ fn a_run_that_is_stopped_leaves_the_bytes_of_one_in_one_go() {
             begun: Vec::new(),
         };
         let outcome = run(&dir, &changes, &method(one), &mut stop, &interrupt);
-        assert!(matches!(outcome, Ok(Outcome::Interrupted { .. })), "{outcome:?}");
+        assert!(
+            matches!(outcome, Ok(Outcome::Interrupted { .. })),
+            "{outcome:?}"
+        );
         let (_, got) = whole(&dir, &changes, &method(one));
         assert_eq!(got, want, "{one:?}");
     }
@@ -143,9 +150,8 @@ fn a_run_that_is_stopped_leaves_the_bytes_of_one_in_one_go() {
 #[test]
 fn what_cannot_be_is_refused_with_a_sentence() {
     let (_keep, dir) = packaged();
-    let refused = |settings: QatSettings, taught: bool| {
-        settings.resolved(taught).unwrap_err().to_string()
-    };
+    let refused =
+        |settings: QatSettings, taught: bool| settings.resolved(taught).unwrap_err().to_string();
     let untaught = refused(method(QatMethod::Dkm), false);
     assert!(untaught.contains("`inputs.teacher`"), "{untaught}");
     let soft = |method, temperature| QatSettings {

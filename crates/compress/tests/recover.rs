@@ -7,12 +7,17 @@ mod toy;
 use std::fs;
 use std::path::Path;
 
-use russet_artifact::{Artifact, Interrupt, Kind, NoProgress, Progress};
+use std::sync::Arc;
+
+use russet_artifact::{Artifact, Draft, Inputs, Interrupt, Kind, NoProgress, Progress, Stage};
 use russet_compress::{
-    CompressError, RECOVER_REPORT, RecoverReport, RecoverSettings, RecoverStart, recover,
+    CompressError, RECOVER_REPORT, REPORT, RecoverReport, RecoverSettings, RecoverStart, Rotation,
+    State, Width, palettize, recover,
 };
-use toy::{StopAt, packaged};
+use russet_kernels::Pool;
+use russet_kernels::palette::Bits;
 use russet_train::{Outcome, Plan, Resume, Settings, Sources, TeacherInput, TrainError, pretrain};
+use toy::{StopAt, packaged};
 
 fn plan(dir: &Path, changes: &[&str]) -> Plan {
     let changes = [&["distill.kind=kl"], changes].concat();
@@ -109,6 +114,119 @@ fn the_higher_the_rank_the_more_the_fit_brings_back() {
         report.held_out.loss_start.unwrap()
     });
     assert!(losses[0] > losses[1] && losses[1] > losses[2], "{losses:?}");
+}
+
+/// Replaces the package by one that is palettized by two bits a weight, as the stage does it.
+fn palettized(dir: &Path, rotation: Rotation) {
+    let (place, checkpoint) = (dir.join("package"), dir.join("checkpoint"));
+    fs::remove_dir_all(&place).unwrap();
+    let settings = russet_compress::Settings {
+        target_bpw: 16.0, // nothing is left to choose
+        bits: vec![Width(Bits::Two)],
+        rotation,
+        sequence: 32,
+        ..russet_compress::Settings::default()
+    };
+    let tokenizer = common::tokenizer();
+    let documents: Vec<Vec<u32>> = common::documents(60, 2)
+        .iter()
+        .map(|text| tokenizer.encode(text, true).unwrap())
+        .collect();
+    let draft = Draft::create(&place, Kind::Package).unwrap();
+    let state = State {
+        folder: &dir.join("state"),
+        key: "one",
+    };
+    palettize(
+        &Arc::new(Pool::new(2).unwrap()),
+        &settings,
+        &checkpoint,
+        &documents,
+        draft.path(),
+        state,
+        &mut NoProgress,
+        &Interrupt::new(),
+    )
+    .unwrap();
+    fs::remove_dir_all(dir.join("state")).unwrap();
+    let inputs = Inputs::new().artifact_or_path("checkpoint", &checkpoint, Kind::Checkpoint);
+    let stage = Stage::new(
+        "palettize",
+        &common::tool(),
+        serde_json::json!({}),
+        inputs.unwrap(),
+    );
+    draft.commit(&stage).unwrap();
+}
+
+/// Writes the package anew with another report.
+fn report_says(dir: &Path, change: impl Fn(String) -> String) {
+    let (place, old) = (dir.join("package"), dir.join("old"));
+    fs::rename(&place, &old).unwrap();
+    let draft = Draft::create(&place, Kind::Package).unwrap();
+    for entry in fs::read_dir(&old).unwrap().map(Result::unwrap) {
+        if entry.file_name() == REPORT {
+            let text = change(fs::read_to_string(entry.path()).unwrap());
+            fs::write(draft.path().join(REPORT), text).unwrap();
+        } else if entry.file_name() != "manifest.json" {
+            fs::copy(entry.path(), draft.path().join(entry.file_name())).unwrap();
+        }
+    }
+    fs::remove_dir_all(&old).unwrap();
+    let stage = Stage::new(
+        "palettize",
+        &common::tool(),
+        serde_json::json!({}),
+        Inputs::new(),
+    );
+    draft.commit(&stage).unwrap();
+}
+
+#[test]
+fn a_rotated_package_is_fitted_to_the_rotated_checkpoint() {
+    let (_keep, dir) = packaged();
+    let changes = ["train.peak_lr=2e-3", "train.validation_tokens=1000"];
+    let [plain, turned] = [Rotation::None, Rotation::Hadamard].map(|rotation| {
+        palettized(&dir, rotation);
+        let (report, _) = whole(&dir, &changes, &start(RecoverStart::Fit));
+        let held_out = report.held_out;
+        let losses = [
+            held_out.loss_before,
+            held_out.loss_start,
+            held_out.loss_after,
+        ];
+        losses.map(Option::unwrap)
+    });
+    for [before, fitted, after] in [plain, turned] {
+        assert!(fitted < before && after < fitted, "{plain:?} {turned:?}");
+    }
+    let (_, first) = whole(&dir, &changes, &start(RecoverStart::Fit));
+    let (_, threads) = whole(
+        &dir,
+        &[&changes[..], &["compute.threads=2"]].concat(),
+        &start(RecoverStart::Fit),
+    );
+    assert_eq!(threads, first);
+
+    // Where a package does not say how it was rotated, nobody guesses.
+    let refused = |words: &str| {
+        let outcome = run(
+            &dir,
+            &changes,
+            &start(RecoverStart::Fit),
+            &mut NoProgress,
+            &Interrupt::new(),
+        );
+        let problem = outcome.unwrap_err().to_string();
+        assert!(problem.contains(words), "{problem}");
+    };
+    report_says(&dir, |text| text.replace("hadamard", "of a later version"));
+    refused("does not say how the package's weights were rotated");
+    report_says(&dir, |text| {
+        let lines = text.lines().filter(|line| !line.contains("rotation"));
+        lines.collect::<Vec<_>>().join("\n")
+    });
+    refused("has another shape than the package");
 }
 
 #[test]

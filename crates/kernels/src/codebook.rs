@@ -71,7 +71,10 @@ impl<'a> Codebook<'a> {
     /// The inputs of an index that there are: the second of a pair may lie past the end.
     fn inputs(&self, index: usize) -> (usize, Option<usize>) {
         let [first, second] = self.bits.inputs(index);
-        (first, (second != first && second < self.cols).then_some(second))
+        (
+            first,
+            (second != first && second < self.cols).then_some(second),
+        )
     }
 
     /// τ of each strip for a temperature: its share of the squared step between entries, were they even.
@@ -258,7 +261,9 @@ pub fn soften_backward(
             d_out[row * cols + first],
             second.map_or(0.0, |second| d_out[row * cols + second]),
         ];
-        let means = book.table(strip).shares(v[0], second.map(|_| v[1]), tau[strip], shares);
+        let means = book
+            .table(strip)
+            .shares(v[0], second.map(|_| v[1]), tau[strip], shares);
         (first, second, v, d, means)
     };
     // dm/dv applied to d: 2 / τ · Cov · d.
@@ -476,14 +481,23 @@ mod tests {
                 drawn(weights.len(), 8),
             );
             let (d_e, d_s) = expand_backward(&pool, &start, &indices, &d_out);
-            check("entries held", &d_e, &e, &|h| hard(&along(&entries, &e, h), &scales));
-            check("scales held", &d_s, &s, &|h| hard(&entries, &along(&scales, &s, h)));
+            check("entries held", &d_e, &e, &|h| {
+                hard(&along(&entries, &e, h), &scales)
+            });
+            check("scales held", &d_s, &s, &|h| {
+                hard(&entries, &along(&scales, &s, h))
+            });
             let mut d_w = vec![0.0; weights.len()];
-            let (d_e, d_s) =
-                soften_backward(&pool, &start, &weights, &tau, &d_out, &mut d_w);
-            check("entries", &d_e, &e, &|h| soft(&along(&entries, &e, h), &scales, &weights));
-            check("scales", &d_s, &s, &|h| soft(&entries, &along(&scales, &s, h), &weights));
-            check("weights", &d_w, &w, &|h| soft(&entries, &scales, &along(&weights, &w, h)));
+            let (d_e, d_s) = soften_backward(&pool, &start, &weights, &tau, &d_out, &mut d_w);
+            check("entries", &d_e, &e, &|h| {
+                soft(&along(&entries, &e, h), &scales, &weights)
+            });
+            check("scales", &d_s, &s, &|h| {
+                soft(&entries, &along(&scales, &s, h), &weights)
+            });
+            check("weights", &d_w, &w, &|h| {
+                soft(&entries, &scales, &along(&weights, &w, h))
+            });
         }
     }
 
@@ -506,7 +520,13 @@ mod tests {
         expand(&pool, &book, &indices, &mut hard);
         let distance = |temperature: f32| {
             let mut soft = vec![0.0; rows * cols];
-            soften(&pool, &book, &weights, &book.softness(temperature), &mut soft);
+            soften(
+                &pool,
+                &book,
+                &weights,
+                &book.softness(temperature),
+                &mut soft,
+            );
             let square = |(a, b): (&f32, &f32)| f64::from(a - b).powi(2);
             soft.iter().zip(&hard).map(square).sum::<f64>()
         };

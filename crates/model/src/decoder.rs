@@ -99,6 +99,24 @@ impl Decoder {
         self
     }
 
+    /// The decoder with an output table of its own: a copy of the embedding, where there was one table for both.
+    ///
+    /// # Panics
+    /// When the decoder lies on a mesh.
+    pub fn untied(mut self) -> Decoder {
+        assert!(self.sharding.is_none(), "a whole decoder can be untied");
+        if self.config.tied {
+            self.config.tied = false;
+            self.head = Some(match &self.embedding {
+                Embedding::Dense(table) => {
+                    Embedding::Dense(Tensor::new(table.shape(), table.data().to_vec()))
+                }
+                frozen => frozen.clone(),
+            });
+        }
+        self
+    }
+
     /// The decoder with a head that tells rewards, whose numbers are parameters even where all else is frozen.
     ///
     /// # Panics

@@ -105,8 +105,14 @@ pub fn replace(
     let mut replaced = BTreeMap::new();
     for (name, module) in modules {
         replaced.insert(format!("{name}.indices"), &module.indices[..]);
-        replaced.insert(format!("{name}.palette"), bytemuck::cast_slice(&module.palette));
-        replaced.insert(format!("{name}.scales"), bytemuck::cast_slice(&module.scales));
+        replaced.insert(
+            format!("{name}.palette"),
+            bytemuck::cast_slice(&module.palette),
+        );
+        replaced.insert(
+            format!("{name}.scales"),
+            bytemuck::cast_slice(&module.scales),
+        );
     }
     let names: Vec<String> = stored.names().map(str::to_owned).collect();
     let mut kept = Vec::new();
@@ -129,7 +135,11 @@ pub fn replace(
         });
     }
     if let Some(name) = replaced.keys().next() {
-        return Err(ModelError::tensor(from, name, "is not there to be replaced"));
+        return Err(ModelError::tensor(
+            from,
+            name,
+            "is not there to be replaced",
+        ));
     }
     stored::write(to, "model", &tensors, stored::SHARD_BYTES)
 }

@@ -80,6 +80,7 @@ pub use settings::Settings;
 pub use standing::Standing;
 pub use state::{State, StateStore, Tally};
 pub use training::{
-    Adapters, First, Make, Outcome, Resume, Task, TrainReport, Trained, Training, Unwrapped, Wrapped,
+    Adapters, First, Make, Outcome, Resume, Task, TrainReport, Trained, Training, Unwrapped,
+    Wrapped,
 };
 pub use validation::{GoesOn, Validation, ValidationResult};

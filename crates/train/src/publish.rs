@@ -32,9 +32,15 @@ pub(crate) struct Publication {
 }
 
 enum Form {
-    Checkpoint { config: Config, tokenizer: PathBuf },
+    Checkpoint {
+        config: Config,
+        tokenizer: PathBuf,
+    },
     Adapter(About),
-    Files { write: WriteFiles, tokenizer: PathBuf },
+    Files {
+        write: WriteFiles,
+        tokenizer: PathBuf,
+    },
 }
 
 /// Writes the files of a model into a folder.

@@ -81,7 +81,10 @@ enum Learns {
 pub(super) fn recover(app: &App, recipe: &Recipe) -> Result<OnPackage> {
     let mut recipe: PackageRecipe = recipe.parse()?;
     let extra = recipe.qat.is_some().then_some("qat");
-    refuse(extra, "recovery trains adapters, and palettes are trained by `stage = \"qat\"`")?;
+    refuse(
+        extra,
+        "recovery trains adapters, and palettes are trained by `stage = \"qat\"`",
+    )?;
     let recover = recipe.recover.take().unwrap_or_default();
     let recover = recover.resolved(recipe.inputs.teacher.is_some())?;
     recipe.adapter.get_or_insert_default();
@@ -95,7 +98,10 @@ pub(super) fn qat(app: &App, recipe: &Recipe) -> Result<OnPackage> {
         recipe.recover.is_some().then_some("recover"),
     ];
     let extra = adapters.into_iter().flatten().next();
-    refuse(extra, "palettes are trained here, and adapters by `stage = \"recover\"`")?;
+    refuse(
+        extra,
+        "palettes are trained here, and adapters by `stage = \"recover\"`",
+    )?;
     let qat = recipe.qat.take().unwrap_or_default();
     let qat = qat.resolved(recipe.inputs.teacher.is_some())?;
     read(app, recipe, StageName::Qat, Learns::Palettes(qat))
@@ -104,9 +110,10 @@ pub(super) fn qat(app: &App, recipe: &Recipe) -> Result<OnPackage> {
 /// Refuses a table that nothing would read.
 fn refuse(extra: Option<&str>, why: &str) -> Result<()> {
     match extra {
-        Some(table) => {
-            Err(Usage(format!("`[{table}]` is there, but {why}; leave the table out")).into())
-        }
+        Some(table) => Err(Usage(format!(
+            "`[{table}]` is there, but {why}; leave the table out"
+        ))
+        .into()),
         None => Ok(()),
     }
 }
@@ -304,7 +311,11 @@ impl Work for OnPackage {
         match outlook.rate(self.settings.compute.dtype) {
             Some(rate) => {
                 // The teacher's forward pass beside the two that adapters need, or the three of weights.
-                let passes = if self.settings.adapter.is_some() { 2.0 } else { 3.0 };
+                let passes = if self.settings.adapter.is_some() {
+                    2.0
+                } else {
+                    3.0
+                };
                 let taught = match self.inputs.teacher {
                     Some(_) => (passes + 1.0) / passes,
                     None => 1.0,
@@ -333,9 +344,9 @@ impl Work for OnPackage {
             Learns::Adapters(recover) => russet_compress::recover(
                 &plan, recover, teacher, out, tool, resume, progress, interrupt,
             )?,
-            Learns::Palettes(qat) => russet_compress::qat(
-                &plan, qat, teacher, out, tool, resume, progress, interrupt,
-            )?,
+            Learns::Palettes(qat) => {
+                russet_compress::qat(&plan, qat, teacher, out, tool, resume, progress, interrupt)?
+            }
         };
         if let Outcome::Interrupted { step } = outcome {
             let sentence =

@@ -60,7 +60,8 @@ impl Work for PalettizeRecipe {
         };
         self.palettize.check(&config)?;
         let price = self.palettize.price(&config);
-        outlook.decoders.insert(name.to_owned(), config);
+        let package = self.palettize.packaged(&config)?;
+        outlook.decoders.insert(name.to_owned(), package);
         let mut json = serde_json::to_value(price)?;
         let mut text = format!(
             "{:.2} M weights to {}, from at most {} tokens of text\nmemory   {:.0} MiB",

@@ -283,7 +283,9 @@ mod tests {
         });
         // The same by the dense numbers: ŵ = 127 s₀ f e[i], linear in each.
         let weight = |ctx: &mut Ctx| learnt_weight(ctx, cols, std::slice::from_ref(&part));
-        let own = gradient(&Tensor::new(&SHAPE, vec![0.0; rows * cols]), |_, w| w.clone());
+        let own = gradient(&Tensor::new(&SHAPE, vec![0.0; rows * cols]), |_, w| {
+            w.clone()
+        });
         let made = weight(&mut context());
         let mut want_entries = vec![0.0f64; part.entries.len()];
         let mut want_factors = vec![0.0f64; rows];

@@ -78,7 +78,12 @@ impl Pruning {
         };
         let wrap = || {
             let decoder = checkpoint::load(&self.checkpoint)?;
-            Ok(masked(decoder, settings.ffn, &task.sharpness, self.is_joint()))
+            Ok(masked(
+                decoder,
+                settings.ffn,
+                &task.sharpness,
+                self.is_joint(),
+            ))
         };
         let unwrap = |decoder: &Decoder| self.cut(decoder).map(Unwrapped::Decoder);
         let training = Training {
