@@ -209,7 +209,7 @@ fn each_stage_by_its_own_verb_leaves_the_same_bytes_as_the_run() {
     fields(&compressed, &[&stage[..], &report].concat());
     fields(
         &compressed["layers"][0],
-        &["name", "bits", "error", "sensitivity"],
+        &["name", "bits", "error", "sensitivity", "rises"],
     );
     assert_eq!(one(&palettize)["skipped"], true);
     let hash = |run: &str, name: &str| {

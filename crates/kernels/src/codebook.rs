@@ -22,7 +22,7 @@ pub struct Codebook<'a> {
     pub rows: usize,
     /// Input features.
     pub cols: usize,
-    /// `[strips, entries]`, of pairs `[strips, 2, entries]`; whole numbers within ±127 where they are as stored.
+    /// `[strips, entries]`, of pairs `[strips, 2, entries]`; whole numbers from -128 to 127 where they are as stored.
     pub entries: &'a [f32],
     /// One a row.
     pub scales: &'a [f32],
@@ -447,7 +447,7 @@ mod tests {
             let weights = drawn(rows * cols, 2);
             let d_out = drawn(rows * cols, 4);
             let start = of(bits, &entries, &scales);
-            let tau = start.softness(0.3);
+            let tau = start.softness(3.0); // smooth enough for differences
             let mut indices = vec![0; rows * bits.indices(cols)];
             nearest(&pool, &start, &weights, &mut indices);
             let dot = |out: &[f32]| -> f64 {

@@ -1,7 +1,7 @@
 //! Palettized weights that learn: what is stored of them in the end is what the forward pass multiplies by.
 //!
 //! ```text
-//! p = round(127 e), within ±127      s = f16(s₀ f)      ŵ by [`russet_kernels::codebook`]
+//! p = round(127 e), as an int8      s = f16(s₀ f)      ŵ by [`russet_kernels::codebook`]
 //! ```
 //! Both roundings are passed straight through (arXiv 1308.3432), and so is that of activations.
 
@@ -15,8 +15,8 @@ use russet_kernels::palette::Bits;
 use super::palette::with_quantized;
 use crate::{Ctx, Tensor};
 
-/// The largest entry of a palette.
-const LARGEST: f32 = 127.0;
+/// What an entry is counted in.
+const UNIT: f32 = 127.0;
 
 /// A palettized matrix `[rows, cols]` that learns.
 #[derive(Clone)]
@@ -53,7 +53,8 @@ impl Learnt {
 
     /// p and s as they would be stored.
     pub fn stored(&self) -> (Vec<f32>, Vec<f16>) {
-        let entry = |e: &f32| (LARGEST * e).round().clamp(-LARGEST, LARGEST);
+        let (least, most) = (f32::from(i8::MIN), f32::from(i8::MAX));
+        let entry = |e: &f32| (UNIT * e).round().clamp(least, most);
         let entries = self.entries.data().iter().map(entry).collect();
         let scales = self.scales.iter().zip(self.factors.data());
         let scales = scales.map(|(s, f)| f16::from_f32(s * f)).collect();
@@ -159,7 +160,7 @@ pub fn learnt_weight(ctx: &mut Ctx, cols: usize, parts: &[Learnt]) -> Tensor {
                         back.accumulate(weights, Tensor::new(weights.shape(), d_weights));
                     }
                 }
-                let d_entries: Vec<f32> = d_entries.into_iter().map(|d| LARGEST * d).collect();
+                let d_entries: Vec<f32> = d_entries.into_iter().map(|d| UNIT * d).collect();
                 back.accumulate(&part.entries, Tensor::new(part.entries.shape(), d_entries));
                 let d_factors = d_scales.iter().zip(&part.scales[..]);
                 let d_factors: Vec<f32> = d_factors.map(|(d, s)| d * s).collect();
@@ -225,6 +226,26 @@ mod tests {
             Tensor::from_halves(&[scales.len()], scales),
         )
         .unwrap()
+    }
+
+    #[test]
+    fn every_number_that_a_file_can_hold_is_its_own() {
+        let all = i8::MIN..=i8::MAX;
+        let part = Learnt {
+            entries: Tensor::new(
+                &[256],
+                all.clone().map(|p| f32::from(p) / UNIT).collect::<Vec<_>>(),
+            ),
+            ..learnt(Bits::Two, LearntFrom::Indices(Arc::new([])))
+        };
+        let (entries, scales) = part.stored();
+        assert!(entries.into_iter().eq(all.map(f32::from)));
+        assert!(
+            scales
+                .iter()
+                .map(|s| s.to_f32())
+                .eq(part.scales.iter().copied())
+        );
     }
 
     #[test]
