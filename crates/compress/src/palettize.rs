@@ -17,8 +17,9 @@ use crate::calibration::Calibration;
 use crate::importance;
 use crate::kept::State;
 use crate::model::Model;
-use crate::settings::{LayerReport, Report, Sensitivity, Settings, Weighting};
+use crate::settings::{LayerReport, Report, Sensitivity, Settings, TableBits, Weighting};
 use crate::stream;
+use crate::table::{self, Table};
 use crate::watch::Watch;
 use crate::{CompressError, card, refine, sensitivity};
 
@@ -283,7 +284,9 @@ pub(crate) fn from_gathered(
         modules.insert(name, packed);
     }
     let bytes: usize = modules.values().map(PaletteTensors::bytes).sum();
-    let (tables, norms) = tables_and_norms(&model.decoder)?;
+    let (tables, palettized, norms) =
+        tables_and_norms(pool, settings.table_bits, &model.decoder, watch)?;
+    modules.extend(palettized);
     let compressed = Compressed {
         config: model.decoder.config().clone(),
         tables,
@@ -305,11 +308,21 @@ pub(crate) fn from_gathered(
     Ok((compressed, report))
 }
 
-type TablesAndNorms = (BTreeMap<String, int8::Quantized>, BTreeMap<String, Tensor>);
+type TablesAndNorms = (
+    BTreeMap<String, int8::Quantized>,
+    BTreeMap<String, PaletteTensors>,
+    BTreeMap<String, Tensor>,
+);
 
-/// What is not palettized: tables in eight bits, norms as they are.
-fn tables_and_norms(decoder: &Decoder) -> Result<TablesAndNorms, CompressError> {
-    let (mut tables, mut norms) = (BTreeMap::new(), BTreeMap::new());
+/// What is no projection: tables in eight bits, tables in four, norms as they are.
+fn tables_and_norms(
+    pool: &Pool,
+    bits: TableBits,
+    decoder: &Decoder,
+    watch: &mut Watch,
+) -> Result<TablesAndNorms, CompressError> {
+    let (mut tables, mut palettized) = (BTreeMap::new(), BTreeMap::new());
+    let mut norms = BTreeMap::new();
     for parameter in decoder.parameters() {
         let name = &parameter.parts[0].0;
         match parameter.kind {
@@ -318,20 +331,17 @@ fn tables_and_norms(decoder: &Decoder) -> Result<TablesAndNorms, CompressError> 
             }
             ParameterKind::Embedding => {
                 let name = name.strip_suffix(".weight").unwrap_or(name);
-                let (rows, cols) = parameter.tensor.dims2();
-                let table =
-                    int8::quantize(rows, cols, parameter.tensor.data()).map_err(|problem| {
-                        CompressError::Layout {
-                            name: name.to_owned(),
-                            problem,
-                        }
-                    })?;
-                tables.insert(name.to_owned(), table);
+                let (shape, weight) = (parameter.tensor.dims2(), parameter.tensor.data());
+                let table = table::make(pool, bits, name, shape, weight, &mut |_| watch.look())?;
+                match table {
+                    Table::Int8(table) => drop(tables.insert(name.to_owned(), table)),
+                    Table::Palette(table) => drop(palettized.insert(name.to_owned(), table)),
+                }
             }
             ParameterKind::Matrix | ParameterKind::Adapter { .. } => {}
         }
     }
-    Ok((tables, norms))
+    Ok((tables, palettized, norms))
 }
 
 #[cfg(test)]
@@ -359,17 +369,38 @@ mod tests {
         };
         checkpoint::save(&Decoder::random(&config, 1), shared.path()).unwrap();
         let shared = shared.path().to_str().unwrap();
-        for (name, weighting, error_feedback, choice) in [
-            ("qwen3-gqa-tied", Weighting::Fisher, true, &[Two, Four][..]),
+        use TableBits::Eight;
+        let table_four = TableBits::Four;
+        for (name, weighting, error_feedback, choice, table_bits) in [
+            (
+                "qwen3-gqa-tied",
+                Weighting::Fisher,
+                true,
+                &[Two, Four][..],
+                Eight,
+            ),
             (
                 "llama-mha-untied",
                 Weighting::Activation,
                 true,
                 &[Two, TwoPairs, Three, Four],
+                table_four,
             ),
-            ("qwen3-bf16", Weighting::None, false, &[Two, Three]),
-            ("qwen3-sliding", Weighting::Fisher, false, &[Two, Four]),
-            (shared, Weighting::Fisher, true, &[Two, Four]),
+            (
+                "qwen3-bf16",
+                Weighting::None,
+                false,
+                &[Two, Three],
+                table_four,
+            ),
+            (
+                "qwen3-sliding",
+                Weighting::Fisher,
+                false,
+                &[Two, Four],
+                Eight,
+            ),
+            (shared, Weighting::Fisher, true, &[Two, Four], Eight),
         ] {
             let from = golden.join(name); // or `name`, where it is a whole path
             let blocks = Blocks::open(&from).unwrap();
@@ -390,6 +421,7 @@ mod tests {
                 // Well between the fewest bits and the most, whichever they are.
                 target_bpw: 0.6 * bpw(Two) + 0.4 * bpw(Three),
                 bits: choice.iter().copied().map(Width).collect(),
+                table_bits,
                 weighting,
                 error_feedback,
                 ..Settings::default()
