@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use russet_artifact::Override;
+use russet_compress::TableBits;
 use russet_kernels::palette::Bits;
 use russet_model::KvFormat;
 use russet_train::bench::Shape;
@@ -166,6 +167,9 @@ pub struct PalettizeArgs {
     /// Fix the bits (as in --bits) of projections whose names are like a pattern: PATTERN=BITS, as in '*.v_proj=4'; may be given again
     #[arg(long = "pin", value_name = "PATTERN=BITS", value_parser = pin)]
     pub pins: Vec<(String, Bits)>,
+    /// Bits of the tables of embedding and output: 8 or 4 (default: 8)
+    #[arg(long, value_name = "BITS", value_parser = table_bits)]
+    pub table_bits: Option<TableBits>,
     /// Text to measure the weights' importance on (.txt or .jsonl, plain, .gz or .zst)
     #[arg(long)]
     pub calibration: PathBuf,
@@ -622,6 +626,11 @@ pub struct ConvertArgs {
 /// Bits of a palette, as a person writes them.
 fn width(text: &str) -> Result<Bits, String> {
     Bits::from_name(text).ok_or_else(|| "there are 2, 3 and 4, and 2v, 3v and 4v".to_owned())
+}
+
+fn table_bits(text: &str) -> Result<TableBits, String> {
+    let bits: i64 = text.parse().map_err(|_| "write 8 or 4".to_owned())?;
+    TableBits::try_from(bits)
 }
 
 /// `PATTERN=BITS`.

@@ -200,6 +200,17 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
         };
         return Err(Usage(format!("--set {}: {sentence}", set.text())).into());
     }
+    if let (Some(bits), Some(set)) = (
+        args.table_bits,
+        args.set.iter().find(|set| set.key() == TABLE_BITS),
+    ) {
+        let sentence = format!(
+            "--set {}: --table-bits {} says that already; leave one of them out",
+            set.text(),
+            i64::from(bits)
+        );
+        return Err(Usage(sentence).into());
+    }
     if !args.target_bpw.is_finite() {
         let sentence = format!(
             "--target-bpw is {}; give a number of bits, such as 3.5",
@@ -224,6 +235,9 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
         toml_string(&args.calibration)?,
         bits.join(", "),
     );
+    if let Some(bits) = args.table_bits {
+        text += &format!("table_bits = {}\n", i64::from(bits));
+    }
     if !args.pins.is_empty() {
         text += "[palettize.pins]\n";
         let mut pins = BTreeMap::new();
@@ -258,6 +272,9 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
     let done = job.run(app, &place)?;
     print_done(app, &done)
 }
+
+/// The one setting of `palettize` that an option may say and an override as well.
+const TABLE_BITS: &str = "palettize.table_bits";
 
 /// Whether an override of `palettize` says what no option says.
 fn is_further_setting(set: &Override) -> bool {

@@ -1,13 +1,12 @@
 //! The bits of each projection: what the target asks for, what is pinned, and what every other target would have cost.
 
-use russet_kernels::int8;
 use russet_kernels::palette::Bits;
 use russet_model::{Config, projections};
 use serde::{Deserialize, Serialize};
 
 use crate::allocate::{Choice, allocate};
-use crate::settings::{Settings, Width};
-use crate::{CompressError, matrix};
+use crate::settings::{Settings, TableBits, Width};
+use crate::{CompressError, matrix, table};
 
 /// Points of the curve, evenly spread in bytes.
 const POINTS: u64 = 33;
@@ -74,7 +73,7 @@ impl Budget {
             bytes,
             open,
             weights: config.projection_parameters() as u64,
-            rest: rest(config)?,
+            rest: rest(settings, config)?,
             needed: 0,
         };
         budget.needed = budget.bytes_to_save(settings)?;
@@ -193,8 +192,12 @@ impl Budget {
                     (least + self.rest).to_string(),
                     (most + self.rest).to_string(),
                 );
+                let tables = match settings.table_bits {
+                    TableBits::Eight => "eight",
+                    TableBits::Four => "four",
+                };
                 let problem = format!(
-                    "{range} bytes{but}, of which {} are the tables in eight bits and the norms; choose a target in between",
+                    "{range} bytes{but}, of which {} are the tables in {tables} bits and the norms; choose a target in between",
                     self.rest
                 );
                 let meant = bytes >= least + self.rest && (bytes <= most + self.rest || !chosen);
@@ -250,16 +253,16 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// Bytes of tables and norms in a package.
-fn rest(config: &Config) -> Result<u64, CompressError> {
-    let table =
-        int8::sizes(config.vocab, config.width).map_err(|problem| CompressError::Layout {
-            name: "model.embed_tokens".to_owned(),
-            problem,
-        })?;
+fn rest(settings: &Settings, config: &Config) -> Result<u64, CompressError> {
+    let table = table::stored_bytes(settings.table_bits, config.vocab, config.width);
+    let table = table.map_err(|problem| CompressError::Layout {
+        name: "model.embed_tokens".to_owned(),
+        problem,
+    })?;
     let tables = if config.tied { 1 } else { 2 };
     let norms =
         config.parameters() - config.projection_parameters() - config.embedding_parameters();
-    Ok((tables * (table.data + 2 * table.scales) + 4 * norms) as u64)
+    Ok((tables * table + 4 * norms) as u64)
 }
 
 #[cfg(test)]
@@ -313,6 +316,7 @@ mod tests {
             ("model.layers.0.*proj".to_owned(), width(2)),
         ];
         let contradicting = Settings {
+            bits: vec![width(2), width(4)],
             pins: pins.clone().into(),
             ..Settings::default()
         };
@@ -326,6 +330,7 @@ mod tests {
                 ("model.layers.0.mlp.*".to_owned(), width(2)),
             ]
             .into(),
+            bits: vec![width(2), width(4)],
             target_bpw: 3.2,
             ..Settings::default()
         };
@@ -464,8 +469,22 @@ mod tests {
         let (least, most) = (any.least() + any.rest, any.most() + any.rest);
         assert_eq!(Budget::new(&at(most), &config()).unwrap().needed, 0);
         refused(&at(most + 1), &[&most.to_string()]);
+        // Tables in four bits leave room: 100 rows of 64 are seven strips of 1,024 bytes: half of them, less 16 entries.
+        let four = |target_bytes| Settings {
+            table_bits: TableBits::Four,
+            ..at(target_bytes)
+        };
+        let saved = 7 * (16 * 64 / 2 - 16);
+        assert_eq!(
+            Budget::new(&four(most - saved), &config()).unwrap().needed,
+            0
+        );
+        refused(
+            &four(most),
+            &[&(most - saved).to_string(), "the tables in four bits"],
+        );
         let budget = Budget::new(&at(least), &config()).unwrap();
-        let (bits, _) = budget.choose(&vec![vec![0.5, 0.0]; 21]);
+        let (bits, _) = budget.choose(&vec![vec![0.5, 0.2, 0.0]; 21]);
         assert!(bits.iter().all(|bits| *bits == Bits::Two));
         // With nothing to choose, a target only has to be large enough.
         let three = |target_bpw| Settings {

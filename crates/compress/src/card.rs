@@ -54,9 +54,10 @@ pub(crate) fn model_card(settings: &Settings, report: &Report) -> String {
         true => " (v: an index for two weights)",
         false => "",
     };
+    let table = i64::from(settings.table_bits);
     let mut card = format!(
         "---\npipeline_tag: text-generation\ntags: [russet, palettized]\n---\n\n# Palettized package\n\n\
-         A checkpoint whose projections were replaced by {widths} indices into tables{pairs} and whose embedding has 8 bits. \
+         A checkpoint whose projections were replaced by {widths} indices into tables{pairs} and whose embedding has {table} bits. \
          Russet uses it in place; what each tensor is stands under `quantization_config` in `config.json`.\n\n| | |\n|---|---|\n",
     );
     for (name, value) in rows {

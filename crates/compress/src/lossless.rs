@@ -13,10 +13,11 @@ use russet_kernels::{Pool, random};
 use russet_model::{Config, Decoder, ParameterKind};
 
 use crate::matrix::Matrix;
-use crate::{CompressError, Compressed};
+use crate::{CompressError, Compressed, TableBits};
 
 /// The same decoder twice, with random weights: dense, and in the form in which a package stores it.
-/// `bits` chooses by projection name, among those of single weights: tables of pairs cannot be found again for certain.
+/// `bits` chooses by projection name, among those of single weights: tables of pairs cannot be found again for certain. The
+/// tables of embedding and output have `table` bits.
 ///
 /// # Panics
 /// When it chooses pairs.
@@ -28,6 +29,7 @@ pub fn decoder(
     config: &Config,
     seed: u64,
     bits: impl Fn(&str) -> Bits,
+    table: TableBits,
 ) -> Result<(Decoder, Compressed), CompressError> {
     let mut decoder = Decoder::random(config, seed);
     let mut compressed = Compressed {
@@ -69,9 +71,17 @@ pub fn decoder(
                     name: name.to_owned(),
                     problem,
                 };
+                let mut dense = vec![0.0; rows * cols];
+                if let Some(bits) = table.palette() {
+                    let matrix = matrix(rows, cols, bits, seed, (stream as u64) << 32);
+                    matrix.dequantize(pool, &mut dense);
+                    let tensors = matrix.pack().map_err(wrong_size)?;
+                    compressed.modules.insert(name.to_owned(), tensors);
+                    values.push(Some(dense));
+                    continue;
+                }
                 let table =
                     int8::quantize(rows, cols, parameter.tensor.data()).map_err(wrong_size)?;
-                let mut dense = vec![0.0; rows * cols];
                 let view =
                     Int8Matrix::new(rows, cols, &table.data, &table.scales).map_err(wrong_size)?;
                 int8::dequantize(pool, view, &mut dense);

@@ -21,8 +21,9 @@ use crate::kept::State;
 use crate::model::Model;
 use crate::qat::QAT_REPORT;
 use crate::rotate::Turn;
-use crate::settings::{LayerReport, Report, Rotation, Sensitivity, Settings, Weighting};
+use crate::settings::{LayerReport, Report, Rotation, Sensitivity, Settings, TableBits, Weighting};
 use crate::stream;
+use crate::table::{self, Table};
 use crate::watch::Watch;
 use crate::{CompressError, card, refine, sensitivity};
 
@@ -318,7 +319,9 @@ pub(crate) fn from_gathered(
         modules.insert(name, packed);
     }
     let bytes: usize = modules.values().map(PaletteTensors::bytes).sum();
-    let (tables, norms) = tables_and_norms(&model.decoder)?;
+    let (tables, palettized, norms) =
+        tables_and_norms(pool, settings.table_bits, &model.decoder, watch)?;
+    modules.extend(palettized);
     let compressed = Compressed {
         config: model.decoder.config().clone(),
         tables,
@@ -341,11 +344,21 @@ pub(crate) fn from_gathered(
     Ok((compressed, report))
 }
 
-type TablesAndNorms = (BTreeMap<String, int8::Quantized>, BTreeMap<String, Tensor>);
+type TablesAndNorms = (
+    BTreeMap<String, int8::Quantized>,
+    BTreeMap<String, PaletteTensors>,
+    BTreeMap<String, Tensor>,
+);
 
-/// What is not palettized: tables in eight bits, norms as they are.
-fn tables_and_norms(decoder: &Decoder) -> Result<TablesAndNorms, CompressError> {
-    let (mut tables, mut norms) = (BTreeMap::new(), BTreeMap::new());
+/// What is no projection: tables in eight bits, tables in four, norms as they are.
+fn tables_and_norms(
+    pool: &Pool,
+    bits: TableBits,
+    decoder: &Decoder,
+    watch: &mut Watch,
+) -> Result<TablesAndNorms, CompressError> {
+    let (mut tables, mut palettized) = (BTreeMap::new(), BTreeMap::new());
+    let mut norms = BTreeMap::new();
     for parameter in decoder.parameters() {
         let name = &parameter.parts[0].0;
         match parameter.kind {
@@ -354,20 +367,17 @@ fn tables_and_norms(decoder: &Decoder) -> Result<TablesAndNorms, CompressError> 
             }
             ParameterKind::Embedding => {
                 let name = name.strip_suffix(".weight").unwrap_or(name);
-                let (rows, cols) = parameter.tensor.dims2();
-                let table =
-                    int8::quantize(rows, cols, parameter.tensor.data()).map_err(|problem| {
-                        CompressError::Layout {
-                            name: name.to_owned(),
-                            problem,
-                        }
-                    })?;
-                tables.insert(name.to_owned(), table);
+                let (shape, weight) = (parameter.tensor.dims2(), parameter.tensor.data());
+                let table = table::make(pool, bits, name, shape, weight, &mut |_| watch.look())?;
+                match table {
+                    Table::Int8(table) => drop(tables.insert(name.to_owned(), table)),
+                    Table::Palette(table) => drop(palettized.insert(name.to_owned(), table)),
+                }
             }
             ParameterKind::Matrix | ParameterKind::Adapter { .. } => {}
         }
     }
-    Ok((tables, norms))
+    Ok((tables, palettized, norms))
 }
 
 #[cfg(test)]
@@ -396,23 +406,47 @@ mod tests {
         checkpoint::save(&Decoder::random(&config, 1), shared.path()).unwrap();
         let shared = shared.path().to_str().unwrap();
         let (plain, turned) = (Rotation::None, Rotation::Hadamard);
+        let (eight, four) = (TableBits::Eight, TableBits::Four);
         let tied = "qwen3-gqa-tied";
         let all = &[Two, TwoPairs, Three, Four];
-        for (name, weighting, error_feedback, choice, rotation) in [
-            (tied, Weighting::Fisher, true, &[Two, Four][..], plain),
-            (tied, Weighting::Fisher, true, &[Two, Four], turned),
-            ("llama-mha-untied", Weighting::Activation, true, all, plain),
-            ("llama-mha-untied", Weighting::None, false, all, turned),
-            ("qwen3-bf16", Weighting::None, false, &[Two, Three], plain),
+        let plainly = &[Two, Four];
+        for (name, weighting, error_feedback, choice, rotation, table_bits) in [
+            (tied, Weighting::Fisher, true, &plainly[..], plain, eight),
+            (tied, Weighting::Fisher, true, plainly, turned, four),
+            (
+                "llama-mha-untied",
+                Weighting::Activation,
+                true,
+                all,
+                plain,
+                four,
+            ),
+            (
+                "llama-mha-untied",
+                Weighting::None,
+                false,
+                all,
+                turned,
+                eight,
+            ),
+            (
+                "qwen3-bf16",
+                Weighting::None,
+                false,
+                &[Two, Three],
+                plain,
+                four,
+            ),
             (
                 "qwen3-sliding",
                 Weighting::Fisher,
                 false,
-                &[Two, Four],
+                plainly,
                 plain,
+                eight,
             ),
-            (shared, Weighting::Fisher, true, &[Two, Four], plain),
-            (shared, Weighting::Fisher, true, &[Two, Four], turned),
+            (shared, Weighting::Fisher, true, plainly, plain, eight),
+            (shared, Weighting::Fisher, true, plainly, turned, eight),
         ] {
             let from = golden.join(name); // or `name`, where it is a whole path
             let blocks = Blocks::open(&from).unwrap();
@@ -434,6 +468,7 @@ mod tests {
                 target_bpw: 0.6 * bpw(Two) + 0.4 * bpw(Three),
                 bits: choice.iter().copied().map(Width).collect(),
                 rotation,
+                table_bits,
                 weighting,
                 error_feedback,
                 ..Settings::default()

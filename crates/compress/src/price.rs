@@ -59,7 +59,13 @@ impl Settings {
         let mut passes = 2.0; // before, and the package at the end
         let fitted = self.fitted();
         let entries: usize = fitted.iter().map(|bits| bits.entries()).sum();
-        let mut flops = SEARCH_FLOPS * weights as f64 * entries as f64 / ENTRIES as f64;
+        let search = |weights: usize, entries: usize| {
+            SEARCH_FLOPS * weights as f64 * entries as f64 / ENTRIES as f64
+        };
+        let mut flops = search(weights, entries);
+        if let Some(bits) = self.table_bits.palette() {
+            flops += search(config.embedding_parameters(), bits.entries());
+        }
         if fisher {
             // The gradient's way back, and a product of squares.
             flops += tokens * (forward + 2.0 * weights as f64);

@@ -26,6 +26,9 @@ pub struct Settings {
     /// What is folded into the weights before they are palettized.
     #[serde(skip_serializing_if = "Rotation::is_none")]
     pub rotation: Rotation,
+    /// Bits of the tables of embedding and output.
+    #[serde(skip_serializing_if = "TableBits::are_eight")]
+    pub table_bits: TableBits,
     /// How much a weight matters in k-means.
     pub weighting: Weighting,
     /// Whether the error of a column is made good in later columns, and indices, tables and scales are chosen by
@@ -97,6 +100,52 @@ impl Rotation {
     }
 }
 
+/// Bits of a table's weights, written as a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i64")]
+pub enum TableBits {
+    /// Eight, with a scale a row.
+    #[default]
+    Eight,
+    /// Four: indices into a palette for every 16 rows, as projections have them.
+    Four,
+}
+
+impl TableBits {
+    /// Those of a palette; nothing where there is none.
+    pub(crate) fn palette(self) -> Option<Bits> {
+        match self {
+            TableBits::Eight => None,
+            TableBits::Four => Some(Bits::Four),
+        }
+    }
+
+    fn are_eight(&self) -> bool {
+        *self == TableBits::Eight
+    }
+}
+
+impl TryFrom<i64> for TableBits {
+    type Error = String;
+
+    fn try_from(bits: i64) -> Result<TableBits, String> {
+        match bits {
+            8 => Ok(TableBits::Eight),
+            4 => Ok(TableBits::Four),
+            _ => Err(format!("a table has 8 bits or 4, not {bits}")),
+        }
+    }
+}
+
+impl From<TableBits> for i64 {
+    fn from(bits: TableBits) -> i64 {
+        match bits {
+            TableBits::Eight => 8,
+            TableBits::Four => 4,
+        }
+    }
+}
+
 /// How much a weight matters in k-means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -137,6 +186,7 @@ impl Default for Settings {
             bits: [Bits::Two, Bits::Three, Bits::Four].map(Width).to_vec(),
             pins: BTreeMap::new(),
             rotation: Rotation::None,
+            table_bits: TableBits::Eight,
             weighting: Weighting::Fisher,
             error_feedback: true,
             sensitivity: Sensitivity::Predicted,
@@ -227,7 +277,7 @@ impl Settings {
 pub struct Report {
     /// Bits a weight of the projections, with tables and scales.
     pub bpw: f64,
-    /// Bits a parameter of the whole model, with the 8-bit embedding and the norms in f32.
+    /// Bits a parameter of the whole model, with the tables of embedding and output, and the norms in f32.
     pub bits_per_parameter: f64,
     /// Of all tensors.
     pub bytes: u64,
@@ -419,6 +469,27 @@ mod tests {
             serde_json::from_value::<Settings>(stored(&three)).unwrap(),
             three
         );
+    }
+
+    #[test]
+    fn tables_have_eight_bits_or_four() {
+        let stored = |settings: &Settings| serde_json::to_value(settings).unwrap();
+        assert_eq!(stored(&Settings::default()).get("table_bits"), None);
+        let read = |bits: serde_json::Value| {
+            serde_json::from_value::<Settings>(serde_json::json!({"table_bits": bits}))
+        };
+        let four = read(4.into()).unwrap();
+        assert_eq!(four.table_bits, TableBits::Four);
+        assert_eq!(stored(&four)["table_bits"], 4);
+        assert_eq!(read(8.into()).unwrap(), Settings::default());
+        for wrong in [2, 0, -4, 16] {
+            let problem = read(wrong.into()).unwrap_err().to_string();
+            assert!(
+                problem.contains(&format!("8 bits or 4, not {wrong}")),
+                "{problem}"
+            );
+        }
+        assert!(read("4v".into()).is_err());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use russet_kernels::palette::Bits;
-use russet_kernels::{Mmap, Pool, int8};
+use russet_kernels::{Mmap, Pool};
 use russet_model::checkpoint::Blocks;
 use russet_model::package;
 use russet_model::{Config, ModelError, projections};
@@ -37,6 +37,7 @@ use crate::kept::{
 use crate::model::{Model, check_tables};
 use crate::rotate::Source;
 use crate::settings::{LayerReport, Report, Settings};
+use crate::table::{self, Table};
 use crate::tap::{Listen, Moments};
 use crate::watch::Watch;
 use crate::{refine, sensitivity};
@@ -395,12 +396,18 @@ impl Work<'_> {
                 modules.insert(name, (bits, rows, cols));
             }
         }
+        if let Some(bits) = self.settings.table_bits.palette() {
+            let head = (!config.tied).then_some("lm_head");
+            for table in ["model.embed_tokens"].into_iter().chain(head) {
+                modules.insert(table.to_owned(), (bits, config.vocab, config.width));
+            }
+        }
         watch.part(
             "writing the package",
             config.parameters(),
             "parameters",
             |watch| {
-                let mut tables: BTreeMap<String, int8::Quantized> = BTreeMap::new();
+                let mut tables: BTreeMap<String, Table> = BTreeMap::new();
                 let mut stop = None;
                 let written = package::write_each(config, &modules, draft, |name| {
                     if let Some(tensor) = made.get(name) {
@@ -408,29 +415,22 @@ impl Work<'_> {
                     }
                     let Some((table, part)) = name
                         .rsplit_once('.')
-                        .filter(|(table, _)| *table == "model.embed_tokens" || *table == "lm_head")
+                        .filter(|(table, _)| package::is_table(table))
                         .filter(|(_, part)| *part != "weight")
                     else {
                         let norm = self.source.norm(name)?;
                         return Ok(Cow::Owned(norm.bytes().to_vec()));
                     };
                     if !tables.contains_key(table) {
-                        tables.insert(table.to_owned(), self.table(table)?);
-                        if let Err(wish) = watch.step(config.vocab * config.width, &[]) {
-                            stop = Some(wish);
-                            return Err(ModelError::file(draft, "stopped"));
+                        match self.table(table, watch) {
+                            Ok(made) => drop(tables.insert(table.to_owned(), made)),
+                            Err(wish) => {
+                                stop = Some(wish);
+                                return Err(ModelError::file(draft, "stopped"));
+                            }
                         }
                     }
-                    let table = &tables[table];
-                    let bytes = match part {
-                        "values" => table.data.iter().map(|&value| value as u8).collect(),
-                        _ => table
-                            .scales
-                            .iter()
-                            .flat_map(|scale| scale.to_le_bytes())
-                            .collect(),
-                    };
-                    Ok(Cow::Owned(bytes))
+                    Ok(Cow::Owned(tables[table].bytes(part)))
                 });
                 match stop {
                     Some(wish) => Err(wish),
@@ -440,12 +440,13 @@ impl Work<'_> {
         )
     }
 
-    /// A table in eight bits.
-    fn table(&self, name: &str) -> Result<int8::Quantized, ModelError> {
-        let table = self.source.table(name)?;
-        let (rows, cols) = table.dims2();
-        int8::quantize(rows, cols, table.data())
-            .map_err(|problem| ModelError::tensor(self.folder.path(), name, problem))
+    fn table(&self, name: &str, watch: &mut Watch) -> Result<Table, CompressError> {
+        let weight = self.source.table(name)?;
+        let shape = weight.dims2();
+        let (bits, weight) = (self.settings.table_bits, weight.data());
+        table::make(self.pool, bits, name, shape, weight, &mut |more| {
+            watch.step(more, &[])
+        })
     }
 
     /// Writes what `make` gives for each batch, `[N, D]` each, as one file.

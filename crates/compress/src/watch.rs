@@ -49,6 +49,14 @@ impl<'a> Watch<'a> {
     pub fn step(&mut self, more: usize, fields: &[(&str, f64)]) -> Result<(), CompressError> {
         self.done += more as u64;
         self.progress.update(self.done, fields);
+        self.look()
+    }
+
+    /// Looks whether the work should stop, where no part of it is under way.
+    ///
+    /// # Errors
+    /// When somebody asked to stop.
+    pub fn look(&self) -> Result<(), CompressError> {
         if self.interrupt.is_raised() {
             Err(CompressError::Interrupted)
         } else {

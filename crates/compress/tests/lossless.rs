@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use russet_compress::lossless;
+use russet_compress::{TableBits, lossless};
 use russet_kernels::Pool;
 use russet_kernels::palette::Bits;
 use russet_model::{Config, Dense, Layout, Linear, Parameter, ParameterKind, package};
@@ -89,10 +89,12 @@ impl Linear for Both {
 #[test]
 fn a_lossless_palette_equals_dense_with_the_same_activations() {
     let pool = Arc::new(Pool::new(2).unwrap());
-    for (family, bits, seed) in [
-        ("Qwen3ForCausalLM", Bits::Four, 1),
-        ("LlamaForCausalLM", Bits::Two, 2),
-        ("Qwen3ForCausalLM", Bits::Three, 3),
+    use TableBits::{Eight, Four};
+    for (family, bits, table, seed) in [
+        ("Qwen3ForCausalLM", Bits::Four, Eight, 1),
+        ("LlamaForCausalLM", Bits::Two, Eight, 2),
+        ("Qwen3ForCausalLM", Bits::Three, Four, 3),
+        ("LlamaForCausalLM", Bits::Four, Four, 4),
     ] {
         // Two blocks of inputs, the second not full; rows that fill no whole strip.
         let json = serde_json::json!({
@@ -102,7 +104,7 @@ fn a_lossless_palette_equals_dense_with_the_same_activations() {
             "tie_word_embeddings": bits == Bits::Four, "bos_token_id": 0, "eos_token_id": 0,
         });
         let config = Config::parse(json.as_object().unwrap()).unwrap();
-        let (dense, compressed) = lossless::decoder(&pool, &config, seed, |_| bits).unwrap();
+        let (dense, compressed) = lossless::decoder(&pool, &config, seed, |_| bits, table).unwrap();
         let folder = tempfile::tempdir().unwrap();
         compressed.write(folder.path()).unwrap();
 

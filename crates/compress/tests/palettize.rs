@@ -7,7 +7,7 @@ use std::path::Path;
 use common::{divergence, files, golden, noise, pool, run, stories, target, width, widths};
 use russet_artifact::{Interrupt, Progress};
 use russet_compress::{
-    CompressError, Sensitivity, Settings, State, Weighting, Width, lossless, palettize,
+    CompressError, Sensitivity, Settings, State, TableBits, Weighting, Width, lossless, palettize,
 };
 use russet_kernels::palette::Bits;
 use russet_model::{Config, Decoder, checkpoint, package};
@@ -216,6 +216,7 @@ fn a_package_has_the_bytes_that_were_asked_for_and_the_bits_that_were_pinned() {
             ("*.layers.1.mlp.*".to_owned(), width(4)),
         ]
         .into(),
+        bits: widths(&[2, 4]),
         target_bytes: Some((least + 2 * most) / 3),
         ..Settings::default()
     };
@@ -261,6 +262,70 @@ fn a_package_has_the_bytes_that_were_asked_for_and_the_bits_that_were_pinned() {
 }
 
 #[test]
+fn tables_of_four_bits_make_a_smaller_package_that_loses_little() {
+    for name in ["qwen3-gqa-tied", "llama-mha-untied"] {
+        let from = golden("models").join(name);
+        let config = Config::open(&from).unwrap();
+        let made = |table_bits: TableBits, threads: usize, sensitivity: Sensitivity| {
+            let settings = Settings {
+                target_bpw: target(&config, 0.6),
+                table_bits,
+                sensitivity,
+                ..Settings::default()
+            };
+            let to = tempfile::tempdir().unwrap();
+            let report = run(threads, &settings, &from, &noise(&config), to.path()).unwrap();
+            (to, report)
+        };
+        use Sensitivity::{Measured, Predicted};
+        let (eight, before) = made(TableBits::Eight, 1, Predicted);
+        let (four, report) = made(TableBits::Four, 1, Predicted);
+        let (again, _) = made(TableBits::Four, 2, Predicted);
+        assert!(
+            files(four.path()) == files(again.path()),
+            "{name}: the number of threads changed a file"
+        );
+        // Only the tables are others: the same bits a weight, and fewer of the whole.
+        assert_eq!((report.bpw, &report.layers), (before.bpw, &before.layers));
+        let tables = if config.tied { 1 } else { 2 };
+        let bytes = |bits: usize| config.vocab.div_ceil(16) * 64 * config.width.div_ceil(32 / bits);
+        let saved = bytes(8) - bytes(4) - config.vocab.div_ceil(16) * 16;
+        assert_eq!(before.bytes - report.bytes, (tables * saved) as u64);
+        assert_eq!(
+            report.bits_per_parameter,
+            8.0 * report.bytes as f64 / config.parameters() as f64
+        );
+        let on_disk = files(four.path())["model.safetensors"].len() as u64;
+        assert!(report.bytes <= on_disk && on_disk < report.bytes + 3 * 4096);
+        let point = report.curve.iter().map(|point| point.bytes);
+        let lower = before
+            .curve
+            .iter()
+            .map(|point| point.bytes - (tables * saved) as u64);
+        assert!(
+            point.eq(lower),
+            "the curve has the bytes of the whole package"
+        );
+        let card = String::from_utf8(files(four.path())["README.md"].clone()).unwrap();
+        assert!(card.contains("whose embedding has 4 bits"), "{card}");
+        let [four, eight] = [&four, &eight].map(|to| package::load(to.path()).unwrap());
+        assert_eq!(
+            eight.stored_bytes() - four.stored_bytes(),
+            tables * saved,
+            "{name}"
+        );
+        assert!((report.loss_after - report.loss_before).abs() < 0.5);
+        // The way for a whole decoder writes the same tables.
+        let (whole, measured) = made(TableBits::Four, 2, Measured);
+        assert_eq!(measured.bytes.cmp(&before.bytes), std::cmp::Ordering::Less);
+        let whole = package::load(whole.path()).unwrap();
+        let tokens: Vec<u32> = (0..config.vocab as u32).collect();
+        let rows = [&whole, &four].map(|decoder| decoder.first(&mut Ctx::new(pool(1)), &tokens));
+        assert_eq!(rows[0].data(), rows[1].data());
+    }
+}
+
+#[test]
 fn pairs_become_a_package_that_runs_and_is_the_same_on_any_number_of_threads() {
     let (decoder, stories) = stories();
     let from = tempfile::tempdir().unwrap();
@@ -297,8 +362,8 @@ fn pairs_become_a_package_that_runs_and_is_the_same_on_any_number_of_threads() {
     );
 }
 
-/// A decoder of ragged sizes whose weights are drawn from tables of two bits in q and gate, three in down, four elsewhere.
-fn exact(family: &str, seed: u64) -> (Decoder, russet_compress::Compressed) {
+/// A decoder of ragged sizes whose weights are drawn from palettes of two bits in q and gate, three in down, four elsewhere.
+fn exact(family: &str, seed: u64, table: TableBits) -> (Decoder, russet_compress::Compressed) {
     let json = serde_json::json!({
         "architectures": [family], "vocab_size": 50, "hidden_size": 36, "num_hidden_layers": 2,
         "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 20, "intermediate_size": 70,
@@ -307,18 +372,23 @@ fn exact(family: &str, seed: u64) -> (Decoder, russet_compress::Compressed) {
     });
     let config = Config::parse(json.as_object().unwrap()).unwrap();
     let two = |name: &str| name.ends_with("q_proj") || name.ends_with("gate_proj");
-    lossless::decoder(&pool(2), &config, seed, |name| match () {
+    let bits = |name: &str| match () {
         () if two(name) => Bits::Two,
         () if name.ends_with("down_proj") => Bits::Three,
         () => Bits::Four,
-    })
-    .unwrap()
+    };
+    lossless::decoder(&pool(2), &config, seed, bits, table).unwrap()
 }
 
 #[test]
 fn a_lossless_package_equals_its_dense_form_but_for_rounded_activations() {
-    for (family, seed) in [("Qwen3ForCausalLM", 1), ("LlamaForCausalLM", 2)] {
-        let (dense, compressed) = exact(family, seed);
+    use TableBits::{Eight, Four};
+    for (family, seed, table) in [
+        ("Qwen3ForCausalLM", 1, Eight),
+        ("LlamaForCausalLM", 2, Eight),
+        ("Qwen3ForCausalLM", 3, Four),
+    ] {
+        let (dense, compressed) = exact(family, seed, table);
         let folder = tempfile::tempdir().unwrap();
         compressed.write(folder.path()).unwrap();
         let package = package::load(folder.path()).unwrap();
@@ -339,12 +409,14 @@ fn a_lossless_package_equals_its_dense_form_but_for_rounded_activations() {
 
 #[test]
 fn weights_that_come_from_tables_come_back_exactly() {
-    for (seed, weighting, error_feedback) in [
-        (3, Weighting::Fisher, true),
-        (4, Weighting::Activation, false),
-        (5, Weighting::None, true),
+    use TableBits::{Eight, Four};
+    for (seed, weighting, error_feedback, table_bits) in [
+        (3, Weighting::Fisher, true, Eight),
+        (4, Weighting::Activation, false, Four),
+        (5, Weighting::None, true, Eight),
+        (7, Weighting::None, false, Four),
     ] {
-        let (dense, compressed) = exact("Qwen3ForCausalLM", seed);
+        let (dense, compressed) = exact("Qwen3ForCausalLM", seed, table_bits);
         let (from, want, to) = (
             tempfile::tempdir().unwrap(),
             tempfile::tempdir().unwrap(),
@@ -358,6 +430,7 @@ fn weights_that_come_from_tables_come_back_exactly() {
             // Just what the tables take: a byte less would have to spoil something.
             target_bpw: 8.0 * (stored as f64 + 0.5) / dense.config().projection_parameters() as f64,
             bits: widths(&[2, 3, 4]),
+            table_bits,
             weighting,
             error_feedback,
             sensitivity: if seed == 4 {
@@ -375,10 +448,12 @@ fn weights_that_come_from_tables_come_back_exactly() {
         );
         let again = package::load(to.path()).unwrap();
         let tokens = [3, 1, 4, 1, 5, 9, 2, 6];
-        assert_eq!(
-            hidden(&again, &tokens).data(),
-            hidden(&package, &tokens).data()
-        );
+        let both = [&again, &package].map(|decoder| hidden(decoder, &tokens));
+        assert_eq!(both[0].data(), both[1].data());
+        let mut ctx = Ctx::new(pool(2));
+        let [got, want] =
+            [&again, &package].map(|decoder| decoder.logits(&mut ctx, &both[0]).data().to_vec());
+        assert_eq!(got, want);
     }
 }
 
@@ -580,6 +655,7 @@ fn work_that_was_cut_off_anywhere_goes_on_to_the_same_package() {
         target_bpw: target(&config, 0.5),
         bits: widths(&[2, 3, 4]),
         pins: [("*.k_proj".to_owned(), Width(Bits::TwoPairs))].into(),
+        table_bits: TableBits::Four,
         ..Settings::default()
     };
     let documents = noise(&config);

@@ -12,7 +12,7 @@ use std::time::Instant;
 use russet_kernels::profile::{self, Kernel};
 use russet_kernels::{Pool, elementwise, probe, random};
 use russet_model::cache::BLOCK_TOKENS;
-use russet_model::{Decoder, Embedding, KvCache, KvFormat, ParameterKind};
+use russet_model::{Decoder, KvCache, KvFormat, ParameterKind};
 use russet_tensor::{Ctx, Op, Segments, Stack, Trace, ops};
 
 use crate::engine::cache_fits;
@@ -344,14 +344,8 @@ pub fn bytes_per_token(decoder: &Decoder) -> usize {
         .filter(|parameter| parameter.kind == ParameterKind::Norm);
     let norms: usize = norms.map(|parameter| parameter.tensor.bytes().len()).sum();
     // A package has all its tables in one form, so the embedding's row is like one of the output table.
-    let (table, row) = match decoder.output_table() {
-        Embedding::Dense(table) => (
-            table.bytes().len(),
-            size_of::<f32>() * decoder.config().width,
-        ),
-        Embedding::Int8(table) => (table.stored_bytes(), table.cols() + size_of::<u16>()),
-    };
-    projections + norms + table + row
+    let table = decoder.output_table();
+    projections + norms + table.stored_bytes() + table.row_bytes()
 }
 
 fn median(rates: &[f64]) -> f64 {

@@ -284,6 +284,15 @@ pub fn unpack(bits: Bits, rows: usize, cols: usize, packed: &[u8]) -> Result<Vec
     strips::unpack(bits.format(), rows, cols, ("indices", packed))
 }
 
+/// `out[n] = weight[rows[n]]`: `[N, cols]`, exact; the look-up where the matrix is an embedding.
+///
+/// # Panics
+/// When a number is none of a row, or `out` is not `[N, cols]`.
+pub fn gather(pool: &Pool, matrix: PaletteMatrix<'_>, rows: &[u32], out: &mut [f32]) {
+    let _span = span(Kernel::Palette);
+    dense::gather(pool, &matrix.strips, rows, out);
+}
+
 /// Writes the dense weights of `matrix` into `out`: `[rows, cols]`, exact.
 ///
 /// # Panics

@@ -1,9 +1,9 @@
 //! The table between tokens and vectors, at the input and, where it is tied, at the output too.
 
 use russet_tensor::ops::{self, IGNORE, LossTerms, TokenLoss};
-use russet_tensor::{Ctx, Int8Weight, Tensor};
+use russet_tensor::{Ctx, FrozenTable, Tensor};
 
-/// Rows of logits that are formed at a time where losses go through an 8-bit table.
+/// Rows of logits that are formed at a time where losses go through a frozen table.
 const LOGIT_ROWS: usize = 128;
 
 /// A vocabulary's table, `[V, D]`.
@@ -11,8 +11,8 @@ const LOGIT_ROWS: usize = 128;
 pub enum Embedding {
     /// In `f32`, trainable.
     Dense(Tensor),
-    /// Eight bits with a scale a row, frozen.
-    Int8(Int8Weight),
+    /// A package's, of eight bits or of palettes.
+    Frozen(FrozenTable),
 }
 
 impl Embedding {
@@ -20,7 +20,7 @@ impl Embedding {
     pub fn vocab(&self) -> usize {
         match self {
             Embedding::Dense(table) => table.dims2().0,
-            Embedding::Int8(table) => table.rows(),
+            Embedding::Frozen(table) => table.rows(),
         }
     }
 
@@ -28,13 +28,16 @@ impl Embedding {
     pub fn stored_bytes(&self) -> usize {
         match self {
             Embedding::Dense(table) => table.bytes().len(),
-            Embedding::Int8(table) => table.stored_bytes(),
+            Embedding::Frozen(table) => table.stored_bytes(),
         }
     }
 
     /// Bytes of one row, which looking a token up reads.
     pub fn row_bytes(&self) -> usize {
-        self.stored_bytes() / self.vocab()
+        match self {
+            Embedding::Dense(table) => size_of::<f32>() * table.dims2().1,
+            Embedding::Frozen(table) => table.row_bytes(),
+        }
     }
 
     /// `tokens [N]` to `[N, D]`.
@@ -44,7 +47,7 @@ impl Embedding {
     pub fn lookup(&self, ctx: &mut Ctx, tokens: &[u32]) -> Tensor {
         match self {
             Embedding::Dense(table) => ops::embedding(ctx, table, tokens),
-            Embedding::Int8(table) => ops::int8_embedding(ctx, table, tokens),
+            Embedding::Frozen(table) => ops::frozen_embedding(ctx, table, tokens),
         }
     }
 
@@ -52,12 +55,12 @@ impl Embedding {
     pub fn logits(&self, ctx: &mut Ctx, hidden: &Tensor) -> Tensor {
         match self {
             Embedding::Dense(table) => ops::linear(ctx, hidden, table),
-            Embedding::Int8(table) => ops::int8_linear(ctx, hidden, table),
+            Embedding::Frozen(table) => ops::frozen_linear(ctx, hidden, table),
         }
     }
 
-    /// `Σ weightₙ · lossₙ` of `hidden [N, D]` against `targets [N]`, in nats, with further terms, recorded. An 8-bit table is
-    /// frozen: the gradient passes through to `hidden`.
+    /// `Σ weightₙ · lossₙ` of `hidden [N, D]` against `targets [N]`, in nats, with further terms, recorded. Through a frozen
+    /// table the gradient passes to `hidden` alone.
     pub fn loss(
         &self,
         ctx: &mut Ctx,
@@ -70,8 +73,8 @@ impl Embedding {
             Embedding::Dense(table) => {
                 ops::cross_entropy(ctx, hidden, table, targets, weights, terms)
             }
-            Embedding::Int8(table) => {
-                ops::int8_cross_entropy(ctx, hidden, table, targets, weights, terms)
+            Embedding::Frozen(table) => {
+                ops::frozen_cross_entropy(ctx, hidden, table, targets, weights, terms)
             }
         }
     }

@@ -7,8 +7,9 @@
 //! ```
 //! Each module has three tensors: `NAME.indices` (U8, strips of 16 rows as `russet_kernels::palette` lays them
 //! out), `NAME.palette` (I8, `[strips, entries]`) and `NAME.scales` (F16, one a row, rows padded to 16). Where an index stands
-//! for a pair of weights, the module says `{"bits": 3, "dims": 2}`, and its palette is `[strips, 2, entries]`. The embedding has `model.embed_tokens.values` (I8, strip order of `russet_kernels::int8`) and `.scales`. Norms are
-//! F32 under their usual names.
+//! for a pair of weights, the module says `{"bits": 3, "dims": 2}`, and its palette is `[strips, 2, entries]`. A table that is no
+//! module has 8 bits: `model.embed_tokens.values` (I8, strip order of `russet_kernels::int8`) and `.scales`; listed as
+//! `"model.embed_tokens": {"bits": 4}` it is stored as a projection is, and so is `lm_head`. Norms are F32 under their usual names.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use std::path::Path;
 
 use russet_kernels::palette::Bits;
 use russet_kernels::{int8, palette};
-use russet_tensor::{DType, Int8Weight, PaletteWeight};
+use russet_tensor::{DType, FrozenTable, Int8Weight, PaletteWeight};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{assemble, write_config};
@@ -31,7 +32,15 @@ pub use random::{random, write_random};
 /// The name under `quant_method`.
 const METHOD: &str = "russet_palette";
 
-/// The stored form of one palettized projection.
+/// The tables that a package has, an output table where it is not tied.
+const TABLES: [&str; 2] = ["model.embed_tokens", "lm_head"];
+
+/// Whether a module is a table and no projection: it need not be palettized.
+pub fn is_table(module: &str) -> bool {
+    TABLES.contains(&module)
+}
+
+/// The stored form of one palettized matrix.
 pub struct PaletteTensors {
     /// Bits a weight, of single weights or of pairs.
     pub bits: Bits,
@@ -54,9 +63,9 @@ impl PaletteTensors {
 pub struct Package<'a> {
     /// The decoder's shape.
     pub config: &'a Config,
-    /// Tables by name without suffix (`model.embed_tokens`, `lm_head`).
+    /// Tables of 8 bits by name without suffix (`model.embed_tokens`, `lm_head`).
     pub tables: BTreeMap<String, int8::Quantized>,
-    /// Projections by name.
+    /// Projections by name, and tables that are palettized as well.
     pub modules: BTreeMap<String, PaletteTensors>,
     /// Norms by full name.
     pub norms: BTreeMap<String, &'a [f32]>,
@@ -75,7 +84,10 @@ pub fn load(folder: &Path) -> Result<crate::Decoder, ModelError> {
     let decoder = assemble(
         &config,
         &mut stored,
-        |stored, name| table(stored, name, config.vocab, config.width),
+        |stored, name| {
+            let shape = (config.vocab, config.width);
+            table(stored, name, shape, &modules, &path).map(Embedding::Frozen)
+        },
         |stored, layout| linear(stored, layout, &modules, &path),
     )?;
     stored.finish()?;
@@ -193,20 +205,25 @@ pub(crate) fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits
     modules.iter().map(bits).collect()
 }
 
+/// One table of a package, `[rows, cols]`: of palettes where the modules list it, else of 8 bits.
 pub(crate) fn table(
     stored: &mut Stored,
     name: &str,
-    rows: usize,
-    cols: usize,
-) -> Result<Embedding, ModelError> {
+    (rows, cols): (usize, usize),
+    modules: &BTreeMap<String, Bits>,
+    config: &Path,
+) -> Result<FrozenTable, ModelError> {
+    if modules.contains_key(name) {
+        let weight = palettized(stored, name, (rows, cols), modules, config)?;
+        return Ok(FrozenTable::Palette(weight));
+    }
     let sizes =
         int8::sizes(rows, cols).map_err(|error| ModelError::tensor(stored.place(), name, error))?;
     let values = stored.take(&format!("{name}.values"), &[sizes.data])?;
     let scales = stored.take(&format!("{name}.scales"), &[sizes.scales])?;
-    let weight = Int8Weight::new(rows, cols, values, scales);
-    Ok(Embedding::Int8(weight.map_err(|error| {
-        ModelError::tensor(stored.place(), name, error)
-    })?))
+    Int8Weight::new(rows, cols, values, scales)
+        .map(FrozenTable::Int8)
+        .map_err(|error| ModelError::tensor(stored.place(), name, error))
 }
 
 fn linear(
@@ -231,7 +248,7 @@ fn palette_shape(bits: Bits, strips: usize) -> Vec<usize> {
     }
 }
 
-/// One palettized projection of a package, `[rows, cols]`.
+/// One palettized matrix of a package, `[rows, cols]`.
 pub(crate) fn palettized(
     stored: &mut Stored,
     name: &str,
@@ -259,7 +276,7 @@ pub(crate) fn palettized(
 }
 
 /// Writes a package's `config.json`, `generation_config.json` and weights into `folder`, tensor by tensor: `bytes` gives each by its name, once. `modules`
-/// are the bits, rows and columns of every projection. Returns the bytes of the tensors.
+/// are the bits, rows and columns of every projection, and of a table that is palettized. Returns the bytes of the tensors.
 ///
 /// # Errors
 /// When a size is none that a package can have, the disk refuses, or `bytes` does.
@@ -294,7 +311,7 @@ pub fn write_each<'a>(
                 );
                 plan(format!("{module}.scales"), DType::F16, vec![sizes.scales]);
             }
-            (_, None) if !["model.embed_tokens", "lm_head"].contains(&module) => {
+            (_, None) if !is_table(module) => {
                 return Err(wrong(module, &"has no bits"));
             }
             (_, None) => {

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use russet_kernels::Pool;
 use russet_kernels::palette::{self, Bits};
-use russet_kernels::{Pool, int8};
 use russet_tensor::PaletteWeight;
 
 use crate::stored::Stored;
-use crate::{Config, Embedding, ModelError, cut, package};
+use crate::{Config, ModelError, cut, package};
 
 /// The tensors of a checkpoint or of a package, those of a package as its tables, indices and scales say them.
 pub struct Weights {
     config: Config,
     stored: Stored,
-    /// Of a package: the bits of its projections.
+    /// Of a package: the bits of its projections, and of tables that are palettized as well.
     modules: Option<BTreeMap<String, Bits>>,
     config_path: PathBuf,
 }
@@ -78,17 +78,13 @@ impl Weights {
             return Ok(self.stored.take_floats(name, shape)?.to_f32());
         };
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        if module == "model.embed_tokens" || module == "lm_head" {
-            let table = package::table(&mut self.stored, module, rows, cols)?;
-            let Embedding::Int8(table) = table else {
-                unreachable!("a package's tables have 8 bits")
-            };
+        let (stored, place) = (&mut self.stored, &self.config_path);
+        if package::is_table(module) {
+            let table = package::table(stored, module, (rows, cols), modules, place)?;
             let mut numbers = vec![0.0; rows * cols];
-            int8::dequantize(pool, table.view(), &mut numbers);
+            table.dequantize(pool, &mut numbers);
             return Ok(numbers);
         }
-        let place = &self.config_path;
-        let stored = &mut self.stored;
         let weight = package::palettized(stored, module, (rows, cols), modules, place)?;
         let mut numbers = vec![0.0; rows * cols];
         palette::dequantize(pool, weight.view(), &mut numbers);

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use russet_kernels::palette::{self, Bits};
 use russet_kernels::{Pool, int8};
 use russet_model::package::{self, Package, PaletteTensors};
+use russet_model::stored::{self, Output, Stored};
 use russet_model::{Decoder, ModelError, ParameterKind, adapter, checkpoint};
 use russet_tensor::{Ctx, Segments};
 use serde_json::{Value, json};
@@ -42,8 +43,8 @@ fn written(files: &Files) -> TempDir {
     folder
 }
 
-/// Puts two-bit tables in place of a golden's matrices and writes the package.
-fn small_package() -> TempDir {
+/// Puts palettes in place of a golden's matrices, and of its table where that is to have four bits, and writes the package.
+fn small_package(four: bool) -> TempDir {
     let decoder = checkpoint::load(&golden("qwen3-gqa-tied")).unwrap();
     let (mut modules, mut tables, mut norms) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let parameters = decoder.parameters();
@@ -53,6 +54,9 @@ fn small_package() -> TempDir {
             let module = name.trim_end_matches(".weight").to_owned();
             match parameter.kind {
                 ParameterKind::Norm => drop(norms.insert(name.clone(), parameter.tensor.data())),
+                ParameterKind::Embedding if four => {
+                    drop(modules.insert(module, any_palette(Bits::Four, *rows, cols)));
+                }
                 ParameterKind::Embedding => {
                     let table = int8::quantize(*rows, cols, parameter.tensor.data()).unwrap();
                     tables.insert(module, table);
@@ -114,7 +118,12 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
         },
         Case {
             name: "package",
-            files: read(small_package().path()),
+            files: read(small_package(false).path()),
+            open: checkpoint::open,
+        },
+        Case {
+            name: "package with a table of four bits",
+            files: read(small_package(true).path()),
             open: checkpoint::open,
         },
         Case {
@@ -165,7 +174,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn a_file_cut_short_is_refused(case in 0usize..4, file in 0usize..8, cut in 0.0..1.0f64) {
+    fn a_file_cut_short_is_refused(case in 0usize..5, file in 0usize..8, cut in 0.0..1.0f64) {
         let case = &CASES[case];
         let (mut files, name) = (case.files.clone(), chosen(case, file));
         let bytes = files.get_mut(&name).unwrap();
@@ -180,7 +189,7 @@ proptest! {
 
     /// In the weights a flipped bit is another weight; anywhere else it may be another model or none.
     #[test]
-    fn a_flipped_bit_never_panics(case in 0usize..4, file in 0usize..8, at in 0.0..1.0f64, bit in 0u32..8, header in any::<bool>()) {
+    fn a_flipped_bit_never_panics(case in 0usize..5, file in 0usize..8, at in 0.0..1.0f64, bit in 0u32..8, header in any::<bool>()) {
         let case = &CASES[case];
         let (mut files, name) = (case.files.clone(), chosen(case, file));
         let bytes = files.get_mut(&name).unwrap();
@@ -201,7 +210,7 @@ proptest! {
 
     #[test]
     fn other_sizes_than_the_files_have_are_refused(
-        case in 0usize..3,
+        case in 0usize..4,
         key in prop::sample::select(vec![
             "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
             "intermediate_size",
@@ -304,7 +313,7 @@ fn widths_that_wrap_around_to_nothing_are_refused() {
 
 #[test]
 fn a_package_of_unknown_making_is_refused() {
-    let whole = read(small_package().path());
+    let whole = read(small_package(false).path());
     for (change, part) in [
         (json!({"quant_method": "gptq"}), "gptq"),
         (json!({"version": 2}), "version"),
@@ -335,7 +344,7 @@ fn a_package_of_unknown_making_is_refused() {
 
 #[test]
 fn tensors_of_other_bits_than_are_claimed_are_refused_by_name() {
-    let whole = read(small_package().path());
+    let whole = read(small_package(true).path());
     let config: Value = serde_json::from_slice(&whole["config.json"]).unwrap();
     let modules = config["quantization_config"]["modules"]
         .as_object()
@@ -358,4 +367,61 @@ fn tensors_of_other_bits_than_are_claimed_are_refused_by_name() {
     }
     let said: Vec<Bits> = modules.values().map(width).collect();
     assert!(Bits::ALL.iter().all(|bits| said.contains(bits)), "{said:?}");
+}
+
+#[test]
+fn a_table_of_other_bits_than_are_claimed_is_refused_by_name() {
+    let table = "model.embed_tokens";
+    let listed = |files: &Files, settings: Option<Value>| {
+        let (mut files, bytes) = (files.clone(), &files["config.json"]);
+        let mut config: Value = serde_json::from_slice(bytes).unwrap();
+        let modules = config["quantization_config"]["modules"]
+            .as_object_mut()
+            .unwrap();
+        match settings {
+            Some(settings) => modules.insert(table.to_owned(), settings),
+            None => modules.remove(table),
+        };
+        files.insert("config.json".into(), config.to_string().into_bytes());
+        written(&files)
+    };
+    let [eight, four] = [false, true].map(|four| read(small_package(four).path()));
+    refused(
+        &listed(&eight, Some(json!({"bits": 4}))),
+        "`model.embed_tokens.indices` is missing",
+    );
+    refused(
+        &listed(&four, None),
+        "`model.embed_tokens.values` is missing",
+    );
+    refused(
+        &listed(&eight, Some(json!({"bits": 8}))),
+        "the settings of module `model.embed_tokens` are {\"bits\":8}",
+    );
+    // Both forms at once: one of them nobody asked for.
+    let mut both = small_package(true);
+    let config = std::fs::read(both.path().join("config.json")).unwrap();
+    let mut stored = Stored::open(both.path(), "model").unwrap();
+    let mut names: Vec<String> = stored.names().map(str::to_owned).collect();
+    names.push(format!("{table}.values"));
+    let tensors: Vec<(String, russet_tensor::Tensor)> = names
+        .into_iter()
+        .map(|name| match stored.shape(&name).map(<[usize]>::to_vec) {
+            Some(shape) => (name.clone(), stored.take(&name, &shape).unwrap()),
+            None => (name, russet_tensor::Tensor::new(&[1], vec![0.0])),
+        })
+        .collect();
+    let outputs: Vec<Output> = tensors
+        .iter()
+        .map(|(name, tensor)| Output {
+            name: name.clone(),
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            bytes: tensor.bytes(),
+        })
+        .collect();
+    both = tempfile::tempdir().unwrap();
+    std::fs::write(both.path().join("config.json"), config).unwrap();
+    stored::write(both.path(), "model", &outputs, usize::MAX).unwrap();
+    refused(&both, "`model.embed_tokens.values` is not part");
 }

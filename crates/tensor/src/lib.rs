@@ -31,5 +31,5 @@ pub use segments::{Adapted, Segment, Segments, Stack};
 pub use tape::{Backward, Gradients, Tape};
 pub use tensor::{DType, Device, Handle, Kept, Node, Tensor, TensorError, TensorId};
 pub use trace::{Op, Trace};
-pub use weights::{Int8Weight, PaletteWeight};
+pub use weights::{FrozenTable, Int8Weight, PaletteWeight};
 pub use workspace::{Buffer, Workspace};

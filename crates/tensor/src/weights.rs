@@ -1,8 +1,10 @@
 //! Weights that are used in the form they are stored in.
 
 use half::f16;
+use russet_kernels::Pool;
 use russet_kernels::int8::{self, Int8Matrix};
 use russet_kernels::palette::{self, Bits, PaletteMatrix};
+use russet_kernels::quantize::QuantizedRows;
 
 use crate::tensor::{DType, Tensor, TensorError};
 
@@ -26,6 +28,16 @@ pub struct Int8Weight {
     cols: usize,
     values: Tensor, // i8
     scales: Tensor, // f16 [rows padded to 16]
+}
+
+/// A vocabulary's table `[V, D]` that is used as it is stored and not trained. Whatever its form, rows are looked up exactly and
+/// products take activations of 8 bits.
+#[derive(Clone, Debug)]
+pub enum FrozenTable {
+    /// Eight bits with a scale a row.
+    Int8(Int8Weight),
+    /// Indices into a palette for every 16 rows, with a scale a row.
+    Palette(PaletteWeight),
 }
 
 impl PaletteWeight {
@@ -137,6 +149,78 @@ impl Int8Weight {
             halves(&self.scales),
         )
         .expect("the sizes were checked when the weight was made")
+    }
+}
+
+impl FrozenTable {
+    /// V.
+    pub fn rows(&self) -> usize {
+        match self {
+            FrozenTable::Int8(table) => table.rows(),
+            FrozenTable::Palette(table) => table.rows(),
+        }
+    }
+
+    /// D.
+    pub fn cols(&self) -> usize {
+        match self {
+            FrozenTable::Int8(table) => table.cols(),
+            FrozenTable::Palette(table) => table.cols(),
+        }
+    }
+
+    /// Bytes of the whole table.
+    pub fn stored_bytes(&self) -> usize {
+        match self {
+            FrozenTable::Int8(table) => table.stored_bytes(),
+            FrozenTable::Palette(table) => table.stored_bytes(),
+        }
+    }
+
+    /// Bytes that a look-up of one row reads: what stands for its weights, its scale, and a palette where there is one.
+    pub fn row_bytes(&self) -> usize {
+        let scale = size_of::<f16>();
+        match self {
+            FrozenTable::Int8(table) => table.cols() + scale,
+            FrozenTable::Palette(table) => {
+                let bits = table.bits();
+                let indices = bits.indices(table.cols()) * bits.bits() * bits.dims();
+                indices.div_ceil(8) + bits.table() + scale
+            }
+        }
+    }
+
+    /// `out[n] = table[tokens[n]]`: `[N, D]`, exact.
+    ///
+    /// # Panics
+    /// When a token is not below V, or `out` has another length.
+    pub fn gather(&self, pool: &Pool, tokens: &[u32], out: &mut [f32]) {
+        match self {
+            FrozenTable::Int8(table) => int8::gather(pool, table.view(), tokens, out),
+            FrozenTable::Palette(table) => palette::gather(pool, table.view(), tokens, out),
+        }
+    }
+
+    /// `out[n] = table · x[n]`: `[N, V]`.
+    ///
+    /// # Panics
+    /// When `x` has another width than D, or `out` another length.
+    pub fn multiply(&self, pool: &Pool, x: &QuantizedRows, out: &mut [f32]) {
+        match self {
+            FrozenTable::Int8(table) => int8::matmul(pool, table.view(), x, out),
+            FrozenTable::Palette(table) => palette::matmul(pool, &[table.view()], x, out),
+        }
+    }
+
+    /// Writes all weights into `out`: `[V, D]`, exact.
+    ///
+    /// # Panics
+    /// When `out` has another length.
+    pub fn dequantize(&self, pool: &Pool, out: &mut [f32]) {
+        match self {
+            FrozenTable::Int8(table) => int8::dequantize(pool, table.view(), out),
+            FrozenTable::Palette(table) => palette::dequantize(pool, table.view(), out),
+        }
     }
 }
 

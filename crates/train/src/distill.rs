@@ -313,7 +313,7 @@ pub(crate) fn open_teacher(path: &Path, shard: &TokenShard) -> Result<Decoder> {
     let decoder = checkpoint::open(path)?;
     match decoder.output_table() {
         Embedding::Dense(_) => Ok(decoder),
-        Embedding::Int8(_) => Err(TrainError::Data {
+        Embedding::Frozen(_) => Err(TrainError::Data {
             place: path.to_owned(),
             problem: "the teacher is a package; name the checkpoint that it was made from"
                 .to_owned(),

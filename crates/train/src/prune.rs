@@ -356,7 +356,7 @@ impl Pruning {
         };
         let decoder = checkpoint::open(checkpoint)?;
         let what = match (decoder.output_table(), decoder.reward_head()) {
-            (Embedding::Int8(_), _) => Some("a package"),
+            (Embedding::Frozen(_), _) => Some("a package"),
             (_, Some(_)) => Some("a reward model"),
             _ => None,
         };

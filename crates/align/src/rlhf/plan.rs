@@ -322,15 +322,15 @@ impl Task for Running<'_> {
             false => None,
         };
         if plan.settings.rlhf.divergence == Some(Divergence::Vocabulary) {
-            // Looked at here, where a model is open at the latest: a package's table has 8 bits.
+            // Looked at here, where a model is open at the latest: a package's table has few bits.
             let quantized = match &reference {
-                Some(decoder) => matches!(decoder.output_table(), Embedding::Int8(_)),
-                None => matches!(start()?.output_table(), Embedding::Int8(_)),
+                Some(decoder) => matches!(decoder.output_table(), Embedding::Frozen(_)),
+                None => matches!(start()?.output_table(), Embedding::Frozen(_)),
             };
             if quantized {
                 return refuse(
                     "rlhf.divergence",
-                    "is \"vocabulary\", which needs a table in f32, and the base's has 8 bits; write \"token\"",
+                    "is \"vocabulary\", which needs a table in f32, and the base is a package, whose table has fewer bits; write \"token\"",
                 );
             }
         }

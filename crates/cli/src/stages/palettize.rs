@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use russet_artifact::{Inputs, Interrupt, Kind, Recipe};
-use russet_compress::{CompressError, REPORT, State};
+use russet_compress::{CompressError, REPORT, State, TableBits};
 use russet_tokenizer::{Tokenizer, read_texts};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -64,11 +64,15 @@ impl Work for PalettizeRecipe {
         outlook.decoders.insert(name.to_owned(), package);
         let mut json = serde_json::to_value(price)?;
         let mut text = format!(
-            "{:.2} M weights to {}, from at most {} tokens of text\nmemory   {:.0} MiB",
+            "{:.2} M weights to {}{}, from at most {} tokens of text\nmemory   {:.0} MiB",
             price.weights as f64 / 1e6,
             match self.palettize.target_bytes {
                 Some(bytes) => format!("a package of {bytes} bytes"),
                 None => format!("{} bits each", self.palettize.target_bpw),
+            },
+            match self.palettize.table_bits {
+                TableBits::Eight => "",
+                TableBits::Four => ", with tables in 4 bits",
             },
             price.calibration_tokens,
             price.memory_bytes as f64 / (1u64 << 20) as f64,

@@ -408,7 +408,7 @@ fn the_order_of_bytes_is_the_documented_one() {
 }
 
 #[test]
-fn dequantizing_is_exact_on_every_body() {
+fn dequantizing_and_gathering_are_exact_on_every_body() {
     for (bits, rows, cols) in [
         ("2", 33, 70),
         ("4", 16, 64),
@@ -427,23 +427,25 @@ fn dequantizing_is_exact_on_every_body() {
         let expected = weight.dense();
         for pool in pools() {
             let what = format!("{bits} bits, {:?}", pool.isa());
+            let tokens = [3u32, 0, rows as u32 - 1, 3, 15];
             let mut out = vec![f32::NAN; rows * cols];
+            let mut gathered = vec![f32::NAN; tokens.len() * cols];
             if bits == "8" {
                 int8::dequantize(&pool, weight.int8(), &mut out);
-                assert_same_bits(&out, &expected, &what);
-                let tokens = [3u32, 0, rows as u32 - 1, 3];
-                let mut out = vec![f32::NAN; tokens.len() * cols];
-                int8::gather(&pool, weight.int8(), &tokens, &mut out);
-                for (out, &token) in out.chunks(cols).zip(&tokens) {
-                    let row = token as usize * cols..(token as usize + 1) * cols;
-                    assert_same_bits(out, &expected[row.clone()], &what);
+                int8::gather(&pool, weight.int8(), &tokens, &mut gathered);
+            } else {
+                dequantize(&pool, weight.view(), &mut out);
+                gather(&pool, weight.view(), &tokens, &mut gathered);
+            }
+            assert_same_bits(&out, &expected, &what);
+            for (out, &token) in gathered.chunks(cols).zip(&tokens) {
+                let row = token as usize * cols..(token as usize + 1) * cols;
+                assert_same_bits(out, &expected[row.clone()], &what);
+                if bits == "8" {
                     let mut alone = vec![f32::NAN; cols];
                     weight.int8().gather_row(token as usize, &mut alone);
                     assert_same_bits(&alone, &expected[row], &what);
                 }
-            } else {
-                dequantize(&pool, weight.view(), &mut out);
-                assert_same_bits(&out, &expected, &what);
             }
         }
     }
@@ -553,6 +555,14 @@ fn what_does_not_fit_is_refused_with_a_sentence() {
     );
     check_refused(int8::pack(1, 2, &[0; 3]), "must have 2 elements, not 3");
     check_refused(int8::unpack(1, 2, &[0; 3]), "must have 64 elements, not 3");
+}
+
+#[test]
+#[should_panic(expected = "row 16 of a matrix with 16 rows")]
+fn a_row_that_there_is_not_is_a_bug() {
+    let weight = Owned::random("4", 16, 8, 17);
+    let pool = Pool::with_isa(1, Isa::Scalar);
+    gather(&pool, weight.view(), &[3, 16], &mut [0.0; 16]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use half::f16;
 use russet_kernels::palette::Bits;
 use russet_kernels::{Pool, int8, palette, random as numbers};
-use russet_tensor::{DType, Int8Weight, PaletteWeight, Tensor};
+use russet_tensor::{DType, FrozenTable, Int8Weight, PaletteWeight, Tensor};
 
 use crate::block::layouts;
 use crate::{Block, Config, Decoder, Embedding, Family, Layout, ModelError, Palettized};
@@ -194,7 +194,7 @@ impl<'a> Maker<'a> {
         let scales = Tensor::from_halves(&[sizes.scales], vec![scale(cols); sizes.scales]);
         values
             .and_then(|values| Int8Weight::new(rows, cols, values, scales))
-            .map(Embedding::Int8)
+            .map(|table| Embedding::Frozen(FrozenTable::Int8(table)))
             .map_err(|error| error.to_string())
     }
 
