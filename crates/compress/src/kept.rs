@@ -270,20 +270,23 @@ impl Folder {
         std::fs::rename(&part, &path).map_err(wrong)
     }
 
-    pub fn number(&self, name: &str) -> Result<Option<f64>, CompressError> {
+    /// So many numbers of a file; nothing where there is none.
+    pub fn numbers(&self, name: &str, count: usize) -> Result<Option<Vec<f64>>, CompressError> {
         let path = self.0.join(name);
         match std::fs::read(&path) {
-            Ok(bytes) => {
-                let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| Folder::damaged(&path))?;
-                Ok(Some(f64::from_le_bytes(bytes)))
+            Ok(bytes) if bytes.len() == 8 * count => {
+                let numbers = bytes.as_chunks().0.iter();
+                Ok(Some(numbers.map(|&b| f64::from_le_bytes(b)).collect()))
             }
+            Ok(_) => Err(Folder::damaged(&path)),
             Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(problem) => Err(Folder::problem(&path, problem)),
         }
     }
 
-    pub fn put_number(&self, name: &str, number: f64) -> Result<(), CompressError> {
-        self.put(name, &mut |out| out(&number.to_le_bytes()))
+    pub fn put_numbers(&self, name: &str, numbers: &[f64]) -> Result<(), CompressError> {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.put(name, &mut |out| out(&bytes))
     }
 
     pub fn put_tensors(&self, name: &str, tensors: &Tensors) -> Result<(), CompressError> {

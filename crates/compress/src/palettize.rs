@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::budget::Budget;
 use crate::calibration::Calibration;
 use crate::importance;
-use crate::kept::State;
+use crate::kept::{Folder, State};
 use crate::model::Model;
 use crate::qat::QAT_REPORT;
 use crate::rotate::Turn;
@@ -63,7 +63,7 @@ pub struct Compressed {
 ///
 /// With predicted sensitivities one block of the checkpoint is in memory at a time, and what is done lies in `state`, from where the
 /// same call goes on after the process has ended in whatever way; the folder is the caller's to remove once the package is in its place. Measured
-/// sensitivities run the whole decoder and keep nothing.
+/// sensitivities run the whole decoder, and what was measured of each projection is kept.
 ///
 /// # Errors
 /// When the checkpoint is missing, damaged or palettized already, the settings ask for what cannot be, the text has no
@@ -101,7 +101,9 @@ pub fn palettize<D: AsRef<[u32]>>(
         Sensitivity::Measured => {
             let decoder = checkpoint::open(checkpoint)?;
             let calibration = settings.calibrate(documents, decoder.config())?;
-            let (compressed, report) = run(pool, settings, decoder, &calibration, &mut watch)?;
+            let folder = Folder::open(&state)?;
+            let (compressed, report) =
+                run(pool, settings, decoder, &calibration, &folder, &mut watch)?;
             compressed.write(draft)?;
             report
         }
@@ -256,6 +258,7 @@ pub(crate) fn run(
     settings: &Settings,
     decoder: Decoder,
     calibration: &Calibration,
+    kept: &Folder,
     watch: &mut Watch,
 ) -> Result<(Compressed, Report), CompressError> {
     let decoder = match Turn::new(settings.rotation, decoder.config()) {
@@ -279,6 +282,7 @@ pub(crate) fn run(
         &budget,
         calibration,
         loss_before,
+        kept,
         watch,
     )
 }
@@ -291,6 +295,7 @@ pub(crate) fn from_gathered(
     budget: &Budget,
     calibration: &Calibration,
     loss_before: f64,
+    kept: &Folder,
     watch: &mut Watch,
 ) -> Result<(Compressed, Report), CompressError> {
     let weights = importance::Weights::new(model, settings.weighting);
@@ -298,7 +303,7 @@ pub(crate) fn from_gathered(
     let rises = match settings.sensitivity {
         Sensitivity::Predicted => sensitivity::predicted(pool, model, &weights, &fitted, watch)?,
         Sensitivity::Measured => {
-            sensitivity::measured(pool, model, &weights, calibration, &fitted, watch)?
+            sensitivity::measured(pool, model, &weights, calibration, &fitted, kept, watch)?
         }
     };
     let (bits, curve) = budget.choose(&rises);
@@ -479,14 +484,15 @@ mod tests {
             let mut watch = Watch::new(&mut progress, &interrupt);
             let (whole, by_block) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             let decoder = checkpoint::load(&from).unwrap();
-            let (compressed, want) =
-                run(&pool, &settings, decoder, &calibration, &mut watch).unwrap();
-            compressed.write(whole.path()).unwrap();
             let place = tempfile::tempdir().unwrap();
             let state = State {
                 folder: place.path(),
                 key: "one",
             };
+            let kept = Folder::open(&state).unwrap();
+            let (compressed, want) =
+                run(&pool, &settings, decoder, &calibration, &kept, &mut watch).unwrap();
+            compressed.write(whole.path()).unwrap();
             let got = stream::run(
                 &pool,
                 &settings,

@@ -15,6 +15,7 @@ use russet_tensor::{Ctx, Tensor, ops};
 use crate::CompressError;
 use crate::calibration::Calibration;
 use crate::importance::Weights;
+use crate::kept::{Folder, numbered};
 use crate::matrix::{self, Fitted};
 use crate::model::{Model, Projection};
 use crate::watch::Watch;
@@ -79,13 +80,14 @@ fn over_four(costs: &[f64]) -> impl Iterator<Item = f64> {
     costs.iter().map(move |cost| cost - four)
 }
 
-/// By measurement, of each projection a number for each of `fitted`.
+/// By measurement, of each projection a number for each of `fitted`. What is measured lies in `kept` and is not measured again.
 pub(crate) fn measured(
     pool: &Arc<Pool>,
     model: &Model,
     weights: &Weights,
     calibration: &Calibration,
     fitted: &[Bits],
+    kept: &Folder,
     watch: &mut Watch,
 ) -> Result<Vec<Vec<f64>>, CompressError> {
     let mut part = Calibration {
@@ -103,7 +105,13 @@ pub(crate) fn measured(
             model
                 .projections
                 .iter()
-                .map(|projection| {
+                .enumerate()
+                .map(|(number, projection)| {
+                    let name = numbered("rises", number);
+                    if let Some(rises) = kept.numbers(&name, fitted.len())? {
+                        watch.resumed(1);
+                        return Ok(rises);
+                    }
                     let mut costs = vec![0.0; fitted.len()];
                     for (cost, &bits) in costs.iter_mut().zip(fitted) {
                         let importance = weights.of(model, projection);
@@ -124,6 +132,7 @@ pub(crate) fn measured(
                         model.products[projection.product].tap.replace(None);
                     }
                     let rises: Vec<f64> = over_four(&costs).collect();
+                    kept.put_numbers(&name, &rises)?;
                     watch.step(1, &[("nats", rises[0])])?;
                     Ok(rises)
                 })

@@ -132,9 +132,9 @@ impl Work<'_> {
                     Ok(decoder.block(&mut ctx, 0, &x, kv.as_ref(), &batch.segments()))
                 })?;
             }
-            if let Some(loss) = self.folder.number("loss")? {
+            if let Some(loss) = self.folder.numbers("loss", 1)? {
                 watch.resumed(self.calibration.tokens());
-                return Ok(loss);
+                return Ok(loss[0]);
             }
             let ends = self.source.ends()?;
             let mut gradients = Gradients::default();
@@ -159,7 +159,7 @@ impl Work<'_> {
                 Ok(gradient)
             })?;
             let loss = sum / tokens as f64;
-            self.folder.put_number("loss", loss)?;
+            self.folder.put_numbers("loss", &[loss])?;
             Ok(loss)
         })
     }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use common::{divergence, files, golden, noise, pool, run, stories, target, width, widths};
 use russet_artifact::{Interrupt, Progress};
@@ -649,6 +649,26 @@ fn an_interrupt_stops_every_part_and_leaves_nothing() {
 /// Every step that a state keeps is a place to be killed at: whatever files are there, the rest is made, and the package is the same to the byte.
 #[test]
 fn work_that_was_cut_off_anywhere_goes_on_to_the_same_package() {
+    let (_place, folder, go) = cut_off(Sensitivity::Predicted);
+    // A file that is damaged is said to be.
+    std::fs::remove_file(folder.join("block-00001.safetensors")).unwrap();
+    std::fs::write(folder.join("hidden-00001"), "not what was written").unwrap();
+    let problem = go().unwrap_err().to_string();
+    assert!(problem.contains("is not as it was written"), "{problem}");
+}
+
+#[test]
+fn what_was_measured_before_a_cut_is_not_measured_again() {
+    let (_place, folder, go) = cut_off(Sensitivity::Measured);
+    std::fs::write(folder.join("rises-00003"), "not what was written").unwrap();
+    let problem = go().unwrap_err().to_string();
+    assert!(problem.contains("is not as it was written"), "{problem}");
+}
+
+type Again = Box<dyn Fn() -> Result<(), CompressError>>;
+
+/// Cuts work off after more and more updates. The folder of its state at the end, and how to go on from there.
+fn cut_off(sensitivity: Sensitivity) -> (tempfile::TempDir, PathBuf, Again) {
     let from = golden("models/qwen3-gqa-tied");
     let config = Config::open(&from).unwrap();
     let settings = Settings {
@@ -656,6 +676,7 @@ fn work_that_was_cut_off_anywhere_goes_on_to_the_same_package() {
         bits: widths(&[2, 3, 4]),
         pins: [("*.k_proj".to_owned(), Width(Bits::TwoPairs))].into(),
         table_bits: TableBits::Four,
+        sensitivity,
         ..Settings::default()
     };
     let documents = noise(&config);
@@ -676,10 +697,11 @@ fn work_that_was_cut_off_anywhere_goes_on_to_the_same_package() {
     }
     let place = tempfile::tempdir().unwrap();
     let folder = place.path().join("state");
-    let go = |updates: usize, key: &str, to: &Path| {
+    let state = folder.clone();
+    let go = move |updates: usize, key: &str, to: &Path| {
         let interrupt = Interrupt::new();
         let state = State {
-            folder: &folder,
+            folder: &state,
             key,
         };
         let mut progress = Cut(updates, interrupt.clone());
@@ -719,12 +741,9 @@ fn work_that_was_cut_off_anywhere_goes_on_to_the_same_package() {
     let to = tempfile::tempdir().unwrap();
     go(usize::MAX, "another", to.path()).unwrap();
     assert!(files(to.path()) == files(whole.path()));
-    // A file that is damaged is said to be.
-    std::fs::remove_file(folder.join("block-00001.safetensors")).unwrap();
-    std::fs::write(folder.join("hidden-00001"), "not what was written").unwrap();
-    let problem = go(usize::MAX, "another", to.path()).unwrap_err();
-    assert!(
-        problem.to_string().contains("is not as it was written"),
-        "{problem}"
-    );
+    let again = move || {
+        let to = tempfile::tempdir().unwrap();
+        go(usize::MAX, "another", to.path()).map(drop)
+    };
+    (place, folder, Box::new(again))
 }
