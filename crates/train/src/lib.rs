@@ -54,6 +54,7 @@ pub mod state;
 mod straggler;
 pub mod training;
 pub mod validation;
+mod wrapped;
 
 pub use adapt::{AdapterSettings, AdapterType, ProjectionName};
 pub use bench::{BenchReport, bench};
@@ -79,8 +80,6 @@ pub use schedule::Schedule;
 pub use settings::Settings;
 pub use standing::Standing;
 pub use state::{State, StateStore, Tally};
-pub use training::{
-    Adapters, First, Make, Outcome, Resume, Task, TrainReport, Trained, Training, Unwrapped,
-    Wrapped,
-};
+pub use training::{Adapters, First, Make, Outcome, Resume, Task, TrainReport, Trained, Training};
 pub use validation::{GoesOn, Validation, ValidationResult};
+pub use wrapped::{Unwrapped, Wrapped};

@@ -51,7 +51,7 @@ use crate::loader::Batches;
 use crate::objective::Objective;
 use crate::price::Memory;
 use crate::probe::matmul_gflops_in;
-use crate::publish::{Publication, WriteFiles};
+use crate::publish::Publication;
 use crate::ranks::place_in_data;
 use crate::run::{
     BITS_PER_BYTE, Ended, Keep, Loop, Measure, Measured, Record, Saving, VALIDATION_LOSS, train,
@@ -61,6 +61,7 @@ use crate::schedule::Schedule;
 use crate::settings::{ComputeSettings, OptimizerSettings, Recompute, TrainSettings};
 use crate::state::{State, StateStore, rounding, speaks};
 use crate::validation::GoesOn;
+use crate::wrapped::{Unwrapped, Wrapped};
 use crate::{Result, TrainError};
 
 /// What is learnt, and from what. Each rank of a mesh asks for its own.
@@ -113,26 +114,6 @@ pub enum Trained<'a> {
     Adapters(Adapters<'a>),
     /// A checkpoint or a package whose layers stand in others while they are trained. On one rank.
     Wrapped(Wrapped<'a>),
-}
-
-/// A decoder in layers that are taken off again before it is written: masks, palettes that learn.
-pub struct Wrapped<'a> {
-    /// What it was before, whose tokenizer the result has too.
-    pub base: PathBuf,
-    /// What the run leaves.
-    pub kind: Kind,
-    /// Opens it and puts them on. Its parameters are what is trained.
-    pub wrap: &'a (dyn Fn() -> Result<Decoder> + Sync),
-    /// What is written of a decoder that wears them.
-    pub unwrap: &'a (dyn Fn(&Decoder) -> Result<Unwrapped> + Sync),
-}
-
-/// What is written of a wrapped decoder.
-pub enum Unwrapped {
-    /// A checkpoint.
-    Decoder(Decoder),
-    /// The model's files, by what writes them into a folder.
-    Files(WriteFiles),
 }
 
 /// Adapters to be trained.

@@ -21,8 +21,9 @@ use crate::settings::{
     AdamWSettings, ComputeSettings, OptimizerSettings, PackingKind, TrainSettings,
 };
 use crate::state::State;
-use crate::training::{Outcome, Resume, Task, Trained, Training, Unwrapped, Wrapped};
+use crate::training::{Outcome, Resume, Task, Trained, Training};
 use crate::validation::{GoesOn, ValidationResult};
+use crate::wrapped::{Unwrapped, Wrapped};
 
 /// Steps from one saved state to the next.
 pub(super) const CHECKPOINT_EVERY: u64 = 100;
