@@ -157,6 +157,7 @@ if "ideas" in groups:
     palettized("and error feedback", *AFM)
     palettized("and sensitivities measured", "i-measured", *options, "--set", 'palettize.sensitivity="measured"')
     palettized("and 3 bits, sensitivities predicted (the default)", *DEFAULT)
+    palettized("and rotated", f"h-{DEFAULT[0]}", *DEFAULT[1:], "--set", 'palettize.rotation="hadamard"')
 if "parts" in groups:
     heading("Parts", "| |")
     whole = os.path.getsize(f"{args.model}/model.safetensors")
@@ -229,7 +230,7 @@ if "qat" in groups:
 if "tables" in groups:
     heading("Tables, at 3.5 bits of 2, 3 or 4", "| the embedding has |")
     palettized("8", *DEFAULT)
-    palettized("4", "t4-3.5", *DEFAULT[1:], "--set", "palettize.table_bits=4")
+    palettized("4", "t4-3.5", *DEFAULT[1:], "--table-bits", 4)
 if "rotation" in groups:
     heading("Rotation", "| projections have | rotation |")
     for label, (name, *options) in (("2", TWO), ("3", THREE), ("2, 3 or 4", DEFAULT), ("4", FOUR)):

@@ -191,6 +191,7 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
                 "here the target is an option: write --target-bytes 2000000, say"
             }
             "palettize.bits" => "here the bits are an option: write --bits 2,3,4, say",
+            "palettize.table_bits" => "here a table's bits are an option: write --table-bits 4",
             key if key.starts_with("palettize.pins") => {
                 "here pins are an option: write --pin '*.v_proj=4', say"
             }
@@ -199,17 +200,6 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
             }
         };
         return Err(Usage(format!("--set {}: {sentence}", set.text())).into());
-    }
-    if let (Some(bits), Some(set)) = (
-        args.table_bits,
-        args.set.iter().find(|set| set.key() == TABLE_BITS),
-    ) {
-        let sentence = format!(
-            "--set {}: --table-bits {} says that already; leave one of them out",
-            set.text(),
-            i64::from(bits)
-        );
-        return Err(Usage(sentence).into());
     }
     if !args.target_bpw.is_finite() {
         let sentence = format!(
@@ -273,9 +263,6 @@ pub fn palettize(app: &mut App, args: &PalettizeArgs) -> Result<()> {
     print_done(app, &done)
 }
 
-/// The one setting of `palettize` that an option may say and an override as well.
-const TABLE_BITS: &str = "palettize.table_bits";
-
 /// Whether an override of `palettize` says what no option says.
 fn is_further_setting(set: &Override) -> bool {
     let key = set.key();
@@ -283,6 +270,7 @@ fn is_further_setting(set: &Override) -> bool {
         "palettize.target_bpw",
         "palettize.target_bytes",
         "palettize.bits",
+        "palettize.table_bits",
         "palettize.pins",
     ];
     key.starts_with("palettize.") && !options.iter().any(|option| key.starts_with(option))

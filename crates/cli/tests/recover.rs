@@ -178,3 +178,64 @@ fn what_cannot_be_recovered_is_refused_with_a_sentence() {
         "a checkpoint is wanted here",
     );
 }
+
+#[test]
+fn palettes_learn_by_their_own_verb_and_the_package_that_comes_of_it_serves() {
+    let keep = tempfile::tempdir().unwrap();
+    let dir = keep.path();
+    recovered(dir);
+    let lost = dir.join("mini/05-recover.toml");
+    let recipe = std::fs::read_to_string(&lost).unwrap();
+    let tables = "[adapter]\nrank = 4\n[recover]\nfit_tokens = 2000\n";
+    let recipe = recipe.replace(tables, "[qat]\nmethod = \"straight-through\"\n");
+    std::fs::write(&lost, recipe.replace("\"recover\"", "\"qat\"")).unwrap();
+    std::fs::rename(&lost, dir.join("mini/05-qat.toml")).unwrap();
+    let run = ["run", "mini", "--json", "--set", FEW_BITS];
+    let plan = ok(dir, &[&run[..], &["--dry-run"]].concat()).json();
+    assert_eq!(
+        plan["stages"][4]["settings"]["qat"]["method"],
+        "straight-through"
+    );
+    ok(dir, &run);
+    let place = "runs/mini/05-qat";
+    let verb = ["qat", "mini/05-qat.toml", "--out", place, "--json"];
+    let report = ok(dir, &verb).json();
+    assert_eq!(report["skipped"], true);
+    let number = |name: &str| report[name].as_f64().unwrap();
+    assert!(number("loss_after") < number("loss_before"), "{report}");
+    assert!(number("moved") > 0.0, "{report}");
+    let generate = [
+        "generate",
+        "--model",
+        place,
+        "--prompt",
+        "the fox",
+        "--max-tokens",
+        "4",
+    ];
+    ok(dir, &generate);
+
+    let refused = |verb: &str, set: &str, words: &str| {
+        let run = [
+            verb,
+            "mini/05-qat.toml",
+            "--out",
+            "runs/mini/x",
+            "--set",
+            set,
+        ];
+        let said = exits(dir, 2, &run).stderr;
+        assert!(said.contains(words), "{said}");
+    };
+    refused("qat", "adapter.rank=4", "`[adapter]` is there, but");
+    refused("qat", "recover.fit_tokens=9", "`[recover]` is there, but");
+    refused("qat", "parallel.data=2", "palettes are trained on one");
+    refused("qat", "qat.temperature=0.5", "leave it out");
+    refused(
+        "qat",
+        "compute.recompute=\"block\"",
+        "`compute.recompute` is",
+    );
+    refused("qat", "compute.dtype=\"bf16\"", "`compute.dtype` is");
+    refused("recover", "qat.method=\"dkm\"", "stage");
+}

@@ -1,4 +1,4 @@
-//! What palettizing block by block keeps on the disk, so that it survives the process: whole files in a folder that knows whose they are.
+//! What palettizing keeps on the disk, so that it survives the process: whole files in a folder that knows whose they are.
 //!
 //! Each is written beside its place, synced and renamed in. Nothing here knows in what order.
 

@@ -8,8 +8,8 @@
 //!
 //! One block of the checkpoint is in memory at a time, and work that was cut off goes on where it was. The result is the same on any number of
 //! threads. To palettize no tokenizer is needed: the crate says which
-//! [`Excerpt`]s of a text to measure on, and takes them as tokens. What is lost is brought back by [`recover()`]: adapters that are
-//! trained on the package.
+//! [`Excerpt`]s of a text to measure on, and takes them as tokens. Before all of it the decoder may be rotated ([`Rotation`]). What is lost is
+//! brought back by [`recover()`], adapters that are trained on the package, or by [`qat()`], which trains its palettes.
 
 mod allocate;
 mod budget;

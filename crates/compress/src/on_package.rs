@@ -152,7 +152,7 @@ impl Dense {
                 "is palettized itself; name the dense checkpoint that the package was made of",
             );
         }
-        let rotation = rotation_of(base(plan), else_write)?;
+        let rotation = rotation_of(base(plan), Some(else_write))?;
         let untied = rotation != Rotation::None;
         let (config, package) = (weights.config(), plan.config());
         if config.projection_parameters() != package.projection_parameters()

@@ -108,15 +108,7 @@ pub fn palettize<D: AsRef<[u32]>>(
             report
         }
     };
-    for name in COPIED {
-        let from = checkpoint.join(name);
-        if from.exists() {
-            std::fs::copy(&from, draft.join(name)).map_err(|problem| CompressError::File {
-                path: from,
-                problem,
-            })?;
-        }
-    }
+    copy_companions(checkpoint, draft)?;
     let package = package::load(draft)?;
     let calibration = settings.calibrate(documents, package.config())?;
     report.loss_after = watch.part(
@@ -139,8 +131,11 @@ pub fn palettize<D: AsRef<[u32]>>(
 }
 
 /// What was folded into the weights of a package before they were palettized, as its [`REPORT`] says, or [`QAT_REPORT`]; nothing where there is
-/// neither. `else_write` is the setting that need not know.
-pub(crate) fn rotation_of(package: &Path, else_write: &str) -> Result<Rotation, CompressError> {
+/// neither. `else_write` is the setting that need not know, where there is one.
+pub(crate) fn rotation_of(
+    package: &Path,
+    else_write: Option<&str>,
+) -> Result<Rotation, CompressError> {
     #[derive(Deserialize)]
     struct Told {
         #[serde(default)]
@@ -154,15 +149,28 @@ pub(crate) fn rotation_of(package: &Path, else_write: &str) -> Result<Rotation, 
             Err(problem) => return Err(CompressError::File { path, problem }),
         };
         let told: Told = serde_json::from_slice(&text).map_err(|problem| {
+            let or = else_write.map_or(String::new(), |setting| format!(", or write {setting}"));
             CompressError::Checkpoint(format!(
                 "{} does not say how the package's weights were rotated ({problem}), so they cannot be compared with the checkpoint's; \
-                 palettize it anew, or write {else_write}",
+                 palettize it anew{or}",
                 path.display()
             ))
         })?;
         return Ok(told.rotation);
     }
     Ok(Rotation::None)
+}
+
+/// Copies what goes along with weights as it is.
+pub(crate) fn copy_companions(from: &Path, to: &Path) -> Result<(), CompressError> {
+    for name in COPIED {
+        let path = from.join(name);
+        if path.exists() {
+            std::fs::copy(&path, to.join(name))
+                .map_err(|problem| CompressError::File { path, problem })?;
+        }
+    }
+    Ok(())
 }
 
 /// A package has no dense weights to begin with.

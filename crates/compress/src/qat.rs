@@ -12,23 +12,28 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use russet_artifact::{Interrupt, Kind, Progress, Tool};
+use russet_kernels::Pool;
 use russet_kernels::palette::{self, STRIP};
 use russet_model::package::PaletteTensors;
-use russet_model::{Decoder, Layout, Linear, Parameter, ParameterKind, Weights, package};
+use russet_model::{
+    Config, Decoder, Layout, Linear, Parameter, ParameterKind, Weights, package, projections,
+};
 use russet_tensor::ops::{self, Learnt, LearntFrom};
 use russet_tensor::{Ctx, PaletteWeight, Tensor};
+use russet_train::settings::{ComputeSettings, ComputeType, Recompute};
 use russet_train::{
-    Launch, Measured, Outcome, Plan, Resume, State, TrainError, Trained, Unwrapped, Wrapped,
-    card_rows,
+    Launch, Measured, Memory, Outcome, Plan, Resume, State, TrainError, Trained, Unwrapped,
+    Wrapped, card_rows,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::CompressError;
 use crate::on_package::{Dense, HeldOut, OnPackage, Written, base, of_task};
-use crate::palettize::rotation_of;
+use crate::palettize::{copy_companions, rotation_of};
 use crate::settings::Rotation;
 
 /// The file of a package that holds the [`QatReport`].
@@ -62,7 +67,7 @@ pub enum QatMethod {
 /// What does without the checkpoint.
 const ELSE: &str = "qat.method = \"tables\"";
 
-/// The temperature that measured best.
+/// Chosen so that a weight a quarter of the way between two entries is all but decided, not measured.
 const TEMPERATURE: f64 = 0.1;
 
 impl QatSettings {
@@ -98,6 +103,50 @@ impl QatSettings {
             _ => {}
         }
         Ok(self)
+    }
+
+    /// Whether it can be done as `[compute]` says.
+    ///
+    /// # Errors
+    /// When blocks would be computed again, in which palettes would be expanded anew for every few rows and their gradients add up in
+    /// another order, or products be in another type than they are served in.
+    pub fn check_compute(&self, compute: &ComputeSettings) -> Result<(), CompressError> {
+        let refuse = |key, value: &str, problem: &str| {
+            let (value, problem) = (value.to_owned(), problem.to_owned());
+            Err(CompressError::Setting {
+                key,
+                value,
+                problem,
+            })
+        };
+        if compute.recompute == Recompute::Block {
+            let problem = "palettes that learn keep all blocks; leave it out, and take smaller micro-batches where memory is short";
+            return refuse("compute.recompute", "\"block\"", problem);
+        }
+        if compute.dtype != ComputeType::F32 {
+            let problem =
+                "palettes are trained as they are served, which is not in bf16; leave it out";
+            return refuse("compute.dtype", "\"bf16\"", problem);
+        }
+        Ok(())
+    }
+
+    /// Takes off a plan's memory what weights that do not learn have not: with `tables` only entries and scales have gradients and moments.
+    pub fn lighten(&self, config: &Config, memory: &mut Memory) {
+        if self.method != QatMethod::Tables {
+            return;
+        }
+        let rows = |layer| {
+            projections(config, layer)
+                .into_iter()
+                .map(|(_, rows, _)| rows)
+        };
+        let rows: usize = (0..config.layers).flat_map(rows).sum();
+        // A scale a row, and at most the 512 numbers of a palette of pairs for sixteen.
+        let most = 4 * rows * (1 + 512 / STRIP);
+        memory.gradients = memory.gradients.min(most);
+        memory.optimizer = memory.optimizer.min(3 * most);
+        memory.saving = memory.saving.min(4 * most);
     }
 }
 
@@ -141,17 +190,25 @@ pub fn qat(
         .clone()
         .resolved(checkpoint.is_some())
         .map_err(of_task)?;
-    let package = base(plan);
-    let rotation = rotation_of(package, ELSE).map_err(of_task)?;
+    let (package, compute) = (base(plan), &plan.settings().compute);
+    settings.check_compute(compute).map_err(of_task)?;
+    // Indices that stay are compared with nothing, so how they were rotated is only passed on.
+    let way_out = (settings.method != QatMethod::Tables).then_some(ELSE);
+    let rotation = rotation_of(package, way_out).map_err(of_task)?;
+    let pool = compute.pool(1)?;
+    let moved = Mutex::new(0.0); // of what was unwrapped last
     let wrap = || wrapped(plan, &settings, checkpoint).map_err(of_task);
     let unwrap = |decoder: &Decoder| {
-        let modules = modules(package, decoder, settings.method).map_err(of_task)?;
+        let modules = modules(&pool, package, decoder, settings.method).map_err(of_task)?;
+        *moved.lock().unwrap_or_else(PoisonError::into_inner) = modules.moved;
         let from = package.to_owned();
-        let write = move |to: &Path| Ok(package::replace(&from, &modules.tensors, to)?);
+        let write = move |to: &Path| {
+            package::replace(&from, &modules.tensors, to)?;
+            copy_companions(&from, to).map_err(of_task)
+        };
         Ok(Unwrapped::Files(Box::new(write)))
     };
     let report = |state: &State, measured: &Measured, held_out| {
-        let moved = modules(package, &state.decoder, settings.method);
         let report = QatReport {
             method: settings.method,
             steps: state.step,
@@ -162,7 +219,7 @@ pub fn qat(
                 .iter()
                 .map(|p| p.tensor.len() as u64)
                 .sum(),
-            moved: moved.map_or(f64::NAN, |modules| modules.moved),
+            moved: *moved.lock().unwrap_or_else(PoisonError::into_inner),
             rotation,
             held_out,
         };
@@ -178,6 +235,9 @@ pub fn qat(
         serde_json::to_value(&settings).expect("settings have a JSON form");
     training.task = &task;
     training.measures_start = true;
+    if let Some(memory) = &mut training.memory {
+        settings.lighten(plan.config(), memory);
+    }
     training.trained = Trained::Wrapped(Wrapped {
         base: package.to_owned(),
         kind: Kind::Package,
@@ -324,10 +384,13 @@ struct Modules {
     moved: f64,
 }
 
-fn modules(package: &Path, decoder: &Decoder, method: QatMethod) -> Result<Modules, CompressError> {
+fn modules(
+    pool: &Pool,
+    package: &Path,
+    decoder: &Decoder,
+    method: QatMethod,
+) -> Result<Modules, CompressError> {
     let mut stored = Weights::open(package)?;
-    let pool = russet_kernels::Pool::new(1)
-        .map_err(|error| CompressError::Checkpoint(error.to_string()))?;
     let parameters: BTreeMap<String, Tensor> = decoder
         .parameters()
         .into_iter()
@@ -345,7 +408,7 @@ fn modules(package: &Path, decoder: &Decoder, method: QatMethod) -> Result<Modul
                 _ => LearntFrom::Nearest(find(WEIGHT)),
             };
             let learnt = learnt(&weight, find(PALETTE), find(SCALES), from);
-            let indices = learnt.indices(&pool, layout.inputs);
+            let indices = learnt.indices(pool, layout.inputs);
             moved += indices
                 .iter()
                 .zip(&before[..])

@@ -130,6 +130,8 @@ fn a_run_that_is_stopped_leaves_the_bytes_of_one_in_one_go() {
     for one in [QatMethod::Tables, QatMethod::Dkm] {
         let changes = ["train.validation_tokens=1000", "train.checkpoint_every=7"];
         let (_, want) = whole(&dir, &changes, &method(one));
+        let threads = [&changes[..], &["compute.threads=2"]].concat();
+        assert_eq!(whole(&dir, &threads, &method(one)).1, want, "{one:?}");
         let interrupt = Interrupt::new();
         let mut stop = StopAt {
             step: 9,
@@ -162,18 +164,29 @@ fn what_cannot_be_is_refused_with_a_sentence() {
     assert!(cold.contains("0.0001 to 100"), "{cold}");
     let idle = refused(soft(QatMethod::Tables, 0.1), true);
     assert!(idle.contains("leave it out"), "{idle}");
-    // A teacher of another shape.
-    let other = dir.join("package");
-    let error = qat(
-        &plan(&dir, &[]),
-        &method(QatMethod::StraightThrough),
-        Some(&other),
-        &dir.join("learnt"),
-        &common::tool(),
-        Resume::Continue,
-        &mut NoProgress,
-        &Interrupt::new(),
+    let refused = |changes: &[&str], teacher: &Path, words: &str| {
+        let outcome = qat(
+            &plan(&dir, changes),
+            &method(QatMethod::StraightThrough),
+            Some(teacher),
+            &dir.join("learnt"),
+            &common::tool(),
+            Resume::Continue,
+            &mut NoProgress,
+            &Interrupt::new(),
+        );
+        let problem = outcome.unwrap_err().to_string();
+        assert!(problem.contains(words), "{problem}");
+        assert!(!dir.join("learnt").exists());
+    };
+    let teacher = dir.join("checkpoint");
+    refused(&[], &dir.join("package"), "palettized itself");
+    refused(&["compute.dtype=bf16"], &teacher, "`compute.dtype` is");
+    refused(
+        &["compute.recompute=block"],
+        &teacher,
+        "`compute.recompute` is",
     );
-    let error = error.unwrap_err().to_string();
-    assert!(error.contains("palettized itself"), "{error}");
+    fs::write(dir.join("package/palettize.json"), "{\"rotation\": 3}").unwrap();
+    refused(&[], &teacher, "write qat.method = \"tables\"");
 }

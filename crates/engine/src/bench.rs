@@ -343,9 +343,8 @@ pub fn bytes_per_token(decoder: &Decoder) -> usize {
         .iter()
         .filter(|parameter| parameter.kind == ParameterKind::Norm);
     let norms: usize = norms.map(|parameter| parameter.tensor.bytes().len()).sum();
-    // A package has all its tables in one form, so the embedding's row is like one of the output table.
-    let table = decoder.output_table();
-    projections + norms + table.stored_bytes() + table.row_bytes()
+    let output = decoder.output_table().stored_bytes();
+    projections + norms + output + decoder.input_table().row_bytes()
 }
 
 fn median(rates: &[f64]) -> f64 {

@@ -381,6 +381,11 @@ impl Decoder {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
+    /// The table that tokens are looked up in.
+    pub fn input_table(&self) -> &Embedding {
+        &self.embedding
+    }
+
     /// The products of all blocks in the order of the forward pass.
     pub fn linears(&self) -> impl Iterator<Item = &dyn Linear> {
         self.blocks.iter().flat_map(|block| block.linears())

@@ -12,8 +12,7 @@
 //! `"model.embed_tokens": {"bits": 4}` it is stored as a projection is, and so is `lm_head`. Norms are F32 under their usual names.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use russet_kernels::palette::Bits;
@@ -79,7 +78,7 @@ pub fn load(folder: &Path) -> Result<crate::Decoder, ModelError> {
     let path = folder.join("config.json");
     let json = crate::config::read_json(&path)?;
     let config = Config::parse(&json).map_err(|problem| ModelError::file(&path, problem))?;
-    let modules = modules(&json).map_err(|problem| ModelError::file(&path, problem))?;
+    let modules = modules(&json, &config).map_err(|problem| ModelError::file(&path, problem))?;
     let mut stored = Stored::open(folder, "model")?;
     let decoder = assemble(
         &config,
@@ -94,8 +93,8 @@ pub fn load(folder: &Path) -> Result<crate::Decoder, ModelError> {
     Ok(decoder)
 }
 
-/// Writes the package in `from` once more into `to`, with other indices, palettes and scales of some projections, whose bits stay. Without a
-/// manifest, a card or a tokenizer.
+/// Writes `config.json` and the weights of the package in `from` once more into `to`, with other indices, palettes and scales of some
+/// projections, whose bits stay.
 ///
 /// # Errors
 /// When `from` cannot be read, a projection is none of its own or has another size, or the disk refuses.
@@ -104,15 +103,8 @@ pub fn replace(
     modules: &BTreeMap<String, PaletteTensors>,
     to: &Path,
 ) -> Result<(), ModelError> {
-    for name in ["config.json", "generation_config.json"] {
-        let path = from.join(name);
-        match std::fs::copy(&path, to.join(name)) {
-            Err(error) if name == "config.json" || error.kind() != ErrorKind::NotFound => {
-                return Err(ModelError::file(&path, error));
-            }
-            _ => {}
-        }
-    }
+    let path = from.join("config.json");
+    std::fs::copy(&path, to.join("config.json")).map_err(|error| ModelError::file(&path, error))?;
     let mut stored = Stored::open(from, "model")?;
     let mut replaced = BTreeMap::new();
     for (name, module) in modules {
@@ -157,7 +149,10 @@ pub fn replace(
 }
 
 /// The bits of each module, from `quantization_config`.
-pub(crate) fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits>, String> {
+pub(crate) fn modules(
+    json: &Map<String, Value>,
+    config: &Config,
+) -> Result<BTreeMap<String, Bits>, String> {
     let quantization = json.get("quantization_config").and_then(Value::as_object);
     let quantization =
         quantization.ok_or("`quantization_config` is missing, so this is no package")?;
@@ -202,6 +197,17 @@ pub(crate) fn modules(json: &Map<String, Value>) -> Result<BTreeMap<String, Bits
             )),
         }
     };
+    let known: BTreeSet<String> = crate::cut::tensors(config)
+        .into_iter()
+        .filter(|(_, shape)| shape.len() == 2)
+        .map(|(name, _)| name)
+        .collect();
+    let unknown = |name: &&String| !known.contains(&format!("{name}.weight"));
+    if let Some(name) = modules.keys().find(unknown) {
+        return Err(format!(
+            "`quantization_config.modules` lists `{name}`, of which the configuration has no matrix; take it out"
+        ));
+    }
     modules.iter().map(bits).collect()
 }
 

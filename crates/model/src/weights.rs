@@ -31,7 +31,7 @@ impl Weights {
         let config = Config::parse(&json).map_err(wrong)?;
         let modules = match json.get("quantization_config") {
             None | Some(serde_json::Value::Null) => None,
-            Some(_) => Some(package::modules(&json).map_err(wrong)?),
+            Some(_) => Some(package::modules(&json, &config).map_err(wrong)?),
         };
         Ok(Weights {
             config,

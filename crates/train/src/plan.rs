@@ -45,7 +45,7 @@ pub struct Sources {
     pub tokens: PathBuf,
     /// The checkpoint that the first weights are those of, or that adapters are trained on; at random where absent.
     pub checkpoint: Option<PathBuf>,
-    /// The package that adapters are trained on.
+    /// The package that is trained on: adapters beside it, or its palettes.
     pub package: Option<PathBuf>,
     /// The tokens artifact of each `[[data.mixture]]`; `tokens` where absent.
     pub mixture: Vec<Option<PathBuf>>,
@@ -473,7 +473,7 @@ fn check_base(settings: &Settings, sources: &Sources) -> Result<()> {
             ));
         }
         (Some(path), None) if !is_package(path)? => {
-            let problem = "is no package: its weights are not palettized, so nothing is to be recovered; palettize it first, or \
+            let problem = "is no package: its weights are not palettized, so there is nothing to train on; palettize it first, or \
                            name the package that was made of it";
             return wrong(path, problem.to_owned());
         }

@@ -32,15 +32,9 @@ pub(crate) struct Publication {
 }
 
 enum Form {
-    Checkpoint {
-        config: Config,
-        tokenizer: PathBuf,
-    },
+    Checkpoint { config: Config, tokenizer: PathBuf },
     Adapter(About),
-    Files {
-        write: WriteFiles,
-        tokenizer: PathBuf,
-    },
+    Files(WriteFiles),
 }
 
 /// Writes the files of a model into a folder.
@@ -72,12 +66,11 @@ impl Publication {
         }
     }
 
-    /// What somebody else writes, and the tokenizer that goes with it.
-    pub(crate) fn files(write: WriteFiles, tokenizer: &Path) -> Publication {
-        let tokenizer = tokenizer.to_owned();
+    /// What somebody else writes.
+    pub(crate) fn files(write: WriteFiles) -> Publication {
         Publication {
             weights: Vec::new(),
-            form: Form::Files { write, tokenizer },
+            form: Form::Files(write),
             files: Vec::new(),
         }
     }
@@ -94,10 +87,7 @@ impl Publication {
                 let matrices: Vec<Matrix> = self.weights.iter().flat_map(matrices).collect();
                 save_matrices(&matrices, about, draft.path())?;
             }
-            Form::Files { write, tokenizer } => {
-                write(draft.path())?;
-                copy_tokenizer(tokenizer, &self.files, draft)?;
-            }
+            Form::Files(write) => write(draft.path())?,
         }
         for (name, bytes) in &self.files {
             draft.write(name, bytes)?;

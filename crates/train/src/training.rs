@@ -354,7 +354,7 @@ impl Training<'_> {
             }
             Trained::Wrapped(Wrapped { base, unwrap, .. }) => match unwrap(&state.decoder)? {
                 Unwrapped::Decoder(decoder) => Publication::checkpoint(&decoder, base),
-                Unwrapped::Files(write) => Some(Publication::files(write, base)),
+                Unwrapped::Files(write) => Some(Publication::files(write)),
             },
         }) else {
             return Ok(None);

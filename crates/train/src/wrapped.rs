@@ -10,7 +10,7 @@ use crate::publish::WriteFiles;
 
 /// A decoder in layers that are taken off again before it is written: masks, palettes that learn.
 pub struct Wrapped<'a> {
-    /// What it was before, whose tokenizer the result has too.
+    /// What it was before, whose tokenizer a checkpoint has too.
     pub base: PathBuf,
     /// What the run leaves.
     pub kind: Kind,
@@ -24,6 +24,6 @@ pub struct Wrapped<'a> {
 pub enum Unwrapped {
     /// A checkpoint.
     Decoder(Decoder),
-    /// The model's files, by what writes them into a folder.
+    /// All of the artifact but the task's files, by what writes them into a folder.
     Files(WriteFiles),
 }

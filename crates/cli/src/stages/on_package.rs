@@ -104,6 +104,7 @@ pub(super) fn qat(app: &App, recipe: &Recipe) -> Result<OnPackage> {
     )?;
     let qat = recipe.qat.take().unwrap_or_default();
     let qat = qat.resolved(recipe.inputs.teacher.is_some())?;
+    qat.check_compute(&recipe.compute)?;
     read(app, recipe, StageName::Qat, Learns::Palettes(qat))
 }
 
@@ -301,7 +302,10 @@ impl Work for OnPackage {
         if adapters.is_none() {
             outlook.decoders.insert(name.to_owned(), package.clone());
         }
-        let price = Price::new(self.settings.clone(), package.vocab, Some(&package))?;
+        let mut price = Price::new(self.settings.clone(), package.vocab, Some(&package))?;
+        if let Learns::Palettes(qat) = &self.learns {
+            qat.lighten(&package, &mut price.memory);
+        }
         let mut text = price.to_string();
         let mut json = serde_json::to_value(price)?;
         if let Some((Value::Object(own), line)) = adapters {

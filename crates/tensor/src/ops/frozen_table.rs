@@ -6,7 +6,7 @@
 use russet_kernels::{Mat, MatMut, matmul};
 
 use super::cross_entropy::{LossTerms, TokenLoss, cross_entropy};
-use super::palette::with_quantized;
+use super::palette::{rounded, with_quantized};
 use crate::{Ctx, FrozenTable, Tensor};
 
 /// `tokens [N]` through a frozen table `[V, D]` to `[N, D]`, exact.
@@ -61,19 +61,6 @@ pub fn frozen_cross_entropy(
     table.dequantize(&ctx.pool, &mut weight);
     let weight = Tensor::new(&[table.rows(), table.cols()], weight);
     cross_entropy(ctx, &rounded, &weight, targets, weights, terms)
-}
-
-/// What `x [N, D]` is after 8-bit products have rounded it.
-fn rounded(ctx: &mut Ctx, x: &Tensor) -> Tensor {
-    let (_, width) = x.dims2();
-    let mut out = ctx.buffer(x.len());
-    with_quantized(&ctx.pool, x.data(), width, |rows| rows.dequantize(&mut out));
-    let out = Tensor::new(x.shape(), out);
-    if ctx.records(&[x]) {
-        let x = x.handle();
-        ctx.record(&out, move |back, d_out| back.accumulate(&x, d_out));
-    }
-    out
 }
 
 #[cfg(test)]

@@ -12,7 +12,6 @@ use russet_kernels::Pool;
 use russet_kernels::codebook::{self, Codebook};
 use russet_kernels::palette::Bits;
 
-use super::palette::with_quantized;
 use crate::{Ctx, Tensor};
 
 /// What an entry is counted in.
@@ -171,24 +170,11 @@ pub fn learnt_weight(ctx: &mut Ctx, cols: usize, parts: &[Learnt]) -> Tensor {
     out
 }
 
-/// `x [N, D]` as a palettized product sees it: rounded to 8 bits in blocks of 128. The gradient passes straight through.
-pub fn rounded(ctx: &mut Ctx, x: &Tensor) -> Tensor {
-    let width = x.dims2().1;
-    let mut out = ctx.buffer(x.len());
-    with_quantized(&ctx.pool, x.data(), width, |rows| rows.dequantize(&mut out));
-    let out = Tensor::new(x.shape(), out);
-    if ctx.records(&[x]) {
-        let x = x.handle();
-        ctx.record(&out, move |back, d_out| back.accumulate(&x, d_out));
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::check::{context, gradient, random};
-    use crate::ops::{linear, palette_linear};
+    use crate::ops::{linear, palette_linear, rounded};
     use crate::{DType, PaletteWeight};
     use russet_kernels::palette;
 

@@ -71,6 +71,19 @@ pub fn palette_linear_adapted(
     out
 }
 
+/// `x [N, D]` as a palettized product sees it: rounded to 8 bits in blocks of 128. The gradient passes straight through.
+pub fn rounded(ctx: &mut Ctx, x: &Tensor) -> Tensor {
+    let width = x.dims2().1;
+    let mut out = ctx.buffer(x.len());
+    with_quantized(&ctx.pool, x.data(), width, |rows| rows.dequantize(&mut out));
+    let out = Tensor::new(x.shape(), out);
+    if ctx.records(&[x]) {
+        let x = x.handle();
+        ctx.record(&out, move |back, d_out| back.accumulate(&x, d_out));
+    }
+    out
+}
+
 thread_local! {
     /// What this thread rounded last, for its memory: fresh megabytes for every product are a page fault per 4 KiB.
     static QUANTIZED: RefCell<QuantizedRows> = RefCell::default();
