@@ -373,7 +373,7 @@ mod tests {
                 }
                 // As it is written down: a sign a row, times a Walsh-Hadamard matrix of each block.
                 for (b, &x) in row.iter().enumerate() {
-                    let odd = (a % block & b % block).count_ones() % 2 == 1;
+                    let odd = ((a % block) & (b % block)).count_ones() % 2 == 1;
                     let want = if odd { -turn.signs[a] } else { turn.signs[a] };
                     let there = a / block == b / block;
                     assert_eq!(x, if there { want } else { 0.0 }, "{len}: {a}, {b}");

@@ -21,6 +21,10 @@ pub struct Wrapped<'a> {
 }
 
 /// What is written of a wrapped decoder.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one, when it is written"
+)]
 pub enum Unwrapped {
     /// A checkpoint.
     Decoder(Decoder),
