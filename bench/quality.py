@@ -9,8 +9,7 @@ bits), parts (weights and table, then activations in 8 bits, then the cache; the
 rank 16 against tokens), llama (types of llama.cpp through GGUF, with an importance matrix of the same text; needs --llama, a
 folder with llama-quantize and llama-imatrix, the program zstd, and the `gguf` package with numpy; rows of a length that is no
 multiple of 256 get another type there, so look at the bits, and at the types, which are printed), qat (palettes that learn, by each method, beside rank 16 on
-as many tokens), and two that run only if they are named: tables (the
-embedding in 4 bits beside 8) and rotation (Hadamard rotations beside none). What calibrates is made by `bench/calibration.py`. Perplexity of each is on the same text in the same windows by `russet eval
+as many tokens), tables (the embedding in 4 bits beside 8) and rotation (Hadamard rotations beside none). What calibrates is made by `bench/calibration.py`. Perplexity of each is on the same text in the same windows by `russet eval
 perplexity`: llama.cpp's weights are decoded by the `gguf` package and read back as f32, so that only weights differ and not
 who multiplies them. What stands under --out is not done again; it is of one model and one set of texts.
 """
@@ -25,9 +24,8 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KNOWN = ["widths", "pairs", "ideas", "parts", "recover", "qat", "llama", "tables", "rotation"]
-NAMED = ["tables", "rotation"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="all by default but tables and rotation, llama only with --llama")
+parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="all by default, llama only with --llama")
 parser.add_argument("--model", required=True, help="a checkpoint")
 parser.add_argument("--calibration", required=True, help="one file of text that the model was trained on")
 parser.add_argument("--heldout", required=True, help="one file of text that it was not trained on")
@@ -40,7 +38,7 @@ parser.add_argument("--llama", help="a folder with llama-quantize and llama-imat
 parser.add_argument("--russet", default=os.path.join(os.environ.get("CARGO_TARGET_DIR", f"{ROOT}/target"), "release/russet"))
 parser.add_argument("--threads", type=int, help="all cores by default; results are the same on any number")
 args = parser.parse_args()
-groups = args.groups or [group for group in KNOWN if group not in NAMED and (group != "llama" or args.llama)]
+groups = args.groups or [group for group in KNOWN if group != "llama" or args.llama]
 if unknown := [group for group in groups if group not in KNOWN]:
     sys.exit(f"no group {', '.join(unknown)}; there are {', '.join(KNOWN)}")
 if "llama" in groups and not args.llama:
@@ -187,7 +185,7 @@ def learnt(name, stage, package, millions, **tables):
         print(f"{name}: training …", file=sys.stderr, flush=True)
         steps = max(4, round(millions * 1e6 / 4096))
         inputs = dict(tokens=os.path.abspath(args.shards), package=os.path.abspath(package), teacher=os.path.abspath(args.model))
-        train = dict(steps=steps, batch_sequences=8, sequence_length=512, peak_lr=tables.pop("peak_lr", 1e-3), warmup_steps=max(1, steps // 10),
+        train = dict(steps=steps, batch_sequences=8, sequence_length=512, peak_lr=1e-3, warmup_steps=max(1, steps // 10),
                      checkpoint_every=100, seed=1)
         with open(f"{out}.toml", "w", encoding="utf-8") as to:
             to.write(toml(stage=stage, inputs=inputs, train=train, **tables))

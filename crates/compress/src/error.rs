@@ -62,3 +62,18 @@ pub enum CompressError {
     #[error("interrupted; the same call goes on from what is done")]
     Interrupted,
 }
+
+impl CompressError {
+    /// Refuses a setting.
+    pub(crate) fn setting<T>(
+        key: &'static str,
+        value: &dyn ToString,
+        problem: &str,
+    ) -> Result<T, CompressError> {
+        Err(CompressError::Setting {
+            key,
+            value: value.to_string(),
+            problem: problem.to_owned(),
+        })
+    }
+}

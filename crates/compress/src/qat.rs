@@ -76,29 +76,20 @@ impl QatSettings {
     /// # Errors
     /// When a setting cannot be.
     pub fn resolved(mut self, taught: bool) -> Result<QatSettings, CompressError> {
-        let refuse = |key, value: String, problem: &str| {
-            let problem = problem.to_owned();
-            Err(CompressError::Setting {
-                key,
-                value,
-                problem,
-            })
-        };
         if self.method != QatMethod::Tables && !taught {
-            let value = json!(self.method).to_string();
             let problem = "nothing says what the weights were; name the checkpoint that the package was made of in \
                            `inputs.teacher`, or write \"tables\"";
-            return refuse("qat.method", value, problem);
+            return CompressError::setting("qat.method", &json!(self.method), problem);
         }
         match (self.method, self.temperature) {
             (QatMethod::Dkm, None) => self.temperature = Some(TEMPERATURE),
             (QatMethod::Dkm, Some(temperature)) if !(1e-4..=100.0).contains(&temperature) => {
                 let problem = "it must be from 0.0001 to 100, such as 0.1";
-                return refuse("qat.temperature", temperature.to_string(), problem);
+                return CompressError::setting("qat.temperature", &temperature, problem);
             }
             (QatMethod::Tables | QatMethod::StraightThrough, Some(temperature)) => {
                 let problem = "only `qat.method = \"dkm\"` chooses softly; leave it out";
-                return refuse("qat.temperature", temperature.to_string(), problem);
+                return CompressError::setting("qat.temperature", &temperature, problem);
             }
             _ => {}
         }
@@ -111,22 +102,14 @@ impl QatSettings {
     /// When blocks would be computed again, in which palettes would be expanded anew for every few rows and their gradients add up in
     /// another order, or products be in another type than they are served in.
     pub fn check_compute(&self, compute: &ComputeSettings) -> Result<(), CompressError> {
-        let refuse = |key, value: &str, problem: &str| {
-            let (value, problem) = (value.to_owned(), problem.to_owned());
-            Err(CompressError::Setting {
-                key,
-                value,
-                problem,
-            })
-        };
         if compute.recompute == Recompute::Block {
             let problem = "palettes that learn keep all blocks; leave it out, and take smaller micro-batches where memory is short";
-            return refuse("compute.recompute", "\"block\"", problem);
+            return CompressError::setting("compute.recompute", &"\"block\"", problem);
         }
         if compute.dtype != ComputeType::F32 {
             let problem =
                 "palettes are trained as they are served, which is not in bf16; leave it out";
-            return refuse("compute.dtype", "\"bf16\"", problem);
+            return CompressError::setting("compute.dtype", &"\"bf16\"", problem);
         }
         Ok(())
     }

@@ -67,14 +67,6 @@ impl RecoverSettings {
     /// # Errors
     /// When a setting cannot be.
     pub fn resolved(mut self, taught: bool) -> Result<RecoverSettings, CompressError> {
-        let refuse = |key, value: String, problem: &str| {
-            let problem = problem.to_owned();
-            Err(CompressError::Setting {
-                key,
-                value,
-                problem,
-            })
-        };
         let start = *self.start.get_or_insert(match taught {
             true => RecoverStart::Fit,
             false => RecoverStart::Zero,
@@ -82,11 +74,11 @@ impl RecoverSettings {
         if start == RecoverStart::Fit && !taught {
             let problem = "nothing says what the weights were; name the checkpoint that the package was made of in \
                            `inputs.teacher`, or write \"zero\"";
-            return refuse("recover.start", "\"fit\"".to_owned(), problem);
+            return CompressError::setting("recover.start", &"\"fit\"", problem);
         }
         if self.fit_tokens == 0 {
             let problem = "a fit needs text; write at least 1, such as 32768";
-            return refuse("recover.fit_tokens", "0".to_owned(), problem);
+            return CompressError::setting("recover.fit_tokens", &0, problem);
         }
         Ok(self)
     }

@@ -202,13 +202,7 @@ impl Settings {
     /// # Errors
     /// With the first setting that cannot.
     pub fn validate(&self) -> Result<(), CompressError> {
-        let refuse = |key, value: &dyn ToString, problem: &str| {
-            Err(CompressError::Setting {
-                key,
-                value: value.to_string(),
-                problem: problem.to_owned(),
-            })
-        };
+        let refuse = CompressError::setting;
         if !(self.target_bpw > 0.0 && self.target_bpw.is_finite()) {
             return refuse(
                 "target_bpw",

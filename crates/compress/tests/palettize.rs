@@ -4,7 +4,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{divergence, files, golden, noise, pool, run, stories, target, width, widths};
+use common::{Cut, divergence, files, golden, noise, pool, run, stories, target, width, widths};
 use russet_artifact::{Interrupt, Progress};
 use russet_compress::{
     CompressError, Sensitivity, Settings, State, TableBits, Weighting, Width, lossless, palettize,
@@ -682,19 +682,6 @@ fn cut_off(sensitivity: Sensitivity) -> (tempfile::TempDir, PathBuf, Again) {
     let documents = noise(&config);
     let whole = tempfile::tempdir().unwrap();
     run(2, &settings, &from, &documents, whole.path()).unwrap();
-    /// Raises the interrupt after so many updates.
-    struct Cut(usize, Interrupt);
-    impl Progress for Cut {
-        fn begin(&mut self, _: &str, _: Option<u64>, _: &str) {}
-        fn update(&mut self, _: u64, _: &[(&str, f64)]) {
-            self.0 = self.0.saturating_sub(1);
-            if self.0 == 0 {
-                self.1.raise();
-            }
-        }
-        fn message(&mut self, _: &str) {}
-        fn end(&mut self) {}
-    }
     let place = tempfile::tempdir().unwrap();
     let folder = place.path().join("state");
     let state = folder.clone();

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use std::sync::Arc;
 
-use russet_artifact::{Artifact, Draft, Inputs, Interrupt, Kind, NoProgress, Progress, Stage};
+use russet_artifact::{Draft, Inputs, Interrupt, Kind, NoProgress, Progress, Stage};
 use russet_compress::{
     CompressError, RECOVER_REPORT, REPORT, RecoverReport, RecoverSettings, RecoverStart, Rotation,
     State, Width, palettize, recover,
@@ -17,7 +17,7 @@ use russet_compress::{
 use russet_kernels::Pool;
 use russet_kernels::palette::Bits;
 use russet_train::{Outcome, Plan, Resume, Settings, Sources, TeacherInput, TrainError, pretrain};
-use toy::{StopAt, packaged};
+use toy::{StopAt, packaged, taken};
 
 fn plan(dir: &Path, changes: &[&str]) -> Plan {
     let changes = [&["distill.kind=kl"], changes].concat();
@@ -60,15 +60,7 @@ fn run(
 fn whole(dir: &Path, changes: &[&str], settings: &RecoverSettings) -> (RecoverReport, String) {
     let outcome = run(dir, changes, settings, &mut NoProgress, &Interrupt::new());
     assert!(matches!(outcome, Ok(Outcome::Finished(_))), "{outcome:?}");
-    let out = dir.join("adapter");
-    let artifact = Artifact::open(&out, Kind::Adapter).unwrap();
-    artifact.verify().unwrap();
-    let report = fs::read(out.join(RECOVER_REPORT)).unwrap();
-    fs::remove_dir_all(&out).unwrap();
-    (
-        serde_json::from_slice(&report).unwrap(),
-        artifact.manifest_hash().to_string(),
-    )
+    taken(&dir.join("adapter"), Kind::Adapter, RECOVER_REPORT)
 }
 
 #[test]

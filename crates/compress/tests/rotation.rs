@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{divergence, files, golden, noise, pool, run, stories, target, widths};
+use common::{Cut, divergence, files, golden, noise, pool, run, stories, target, widths};
 use russet_artifact::{Interrupt, NoProgress, Progress};
 use russet_compress::{
     CompressError, REPORT, Report, Rotation, Sensitivity, Settings, State, palettize,
@@ -139,19 +139,6 @@ fn a_trained_model_rotated_loses_about_as_much_and_far_less_where_columns_stand_
 
 #[test]
 fn rotated_work_that_was_cut_off_goes_on_to_the_same_package() {
-    /// Raises the interrupt after so many updates.
-    struct Cut(usize, Interrupt);
-    impl Progress for Cut {
-        fn begin(&mut self, _: &str, _: Option<u64>, _: &str) {}
-        fn update(&mut self, _: u64, _: &[(&str, f64)]) {
-            self.0 = self.0.saturating_sub(1);
-            if self.0 == 0 {
-                self.1.raise();
-            }
-        }
-        fn message(&mut self, _: &str) {}
-        fn end(&mut self) {}
-    }
     let from = golden("models/qwen3-gqa-tied");
     let config = Config::open(&from).unwrap();
     let settings = rotated(target(&config, 0.5));

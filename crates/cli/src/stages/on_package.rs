@@ -242,9 +242,7 @@ impl OnPackage {
         let json = json!({"adapter_parameters": parameters, "adapter_bytes": bytes});
         Ok(Some((json, text)))
     }
-}
 
-impl OnPackage {
     /// What the report says, and in a line.
     fn report(&self, out: &Path) -> Result<(Value, String)> {
         let held_out = |held_out: &HeldOut| match (held_out.loss_before, held_out.loss_after) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use russet_artifact::{Interrupt, NoProgress};
+use russet_artifact::{Interrupt, NoProgress, Progress};
 use russet_compress::{CompressError, Report, Settings, State, Width, palettize};
 use russet_kernels::palette::Bits;
 use russet_kernels::{Pool, random};
@@ -60,6 +60,21 @@ pub fn run(
         &mut NoProgress,
         &Interrupt::new(),
     )
+}
+
+/// Raises the interrupt after so many updates.
+pub struct Cut(pub usize, pub Interrupt);
+
+impl Progress for Cut {
+    fn begin(&mut self, _: &str, _: Option<u64>, _: &str) {}
+    fn update(&mut self, _: u64, _: &[(&str, f64)]) {
+        self.0 = self.0.saturating_sub(1);
+        if self.0 == 0 {
+            self.1.raise();
+        }
+    }
+    fn message(&mut self, _: &str) {}
+    fn end(&mut self) {}
 }
 
 /// All files of a folder.

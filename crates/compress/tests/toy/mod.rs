@@ -1,9 +1,12 @@
 //! A model of two layers, a crude package of it, and the text that it learnt.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use russet_artifact::{Interrupt, NoProgress, Progress};
+use russet_artifact::{Artifact, Interrupt, Kind, NoProgress, Progress};
 use russet_train::{Outcome, Plan, Resume, Settings, pretrain};
+
+use serde::de::DeserializeOwned;
 
 use crate::common;
 
@@ -27,6 +30,16 @@ pub fn packaged() -> (tempfile::TempDir, PathBuf) {
     assert!(matches!(trained, Ok(Outcome::Finished(_))));
     common::package(&out);
     (keep, dir)
+}
+
+/// Takes an artifact away; its report and its identity.
+pub fn taken<T: DeserializeOwned>(out: &Path, kind: Kind, report: &str) -> (T, String) {
+    let artifact = Artifact::open(out, kind).unwrap();
+    artifact.verify().unwrap();
+    let report = fs::read(out.join(report)).unwrap();
+    fs::remove_dir_all(out).unwrap();
+    let identity = artifact.manifest_hash().to_string();
+    (serde_json::from_slice(&report).unwrap(), identity)
 }
 
 /// Raises the wish to stop when it has heard of a step of the run of that name, and remembers what was begun.
