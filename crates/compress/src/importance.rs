@@ -37,6 +37,11 @@ impl Weights {
         }
     }
 
+    /// Whether a fit's error is that of Fisher information.
+    pub fn are_fisher(&self) -> bool {
+        self.weighting == Weighting::Fisher
+    }
+
     /// The Fisher information of one projection, summed over tokens.
     pub fn fisher<'a>(model: &'a Model, projection: &Projection) -> Importance<'a> {
         let all = &model.products[projection.product].moments.fisher;

@@ -67,36 +67,43 @@ impl Sorted {
         (weight > 0.0).then(|| first / weight)
     }
 
-    /// The best partition into `k` clusters.
-    pub fn cluster(&self, k: usize) -> Clusters {
+    /// The best partition into each number of clusters.
+    pub fn cluster(&self, counts: &[usize]) -> Vec<Clusters> {
         let n = self.len();
         let mut best: Vec<f64> = (0..=n).map(|end| self.cost(0..end)).collect();
         let mut next = vec![0.0; n + 1];
-        let mut splits = Vec::with_capacity(k); // [k - 1][n + 1]: where the last of 2, 3, … clusters begins
-        for _ in 1..k {
+        let mut splits: Vec<Vec<usize>> = Vec::new(); // [k - 1][n + 1]: where the last of 2, 3, … clusters begins
+        #[cfg(test)]
+        let mut costs = vec![best[n]];
+        for _ in 1..counts.iter().copied().max().unwrap_or(1) {
             let mut split = vec![0; n + 1];
             self.layer(&best, &mut next, &mut split, 0..n + 1, 0..n + 1);
             splits.push(split);
             std::mem::swap(&mut best, &mut next);
-        }
-        let mut end = n;
-        let mut members: Vec<Range<usize>> = splits
-            .iter()
-            .rev()
-            .map(|split| {
-                let start = split[end];
-                let range = start..end;
-                end = start;
-                range
-            })
-            .collect();
-        members.push(0..end);
-        members.reverse();
-        Clusters {
-            members,
             #[cfg(test)]
-            cost: best[n],
+            costs.push(best[n]);
         }
+        let of = |&k: &usize| {
+            let mut end = n;
+            let mut members: Vec<Range<usize>> = splits[..k - 1]
+                .iter()
+                .rev()
+                .map(|split| {
+                    let start = split[end];
+                    let range = start..end;
+                    end = start;
+                    range
+                })
+                .collect();
+            members.push(0..end);
+            members.reverse();
+            Clusters {
+                members,
+                #[cfg(test)]
+                cost: costs[k - 1],
+            }
+        };
+        counts.iter().map(of).collect()
     }
 
     /// Fills `next[ends]`, whose best splits lie in `starts`.
@@ -149,7 +156,7 @@ mod tests {
 
     fn check(points: &[(f64, f64)], k: usize) -> Clusters {
         let points = sorted(points);
-        let clusters = points.cluster(k);
+        let clusters = points.cluster(&[k]).remove(0);
         let want = brute(&points, points.len(), k);
         let scale = points.before[points.len()][2].max(1e-12);
         assert!(
@@ -246,7 +253,7 @@ mod tests {
                 let x: Vec<f64> = bins.iter().map(|bin| bin[1] / bin[0]).collect();
                 let points = Sorted::new(bins.into_iter());
                 let start = std::time::Instant::now();
-                let exact = points.cluster(k).cost;
+                let exact = points.cluster(&[k]).remove(0).cost;
                 exact_time += start.elapsed().as_secs_f64();
                 let start = std::time::Instant::now();
                 let plain = lloyd(&points, &x, k);
@@ -291,7 +298,7 @@ mod tests {
         #[test]
         fn another_cluster_never_costs_more(points in prop::collection::vec((-4.0..4.0f64, 0.01..3.0f64), 1..60)) {
             let points = sorted(&points);
-            let costs: Vec<f64> = (1..9).map(|k| points.cluster(k).cost).collect();
+            let costs: Vec<f64> = (1..9).map(|k| points.cluster(&[k]).remove(0).cost).collect();
             prop_assert!(costs.windows(2).all(|pair| pair[1] <= pair[0] + 1e-9), "{:?}", costs);
         }
     }

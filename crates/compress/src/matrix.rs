@@ -64,9 +64,26 @@ pub(crate) fn palettize(
     importance: Importance,
     bits: Bits,
 ) -> Fitted {
+    let mut fits = palettize_each(pool, weight, cols, importance, &[bits]);
+    fits.remove(0)
+}
+
+/// The same with each of `widths`.
+pub(crate) fn palettize_each(
+    pool: &Pool,
+    weight: &[f32],
+    cols: usize,
+    importance: Importance,
+    widths: &[Bits],
+) -> Vec<Fitted> {
     let rows = weight.len() / cols;
     let strips = rows.div_ceil(STRIP);
-    let mut fits: Vec<Option<StripFit>> = (0..strips).map(|_| None).collect();
+    let singles: Vec<Bits> = widths
+        .iter()
+        .copied()
+        .filter(|bits| bits.dims() == 1)
+        .collect();
+    let mut fits: Vec<Vec<StripFit>> = (0..strips).map(|_| Vec::new()).collect();
     pool.for_each_chunk(&mut fits, 1, |strip, fitted| {
         let range = strip * STRIP..rows.min((strip + 1) * STRIP);
         let importance = importance.skip_rows(range.start);
@@ -76,35 +93,37 @@ pub(crate) fn palettize(
             cols,
             importance,
         };
-        fitted[0] = Some(match bits.dims() {
-            1 => strip::fit(strip, bits).into(),
+        let mut single = strip::fits(pool.isa(), strip, &singles).into_iter();
+        fitted[0].extend(widths.iter().map(|&bits| match bits.dims() {
+            1 => single.next().expect("a fit of each width").into(),
             _ => pairs::fit(pool.isa(), strip, bits),
-        });
+        }));
     });
-    let mut matrix = Matrix {
-        bits,
-        rows,
-        cols,
-        indices: Vec::with_capacity(weight.len()),
-        palette: Vec::with_capacity(strips * bits.table()),
-        scales: Vec::with_capacity(strips * STRIP),
-    };
-    let (mut error, mut energy) = (0.0, 0.0);
-    for fit in fits
-        .into_iter()
-        .map(|fit| fit.expect("every strip was a task"))
-    {
-        matrix.indices.extend(fit.indices);
-        matrix.palette.extend(fit.palette);
-        matrix.scales.extend(fit.scales);
-        error += fit.error;
-        energy += fit.energy;
+    let mut matrices: Vec<Fitted> = widths
+        .iter()
+        .map(|&bits| Fitted {
+            matrix: Matrix {
+                bits,
+                rows,
+                cols,
+                indices: Vec::with_capacity(rows * bits.indices(cols)),
+                palette: Vec::with_capacity(strips * bits.table()),
+                scales: Vec::with_capacity(strips * STRIP),
+            },
+            error: 0.0,
+            energy: 0.0,
+        })
+        .collect();
+    for fits in fits {
+        for (fitted, fit) in matrices.iter_mut().zip(fits) {
+            fitted.matrix.indices.extend(fit.indices);
+            fitted.matrix.palette.extend(fit.palette);
+            fitted.matrix.scales.extend(fit.scales);
+            fitted.error += fit.error;
+            fitted.energy += fit.energy;
+        }
     }
-    Fitted {
-        matrix,
-        error,
-        energy,
-    }
+    matrices
 }
 
 impl From<strip::Fit> for StripFit {

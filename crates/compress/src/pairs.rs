@@ -489,7 +489,7 @@ mod tests {
         };
         for (single, pairs) in [(Bits::Two, Bits::TwoPairs), (Bits::Three, Bits::ThreePairs)] {
             let (one, two) = (
-                strip::fit(strip, single).error,
+                strip::fits(Isa::Scalar, strip, &[single])[0].error,
                 fit(Isa::best(), strip, pairs).error,
             );
             assert!(two < 0.97 * one, "{pairs:?}: {two}, single weights {one}");

@@ -8,7 +8,8 @@ use russet_tensor::Ctx;
 
 use crate::CompressError;
 use crate::calibration::Calibration;
-use crate::feedback::{Curvature, Refinement};
+use crate::curvature::Curvature;
+use crate::feedback::Refinement;
 use crate::importance::Weights;
 use crate::matrix::{self, Fitted};
 use crate::model::{Model, Product};
@@ -131,6 +132,7 @@ pub(crate) fn refine(
             unreachable!("covariance was asked for")
         };
         let (mut sum, width) = (covariance.sum, product.layout.inputs);
+        let outputs = covariance.outputs;
         let of_product = |fits: &[Fitted], pairs: bool| -> Vec<usize> {
             let all = model.projections.iter().zip(fits).enumerate();
             all.filter(|(_, (projection, fit))| {
@@ -153,19 +155,15 @@ pub(crate) fn refine(
             let curvature = Curvature::new(pool, sum, width, in_pairs);
             for place in places {
                 let (projection, fit) = (&model.projections[place], &mut fits[place]);
-                let mut refinement = Refinement::new(
-                    pool,
-                    &curvature,
-                    model.weight(projection),
-                    fit.matrix.clone(),
-                );
                 // Errors fed forward column by column, tables and scales refitted to what that chose, then single indices
                 // changed as long as the error falls.
-                refinement.feed_back();
+                let weight = model.weight(projection);
+                let mut refinement =
+                    Refinement::feed_back(pool, &curvature, weight, fit.matrix.clone());
                 refinement.refit();
-                refinement.descend();
+                let refinement = refinement.descend();
                 fit.error = refinement.error();
-                fit.energy = refinement.energy();
+                fit.energy = curvature.energy(&outputs[projection.rows.clone()], weight);
                 fit.matrix = refinement.finish();
                 watch.step(
                     model.weight(projection).len(),

@@ -62,12 +62,12 @@ pub(crate) fn each(
 ) -> (Vec<Fitted>, Vec<f64>) {
     let weight = model.weight(projection);
     let fisher = Weights::fisher(model, projection);
-    let fit = |&bits: &Bits| {
-        let importance = weights.of(model, projection);
-        matrix::palettize(pool, weight, projection.cols, importance, bits)
+    let importance = weights.of(model, projection);
+    let fits = matrix::palettize_each(pool, weight, projection.cols, importance, fitted);
+    let error = |fit: &Fitted| match weights.are_fisher() {
+        true => fit.error,
+        false => fit.matrix.error(pool, weight, fisher),
     };
-    let fits: Vec<Fitted> = fitted.iter().map(fit).collect();
-    let error = |fit: &Fitted| fit.matrix.error(pool, weight, fisher);
     let errors: Vec<f64> = fits.iter().map(error).collect();
     let rises = over_four(&errors);
     let rises = rises.map(|rise| 0.5 * rise / model.tokens as f64);

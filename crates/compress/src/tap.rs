@@ -42,6 +42,8 @@ pub(crate) struct Moments {
 pub(crate) struct Covariance {
     /// `[D, D]`.
     pub sum: Vec<f32>,
+    /// Σ a y² of the product's outputs y, `[F]`.
+    pub outputs: Vec<f64>,
     /// a, `[N]`, or empty where all are 1.
     pub token_weights: Arc<Vec<f32>>,
     /// Tokens seen.
@@ -113,7 +115,7 @@ impl Linear for Tap {
                     });
                 }
             }
-            Listen::Covariance(covariance) => covariance.add(&ctx.pool, x),
+            Listen::Covariance(covariance) => covariance.add(&ctx.pool, x, &y),
         }
         y
     }
@@ -173,13 +175,22 @@ impl Covariance {
     pub fn new(width: usize, token_weights: Arc<Vec<f32>>) -> Covariance {
         Covariance {
             sum: vec![0.0; width * width],
+            outputs: Vec::new(),
             token_weights,
             seen: 0,
         }
     }
 
-    fn add(&mut self, pool: &Pool, x: &Tensor) {
-        let (tokens, width) = x.dims2();
+    fn add(&mut self, pool: &Pool, x: &Tensor, y: &Tensor) {
+        let ((tokens, width), (_, features)) = (x.dims2(), y.dims2());
+        self.outputs.resize(features, 0.0);
+        for (token, row) in y.data().chunks_exact(features).enumerate() {
+            let all = self.token_weights.get(self.seen + token);
+            let weight = all.map_or(1.0, |&weight| f64::from(weight));
+            for (sum, &y) in self.outputs.iter_mut().zip(row) {
+                *sum += weight * f64::from(y) * f64::from(y);
+            }
+        }
         let mut scaled = x.data().to_vec();
         if !self.token_weights.is_empty() {
             let weights = &self.token_weights[self.seen..self.seen + tokens];

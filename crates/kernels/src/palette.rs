@@ -37,8 +37,10 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod assign;
 mod avx2;
 mod avx512;
+mod columns;
 pub(crate) mod dense;
 mod nearest;
 mod scalar;
@@ -46,6 +48,8 @@ pub(crate) mod strips;
 #[cfg(test)]
 mod tests;
 
+pub use assign::{RowSums, assign};
+pub use columns::{COLUMNS, Columns, Sweep, sweep};
 pub use nearest::nearest;
 pub use strips::LayoutError;
 

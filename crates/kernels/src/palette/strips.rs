@@ -359,16 +359,52 @@ pub(crate) fn get(format: Format, cols: usize, data: &[u8], row: usize, col: usi
     })
 }
 
+/// What a row has in one unit of a strip, by the index's number there; bytes count from the unit's first of that row.
+fn unit_pieces(format: Format) -> Vec<(usize, Piece)> {
+    let inputs = format.inputs();
+    let indices = 0..format.indices(inputs);
+    let of =
+        |index| pieces(format, inputs, 0, format.input(index)).map(move |piece| (index, piece));
+    indices.flat_map(of).collect()
+}
+
+/// Calls `of` with each run of values that a row has in a unit, and where that row's first byte of the unit lies.
+fn each_unit(
+    format: Format,
+    cols: usize,
+    row: usize,
+    mut of: impl FnMut(std::ops::Range<usize>, usize),
+) {
+    let (width, indices) = (format.indices(cols), format.indices(format.inputs()));
+    let units = cols.div_ceil(format.inputs());
+    for unit in 0..units {
+        let byte = ((row / STRIP) * units + unit) * format.unit() * LINE + (row % STRIP) * 4;
+        of(unit * indices..width.min((unit + 1) * indices), byte);
+    }
+}
+
 /// Row-major values (one a byte, a pair's once) to strip order; padding is 0.
 pub(crate) fn pack(format: Format, rows: usize, cols: usize, values: &[u8], data: &mut [u8]) {
     let width = format.indices(cols);
-    for row in 0..rows {
-        for (index, &value) in values[row * width..(row + 1) * width].iter().enumerate() {
-            for piece in pieces(format, cols, row, format.input(index)) {
-                let mask = (0xffu8) >> (8 - piece.bits);
-                data[piece.byte] |= (value >> piece.from & mask) << piece.shift;
-            }
+    // By byte, so that each is written once.
+    let mut by_byte: Vec<(usize, Vec<(usize, Piece)>)> = Vec::new();
+    for (index, piece) in unit_pieces(format) {
+        match by_byte.iter_mut().find(|(byte, _)| *byte == piece.byte) {
+            Some((_, members)) => members.push((index, piece)),
+            None => by_byte.push((piece.byte, vec![(index, piece)])),
         }
+    }
+    for row in 0..rows {
+        let values = &values[row * width..(row + 1) * width];
+        each_unit(format, cols, row, |run, first| {
+            let values = &values[run];
+            for (byte, members) in &by_byte {
+                data[first + byte] = members.iter().fold(0, |all, (index, piece)| {
+                    let value = values.get(*index).copied().unwrap_or(0);
+                    all | (value >> piece.from & 0xff >> (8 - piece.bits)) << piece.shift
+                });
+            }
+        });
     }
 }
 
@@ -393,10 +429,17 @@ pub(crate) fn unpack(
     }
     let width = format.indices(cols);
     let mut values = vec![0; rows * width];
+    let pieces = unit_pieces(format);
     for (row, values) in values.chunks_exact_mut(width).enumerate() {
-        for (index, value) in values.iter_mut().enumerate() {
-            *value = get(format, cols, data, row, format.input(index));
-        }
+        each_unit(format, cols, row, |run, first| {
+            let values = &mut values[run];
+            for (index, piece) in &pieces {
+                if let Some(value) = values.get_mut(*index) {
+                    let bits = data[first + piece.byte] >> piece.shift & 0xff >> (8 - piece.bits);
+                    *value |= bits << piece.from;
+                }
+            }
+        });
     }
     Ok(values)
 }
