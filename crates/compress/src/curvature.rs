@@ -125,15 +125,23 @@ fn factor(pool: &Pool, h: &[f32], width: usize) -> Vec<f32> {
                 }
             }
         }
-        // The rows above it: x with x Rᵀ = a.
+        // The rows above it: x with x Rᵀ = a, from the last column on, each taken from all those before it.
+        let columns: Vec<f64> = (0..size * size)
+            .map(|at| diagonal[at % size * size + at / size])
+            .collect(); // Rᵀ
         let mut above = vec![0.0f32; start * size];
         pool.for_each_chunk(&mut above, size, |row, x| {
+            let mut left = [0.0f64; COLUMNS];
+            for (left, &a) in left.iter_mut().zip(&a[row * width + start..][..size]) {
+                *left = f64::from(a);
+            }
             for j in (0..size).rev() {
-                let mut sum = f64::from(a[row * width + start + j]);
-                for k in j + 1..size {
-                    sum -= f64::from(x[k]) * diagonal[j * size + k];
+                let value = left[j] / diagonal[j * size + j];
+                x[j] = value as f32;
+                let column = &columns[j * size..][..j];
+                for (left, r) in left[..j].iter_mut().zip(column) {
+                    *left -= value * r;
                 }
-                x[j] = (sum / diagonal[j * size + j]) as f32;
             }
         });
         let negative: Vec<f32> = above.iter().map(|x| -x).collect();

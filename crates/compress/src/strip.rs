@@ -4,8 +4,8 @@
 //! ```text
 //! E = Σ ω[r, c] (w[r, c] − s[r] · p[index[r, c]])²
 //! ```
-//! The table starts as the exact weighted k-means of the rows divided by their size (a histogram of 1024 bins, four
-//! times finer than int8 entries), then three steps alternate, each exact for the others held: the best entries are a
+//! The table starts as the exact weighted k-means of the rows divided by their size (a histogram of 256 bins, as
+//! fine as int8 entries), then three steps alternate, each exact for the others held: the best entries are a
 //! weighted mean rounded to int8, the best scale of a row is a quotient rounded to f16 (the nearest representable
 //! number minimises a parabola), the best index is the nearest entry. So E never rises.
 //! Weighting by Fisher information is SqueezeLLM's (Kim et al., arXiv 2306.07629).
@@ -17,13 +17,13 @@ use russet_kernels::palette::{Bits, RowSums, STRIP, assign};
 use crate::kmeans::{Clusters, Sorted};
 
 /// Bins of the histogram that k-means runs on.
-const BINS: usize = 1024;
+const BINS: usize = 256;
 
-/// At most so many rounds of entries, scales, indices; three to six are usual.
+/// At most so many rounds of entries, scales, indices; two to five are usual.
 pub(crate) const ROUNDS: usize = 12;
 
 /// Rounds end when one gains less than this part of E.
-pub(crate) const GAIN: f64 = 1e-3;
+pub(crate) const GAIN: f64 = 3e-3;
 
 /// Entries of the largest table.
 const ENTRIES: usize = 16;
@@ -101,20 +101,40 @@ pub(crate) struct Strip<'a> {
 #[derive(Clone)]
 struct Sums([RowSums; STRIP]);
 
+/// A fit on its way.
+struct Climb {
+    best: Fit,
+    sums: Sums,     // of the best
+    spare: Vec<u8>, // indices of the next
+}
+
 /// Fits table, scales and indices of a strip for each of `widths`; see the module.
 pub(crate) fn fits(isa: Isa, strip: Strip, widths: &[Bits]) -> Vec<Fit> {
     let energy = strip.energy();
-    let mut best: Vec<Option<Fit>> = vec![None; widths.len()];
-    for size in [RowSize::RootMeanSquare, RowSize::Largest] {
-        let tables = strip.start(widths, size);
-        for (best, table) in best.iter_mut().zip(tables) {
-            let fit = strip.improve(isa, table, energy, &mut |_| ());
-            if best.as_ref().is_none_or(|best| fit.error < best.error) {
-                *best = Some(fit);
+    let sizes = [RowSize::RootMeanSquare, RowSize::Largest];
+    let [first, second] = sizes.map(|size| strip.start(widths, size));
+    let tables = first.into_iter().zip(second);
+    let fit = |(first, second)| {
+        let starts = [first, second].map(|table| {
+            let mut climb = strip.begin(isa, table, energy);
+            let goes_on = strip.round(isa, &mut climb);
+            (climb, goes_on)
+        });
+        let [a, b] = starts;
+        let (mut climb, mut goes_on) = if b.0.best.error < a.0.best.error {
+            b
+        } else {
+            a
+        };
+        for _ in 1..ROUNDS {
+            if !goes_on {
+                break;
             }
+            goes_on = strip.round(isa, &mut climb);
         }
-    }
-    best.into_iter().flatten().collect()
+        climb.best
+    };
+    tables.map(fit).collect()
 }
 
 /// What rows are divided by before they share a table.
@@ -263,40 +283,39 @@ impl Strip<'_> {
         Sorted::new(bins.into_iter().filter(|bin| bin[0] > 0.0))
     }
 
-    /// Entries, scales and indices in turn until little is gained. `seen` is told E after each round.
-    fn improve(&self, isa: Isa, table: Table, energy: f64, seen: &mut dyn FnMut(f64)) -> Fit {
+    /// The indices for a table that has only begun.
+    fn begin(&self, isa: Isa, table: Table, energy: f64) -> Climb {
         let mut indices = vec![0; self.weight.len()];
-        let mut sums = self.assign(isa, &table, &mut indices);
-        let error = sums.error();
-        let mut best = Fit {
-            table,
-            indices,
-            error,
-            energy,
-        };
-        let mut indices = vec![0; self.weight.len()];
-        seen(error);
-        for _ in 0..ROUNDS {
-            let mut table = best.table;
-            table.refit_entries(&sums);
-            table.refit_scales(&sums);
-            table.refit_entries(&sums);
-            table.entries[..table.len].sort_unstable(); // rarely, new scales make neighbours swap
-            sums = self.assign(isa, &table, &mut indices);
-            let error = sums.error();
-            if error >= best.error {
-                break;
-            }
-            let enough = best.error - error < GAIN * best.error;
-            best.table = table;
-            best.error = error;
-            std::mem::swap(&mut best.indices, &mut indices);
-            seen(error);
-            if enough {
-                break;
-            }
+        let sums = self.assign(isa, &table, &mut indices);
+        Climb {
+            best: Fit {
+                table,
+                indices,
+                error: sums.error(),
+                energy,
+            },
+            sums,
+            spare: vec![0; self.weight.len()],
         }
-        best
+    }
+
+    /// Entries, scales and indices in turn, where that is better. Whether another round is worth it.
+    fn round(&self, isa: Isa, climb: &mut Climb) -> bool {
+        let mut table = climb.best.table;
+        table.refit_entries(&climb.sums);
+        table.refit_scales(&climb.sums);
+        table.refit_entries(&climb.sums);
+        table.entries[..table.len].sort_unstable(); // rarely, new scales make neighbours swap
+        let sums = self.assign(isa, &table, &mut climb.spare);
+        let (before, error) = (climb.best.error, sums.error());
+        if error >= before {
+            return false;
+        }
+        climb.best.table = table;
+        climb.best.error = error;
+        climb.sums = sums;
+        std::mem::swap(&mut climb.best.indices, &mut climb.spare);
+        before - error >= GAIN * before
     }
 
     /// Chooses all indices and sums up the weights by them.
@@ -456,8 +475,11 @@ mod tests {
             ] {
                 let mut seen = Vec::new();
                 let table = strip.start(&[bits], size).remove(0);
-                let energy = strip.energy();
-                strip.improve(Isa::Scalar, table, energy, &mut |error| seen.push(error));
+                let mut climb = strip.begin(Isa::Scalar, table, strip.energy());
+                seen.push(climb.best.error);
+                while strip.round(Isa::Scalar, &mut climb) {
+                    seen.push(climb.best.error);
+                }
                 assert!(seen.windows(2).all(|pair| pair[1] < pair[0]), "{seen:?}");
                 rounds += seen.len() - 1;
             }
