@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use russet_kernels::Pool;
+use russet_kernels::{Compute, Pool};
 use russet_model::Decoder;
 use russet_tensor::{Ctx, Segments};
 
@@ -14,6 +14,8 @@ pub(crate) const BATCH: usize = 1024;
 /// Sequences in batches, each token with the one that follows it.
 pub(crate) struct Calibration {
     pub batches: Vec<Batch>,
+    /// In which the text's products multiply on the way through a checkpoint: importance and moments are sums over many tokens, so bf16.
+    pub compute: Compute,
 }
 
 /// Some sequences, one after another.
@@ -58,6 +60,7 @@ impl Calibration {
         let share = (limit as f64 / total as f64).min(1.0);
         let mut calibration = Calibration {
             batches: Vec::new(),
+            compute: Compute::Bf16,
         };
         let (mut taken, mut due) = (0, 0.0);
         for piece in pieces {
@@ -95,7 +98,14 @@ impl Calibration {
         self.batches.iter().map(|batch| batch.tokens.len()).sum()
     }
 
-    /// The decoder's loss in nats a token; `step` is told of the tokens of each batch and may end it.
+    /// What takes the text through a checkpoint.
+    pub fn ctx(&self, pool: &Arc<Pool>) -> Ctx {
+        let mut ctx = Ctx::new(Arc::clone(pool));
+        ctx.compute = self.compute;
+        ctx
+    }
+
+    /// The decoder's loss in nats a token, in f32; `step` is told of the tokens of each batch and may end it.
     pub fn loss(
         &self,
         pool: &Arc<Pool>,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use russet_kernels::Pool;
 use russet_model::{Decoder, Dense, Layout, ParameterKind};
-use russet_tensor::{Ctx, Gradients, Tensor};
+use russet_tensor::{Gradients, Tensor};
 
 use crate::CompressError;
 use crate::calibration::Calibration;
@@ -116,7 +116,7 @@ impl Model {
         for product in &self.products {
             product.tap.listen(Listen::Moments(Moments::default()));
         }
-        let mut ctx = Ctx::new(Arc::clone(pool));
+        let mut ctx = calibration.ctx(pool);
         let mut gradients = Gradients::default();
         // A gradient must be wanted of something at the bottom, so that one flows through every product.
         let bottom = self

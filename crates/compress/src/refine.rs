@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use russet_kernels::Pool;
 use russet_kernels::palette::Bits;
-use russet_tensor::Ctx;
 
 use crate::CompressError;
 use crate::calibration::Calibration;
@@ -88,7 +87,7 @@ fn feed_back(
         }
         let products: Vec<usize> = (first..last).collect();
         listen(settings, model, &products);
-        let mut ctx = Ctx::new(Arc::clone(pool));
+        let mut ctx = calibration.ctx(pool);
         for batch in &calibration.batches {
             model
                 .decoder

@@ -92,6 +92,7 @@ pub(crate) fn measured(
 ) -> Result<Vec<Vec<f64>>, CompressError> {
     let mut part = Calibration {
         batches: Vec::new(),
+        compute: calibration.compute,
     };
     let step = calibration.tokens().div_ceil(TOKENS).max(1);
     part.batches

@@ -25,7 +25,7 @@ use russet_kernels::{Mmap, Pool};
 use russet_model::checkpoint::Blocks;
 use russet_model::package;
 use russet_model::{Config, ModelError, projections};
-use russet_tensor::{Ctx, DType, Gradients, Made, Tensor};
+use russet_tensor::{DType, Gradients, Made, Tensor};
 
 use crate::CompressError;
 use crate::budget::Budget;
@@ -108,7 +108,7 @@ impl Work<'_> {
         let layers = self.config().layers;
         let total = self.calibration.tokens() * (layers + 1);
         watch.part("reading calibration text", total, "tokens", |watch| {
-            let mut ctx = Ctx::new(Arc::clone(self.pool));
+            let mut ctx = self.calibration.ctx(self.pool);
             if !self.folder.has("hidden", 0) {
                 let ends = self.source.ends()?;
                 check_tables(&ends)?;
@@ -203,7 +203,7 @@ impl Work<'_> {
         for product in &model.products {
             product.tap.listen(Listen::Moments(Moments::default()));
         }
-        let mut ctx = Ctx::new(Arc::clone(self.pool));
+        let mut ctx = self.calibration.ctx(self.pool);
         let mut gradients = Gradients::default();
         let mut hidden = self.rows("hidden", layer)?;
         let mut above = self.rows("gradient", layer + 1)?;
@@ -354,7 +354,7 @@ impl Work<'_> {
         if self.settings.error_feedback {
             let products: Vec<usize> = (0..model.products.len()).collect();
             refine::listen(self.settings, &model, &products);
-            let mut ctx = Ctx::new(Arc::clone(self.pool));
+            let mut ctx = self.calibration.ctx(self.pool);
             let mut hidden = self.rows("hidden", layer)?;
             let mut keys = self.keys(layer)?;
             for batch in &self.calibration.batches {

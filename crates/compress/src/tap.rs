@@ -11,7 +11,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use russet_kernels::{Mat, MatMut, Pool, matmul};
+use russet_kernels::{Compute, Mat, MatMut, Pool, matmul_in};
 use russet_model::{Decoder, Layout, Linear, Parameter};
 use russet_tensor::{Ctx, Tensor};
 
@@ -106,16 +106,17 @@ impl Linear for Tap {
                 add_squares(&mut moments.inputs, x);
                 if ctx.is_recording() {
                     let (x, output, handle) = (x.clone(), y.handle(), self.handle.clone());
+                    let compute = ctx.compute;
                     // Walked backwards this comes before the product's own step, so the gradient is put back for it.
                     ctx.record(&y, move |back, d_y| {
                         if let Listen::Moments(moments) = &mut handle.state().listen {
-                            moments.add_gradient(back.pool, &x, &d_y);
+                            moments.add_gradient(back.pool, compute, &x, &d_y);
                         }
                         back.accumulate(&output, d_y);
                     });
                 }
             }
-            Listen::Covariance(covariance) => covariance.add(&ctx.pool, x, &y),
+            Listen::Covariance(covariance) => covariance.add(&ctx.pool, ctx.compute, x, &y),
         }
         y
     }
@@ -149,15 +150,16 @@ fn add_squares(sums: &mut Vec<f64>, x: &Tensor) {
 }
 
 impl Moments {
-    fn add_gradient(&mut self, pool: &Pool, x: &Tensor, d_y: &Tensor) {
+    fn add_gradient(&mut self, pool: &Pool, compute: Compute, x: &Tensor, d_y: &Tensor) {
         let ((tokens, width), (_, features)) = (x.dims2(), d_y.dims2());
         self.fisher.resize(features * width, 0.0);
         let squares =
             |tensor: &Tensor| -> Vec<f32> { tensor.data().iter().map(|x| x * x).collect() };
         let (x, g) = (squares(x), squares(d_y));
         let (x, g_rows) = (Mat::new(&x, tokens, width), Mat::new(&g, tokens, features));
-        matmul(
+        matmul_in(
             pool,
+            compute,
             g_rows.t(),
             x,
             MatMut::new(&mut self.fisher, features, width),
@@ -181,7 +183,7 @@ impl Covariance {
         }
     }
 
-    fn add(&mut self, pool: &Pool, x: &Tensor, y: &Tensor) {
+    fn add(&mut self, pool: &Pool, compute: Compute, x: &Tensor, y: &Tensor) {
         let ((tokens, width), (_, features)) = (x.dims2(), y.dims2());
         self.outputs.resize(features, 0.0);
         for (token, row) in y.data().chunks_exact(features).enumerate() {
@@ -201,8 +203,9 @@ impl Covariance {
         }
         self.seen += tokens;
         let x = Mat::new(&scaled, tokens, width);
-        matmul(
+        matmul_in(
             pool,
+            compute,
             x.t(),
             x,
             MatMut::new(&mut self.sum, width, width),
@@ -250,7 +253,8 @@ mod tests {
     fn fisher_information_is_the_mean_square_of_single_tokens_gradients() {
         let pool = Arc::new(Pool::new(2).unwrap());
         let documents: Vec<[u32; 2]> = (0..9).map(|i| [i * 3, i * 5 % 30]).collect();
-        let calibration = Calibration::new(&documents, 8, 100, 30).unwrap();
+        let mut calibration = Calibration::new(&documents, 8, 100, 30).unwrap();
+        calibration.compute = Compute::F32;
         let mut model = Model::new(Decoder::random(&config(), 1)).unwrap();
         let interrupt = Interrupt::new();
         let mut progress = NoProgress;

@@ -60,9 +60,35 @@ pub fn assign(
         scale,
         weight,
         importance,
-        indices,
+        indices: &mut *indices,
     };
-    dispatch(isa, row)
+    let sums = dispatch(isa, row);
+    match sums.error.is_finite() {
+        true => sums,
+        false => plain(table, scale, weight, importance, indices),
+    }
+}
+
+/// The same in f64 by trying every entry: for squares past what f32 holds, and the oracle.
+fn plain(
+    table: &[i8],
+    scale: f32,
+    weight: &[f32],
+    importance: &[f32],
+    indices: &mut [u8],
+) -> RowSums {
+    let mut sums = RowSums::default();
+    for ((&w, &o), index) in weight.iter().zip(importance).zip(indices) {
+        let (w, o) = (f64::from(w), f64::from(o));
+        let off = |k: usize| (w - f64::from(scale) * f64::from(table[k])).abs();
+        let nearer = |best: usize, k: usize| if off(k) < off(best) { k } else { best };
+        let k = (0..table.len()).fold(0, nearer);
+        *index = k as u8;
+        sums.first[k] += o * w;
+        sums.weight[k] += o;
+        sums.error += o * off(k) * off(k);
+    }
+    sums
 }
 
 struct Row<'a> {
@@ -235,20 +261,8 @@ mod tests {
         let importance: Vec<f32> = (0..len)
             .map(|i| random::normal(31, 1, i as u64).powi(2))
             .collect();
-        let mut want = RowSums::default();
         let mut chosen = vec![0u8; len];
-        for ((&w, &o), index) in weight.iter().zip(&importance).zip(&mut chosen) {
-            let off = |k: usize| f64::from(w) - f64::from(scale) * f64::from(table[k]);
-            let nearer = |best: usize, k: usize| match off(k).abs() < off(best).abs() {
-                true => k,
-                false => best,
-            };
-            let k = (0..table.len()).fold(0, nearer);
-            *index = k as u8;
-            want.first[k] += f64::from(o) * f64::from(w);
-            want.weight[k] += f64::from(o);
-            want.error += f64::from(o) * off(k).powi(2);
-        }
+        let want = plain(table, scale, &weight, &importance, &mut chosen);
         let mut first: Option<RowSums> = None;
         for isa in Isa::available() {
             let mut indices = vec![0; len];
@@ -287,6 +301,20 @@ mod tests {
             check(len, &sixteen, 0.02);
         }
         check(33, &four, 0.0);
+    }
+
+    #[test]
+    fn squares_past_f32_are_summed_in_f64() {
+        let (weight, mut indices) = ([1e30f32, -2.0, 3e37], [0; 3]);
+        let sums = assign(
+            Isa::Scalar,
+            &[-9, 0, 5, 9],
+            1.0,
+            &weight,
+            &[1.0; 3],
+            &mut indices,
+        );
+        assert_eq!((indices, sums.error.is_finite()), ([3, 1, 3], true));
     }
 
     #[test]
