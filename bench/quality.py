@@ -25,10 +25,10 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KNOWN = ["widths", "pairs", "ideas", "parts", "recover", "qat", "llama", "tables", "rotation"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="all by default, llama only with --llama")
-parser.add_argument("--model", required=True, help="a checkpoint")
-parser.add_argument("--calibration", required=True, help="one file of text that the model was trained on")
-parser.add_argument("--heldout", required=True, help="one file of text that it was not trained on")
+parser.add_argument("groups", nargs="*", metavar="GROUP", default=[], help="all by default, llama only with --llama, recover and qat only with --shards")
+parser.add_argument("--model", default=f"{ROOT}/models/nano/checkpoint", help="a checkpoint; models/nano by default")
+parser.add_argument("--calibration", default=f"{ROOT}/data/tales/train.jsonl.zst", help="one file of text to calibrate on; tales by default")
+parser.add_argument("--heldout", default=f"{ROOT}/data/tales/heldout.jsonl.zst", help="one file of text to measure on; tales by default")
 parser.add_argument("--shards", help="the tokens artifact of the model's run, which recovery trains on (group recover)")
 parser.add_argument("--splits", nargs="+", default=["train"], help="of the shards, mixed in equal parts; those of nano are books, code and documentation")
 parser.add_argument("--tokens", type=float, nargs="+", default=[0.02, 0.1, 0.5, 2], help="millions of tokens that recovery of rank 16 spends")
@@ -38,7 +38,7 @@ parser.add_argument("--llama", help="a folder with llama-quantize and llama-imat
 parser.add_argument("--russet", default=os.path.join(os.environ.get("CARGO_TARGET_DIR", f"{ROOT}/target"), "release/russet"))
 parser.add_argument("--threads", type=int, help="all cores by default; results are the same on any number")
 args = parser.parse_args()
-groups = args.groups or [group for group in KNOWN if group != "llama" or args.llama]
+groups = args.groups or [group for group in KNOWN if (group != "llama" or args.llama) and (group not in ("recover", "qat") or args.shards)]
 if unknown := [group for group in groups if group not in KNOWN]:
     sys.exit(f"no group {', '.join(unknown)}; there are {', '.join(KNOWN)}")
 if "llama" in groups and not args.llama:
@@ -47,7 +47,8 @@ if {"recover", "qat"} & set(groups) and not args.shards:
     sys.exit("the groups recover and qat need --shards, the tokens artifact of the model's run")
 os.makedirs(args.out, exist_ok=True)
 inputs = {name: os.path.abspath(path) for name in ("model", "calibration", "heldout", "shards") if (path := getattr(args, name))}
-settings = {**inputs, "splits": args.splits, "window": args.window}
+version = subprocess.run([args.russet, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+settings = {**inputs, "splits": args.splits, "window": args.window, "version": version}
 try:
     kept = json.load(open(f"{args.out}/settings.json", encoding="utf-8"))
 except FileNotFoundError:
@@ -119,7 +120,7 @@ def palettized(label, name, *options):
 
 print(f"Uncompressed: perplexity {BASE['perplexity']:.3f} of {BASE['tokens']} tokens, {BASE['bits_per_byte']:.4f} bits per byte.")
 
-ROUNDS = ("--set", "palettize.error_feedback=false")
+PLAIN = ("--set", "palettize.error_feedback=false")
 # Packages that several groups have, with their options.
 AFM = ("w24-3.5", "--bits", "2,4", "--target-bpw", 3.5)
 DEFAULT = ("w234-3.5", "--bits", "2,3,4", "--target-bpw", 3.5)
@@ -149,9 +150,9 @@ if "pairs" in groups:
 if "ideas" in groups:
     heading("Ideas, at 3.5 bits of 2 or 4", "| |")
     options = AFM[1:]
-    palettized("k-means of weights alone, bits by Fisher information", "i-none", *options, "--set", 'palettize.weighting="none"', *ROUNDS)
-    palettized("weighed by activations", "i-activation", *options, "--set", 'palettize.weighting="activation"', *ROUNDS)
-    palettized("weighed by Fisher information", "i-fisher", *options, *ROUNDS)
+    palettized("k-means of weights alone, bits by Fisher information", "i-none", *options, "--set", 'palettize.weighting="none"', *PLAIN)
+    palettized("weighed by activations", "i-activation", *options, "--set", 'palettize.weighting="activation"', *PLAIN)
+    palettized("weighed by Fisher information", "i-fisher", *options, *PLAIN)
     palettized("and error feedback", *AFM)
     palettized("and sensitivities measured", "i-measured", *options, "--set", 'palettize.sensitivity="measured"')
     palettized("and 3 bits, sensitivities predicted (the default)", *DEFAULT)

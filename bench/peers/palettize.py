@@ -18,6 +18,7 @@ import argparse
 import glob
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -113,13 +114,13 @@ def weights(shape, layers):
 
 
 def palettize(args, model, threads):
-    """Seconds of each phase by the processor and by the clock, of all, and the largest memory."""
+    """Seconds of each phase and of the whole process, by the processor and by the clock, and the largest memory."""
     out = os.path.join(CACHE, "palettize-out")
     for path in (out, out + ".state"):
         shutil.rmtree(path, ignore_errors=True)
     command = [args.russet, "palettize", "--model", model, "--calibration", args.text, "--out", out, "--bits", "2,3,4", "--target-bpw", "3.5",
                "--set", f"palettize.calibration_tokens={args.tokens}", "--threads", str(threads), "--json"]
-    began = time.perf_counter()
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         most = {"VmHWM": 0, "RssAnon": 0}
 
@@ -157,11 +158,12 @@ def palettize(args, model, threads):
         watcher.join()
     if child.returncode:
         sys.exit(f"`{' '.join(command)}` ended with {child.returncode}:\n{''.join(others)[-2000:]}")
-    wall = time.perf_counter() - began
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    whole = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
     spent = {stage: tuple(b - a for a, b in zip(first, last)) for stage, (first, last) in phases.items()}
     report = json.load(open(os.path.join(out, "palettize.json"), encoding="utf-8"))
     shutil.rmtree(out)
-    return spent, wall, most, report
+    return spent, whole, most, report
 
 
 def timed(command):
@@ -198,10 +200,10 @@ def speed(args):
         os.remove(small)
 
     def russet():
-        spent, _, _, _ = palettize(args, model, 1)
+        spent, whole, _, _ = palettize(args, model, 1)
         for stage, (processor, clock) in spent.items():
             add(f"Russet, {stage}", all_weights, processor, clock)
-        add("Russet, all of it", all_weights, sum(p for p, _ in spent.values()), sum(c for _, c in spent.values()))
+        add("Russet, all of the process", all_weights, *whole)
 
     args.coremltools = run(args.python, "-c", "import coremltools; print(coremltools.__version__)").splitlines()[-1]
     order = [lambda: coremltools(4), lambda: coremltools(2), llama, russet]
@@ -223,11 +225,11 @@ def speed(args):
 
 def memory(args):
     model = checkpoint(args.shape, args.layers, 49152)
-    spent, wall, most, report = palettize(args, model, args.threads)
+    spent, (processor, wall), most, report = palettize(args, model, args.threads)
     print(f"| {args.shape}, {args.tokens} tokens, {args.threads} threads | clock, s | processor, s |\n|---|---|---|")
-    for stage, (processor, clock) in spent.items():
-        print(f"| {stage} | {clock:.1f} | {processor:.1f} |")
-    print(f"| all | {wall:.1f} | {sum(p for p, _ in spent.values()):.1f} |")
+    for stage, (of_stage, clock) in spent.items():
+        print(f"| {stage} | {clock:.1f} | {of_stage:.1f} |")
+    print(f"| all | {wall:.1f} | {processor:.1f} |")
     size = os.path.getsize(os.path.join(model, "model.safetensors"))
     print(f"\n{report['weights'] / 1e9:.2f} G weights, a file of {size / 1e9:.2f} GB, a package of {report['bytes'] / 1e9:.2f} GB ({report['bpw']:.3f} bits a weight). "
           f"Largest resident set {most['VmHWM'] / 1e9:.2f} GB, of it not of files at most {most['RssAnon'] / 1e9:.2f} GB.")

@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::shell::{Done, cargo, root, run};
 
 /// Without arguments, lists the scripts below `bench/` with the first line of their comment. `NAME ARGUMENTS…` runs one of
-/// them; arguments that begin with an option are `russet bench`'s.
+/// them, with or without its ending; arguments that begin with an option are `russet bench`'s.
 pub fn bench(arguments: &[String]) -> Done {
     let folder = root().join("bench");
     let scripts = scripts(&folder);
@@ -30,7 +30,11 @@ pub fn bench(arguments: &[String]) -> Done {
     if first.starts_with('-') {
         return run(cargo("run --release --package russet-cli -- bench").args(arguments));
     }
-    let Some(script) = scripts.iter().find(|script| name(script) == *first) else {
+    let called = |script: &Path| {
+        let name = name(script);
+        name == *first || name.rsplit_once('.').is_some_and(|(stem, _)| stem == first)
+    };
+    let Some(script) = scripts.iter().find(|script| called(script)) else {
         let known: Vec<String> = scripts.iter().map(|script| name(script)).collect();
         let known = match known.is_empty() {
             true => "bench/ has none".to_owned(),

@@ -62,6 +62,8 @@ pub(crate) fn allocate(items: &[Vec<Choice>], needed: u64) -> Option<Vec<usize>>
         free += saved;
     }
     let needed = needed.saturating_sub(free);
+    let mut rises = items.iter().flatten().map(|choice| choice.rise);
+    assert!(rises.all(f64::is_finite), "a rise that is no number");
     let steps = worthies.iter().enumerate();
     let mut steps: Vec<Step> = steps
         .flat_map(|(item, worthy)| hull(item, worthy))

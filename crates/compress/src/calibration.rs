@@ -105,14 +105,14 @@ impl Calibration {
         ctx
     }
 
-    /// The decoder's loss in nats a token, in f32; `step` is told of the tokens of each batch and may end it.
+    /// The decoder's loss in nats a token, on the same footing as a checkpoint's; `step` is told of the tokens of each batch and may end it.
     pub fn loss(
         &self,
         pool: &Arc<Pool>,
         decoder: &Decoder,
         step: &mut dyn FnMut(usize) -> Result<(), CompressError>,
     ) -> Result<f64, CompressError> {
-        let mut ctx = Ctx::new(Arc::clone(pool));
+        let mut ctx = self.ctx(pool);
         let mut sum = 0.0;
         for batch in &self.batches {
             let hidden = decoder.forward(&mut ctx, &batch.tokens, &batch.segments(), None);

@@ -3,7 +3,7 @@
 //! - *H* itself, damped, relative to the mean of its diagonal;
 //! - its *factor*, H = U D Uᵀ with U unit upper triangular, of which feedback is made;
 //! - a *sketch*, H ≈ diag(rest) + V Vᵀ with a few columns, for which tables can be fitted without products by H: Nyström's approximation
-//!   (Halko, Martinsson and Tropp, arXiv 0909.4061, §5.5), which never exceeds H.
+//!   (Halko, Martinsson and Tropp, arXiv 0909.4061, §5.5): V Vᵀ never exceeds H, and the diagonal is H's.
 
 use russet_kernels::palette::{Bits, COLUMNS};
 use russet_kernels::{Mat, MatMut, Pool, matmul, random};

@@ -25,15 +25,23 @@ pub struct State<'a> {
 }
 
 impl State<'_> {
-    /// Removes the folder of finished work, if it is one.
+    /// Removes the folder of finished work, if it is one. The key goes last: what a kill leaves still knows whose it is.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn clear(folder: &Path) -> Result<(), CompressError> {
-        match folder.join(KEY).is_file() {
-            true => {
-                std::fs::remove_dir_all(folder).map_err(|problem| Folder::problem(folder, problem))
+        let remove = || {
+            for entry in std::fs::read_dir(folder)? {
+                let entry = entry?;
+                if entry.file_name() != KEY {
+                    std::fs::remove_file(entry.path())?;
+                }
             }
+            std::fs::remove_file(folder.join(KEY))?;
+            std::fs::remove_dir(folder)
+        };
+        match folder.join(KEY).is_file() {
+            true => remove().map_err(|problem| Folder::problem(folder, problem)),
             false => Ok(()),
         }
     }
@@ -42,8 +50,11 @@ impl State<'_> {
 /// The file by which a folder is known as one of a state.
 const KEY: &str = "key";
 
+/// What it is called while it is written.
+const KEY_DRAFT: &str = "key.part";
+
 /// What stands in it before the key: which files there are, and what is in them.
-const LAYOUT: &str = "2";
+const LAYOUT: &str = "3";
 
 /// Rows of a file of hidden states or gradients.
 pub(crate) struct Rows {
@@ -208,8 +219,18 @@ impl Folder {
         let key = std::fs::read_to_string(state.folder.join(KEY)).ok();
         if key.as_ref() != Some(&wanted) {
             State::clear(state.folder)?;
-            std::fs::create_dir_all(state.folder)
-                .map_err(|problem| Folder::problem(state.folder, problem))?;
+            let problem = |problem| Folder::problem(state.folder, problem);
+            std::fs::create_dir_all(state.folder).map_err(problem)?;
+            for entry in std::fs::read_dir(state.folder).map_err(problem)? {
+                // A key that a kill kept from its place is nobody's.
+                if entry.map_err(problem)?.file_name() != KEY_DRAFT {
+                    let sentence = "is where unfinished palettizing would lie, but holds other files; move it away, or write the package elsewhere";
+                    return Err(CompressError::Model(ModelError::file(
+                        state.folder,
+                        sentence,
+                    )));
+                }
+            }
             folder.put(KEY, &mut |out| out(wanted.as_bytes()))?;
         }
         Ok(folder)

@@ -7,7 +7,7 @@
 //! ```
 //! The minimising i never falls as n grows, so a layer is filled by divide and conquer in n log n
 //! (Wang and Song, *Ckmeans.1d.dp*, 2011; Grønlund et al., arXiv 1701.07204). What is left out: SMAWK, which would save
-//! the log n of a step that takes a tenth of the time.
+//! the log n of a step that takes a twentieth of the time.
 
 use std::ops::Range;
 

@@ -3,7 +3,7 @@
 //! Each projection's weights are replaced by 2-, 3- or 4-bit indices into tables of 4, 8 or 16 entries, one table for every 16 output
 //! rows (arXiv 2407.21075, section 5), or, where that is asked for, pairs of weights by indices into tables of pairs. Which entries: k-means weighted by diagonal Fisher information (arXiv 2306.07629), solved
 //! exactly in one dimension, then errors fed forward column by column (arXiv 2210.17323). Which bits: the assignment of least
-//! measured harm that meets the target, an exact knapsack. The tables of embedding and output go to 8 bits
+//! harm, predicted or measured, that meets the target, an exact knapsack. The tables of embedding and output go to 8 bits
 //! with a scale a row, or to 4-bit indices as well.
 //!
 //! One block of the checkpoint is in memory at a time, and work that was cut off goes on where it was. The result is the same on any number of

@@ -39,9 +39,9 @@ pub(crate) struct StripFit {
 /// A matrix with how far it is from the weights that it was made of.
 pub(crate) struct Fitted {
     pub matrix: Matrix,
-    /// Σ ω Δw².
+    /// Σ ω Δw², or J where errors were fed back.
     pub error: f64,
-    /// Σ ω w².
+    /// The same of a matrix of zeros.
     pub energy: f64,
 }
 
@@ -93,7 +93,11 @@ pub(crate) fn palettize_each(
             cols,
             importance,
         };
-        let mut single = strip::fits(pool.isa(), strip, &singles).into_iter();
+        let fits = match singles.is_empty() {
+            true => Vec::new(),
+            false => strip::fits(pool.isa(), strip, &singles),
+        };
+        let mut single = fits.into_iter();
         fitted[0].extend(widths.iter().map(|&bits| match bits.dims() {
             1 => single.next().expect("a fit of each width").into(),
             _ => pairs::fit(pool.isa(), strip, bits),

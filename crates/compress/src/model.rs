@@ -155,7 +155,24 @@ impl Model {
             product.moments = moments;
         }
         self.tokens = tokens;
-        Ok(sum / tokens as f64)
+        self.check_moments()?;
+        finite(sum / tokens as f64)
+    }
+
+    /// Refuses moments that overflowed: what is made of them would choose nothing.
+    pub fn check_moments(&self) -> Result<(), CompressError> {
+        let overflowed = |product: &Product| {
+            let Moments { inputs, fisher, .. } = &product.moments;
+            !(inputs.iter().all(|x| x.is_finite()) && fisher.iter().all(|x| x.is_finite()))
+        };
+        let mut named = self.projections.iter();
+        match named.find(|projection| overflowed(&self.products[projection.product])) {
+            None => Ok(()),
+            Some(projection) => Err(CompressError::Calibration(format!(
+                "brings numbers too large for f32 to `{}`; the checkpoint is probably of a diverged run",
+                projection.name
+            ))),
+        }
     }
 
     /// Runs with one projection's weights replaced from now on, until [`Handle::replace`] is called again.
@@ -197,6 +214,17 @@ pub(crate) fn check_tables(decoder: &Decoder) -> Result<(), CompressError> {
     Ok(())
 }
 
+/// The loss of calibration text, refused where it is no number.
+pub(crate) fn finite(loss: f64) -> Result<f64, CompressError> {
+    match loss.is_finite() {
+        true => Ok(loss),
+        false => Err(CompressError::Calibration(format!(
+            "has a loss of {loss} under the checkpoint, which is probably of a diverged run; palettize one that still learnt"
+        ))),
+    }
+}
+
+/// Refuses weights that are no numbers.
 pub(crate) fn check_finite(name: &str, weight: &[f32], cols: usize) -> Result<(), CompressError> {
     match weight.iter().position(|w| !w.is_finite()) {
         None => Ok(()),

@@ -8,10 +8,10 @@ use crate::refine::BYTES as COVARIANCES;
 use crate::sensitivity::TOKENS as MEASURED_TOKENS;
 use crate::settings::{Sensitivity, Settings, Weighting};
 
-/// What choosing entries costs a weight beside the products (k-means with two and with four bits, of the work of [`ENTRIES`]
-/// entries, sweeps over single indices), in products of the same time. Rough: on tiny's decoder, one thread of a busy machine (Zen 4), the whole estimate
-/// was 50 s where palettizing took a little over 70 s.
-const SEARCH_FLOPS: f64 = 60_000.0;
+/// What choosing entries costs a weight beside products (k-means with two and with four bits, of the work of [`ENTRIES`] entries; packing and
+/// writing what it made), in products of the same time. On 15.7 M weights of the 0.6B shape, three widths, one thread of a busy machine (Zen 5), the whole took
+/// 176 ns a weight, of which products by [`Settings::price`]'s count were a little more than half.
+const SEARCH_FLOPS: f64 = 10_000.0;
 
 /// Entries of the tables that the work of [`SEARCH_FLOPS`] fits; that of others is taken to go with their entries.
 const ENTRIES: usize = 4 + 16;
@@ -27,8 +27,8 @@ pub struct Price {
     pub calibration_tokens: usize,
     /// Floating-point operations, or what costs the time of so many.
     pub flops: f64,
-    /// Bytes at one time: weights and their importance (of a block, or of all where sensitivities are measured), covariances, and a batch's
-    /// activations.
+    /// Bytes at one time: weights and their importance (of a block, or of all where sensitivities are measured), covariances, what refines a
+    /// projection, and a batch's activations.
     pub memory_bytes: usize,
 }
 
@@ -77,6 +77,19 @@ impl Settings {
             };
             passes += rounds as f64;
             flops += tokens * 2.0 * (layers * covariances) as f64;
+            // Five operations a weight and input; a third of D² for the factor of each product's covariance.
+            let qkv = config.qkv_width();
+            let products = [
+                (qkv, width),
+                (width, attention),
+                (2 * ffn, width),
+                (width, ffn),
+            ];
+            let each = products.map(|(outputs, inputs)| {
+                let (outputs, inputs) = (outputs as f64, inputs as f64);
+                inputs * inputs * (5.0 * outputs + inputs / 3.0)
+            });
+            flops += layers as f64 * each.iter().sum::<f64>();
         }
         if self.sensitivity == Sensitivity::Measured {
             // Each width for each of the seven projections of a block, five without keys and values.
@@ -100,10 +113,14 @@ impl Settings {
         };
         // Without a tape only one block's activations live.
         let blocks = if fisher && !streamed { layers } else { 1 };
+        // Beside covariances the factor of one, and of one projection its errors, their products, and how both change.
+        let widest = width.max(attention).max(ffn);
+        let refined = (widest * widest + 4 * width * ffn.max(attention)) * floats;
         let kept = match (self.error_feedback, streamed) {
-            (true, true) => covariances * floats,
+            (true, true) => covariances * floats + refined,
             (true, false) => {
-                (layers * covariances * floats).min(COVARIANCES.max(ffn * ffn * floats))
+                let all = layers * covariances * floats;
+                all.min(COVARIANCES.max(ffn * ffn * floats)) + refined
             }
             (false, _) => 0,
         };

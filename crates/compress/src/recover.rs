@@ -202,7 +202,7 @@ fn fit(
         .map(|&p| layouts[p].rows() * layouts[p].inputs)
         .sum();
     let mut made = BTreeMap::new();
-    let (mut left, mut energy) = (0.0, 0.0);
+    let mut left = 0.0;
     let mut watch = Watch::new(progress, interrupt);
     watch.part("fitting adapters", total, "weights", |watch| {
         let mut rest = &chosen[..];
@@ -241,7 +241,6 @@ fn fit(
                     crate::model::check_finite(&projection.name, &error, cols)?;
                     let fit = low_rank(pool, &error, cols, &inputs, adapter.rank);
                     left += share(&fit);
-                    energy += 1.0;
                     let told = [("left", share(&fit))];
                     let one = matrices(fit, shape, adapter.rank, adapter.scale());
                     made.insert(projection.name.clone(), one);
@@ -254,7 +253,7 @@ fn fit(
     progress.message(&format!(
         "the adapters begin at a fit on {tokens} tokens that leaves {:.1} % of what palettizing changed in the outputs of {} \
          projections, in the mean",
-        100.0 * left / energy,
+        100.0 * left / made.len().max(1) as f64,
         made.len()
     ));
     Ok(made)

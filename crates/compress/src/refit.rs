@@ -71,12 +71,15 @@ impl Refinement<'_> {
         });
         let gains = &gains;
         // Rounding, or what the sketch lacks, may undo what was gained; such strips stay as they were.
-        let taken = |strip: usize| gains[strip] > 0.0 && (!single || fits[strip].0.is_sorted());
+        let taken = |strip: usize| gains[strip] > 0.0;
         for (strip, (palette, scales)) in fits.iter().enumerate() {
             if taken(strip) {
                 self.matrix.palette[strip * table..][..table].copy_from_slice(palette);
                 self.matrix.scales[strip * STRIP..][..STRIP].copy_from_slice(scales);
                 self.errors[strip] -= gains[strip];
+                if single && !palette.is_sorted() {
+                    self.sort(strip);
+                }
             }
         }
         for (of, less) in [(&mut self.delta, change), (&mut self.delta_h, image)] {
@@ -88,6 +91,24 @@ impl Refinement<'_> {
                         .for_each(|(out, less)| *out -= less);
                 }
             });
+        }
+    }
+
+    /// Puts a strip's entries in order: what is stored stays.
+    fn sort(&mut self, strip: usize) {
+        let table = self.matrix.bits.table();
+        let palette = &mut self.matrix.palette[strip * table..][..table];
+        let mut order: Vec<usize> = (0..table).collect();
+        order.sort_by_key(|&entry| palette[entry]);
+        let sorted: Vec<i8> = order.iter().map(|&entry| palette[entry]).collect();
+        palette.copy_from_slice(&sorted);
+        let mut places = [0; 16];
+        for (place, &entry) in (0..).zip(&order) {
+            places[entry] = place;
+        }
+        let rows = strip * STRIP..self.matrix.rows.min((strip + 1) * STRIP);
+        for index in &mut self.matrix.indices[rows.start * self.cols..rows.end * self.cols] {
+            *index = places[usize::from(*index)];
         }
     }
 

@@ -13,7 +13,7 @@ use russet_model::Decoder;
 use russet_tensor::{Ctx, Tensor, ops};
 
 use crate::CompressError;
-use crate::calibration::Calibration;
+use crate::calibration::{Batch, Calibration};
 use crate::importance::Weights;
 use crate::kept::{Folder, numbered};
 use crate::matrix::{self, Fitted};
@@ -90,13 +90,8 @@ pub(crate) fn measured(
     kept: &Folder,
     watch: &mut Watch,
 ) -> Result<Vec<Vec<f64>>, CompressError> {
-    let mut part = Calibration {
-        batches: Vec::new(),
-        compute: calibration.compute,
-    };
     let step = calibration.tokens().div_ceil(TOKENS).max(1);
-    part.batches
-        .extend(calibration.batches.iter().step_by(step).cloned());
+    let part: Vec<Batch> = calibration.batches.iter().step_by(step).cloned().collect();
     let dense = hidden_states(pool, &model.decoder, &part);
     watch.part(
         "measuring what fewer bits cost",
@@ -113,17 +108,12 @@ pub(crate) fn measured(
                         watch.resumed(1);
                         return Ok(rises);
                     }
+                    let (weight, cols) = (model.weight(projection), projection.cols);
+                    let importance = weights.of(model, projection);
+                    let fits = matrix::palettize_each(pool, weight, cols, importance, fitted);
                     let mut costs = vec![0.0; fitted.len()];
-                    for (cost, &bits) in costs.iter_mut().zip(fitted) {
-                        let importance = weights.of(model, projection);
-                        let fitted = matrix::palettize(
-                            pool,
-                            model.weight(projection),
-                            projection.cols,
-                            importance,
-                            bits,
-                        );
-                        model.try_one(pool, projection, &fitted.matrix);
+                    for (cost, fit) in costs.iter_mut().zip(fits) {
+                        model.try_one(pool, projection, &fit.matrix);
                         *cost = divergence(
                             pool,
                             &model.decoder,
@@ -142,15 +132,10 @@ pub(crate) fn measured(
     )
 }
 
-/// The final hidden states of each batch.
-pub(crate) fn hidden_states(
-    pool: &Arc<Pool>,
-    decoder: &Decoder,
-    calibration: &Calibration,
-) -> Vec<Tensor> {
+/// The final hidden states of each batch, in f32.
+pub(crate) fn hidden_states(pool: &Arc<Pool>, decoder: &Decoder, batches: &[Batch]) -> Vec<Tensor> {
     let mut ctx = Ctx::new(Arc::clone(pool));
-    calibration
-        .batches
+    batches
         .iter()
         .map(|batch| decoder.forward(&mut ctx, &batch.tokens, &batch.segments(), None))
         .collect()

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{CompressError, TradeOff};
 
-/// How a checkpoint is palettized; the defaults are what measured best.
+/// How a checkpoint is palettized; the defaults are what measured best among those that take minutes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
@@ -302,7 +302,8 @@ pub struct LayerReport {
     pub name: String,
     /// Bits a weight: 2, 3 or 4, or "2v", "3v" or "4v" where an index stands for two.
     pub bits: Width,
-    /// Σ ω Δw² / Σ ω w² with the weighting ω that was chosen.
+    /// The error over that of zeros: of the product's output, Σ Δ H Δᵀ / Σ w H wᵀ, where errors were fed back; else Σ ω Δw² / Σ ω w² with the
+    /// weighting ω that was chosen.
     pub error: f64,
     /// What the fewest bits that it was fitted with cost over four, nats a token: two bits, where `bits` has them.
     pub sensitivity: f64,

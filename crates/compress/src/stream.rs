@@ -12,7 +12,8 @@
 //! What each step makes is a file of the state folder, written beside and renamed in, so that a process that ends at any point is gone on from at
 //! the first file that is missing; hidden states of all blocks lie there, [tokens, D] in f32 each. A state of other settings or inputs is thrown away.
 //!
-//! In memory are one block's weights, their Fisher information and covariances, the fits of a block, a batch's activations, and at the end of
+//! In memory are one block's weights, their Fisher information or covariances, the fits of a block, what refines one projection (16 bytes a weight of it), a
+//! batch's activations, and at the end of
 //! reading and of writing a table. Left out: measured sensitivities, which run the whole decoder for every projection.
 
 use std::borrow::Cow;
@@ -34,7 +35,7 @@ use crate::importance::Weights;
 use crate::kept::{
     Folder, Rows, State, Tensors, numbered, take_error, take_fit, take_numbers, take_packed,
 };
-use crate::model::{Model, check_tables};
+use crate::model::{Model, check_tables, finite};
 use crate::rotate::Source;
 use crate::settings::{LayerReport, Report, Settings};
 use crate::table::{self, Table};
@@ -159,6 +160,13 @@ impl Work<'_> {
                 Ok(gradient)
             })?;
             let loss = sum / tokens as f64;
+            if !loss.is_finite() {
+                // A weight that is no number is named where there is one.
+                for layer in 0..layers {
+                    Model::new(self.source.block(layer)?)?;
+                }
+            }
+            let loss = finite(loss)?;
             self.folder.put_numbers("loss", &[loss])?;
             Ok(loss)
         })
@@ -176,11 +184,11 @@ impl Work<'_> {
                     let name = numbered("fits", layer);
                     if self.folder.has_tensors(&name) {
                         watch.resumed(total / self.config().layers);
-                        continue;
+                    } else {
+                        let mut model = Model::new(self.source.block(layer)?)?;
+                        self.gather(&mut model, layer, watch)?;
+                        self.fit(&model, &name, watch)?;
                     }
-                    let mut model = Model::new(self.source.block(layer)?)?;
-                    self.gather(&mut model, layer, watch)?;
-                    self.fit(&model, &name, watch)?;
                     // What this block needed and no other does.
                     self.folder.remove("gradient", layer + 1)?;
                     if let Some(after) = self.next_user(layer) {
@@ -243,7 +251,7 @@ impl Work<'_> {
             product.moments = moments;
         }
         model.tokens = self.calibration.tokens();
-        Ok(())
+        model.check_moments()
     }
 
     /// Writes the fits of each projection of a block, what fewer bits cost, and the tokens' weights at each product.

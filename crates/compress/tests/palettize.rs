@@ -575,11 +575,32 @@ fn what_cannot_be_is_refused_with_a_sentence() {
     let folder = tempfile::tempdir().unwrap();
     checkpoint::save(&diverged, folder.path()).unwrap();
     refused(
-        possible,
+        possible.clone(),
         folder.path(),
         &documents,
         "tensor `model.layers.0.self_attn.q_proj.weight` holds NaN at row 1, column 1",
     );
+
+    // Finite weights so large that what comes of them is not: in turn of the first product and of all tensors.
+    for all in [false, true] {
+        let mut diverged = checkpoint::load(&from).unwrap();
+        let mut number = 0;
+        diverged.visit_mut(&mut |tensor| {
+            number += 1;
+            if all || number == 3 {
+                tensor.data_mut().iter_mut().for_each(|w| *w *= 1e30);
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        checkpoint::save(&diverged, folder.path()).unwrap();
+        for sensitivity in [Sensitivity::Predicted, Sensitivity::Measured] {
+            let settings = Settings {
+                sensitivity,
+                ..possible.clone()
+            };
+            refused(settings, folder.path(), &documents, "of a diverged run");
+        }
+    }
 }
 
 #[test]
@@ -723,6 +744,16 @@ fn cut_off(sensitivity: Sensitivity) -> (tempfile::TempDir, PathBuf, Again) {
         }
         State::clear(&folder).unwrap();
     }
+    // Files of nobody are neither gone on with nor removed.
+    State::clear(&folder).unwrap();
+    assert!(!folder.exists());
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("hidden-00001"), "of another model").unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let problem = go(usize::MAX, "one", to.path()).unwrap_err().to_string();
+    assert!(problem.contains("holds other files"), "{problem}");
+    std::fs::remove_dir_all(&folder).unwrap();
+    go(2, "one", to.path()).unwrap_err();
     // Of other work nothing is taken over.
     std::fs::write(folder.join("hidden-00001"), "of another model").unwrap();
     let to = tempfile::tempdir().unwrap();

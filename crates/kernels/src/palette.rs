@@ -33,7 +33,7 @@
 //! exactly, for each block of 128, and join in a fixed order in f32: a token's result is the same
 //! bits alone, in any batch, on any number of threads and on every instruction set. The scheme is
 //! palettization as in coremltools and SqueezeLLM (Kim et al., 2023), with int8 entries. Choosing
-//! palettes and indices is not done here, and neither are sparse outliers.
+//! palettes is not done here, but for the loops over weights that it is made of ([`assign`], [`sweep`], [`nearest`]); there are no sparse outliers.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

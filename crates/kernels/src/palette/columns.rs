@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! feedback   t = w + said                  index = nearest(t / s)   e = t − s p[index]    said[k] += (w − s p[index]) · c[j, k],  k > j
-//! descent    t = w − δ + said / c[j, j]    the same                 change = δ' − δ       said[k] += change · c[j, k],            k > j
+//! descent    t = w − δ + said · (1 / c[j, j])  the same              change = δ' − δ       said[k] += change · c[j, k],            k > j
 //! ```
 //! c are coefficients between the columns. In f32, product by product and no fused multiply-adds, so every instruction set says the same.
 
@@ -202,7 +202,7 @@ mod tests {
         columns: &mut Columns,
     ) -> f64 {
         let mut cost = 0.0;
-        for lane in 0..STRIP {
+        for (lane, &scale) in scales.iter().enumerate() {
             for j in 0..size {
                 let (w, said, before) = (
                     columns.weight[j][lane],
@@ -213,11 +213,11 @@ mod tests {
                     Sweep::Feedback => w + said,
                     Sweep::Descent => w - before + said / c[j * size + j],
                 };
-                let off = |k: usize| (target - scales[lane] * f32::from(palette[k])).abs();
+                let off = |k: usize| (target - scale * f32::from(palette[k])).abs();
                 let best = (0..palette.len())
                     .min_by(|&a, &b| off(a).total_cmp(&off(b)))
                     .unwrap();
-                let delta = w - scales[lane] * f32::from(palette[best]);
+                let delta = w - scale * f32::from(palette[best]);
                 let (left, change) = match how {
                     Sweep::Feedback => (said + delta, delta),
                     Sweep::Descent => (delta - before, delta - before),
@@ -277,8 +277,8 @@ mod tests {
                         "{isa:?}, {how:?}, {size} columns"
                     );
                     let close = |got: &[[f32; STRIP]], want: &[[f32; STRIP]]| {
-                        let pairs = got.iter().flatten().zip(want.iter().flatten());
-                        pairs.fold(0.0f32, |most, (a, b)| most.max((a - b).abs())) < 1e-4
+                        let mut pairs = got.iter().flatten().zip(want.iter().flatten());
+                        pairs.all(|(a, b)| (a - b).abs() < 1e-4)
                     };
                     assert!(close(&got.said, &want.said), "{isa:?}, {how:?}");
                     assert!(close(&got.delta, &want.delta), "{isa:?}, {how:?}");

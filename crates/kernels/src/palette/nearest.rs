@@ -7,6 +7,7 @@
 //! the compiler translates for each. It has no faster plan than looking at every entry.
 
 use crate::Isa;
+use crate::simd::{Body, Simd, dispatch};
 
 /// Points that pass the entries together: a vector register of any width holds some of them.
 const LANES: usize = 32;
@@ -38,41 +39,29 @@ pub fn nearest(
         importance[0].len(),
         importance[1].len()
     );
-    match isa {
-        // SAFETY: the caller's pool vouches for the instructions.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2(entries, points, importance, indices) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Amx => unsafe { avx512(entries, points, importance, indices) },
-        _ => body(entries, points, importance, indices),
+    let search = Search {
+        entries,
+        points,
+        importance,
+        indices,
+    };
+    dispatch(isa, search);
+}
+
+struct Search<'a> {
+    entries: [&'a [f32]; 2],
+    points: [&'a [f32]; 2],
+    importance: [&'a [f32]; 2],
+    indices: &'a mut [u8],
+}
+
+impl Body for Search<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        body(self.entries, self.points, self.importance, self.indices);
     }
-}
-
-/// # Safety
-/// The CPU has AVX2.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn avx2(
-    entries: [&[f32]; 2],
-    points: [&[f32]; 2],
-    importance: [&[f32]; 2],
-    indices: &mut [u8],
-) {
-    body(entries, points, importance, indices);
-}
-
-/// # Safety
-/// The CPU has AVX-512 F, BW and VL.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn avx512(
-    entries: [&[f32]; 2],
-    points: [&[f32]; 2],
-    importance: [&[f32]; 2],
-    indices: &mut [u8],
-) {
-    body(entries, points, importance, indices);
 }
 
 #[inline(always)]
