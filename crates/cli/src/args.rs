@@ -637,5 +637,7 @@ fn table_bits(text: &str) -> Result<TableBits, String> {
 fn pin(text: &str) -> Result<(String, Bits), String> {
     let parts = text.rsplit_once('=');
     let parts = parts.and_then(|(pattern, bits)| Some((pattern.to_owned(), width(bits).ok()?)));
-    parts.ok_or_else(|| "write a pattern, `=` and bits, as in '*.v_proj=4'".to_owned())
+    parts.ok_or_else(|| {
+        "write a pattern, `=` and bits (2, 3 or 4, or 2v, 3v or 4v), as in '*.v_proj=4'".to_owned()
+    })
 }

@@ -164,10 +164,17 @@ impl Budget {
             Some(Bits::Four) | None => "four",
             Some(pairs) => pairs.name(),
         });
-        let range = |least: String, most: String| {
-            format!(
+        let range = |least: String, most: String| match chosen {
+            false => format!(
+                "with these bits and pins nothing is left to choose, and this model takes {most}"
+            ),
+            true => format!(
                 "this model can have {least} ({fewest} bits everywhere) to {most} ({most_bits} bits everywhere)"
-            )
+            ),
+        };
+        let remedy = match chosen {
+            true => "choose a target in between",
+            false => "choose that or more",
         };
         let (budget, refusal) = match settings.target_bytes {
             // What a person reads off the sentence, rounded, must be accepted.
@@ -175,11 +182,13 @@ impl Budget {
                 let bpw = settings.target_bpw;
                 let range = range(
                     format!("{:.3}", (self.bpw(least) * 1000.0).ceil() / 1000.0),
-                    format!("{:.3}", (self.bpw(most) * 1000.0).floor() / 1000.0),
+                    match chosen {
+                        true => format!("{:.3}", (self.bpw(most) * 1000.0).floor() / 1000.0),
+                        false => format!("{:.3}", (self.bpw(most) * 1000.0).ceil() / 1000.0),
+                    },
                 );
-                let problem = format!(
-                    "{range} bits a weight{but}, tables and scales included; choose a target in between"
-                );
+                let problem =
+                    format!("{range} bits a weight{but}, tables and scales included; {remedy}");
                 let meant = bpw >= self.bpw(least) && (bpw <= self.bpw(most) || !chosen);
                 let bytes = (bpw * self.weights as f64 / 8.0).floor() as u64;
                 (
@@ -197,7 +206,7 @@ impl Budget {
                     TableBits::Four => "four",
                 };
                 let problem = format!(
-                    "{range} bytes{but}, of which {} are the tables in {tables} bits and the norms; choose a target in between",
+                    "{range} bytes{but}, of which {} are the tables in {tables} bits and the norms; {remedy}",
                     self.rest
                 );
                 let meant = bytes >= least + self.rest && (bytes <= most + self.rest || !chosen);

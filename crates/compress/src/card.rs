@@ -39,18 +39,17 @@ pub(crate) fn model_card(settings: &Settings, report: &Report) -> String {
             what.to_owned(),
         ));
     }
-    let possible: Vec<String> = settings
-        .possible()
-        .iter()
-        .map(|bits: &Bits| bits.name().to_owned())
-        .collect();
+    // Those that some projection has.
+    let mut used: Vec<Bits> = settings.possible();
+    used.retain(|bits| report.layers.iter().any(|layer| layer.bits.0 == *bits));
+    let names: Vec<&str> = used.iter().map(|bits| bits.name()).collect();
     // 2- and 4-bit, or 2-, 3- and 4-bit.
-    let widths = match possible.split_last() {
+    let widths = match names.split_last() {
         Some((last, [])) => format!("{last}-bit"),
         Some((last, rest)) => format!("{}- and {last}-bit", rest.join("-, ")),
-        None => unreachable!("there is always a choice"),
+        None => unreachable!("every projection has bits"),
     };
-    let pairs = match settings.possible().iter().any(|bits| bits.dims() > 1) {
+    let pairs = match used.iter().any(|bits| bits.dims() > 1) {
         true => " (v: an index for two weights)",
         false => "",
     };
@@ -91,7 +90,7 @@ pub(crate) fn curve(report: &Report) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
          <rect width=\"{width}\" height=\"{height}\" fill=\"#fff\"/>\n\
-         <text x=\"{left}\" y=\"22\">predicted rise of the loss (nats a token) by bits a weight</text>\n\
+         <text x=\"{left}\" y=\"22\">rise of the loss over 4 bits everywhere (nats a token, summed over projections) by bits a weight</text>\n\
          <polyline points=\"{}\" fill=\"none\" stroke=\"#b7410e\" stroke-width=\"2\"/>\n",
         line.join(" ")
     );
@@ -118,9 +117,12 @@ pub(crate) fn curve(report: &Report) -> String {
     });
     if let Some(point) = nearest {
         svg += &format!(
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"#b7410e\"><title>{:.3} bits a weight</title></circle>\n",
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\" fill=\"#b7410e\"/>\n\
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{:.3}</text>\n",
             x(point.bpw),
             y(point.rise),
+            x(point.bpw).clamp(left + 20.0, width - right - 20.0),
+            y(point.rise) - 10.0,
             report.bpw
         );
     }

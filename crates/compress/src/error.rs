@@ -55,6 +55,9 @@ pub enum CompressError {
         /// What is wrong with its size.
         problem: LayoutError,
     },
+    /// The state of unfinished work is another process's, or cannot be had.
+    #[error(transparent)]
+    Artifact(#[from] russet_artifact::Error),
     /// The data that a recovery is trained on.
     #[error(transparent)]
     Train(Box<russet_train::TrainError>),

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use russet_artifact::{Error as ArtifactError, Hold};
 use russet_kernels::Mmap;
 use russet_kernels::palette::{self, Bits};
 use russet_model::ModelError;
@@ -30,28 +31,40 @@ impl State<'_> {
     /// # Errors
     /// When the disk refuses.
     pub fn clear(folder: &Path) -> Result<(), CompressError> {
-        let remove = || {
-            for entry in std::fs::read_dir(folder)? {
-                let entry = entry?;
-                if entry.file_name() != KEY {
-                    std::fs::remove_file(entry.path())?;
-                }
-            }
-            std::fs::remove_file(folder.join(KEY))?;
-            std::fs::remove_dir(folder)
-        };
-        match folder.join(KEY).is_file() {
-            true => remove().map_err(|problem| Folder::problem(folder, problem)),
-            false => Ok(()),
+        if !folder.join(KEY).is_file() {
+            return Ok(());
+        }
+        match Hold::take(folder, folder) {
+            Ok(_held) => empty(folder),
+            // Somebody is at work in it.
+            Err(ArtifactError::Held { .. }) => return Ok(()),
+            Err(problem) => return Err(problem.into()),
+        }
+        .and_then(|()| std::fs::remove_file(folder.join(LOCK)))
+        .and_then(|()| std::fs::remove_dir(folder))
+        .map_err(|problem| Folder::problem(folder, problem))
+    }
+}
+
+/// Removes what a state's folder holds but its lock, the key last.
+fn empty(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name() != KEY && entry.file_name() != LOCK {
+            std::fs::remove_file(entry.path())?;
         }
     }
+    std::fs::remove_file(folder.join(KEY))
 }
 
 /// The file by which a folder is known as one of a state.
 const KEY: &str = "key";
 
-/// What it is called while it is written.
-const KEY_DRAFT: &str = "key.part";
+/// What else a folder may have before it is one: the key while it is written, and the lock of whoever is at work.
+const BEFORE: [&str; 2] = ["key.part", LOCK];
+
+/// The file that [`Hold`] locks.
+const LOCK: &str = "lock";
 
 /// What stands in it before the key: which files there are, and what is in them.
 const LAYOUT: &str = "3";
@@ -209,35 +222,41 @@ pub(crate) fn take_fit(
 }
 
 /// The state folder: whole files only.
-pub(crate) struct Folder(PathBuf);
+pub(crate) struct Folder {
+    path: PathBuf,
+    _held: Hold,
+}
 
 impl Folder {
-    /// Opens the folder, emptied where it is of other work.
+    /// Opens the folder, emptied where it is of other work. It is held as long as this lives.
     pub fn open(state: &State) -> Result<Folder, CompressError> {
-        let folder = Folder(state.folder.to_path_buf());
+        let path = state.folder;
+        let folder = Folder {
+            path: path.to_path_buf(),
+            _held: Hold::take(path, path)?,
+        };
         let wanted = format!("{LAYOUT} {}", state.key);
-        let key = std::fs::read_to_string(state.folder.join(KEY)).ok();
-        if key.as_ref() != Some(&wanted) {
-            State::clear(state.folder)?;
-            let problem = |problem| Folder::problem(state.folder, problem);
-            std::fs::create_dir_all(state.folder).map_err(problem)?;
-            for entry in std::fs::read_dir(state.folder).map_err(problem)? {
-                // A key that a kill kept from its place is nobody's.
-                if entry.map_err(problem)?.file_name() != KEY_DRAFT {
-                    let sentence = "is where unfinished palettizing would lie, but holds other files; move it away, or write the package elsewhere";
-                    return Err(CompressError::Model(ModelError::file(
-                        state.folder,
-                        sentence,
-                    )));
-                }
-            }
-            folder.put(KEY, &mut |out| out(wanted.as_bytes()))?;
+        let key = std::fs::read_to_string(path.join(KEY)).ok();
+        if key.as_ref() == Some(&wanted) {
+            return Ok(folder);
         }
+        let problem = |problem| Folder::problem(path, problem);
+        if key.is_some() {
+            empty(path).map_err(problem)?;
+        }
+        for entry in std::fs::read_dir(path).map_err(problem)? {
+            let name = entry.map_err(problem)?.file_name();
+            if !BEFORE.iter().any(|before| name == *before) {
+                let sentence = "is where unfinished palettizing would lie, but holds other files; move it away, or write the package elsewhere";
+                return Err(CompressError::Model(ModelError::file(path, sentence)));
+            }
+        }
+        folder.put(KEY, &mut |out| out(wanted.as_bytes()))?;
         Ok(folder)
     }
 
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     pub fn problem(path: &Path, problem: std::io::Error) -> CompressError {
@@ -254,15 +273,15 @@ impl Folder {
     }
 
     pub fn has(&self, name: &str, number: usize) -> bool {
-        self.0.join(numbered(name, number)).is_file()
+        self.path.join(numbered(name, number)).is_file()
     }
 
     pub fn has_tensors(&self, name: &str) -> bool {
-        self.0.join(format!("{name}.safetensors")).is_file()
+        self.path.join(format!("{name}.safetensors")).is_file()
     }
 
     pub fn remove(&self, name: &str, number: usize) -> Result<(), CompressError> {
-        let path = self.0.join(numbered(name, number));
+        let path = self.path.join(numbered(name, number));
         match std::fs::remove_file(&path) {
             Err(problem) if problem.kind() != std::io::ErrorKind::NotFound => {
                 Err(Folder::problem(&path, problem))
@@ -280,7 +299,7 @@ impl Folder {
             &mut dyn FnMut(&[u8]) -> Result<(), CompressError>,
         ) -> Result<(), CompressError>,
     ) -> Result<(), CompressError> {
-        let (part, path) = (self.0.join(format!("{name}.part")), self.0.join(name));
+        let (part, path) = (self.path.join(format!("{name}.part")), self.path.join(name));
         let wrong = |problem| Folder::problem(&part, problem);
         let mut file = BufWriter::new(File::create(&part).map_err(wrong)?);
         make(&mut |bytes| file.write_all(bytes).map_err(wrong))?;
@@ -293,7 +312,7 @@ impl Folder {
 
     /// So many numbers of a file; nothing where there is none.
     pub fn numbers(&self, name: &str, count: usize) -> Result<Option<Vec<f64>>, CompressError> {
-        let path = self.0.join(name);
+        let path = self.path.join(name);
         match std::fs::read(&path) {
             Ok(bytes) if bytes.len() == 8 * count => {
                 let numbers = bytes.as_chunks().0.iter();
@@ -322,18 +341,17 @@ impl Folder {
             })
             .collect();
         let draft = format!("{name}.part");
-        stored::write(&self.0, &draft, &outputs, usize::MAX)?;
-        let part = self.0.join(format!("{draft}.safetensors"));
+        stored::write(&self.path, &draft, &outputs, usize::MAX)?;
+        let part = self.path.join(format!("{draft}.safetensors"));
         let wrong = |problem| Folder::problem(&part, problem);
         File::open(&part)
             .and_then(|file| file.sync_all())
             .map_err(wrong)?;
-        std::fs::rename(&part, self.0.join(format!("{name}.safetensors"))).map_err(wrong)
+        std::fs::rename(&part, self.path.join(format!("{name}.safetensors"))).map_err(wrong)
     }
 
     pub fn tensors(&self, name: &str) -> Result<Stored, CompressError> {
-        Ok(Stored::open_file(
-            &self.0.join(format!("{name}.safetensors")),
-        )?)
+        let path = self.path.join(format!("{name}.safetensors"));
+        Stored::open_file(&path).map_err(|_| Folder::damaged(&path))
     }
 }

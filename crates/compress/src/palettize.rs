@@ -81,6 +81,14 @@ pub fn palettize<D: AsRef<[u32]>>(
     settings.validate()?;
     let started = Instant::now();
     let mut watch = Watch::new(progress, interrupt);
+    let told = |calibration: &Calibration, watch: &mut Watch| {
+        let (found, asked) = (calibration.tokens(), settings.calibration_tokens);
+        if 2 * found < asked {
+            watch.say(&format!(
+                "the calibration text has {found} tokens of the {asked} that `calibration_tokens` asks for; what is chosen by so few may serve other text badly"
+            ));
+        }
+    };
     let mut report = match settings.sensitivity {
         Sensitivity::Predicted => {
             refuse_package(checkpoint)?;
@@ -88,6 +96,7 @@ pub fn palettize<D: AsRef<[u32]>>(
             // Before anything is read.
             Budget::new(settings, blocks.config())?;
             let calibration = settings.calibrate(documents, blocks.config())?;
+            told(&calibration, &mut watch);
             stream::run(
                 pool,
                 settings,
@@ -101,6 +110,7 @@ pub fn palettize<D: AsRef<[u32]>>(
         Sensitivity::Measured => {
             let decoder = checkpoint::open(checkpoint)?;
             let calibration = settings.calibrate(documents, decoder.config())?;
+            told(&calibration, &mut watch);
             let folder = Folder::open(&state)?;
             let (compressed, report) =
                 run(pool, settings, decoder, &calibration, &folder, &mut watch)?;

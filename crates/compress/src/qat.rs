@@ -322,9 +322,10 @@ fn wrapped(
         for projection in &layout.projections {
             let shape = (projection.rows, layout.inputs);
             let weight = stored.take_palettized(&projection.name, shape)?;
-            let values = weights
-                .next()
-                .map(|(_, values)| Tensor::new(&[shape.0, shape.1], values));
+            let values = weights.next().map(|(_, mut values)| {
+                into_cells(&weight, &mut values);
+                Tensor::new(&[shape.0, shape.1], values)
+            });
             let from = match (values, settings.temperature) {
                 (None, _) => LearntFrom::Indices(unpacked(&weight)),
                 (Some(weights), None) => LearntFrom::Nearest(weights),
@@ -351,6 +352,56 @@ fn learnt(weight: &PaletteWeight, entries: Tensor, factors: Tensor, from: Learnt
         factors,
         scales: scales.iter().map(|scale| scale.to_f32()).collect(),
         from,
+    }
+}
+
+/// Moves weights that are nearer to another entry than the package's towards it until it is the nearest: so the run begins with the package,
+/// and with what error feedback chose. `values` are `[rows, cols]`.
+fn into_cells(weight: &PaletteWeight, values: &mut [f32]) {
+    /// A little inside the cell, so that rounding does not undo it.
+    const INSIDE: f32 = 0.999;
+    let (view, bits, cols) = (weight.view(), weight.bits(), weight.cols());
+    let (entries, width) = (bits.entries(), bits.indices(cols));
+    let indices = unpacked(weight);
+    for (row, values) in values.chunks_exact_mut(cols).enumerate() {
+        let scale = view.scales()[row].to_f32();
+        if scale == 0.0 {
+            continue;
+        }
+        let table = &view.palette()[row / STRIP * bits.table()..][..bits.table()];
+        let entry = |half: usize, k: usize| f32::from(table[half * entries + k]);
+        for (number, &chosen) in indices[row * width..][..width].iter().enumerate() {
+            let (inputs, chosen) = (bits.inputs(number), usize::from(chosen));
+            let inputs = &inputs[..bits.dims()];
+            // From the entry p to w: what is nearest to p + share (w − p) is p as long as 2 share (w − p)·d < |d|² for all others, d away.
+            let away = |half: usize, input: usize| match values.get(input) {
+                Some(w) => w / scale - entry(half, chosen),
+                None => 0.0,
+            };
+            let away: [f32; 2] = std::array::from_fn(|half| match inputs.get(half) {
+                Some(&input) => away(half, input),
+                None => 0.0,
+            });
+            let mut share = 1.0f32;
+            for other in 0..entries {
+                let (mut along, mut square) = (0.0, 0.0);
+                for (half, away) in away.iter().enumerate().take(bits.dims()) {
+                    let d = entry(half, other) - entry(half, chosen);
+                    along += away * d;
+                    square += d * d;
+                }
+                if square > 0.0 && 2.0 * share * along > INSIDE * square {
+                    share = INSIDE * square / (2.0 * along);
+                }
+            }
+            if share < 1.0 {
+                for (half, &input) in inputs.iter().enumerate() {
+                    if let Some(w) = values.get_mut(input) {
+                        *w = scale * (entry(half, chosen) + share * away[half]);
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -21,6 +21,11 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// Says a sentence between parts.
+    pub fn say(&mut self, sentence: &str) {
+        self.progress.message(sentence);
+    }
+
     /// Runs a named part of the work, which ends for the listener however it ends.
     pub fn part<T>(
         &mut self,
