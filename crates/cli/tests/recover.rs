@@ -177,6 +177,10 @@ fn what_cannot_be_recovered_is_refused_with_a_sentence() {
         "inputs.teacher=04-palettize",
         "a checkpoint is wanted here",
     );
+    // The same weights, once made into a package and back: another checkpoint.
+    let convert = "convert --from hf --to hf --in runs/mini/04-palettize --out runs/mini/other";
+    ok(dir, &convert.split(' ').collect::<Vec<_>>());
+    refused(2, "inputs.teacher=other", "was made of another checkpoint");
 }
 
 #[test]

@@ -501,7 +501,10 @@ mod tests {
             target_bpw,
             ..Settings::default()
         };
-        refused(&three(3.0), &["three bits everywhere"]);
+        refused(
+            &three(3.0),
+            &["nothing is left to choose", "takes 3.278 bits a weight"],
+        );
         let budget = Budget::new(&three(3.5), &config()).unwrap();
         let (bits, curve) = budget.choose(&vec![vec![0.5, 0.0]; 21]);
         assert!(bits.iter().all(|bits| *bits == Bits::Three));

@@ -511,6 +511,7 @@ mod tests {
             let (compressed, want) =
                 run(&pool, &settings, decoder, &calibration, &kept, &mut watch).unwrap();
             compressed.write(whole.path()).unwrap();
+            drop(kept); // the place is held by one at a time
             let got = stream::run(
                 &pool,
                 &settings,

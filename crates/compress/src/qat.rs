@@ -323,7 +323,7 @@ fn wrapped(
             let shape = (projection.rows, layout.inputs);
             let weight = stored.take_palettized(&projection.name, shape)?;
             let values = weights.next().map(|(_, mut values)| {
-                into_cells(&weight, &mut values);
+                as_stored(&weight, &mut values);
                 Tensor::new(&[shape.0, shape.1], values)
             });
             let from = match (values, settings.temperature) {
@@ -355,49 +355,31 @@ fn learnt(weight: &PaletteWeight, entries: Tensor, factors: Tensor, from: Learnt
     }
 }
 
-/// Moves weights that are nearer to another entry than the package's towards it until it is the nearest: so the run begins with the package,
-/// and with what error feedback chose. `values` are `[rows, cols]`.
-fn into_cells(weight: &PaletteWeight, values: &mut [f32]) {
-    /// A little inside the cell, so that rounding does not undo it.
-    const INSIDE: f32 = 0.999;
+/// Puts weights that are nearer to another entry than the package's where the package has them: so the run begins with the package, and with what
+/// error feedback chose. Anywhere else in the entry's cell they would soon leave it again (LOG.md). `values` are `[rows, cols]`.
+fn as_stored(weight: &PaletteWeight, values: &mut [f32]) {
     let (view, bits, cols) = (weight.view(), weight.bits(), weight.cols());
     let (entries, width) = (bits.entries(), bits.indices(cols));
     let indices = unpacked(weight);
     for (row, values) in values.chunks_exact_mut(cols).enumerate() {
         let scale = view.scales()[row].to_f32();
-        if scale == 0.0 {
-            continue;
-        }
         let table = &view.palette()[row / STRIP * bits.table()..][..bits.table()];
-        let entry = |half: usize, k: usize| f32::from(table[half * entries + k]);
         for (number, &chosen) in indices[row * width..][..width].iter().enumerate() {
-            let (inputs, chosen) = (bits.inputs(number), usize::from(chosen));
-            let inputs = &inputs[..bits.dims()];
-            // From the entry p to w: what is nearest to p + share (w − p) is p as long as 2 share (w − p)·d < |d|² for all others, d away.
-            let away = |half: usize, input: usize| match values.get(input) {
-                Some(w) => w / scale - entry(half, chosen),
-                None => 0.0,
+            let inputs = &bits.inputs(number)[..bits.dims()];
+            let stored = |half: usize, k: usize| scale * f32::from(table[half * entries + k]);
+            let off = |k: usize| -> f32 {
+                let halves = inputs.iter().enumerate();
+                let offs = halves.filter_map(|(half, &input)| {
+                    let w = values.get(input)?;
+                    Some((w - stored(half, k)).powi(2))
+                });
+                offs.sum()
             };
-            let away: [f32; 2] = std::array::from_fn(|half| match inputs.get(half) {
-                Some(&input) => away(half, input),
-                None => 0.0,
-            });
-            let mut share = 1.0f32;
-            for other in 0..entries {
-                let (mut along, mut square) = (0.0, 0.0);
-                for (half, away) in away.iter().enumerate().take(bits.dims()) {
-                    let d = entry(half, other) - entry(half, chosen);
-                    along += away * d;
-                    square += d * d;
-                }
-                if square > 0.0 && 2.0 * share * along > INSIDE * square {
-                    share = INSIDE * square / (2.0 * along);
-                }
-            }
-            if share < 1.0 {
+            let (chosen, own) = (usize::from(chosen), off(usize::from(chosen)));
+            if (0..entries).any(|other| off(other) < own) {
                 for (half, &input) in inputs.iter().enumerate() {
                     if let Some(w) = values.get_mut(input) {
-                        *w = scale * (entry(half, chosen) + share * away[half]);
+                        *w = stored(half, chosen);
                     }
                 }
             }

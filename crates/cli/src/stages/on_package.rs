@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use russet_artifact::Recipe;
+use russet_artifact::{Artifact, InputKind, InputRecord, Kind, Recipe};
 use russet_compress::{
     HeldOut, QAT_REPORT, QatReport, QatSettings, RECOVER_REPORT, RecoverReport, RecoverSettings,
 };
@@ -177,6 +177,30 @@ fn read(app: &App, recipe: PackageRecipe, stage: StageName, learns: Learns) -> R
     })
 }
 
+/// Refuses a teacher other than the checkpoint that the package was made of, where manifests can tell: adapters would be fitted to the
+/// difference, and weights would begin with another model's.
+fn made_of(package: &Path, teacher: &Path) -> Result<()> {
+    let (Ok(made), Ok(taught)) = (Artifact::open_any(package), Artifact::open_any(teacher)) else {
+        return Ok(()); // what is wrong with either is told where it is read
+    };
+    let other = |input: &&InputRecord| {
+        let both = input.kind == InputKind::Artifact(Kind::Checkpoint);
+        both && taught.kind() == Kind::Checkpoint && input.blake3 != taught.manifest().identity()
+    };
+    match made.manifest().inputs.get("checkpoint").filter(other) {
+        Some(input) => {
+            Err(Usage(format!(
+                "`inputs.teacher` is {}, but {} was made of another checkpoint, {} from there; name that one, or a copy of it",
+                teacher.display(),
+                package.display(),
+                input.path
+            ))
+            .into())
+        }
+        None => Ok(()),
+    }
+}
+
 impl Learns {
     fn word(&self) -> &'static str {
         match self {
@@ -337,6 +361,7 @@ impl Work for OnPackage {
         let teacher = teacher.map(|name: &Path| place.input(name));
         let mut plan = russet_train::Plan::new(self.settings.clone(), self.sources(place))?;
         if let Some(teacher) = &teacher {
+            made_of(&place.input(&self.inputs.package), teacher)?;
             plan = plan.taught_by(TeacherInput::Checkpoint(teacher.clone()))?;
         }
         let (out, tool, resume) = (&place.out, &app.tool, place.resume);
