@@ -201,7 +201,7 @@ fn a_package_has_the_bytes_that_were_asked_for_and_the_bits_that_were_pinned() {
     let [least, most] = [2, 4].map(|bits| {
         let said = all(bits).check(&config).unwrap_err().to_string();
         let number = said
-            .split("can have ")
+            .split("takes ")
             .nth(1)
             .unwrap()
             .split(' ')
