@@ -157,15 +157,52 @@ if "ideas" in groups:
     palettized("and sensitivities measured", "i-measured", *options, "--set", 'palettize.sensitivity="measured"')
     palettized("and 3 bits, sensitivities predicted (the default)", *DEFAULT)
     palettized("and rotated", f"h-{DEFAULT[0]}", *DEFAULT[1:], "--set", 'palettize.rotation="hadamard"')
+FOUR_TABLE = ("t4-3.5", *DEFAULT[1:], "--table-bits", 4)
+
+
+def dense_of(name, path):
+    """A package's weights decoded to f32."""
+    dense = f"{args.out}/{name}.dense"
+    if not os.path.exists(dense):
+        run(args.russet, "convert", "--from", "hf", "--to", "hf", "--in", path, "--out", dense)
+    return dense
+
+
+def with_table(name, dense):
+    """The checkpoint with the embedding of another one of its shape in f32."""
+    place, table = f"{args.out}/{name}.tabled", "model.embed_tokens.weight"
+    if not os.path.exists(place):
+        def found(file):
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))[table]
+            assert header["dtype"] == "F32", f"{table} is {header['dtype']}, and only f32 can be put in its place"
+            begin, end = header["data_offsets"]
+            return 8 + size + begin, end - begin
+
+        os.makedirs(place + ".tmp", exist_ok=True)
+        for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors"):
+            if os.path.exists(f"{args.model}/{file}"):
+                shutil.copy(f"{args.model}/{file}", place + ".tmp")
+        with open(f"{dense}/model.safetensors", "rb") as come, open(f"{place}.tmp/model.safetensors", "r+b") as go:
+            (source, length), (target, same) = found(come), found(go)
+            assert length == same, f"{table} has {length} bytes in {dense}, and {same} in {args.model}"
+            come.seek(source)
+            go.seek(target)
+            go.write(come.read(length))
+        os.rename(place + ".tmp", place)
+    return place
+
+
 if "parts" in groups:
     heading("Parts", "| |")
     whole = os.path.getsize(f"{args.model}/model.safetensors")
     row("cache in 8 bits, checkpoint", 32, whole, against("p-cache", args.model, "--cache-type", "q8"))
+    for bits, (name, *options) in ((8, DEFAULT), (4, FOUR_TABLE)):
+        path, _ = package(name, *options)
+        row(f"table in {bits} bits, checkpoint", 32, whole, against(f"p-table-{bits}", with_table(name, dense_of(name, path))))
     for label, (name, *options) in (("palettes of 4 bits", FOUR), ("3.5 bits", DEFAULT)):
         path, report = package(name, *options)
-        dense = f"{args.out}/{name}.dense"
-        if not os.path.exists(dense):
-            run(args.russet, "convert", "--from", "hf", "--to", "hf", "--in", path, "--out", dense)
+        dense = dense_of(name, path)
         row(f"{label}, weights and table alone", report["bpw"], report["bytes"], against(f"p-{name}-dense", dense))
         row(f"{label}, and activations in 8 bits", report["bpw"], report["bytes"], against(name, path))
         row(f"{label}, and the cache", report["bpw"], report["bytes"], against(f"p-{name}-cache", path, "--cache-type", "q8"))
@@ -229,7 +266,7 @@ if "qat" in groups:
 if "tables" in groups:
     heading("Tables, at 3.5 bits of 2, 3 or 4", "| the embedding has |")
     palettized("8", *DEFAULT)
-    palettized("4", "t4-3.5", *DEFAULT[1:], "--table-bits", 4)
+    palettized("4", *FOUR_TABLE)
 if "rotation" in groups:
     heading("Rotation", "| projections have | rotation |")
     for label, (name, *options) in (("2", TWO), ("3", THREE), ("2, 3 or 4", DEFAULT), ("4", FOUR)):

@@ -35,6 +35,9 @@ struct Table<'a>([&'a [f32]; 2]);
 /// Room for what each entry counts.
 type Shares = [f32; 256];
 
+/// The logarithm of 2⁻²⁵, half of what f32 tells from 1.
+const NOTHING: f32 = -17.328_68;
+
 impl<'a> Codebook<'a> {
     fn check(&self, out: usize) {
         assert_eq!(
@@ -125,7 +128,13 @@ impl Table<'_> {
         }
         let mut sum = 0.0;
         for share in &mut shares[..count] {
-            *share = libm::expf((least - *share) / tau);
+            let power = (least - *share) / tau;
+            // Most entries are far away: what would not change a sum of one and more is nothing, and costs no exponential.
+            *share = if power > NOTHING {
+                libm::expf(power)
+            } else {
+                0.0
+            };
             sum += *share;
         }
         let mut means = [0.0; 2];
@@ -298,6 +307,9 @@ pub fn soften_backward(
             let back = through(strip, &shares, means, d);
             *d_scale += d[0] * means[0] + d[1] * means[1] - v[0] * back[0] - v[1] * back[1];
             for (k, share) in shares[..count].iter().enumerate() {
+                if *share == 0.0 {
+                    continue;
+                }
                 let p = [table.0[0][k], table.0[1][k]];
                 let gain = d[0] * (p[0] - means[0]) + d[1] * (p[1] - means[1]);
                 let pull = 2.0 / tau[strip] * gain;
