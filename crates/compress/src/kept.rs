@@ -31,7 +31,7 @@ impl State<'_> {
     /// # Errors
     /// When the disk refuses.
     pub fn clear(folder: &Path) -> Result<(), CompressError> {
-        if !folder.join(KEY).is_file() {
+        if !is_state(folder) {
             return Ok(());
         }
         match Hold::take(folder, folder) {
@@ -44,6 +44,17 @@ impl State<'_> {
         .and_then(|()| std::fs::remove_dir(folder))
         .map_err(|problem| Folder::problem(folder, problem))
     }
+}
+
+/// Whether a folder is one of a state: its key is a layout's number and what it belongs to, and nothing in it is a folder.
+fn is_state(folder: &Path) -> bool {
+    let key = std::fs::read_to_string(folder.join(KEY)).unwrap_or_default();
+    let number = key.split_once(' ').map_or("", |(number, _)| number);
+    let ours = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let plain = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+    };
+    ours && std::fs::read_dir(folder).is_ok_and(|mut entries| entries.all(plain))
 }
 
 /// Removes what a state's folder holds but its lock, the key last.
@@ -241,7 +252,7 @@ impl Folder {
             return Ok(folder);
         }
         let problem = |problem| Folder::problem(path, problem);
-        if key.is_some() {
+        if is_state(path) {
             empty(path).map_err(problem)?;
         }
         for entry in std::fs::read_dir(path).map_err(problem)? {

@@ -161,17 +161,15 @@ impl Model {
 
     /// Refuses moments that overflowed: what is made of them would choose nothing.
     pub fn check_moments(&self) -> Result<(), CompressError> {
-        let overflowed = |product: &Product| {
-            let Moments { inputs, fisher, .. } = &product.moments;
-            !(inputs.iter().all(|x| x.is_finite()) && fisher.iter().all(|x| x.is_finite()))
+        let too_large = |product: &Product| {
+            let moments = &product.moments;
+            let mut floats = moments.fisher.iter().chain(&moments.token_weights);
+            !(moments.inputs.iter().all(|x| x.is_finite()) && floats.all(|x| x.is_finite()))
         };
         let mut named = self.projections.iter();
-        match named.find(|projection| overflowed(&self.products[projection.product])) {
+        match named.find(|projection| too_large(&self.products[projection.product])) {
             None => Ok(()),
-            Some(projection) => Err(CompressError::Calibration(format!(
-                "brings numbers too large for f32 to `{}`; the checkpoint is probably of a diverged run",
-                projection.name
-            ))),
+            Some(projection) => Err(overflowed(&projection.name)),
         }
     }
 
@@ -212,6 +210,13 @@ pub(crate) fn check_tables(decoder: &Decoder) -> Result<(), CompressError> {
         )?;
     }
     Ok(())
+}
+
+/// What is said of calibration text that brings infinities to a projection.
+pub(crate) fn overflowed(name: &str) -> CompressError {
+    CompressError::Calibration(format!(
+        "brings numbers too large for f32 to `{name}`; the checkpoint is probably of a diverged run"
+    ))
 }
 
 /// The loss of calibration text, refused where it is no number.

@@ -11,7 +11,7 @@ use crate::curvature::Curvature;
 use crate::feedback::Refinement;
 use crate::importance::Weights;
 use crate::matrix::{self, Fitted};
-use crate::model::{Model, Product};
+use crate::model::{Model, Product, overflowed};
 use crate::settings::{Settings, Weighting};
 use crate::tap::{Covariance, Listen};
 use crate::watch::Watch;
@@ -132,6 +132,11 @@ pub(crate) fn refine(
         };
         let (mut sum, width) = (covariance.sum, product.layout.inputs);
         let outputs = covariance.outputs;
+        if !(sum.iter().all(|x| x.is_finite()) && outputs.iter().all(|x| x.is_finite())) {
+            let mut named = model.projections.iter();
+            let of = named.find(|projection| projection.product == number);
+            return Err(overflowed(of.map_or("a product", |of| &of.name)));
+        }
         let of_product = |fits: &[Fitted], pairs: bool| -> Vec<usize> {
             let all = model.projections.iter().zip(fits).enumerate();
             all.filter(|(_, (projection, fit))| {

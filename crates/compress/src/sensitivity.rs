@@ -17,7 +17,7 @@ use crate::calibration::{Batch, Calibration};
 use crate::importance::Weights;
 use crate::kept::{Folder, numbered};
 use crate::matrix::{self, Fitted};
-use crate::model::{Model, Projection};
+use crate::model::{Model, Projection, overflowed};
 use crate::watch::Watch;
 
 /// At most so many tokens are run for each measurement.
@@ -121,6 +121,9 @@ pub(crate) fn measured(
                             &hidden_states(pool, &model.decoder, &part),
                         );
                         model.products[projection.product].tap.replace(None);
+                    }
+                    if !costs.iter().all(|cost| cost.is_finite()) {
+                        return Err(overflowed(&projection.name));
                     }
                     let rises: Vec<f64> = over_four(&costs).collect();
                     kept.put_numbers(&name, &rises)?;

@@ -752,6 +752,13 @@ fn cut_off(sensitivity: Sensitivity) -> (tempfile::TempDir, PathBuf, Again) {
     let to = tempfile::tempdir().unwrap();
     let problem = go(usize::MAX, "one", to.path()).unwrap_err().to_string();
     assert!(problem.contains("holds other files"), "{problem}");
+    // Nor are those of a folder with a key of its own.
+    std::fs::write(folder.join("key"), "to the cellar").unwrap();
+    State::clear(&folder).unwrap();
+    let problem = go(usize::MAX, "one", to.path()).unwrap_err().to_string();
+    assert!(problem.contains("holds other files"), "{problem}");
+    let kept = std::fs::read(folder.join("hidden-00001")).unwrap();
+    assert_eq!(kept, b"of another model");
     std::fs::remove_dir_all(&folder).unwrap();
     go(2, "one", to.path()).unwrap_err();
     // Of other work nothing is taken over.

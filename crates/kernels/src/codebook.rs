@@ -129,7 +129,7 @@ impl Table<'_> {
         let mut sum = 0.0;
         for share in &mut shares[..count] {
             let power = (least - *share) / tau;
-            // Most entries are far away: what would not change a sum of one and more is nothing, and costs no exponential.
+            // Most entries are far away: a share that would not change a sum of one is nothing, and costs no exponential. All of 255 together come to 8e-6.
             *share = if power > NOTHING {
                 libm::expf(power)
             } else {
