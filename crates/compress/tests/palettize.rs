@@ -761,6 +761,13 @@ fn cut_off(sensitivity: Sensitivity) -> (tempfile::TempDir, PathBuf, Again) {
     assert_eq!(kept, b"of another model");
     std::fs::remove_dir_all(&folder).unwrap();
     go(2, "one", to.path()).unwrap_err();
+    // One process at a time; and whoever is at work keeps its files.
+    let held = russet_artifact::Hold::take(&folder, &folder).unwrap();
+    let problem = go(usize::MAX, "one", to.path()).unwrap_err().to_string();
+    assert!(problem.contains("another process is at work"), "{problem}");
+    State::clear(&folder).unwrap();
+    assert!(folder.join("key").is_file());
+    drop(held);
     // Of other work nothing is taken over.
     std::fs::write(folder.join("hidden-00001"), "of another model").unwrap();
     let to = tempfile::tempdir().unwrap();
