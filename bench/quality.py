@@ -127,6 +127,7 @@ DEFAULT = ("w234-3.5", "--bits", "2,3,4", "--target-bpw", 3.5)
 TWO = ("w2", "--bits", 2, "--target-bpw", 4)
 THREE = ("w3", "--bits", 3, "--target-bpw", 4)
 FOUR = ("w4", "--bits", 4, "--target-bpw", 5)
+FOUR_TABLE = ("t4-3.5", *DEFAULT[1:], "--table-bits", 4)
 if "widths" in groups:
     heading("Widths", "| projections have |")
     palettized("2", *TWO)
@@ -136,6 +137,9 @@ if "widths" in groups:
     palettized("3", *THREE)
     palettized("2 or 4", *AFM)
     palettized("2, 3 or 4", *DEFAULT)
+    for tokens in (8192, 131072):
+        palettized(f"2, 3 or 4, {tokens:,} tokens of calibration", f"c-{tokens}", *DEFAULT[1:], "--set", f"palettize.calibration_tokens={tokens}")
+    palettized("2, 3 or 4", "w234-3.69", "--bits", "2,3,4", "--target-bpw", 3.69)
     palettized("3 or 4", "w34-3.5", "--bits", "3,4", "--target-bpw", 3.5)
     palettized("4", *FOUR)
 if "pairs" in groups:
@@ -157,7 +161,6 @@ if "ideas" in groups:
     palettized("and sensitivities measured", "i-measured", *options, "--set", 'palettize.sensitivity="measured"')
     palettized("and 3 bits, sensitivities predicted (the default)", *DEFAULT)
     palettized("and rotated", f"h-{DEFAULT[0]}", *DEFAULT[1:], "--set", 'palettize.rotation="hadamard"')
-FOUR_TABLE = ("t4-3.5", *DEFAULT[1:], "--table-bits", 4)
 
 
 def dense_of(name, path):

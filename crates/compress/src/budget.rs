@@ -153,7 +153,7 @@ impl Budget {
         let (least, most) = (self.least(), self.most());
         // Where there is nothing to choose, a target only has to be large enough.
         let chosen = self.open.iter().any(|open| open.len() > 1);
-        let but = match settings.pins.is_empty() {
+        let but = match settings.pins.is_empty() || !chosen {
             false => ", as far as pins let it",
             true => "",
         };

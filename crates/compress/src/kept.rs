@@ -3,7 +3,7 @@
 //! Each is written beside its place, synced and renamed in. Nothing here knows in what order.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use russet_artifact::{Error as ArtifactError, Hold};
@@ -34,15 +34,18 @@ impl State<'_> {
         if !is_state(folder) {
             return Ok(());
         }
-        match Hold::take(folder, folder) {
-            Ok(_held) => empty(folder),
+        let _held = match Hold::take(folder, folder) {
+            Ok(held) => held,
             // Somebody is at work in it.
             Err(ArtifactError::Held { .. }) => return Ok(()),
             Err(problem) => return Err(problem.into()),
+        };
+        let emptied = empty(folder).and_then(|()| std::fs::remove_file(folder.join(LOCK)));
+        match emptied.and_then(|()| std::fs::remove_dir(folder)) {
+            // Somebody has begun in it in the meantime.
+            Err(problem) if problem.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
+            done => done.map_err(|problem| Folder::problem(folder, problem)),
         }
-        .and_then(|()| std::fs::remove_file(folder.join(LOCK)))
-        .and_then(|()| std::fs::remove_dir(folder))
-        .map_err(|problem| Folder::problem(folder, problem))
     }
 }
 
@@ -294,7 +297,7 @@ impl Folder {
     pub fn remove(&self, name: &str, number: usize) -> Result<(), CompressError> {
         let path = self.path.join(numbered(name, number));
         match std::fs::remove_file(&path) {
-            Err(problem) if problem.kind() != std::io::ErrorKind::NotFound => {
+            Err(problem) if problem.kind() != ErrorKind::NotFound => {
                 Err(Folder::problem(&path, problem))
             }
             _ => Ok(()),
@@ -330,7 +333,7 @@ impl Folder {
                 Ok(Some(numbers.map(|&b| f64::from_le_bytes(b)).collect()))
             }
             Ok(_) => Err(Folder::damaged(&path)),
-            Err(problem) if problem.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(problem) if problem.kind() == ErrorKind::NotFound => Ok(None),
             Err(problem) => Err(Folder::problem(&path, problem)),
         }
     }

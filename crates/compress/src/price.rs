@@ -97,6 +97,9 @@ impl Settings {
             let projections = 5 * layers + 2 * config.kv_layers();
             passes += share * (fitted.len() * projections) as f64;
         }
+        if fisher && self.sensitivity == Sensitivity::Predicted {
+            passes += 1.0; // forward once more on the way back, a block at a time
+        }
         flops += passes * tokens * forward;
 
         let rows = BATCH.max(self.sequence.min(config.context));

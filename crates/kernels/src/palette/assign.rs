@@ -7,6 +7,7 @@
 //! Every weight meets every middle, so that nothing is looked up or scattered. Sums are f32 in [`LANES`] lanes for [`PIECE`] weights and then
 //! f64; no fused multiply-adds: every instruction set says the same.
 
+use super::columns::{ENTRIES, WHOLE};
 use crate::Isa;
 use crate::simd::{Body, Simd, dispatch};
 
@@ -15,9 +16,6 @@ const LANES: usize = 16;
 
 /// Weights whose sums are f32: 64 additions a lane.
 const PIECE: usize = 64 * LANES;
-
-/// Entries of the largest table.
-const ENTRIES: usize = 16;
 
 /// What a row's weights come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -120,9 +118,6 @@ struct Lanes {
     total: [[f32; LANES]; ENTRIES],
     error: [f32; LANES],
 }
-
-/// A whole number below 2²³ is the lowest bits of its sum with 2²³.
-const WHOLE: f32 = 8_388_608.0;
 
 /// `LANES` weights, in as many vectors as they take.
 #[inline(always)]

@@ -14,7 +14,7 @@ use crate::simd::{Body, Simd, dispatch};
 pub const COLUMNS: usize = 128;
 
 /// Entries of the largest table of single weights.
-const ENTRIES: usize = 16;
+pub(super) const ENTRIES: usize = 16;
 
 /// How a sweep over columns chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ impl Body for Block<'_> {
 }
 
 /// A whole number below 2²³ is the lowest bits of its sum with 2²³.
-const WHOLE: f32 = 8_388_608.0;
+pub(super) const WHOLE: f32 = 8_388_608.0;
 
 #[inline(always)]
 fn body<S: Simd, const MIDDLES: usize, const FEEDBACK: bool>(simd: S, block: Block) -> f64 {
