@@ -311,8 +311,13 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
     // The projections alone: logits of one row and attention are little beside them, and left out.
     let operations = 2.0 * decoder.config().projection_parameters() as f64;
     let prefill_gop_s = measured.prefill_tokens_per_second * operations / 1e9;
-    let model_size: usize = decoder.linears().map(|l| l.stored_bytes()).sum::<usize>()
-        + decoder.output_table().stored_bytes();
+    let projections: usize = decoder.linears().map(|l| l.stored_bytes()).sum();
+    let model_size = projections + decoder.output_table().stored_bytes();
+    // Only palettes multiply in 8 bits; dense weights have two or four bytes each.
+    let of_peak = match projections < 2 * decoder.config().projection_parameters() {
+        true => format!("{prefill_gop_s:.0} of {peak:.0} GOP/s in 8 bits"),
+        false => format!("{prefill_gop_s:.0} GOP/s in floating point"),
+    };
     let shares = measured.profile.each_ref().map(|shares| {
         let kernels = shares.kernels.iter();
         let named = kernels.map(|(kernel, share)| (kernel.name().to_owned(), *share));
@@ -365,10 +370,9 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
         ],
     });
     let mut text = format!(
-        "{name}: {pp} {:.1} tokens/s, {:.0} of {peak:.0} GOP/s in 8 bits; {tg} {:.1} tokens/s, {} bytes of weights a step make {:.2} GB/s, \
+        "{name}: {pp} {:.1} tokens/s, {of_peak}; {tg} {:.1} tokens/s, {} bytes of weights a step make {:.2} GB/s, \
          memory reads {:.1} GB/s ({threads} threads)",
         measured.prefill_tokens_per_second,
-        prefill_gop_s,
         measured.decode_tokens_per_second,
         measured.bytes_per_token,
         measured.decode_gb_s(),

@@ -605,6 +605,7 @@ fn guided_and_guessed(dir: &Path, generate: &[&str], made: &Value) {
     refused(2, &["--logit-bias", "7"]);
     refused(2, &["--presence-penalty", "3"]);
     refused(2, &["--top-logprobs", "2"]);
+    refused(2, &["--stop", ""]);
     refused(2, &["--regex", "a", "--json-object"]);
     refused(2, &["--draft", "stories", "--prompt-lookup"]);
     let sentence = refused(1, &["--regex", "("]).stderr;

@@ -6,8 +6,32 @@ use std::collections::BTreeMap;
 
 use common::{CONTEXT, adapter, greedy, palettized, pool, tokens};
 use russet_engine::{Engine, EngineConfig, Flow, Generate, Request, bytes_per_token};
+use russet_model::KvFormat;
 use russet_tensor::Trace;
 use serde_json::Value;
+
+#[test]
+fn attention_moves_what_the_cache_holds() {
+    for (format, token) in [
+        (KvFormat::F32, 4 * 2 * 2 * 16),
+        (KvFormat::Int8, 2 * (16 + 16 + 8)),
+    ] {
+        let config = EngineConfig {
+            format,
+            ..EngineConfig::new(CONTEXT, 1)
+        };
+        let mut engine = Engine::new(palettized(), pool(1), config).unwrap();
+        engine.set_trace(Some(Trace::default()));
+        let request = greedy(tokens(1, 10), 3);
+        engine.generate(&request, &mut |_| Flow::Continue).unwrap();
+        let trace = engine.set_trace(None).unwrap();
+        let steps = trace.events().iter().filter(|e| e.op.name == "attention");
+        let moved: Vec<u64> = steps.map(|event| event.op.bytes).step_by(2).collect();
+        // Four heads of 16 in and out for each row, and what ten, eleven and twelve tokens have in two key heads of 16.
+        let expected = [(10, 10), (1, 11), (1, 12)].map(|(rows, keys)| rows * 512 + keys * token);
+        assert_eq!(moved, expected, "{format:?}");
+    }
+}
 
 #[test]
 fn operations_are_written_down_with_layers_bytes_and_flops() {

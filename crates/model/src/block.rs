@@ -73,12 +73,10 @@ impl Pass {
         ctx.timed(cost, |ctx| linear.forward_adapted(ctx, x, runs, place))
     }
 
-    /// What attention over the pass's segments comes to, through a window.
-    fn attention(&self, layer: usize, window: usize) -> Op {
+    /// What attention over the pass's segments comes to, through a window; `token_bytes` are those of a token's keys and values.
+    fn attention(&self, layer: usize, window: usize, token_bytes: usize) -> Op {
         let HeadShape {
-            heads,
-            kv_heads,
-            head_dim,
+            heads, head_dim, ..
         } = self.shape;
         let (mut keys, mut pairs) = (0, 0);
         for s in self.segments.iter() {
@@ -91,7 +89,7 @@ impl Pass {
         }
         let rows = self.rows.len();
         Op {
-            bytes: 4 * (2 * rows * heads + 2 * keys * kv_heads) as u64 * head_dim as u64,
+            bytes: (4 * 2 * rows * heads * head_dim + keys * token_bytes) as u64,
             flops: 4 * (pairs * heads * head_dim) as u64,
             ..op("attention", layer, rows)
         }
@@ -161,8 +159,12 @@ impl Block {
             ops::qk_norm_rope(ctx, shape, &qkv, norm, &pass.table, &pass.rows)
         });
         let lent = lends.then(|| ops::key_values(ctx, pass.shape, &qkv));
+        let token_bytes = match &cache {
+            Some(cache) => cache.pages.token_bytes(pass.shape),
+            None => 4 * 2 * pass.shape.kv_width(),
+        };
         let h = ctx.timed(
-            || pass.attention(layer, window),
+            || pass.attention(layer, window, token_bytes),
             |ctx| match &pass.ring {
                 None => {
                     let segments = &pass.segments;

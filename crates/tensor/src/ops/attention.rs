@@ -36,6 +36,15 @@ pub enum CachePages<'a> {
 }
 
 impl CachePages<'_> {
+    /// Bytes of the keys and values of one token.
+    pub fn token_bytes(&self, shape: HeadShape) -> usize {
+        let page = match self {
+            CachePages::F32 { .. } => 4 * kernel::page_len(shape),
+            CachePages::Int8 { .. } => kernel::page8_len(shape) + 4 * kernel::page8_scales(shape),
+        };
+        page / kernel::PAGE_TOKENS
+    }
+
     /// Adds the keys and values of new tokens to a sequence.
     fn append(&mut self, pool: &Pool, shape: HeadShape, rows: &[f32], past: usize, table: &[u32]) {
         match self {
