@@ -11,6 +11,7 @@ sequences at once instead of one. Memory reads are russet's probe, made in each 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -53,15 +54,20 @@ def tools():
         if not os.path.exists(archive):
             run(python, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--dest",
                 CACHE, f"llama_cpp_python=={VERSION}", env=path)
+        # Under its name only when it is whole and cured.
+        draft = os.path.join(CACHE, "llama-source.draft")
+        shutil.rmtree(draft, ignore_errors=True)
         with tarfile.open(archive) as files:
-            files.extractall(CACHE, filter="data")
+            files.extractall(draft, filter="data")
         # gcc 12 takes the intrinsic to read 8 of the 64 bytes, and leaves the stores to the others out: tiles are then none.
-        tiles = os.path.join(source, "vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp")
+        tiles = os.path.join(draft, os.path.basename(source), "vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp")
         with open(tiles) as file:
             text = file.read()
         with open(tiles, "w") as file:
             load = "    _tile_loadconfig(&tc);"
             file.write(text.replace(load, '    asm volatile("" : : "r"(&tc) : "memory");\n' + load))
+        os.rename(os.path.join(draft, os.path.basename(source)), source)
+        os.rmdir(draft)
     options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "BUILD_SHARED_LIBS=OFF", "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF",
                "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_SERVER=OFF", "LLAMA_BUILD_EXAMPLES=OFF"]
     folder = os.path.dirname(build)
