@@ -2,7 +2,7 @@
 //!
 //! Fresh memory from the system costs a page fault every 4 KiB, which for a training step is as
 //! dear as all of its norms. A dropped [`Buffer`] goes back to its [`Workspace`]; what is kept idle
-//! never makes the total exceed the largest amount that was live at one time.
+//! makes the total exceed the largest amount that was live at one time by 64 MiB at most.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
@@ -21,6 +21,10 @@ struct State {
     live_floats: usize,
     peak_floats: usize,
 }
+
+/// Idle numbers that may be kept beyond the peak: the halves of a layer want buffers of other sizes, and neither set should be
+/// made anew in each layer because of the other one.
+const SPARE: usize = 16 << 20;
 
 /// Numbers that a buffer of a workspace has to spare, so as to begin at a cache line: a vector across two lines costs as much as two.
 /// Counts leave them out.
@@ -94,7 +98,7 @@ impl Workspace {
         let mut state = self.state();
         let capacity = data.len() - SLACK;
         state.live_floats -= capacity;
-        if state.live_floats + state.idle_floats + capacity <= state.peak_floats {
+        if state.live_floats + state.idle_floats + capacity <= state.peak_floats + SPARE {
             state.idle_floats += capacity;
             state.idle.entry(capacity).or_default().push(data);
         }
@@ -151,14 +155,21 @@ mod tests {
     }
 
     #[test]
-    fn idle_memory_never_lifts_the_peak() {
+    fn idle_memory_lifts_the_peak_by_the_spare_at_most() {
         let workspace = Arc::new(Workspace::default());
-        for len in 1..200 {
-            drop(workspace.take(len * 100));
+        for len in 1..40 {
+            drop(workspace.take(len << 20));
         }
         let state = workspace.state();
-        assert!(state.idle_floats <= state.peak_floats);
-        assert_eq!(state.peak_floats, 19_900);
+        assert!(state.idle_floats <= state.peak_floats + SPARE);
+        assert_eq!(state.peak_floats, 39 << 20);
+    }
+
+    #[test]
+    fn two_sizes_in_turn_are_made_once_each() {
+        let workspace = Arc::new(Workspace::default());
+        let addresses = || [1000, 4000].map(|len| workspace.take(len).as_ptr());
+        assert_eq!(addresses(), addresses());
     }
 
     #[test]
