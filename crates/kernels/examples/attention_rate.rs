@@ -49,9 +49,10 @@ fn measure(pool: &Pool, heads: usize, past: usize, rounds: usize) {
                 .collect()
         })
         .collect();
-    let mut arena = vec![0.0f32; copies * pages * page_len(shape)];
-    let mut numbers = vec![0i8; copies * pages * page8_len(shape)];
-    let mut scales = vec![0.0f32; copies * pages * page8_scales(shape)];
+    // Not of zeros: memory that was never written would be timed as the system hands it out.
+    let mut arena = vec![1.0f32; copies * pages * page_len(shape)];
+    let mut numbers = vec![1i8; copies * pages * page8_len(shape)];
+    let mut scales = vec![1.0f32; copies * pages * page8_scales(shape)];
     let mut append = [vec![], vec![]];
     for table in &tables {
         for start in (0..past + rows).step_by(rows) {

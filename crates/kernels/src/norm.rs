@@ -42,7 +42,7 @@ pub fn rms_norm_forward(
         let x = &x[task * step * width..][..out.len()];
         // SAFETY: task `task` alone takes these rows.
         let inv_rms = unsafe { inv_rms.range(task * step, count) };
-        vectorize(pool.isa(), || {
+        vectorize!(pool.isa(), || {
             let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
             for ((x, out), inv_rms) in rows.zip(inv_rms) {
                 *inv_rms = inverse_rms(x, eps);
@@ -94,7 +94,7 @@ pub fn rms_norm_backward(
         let inv_rms = &inv_rms[task * step..];
         // SAFETY: each task takes its own row of partial sums.
         let d_weight = unsafe { shared.range(task * width, width) };
-        vectorize(pool.isa(), || {
+        vectorize!(pool.isa(), || {
             let rows = x.chunks_exact(width).zip(d_out.chunks_exact(width));
             for (((x, d_out), d_x), &inv_rms) in rows.zip(d_x.chunks_exact_mut(width)).zip(inv_rms)
             {

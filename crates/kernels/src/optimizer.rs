@@ -98,7 +98,7 @@ pub fn adamw_step(
             )
         };
         let grad = &grad[start..][..count];
-        vectorize(pool.isa(), || {
+        vectorize!(pool.isa(), || {
             for (((w, &g), m), v) in weight.iter_mut().zip(grad).zip(m).zip(v) {
                 let g = grad_scale * g;
                 *m = beta1 * *m + gain1 * g;

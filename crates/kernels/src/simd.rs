@@ -10,6 +10,7 @@
 //! kernels have their own.
 
 use crate::isa::Isa;
+use crate::quantize::rounded;
 use half::f16;
 
 #[cfg(target_arch = "x86_64")]
@@ -151,6 +152,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn mul_add_twos(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I;
     /// The nearest f32 of each integer.
     fn integers(self, x: Self::I) -> Self::V;
+    /// The nearest integer of each number, ties to even; any at all of one that 16 bits have no place for.
+    /// # Safety
+    /// `at` is writable for `LANES` numbers.
+    unsafe fn store_rounded(self, at: *mut i16, v: Self::V);
 
     /// eˣ to 2 units in the last place. 0 below -87.3 (where the result would be subnormal), finite
     /// above 88.3 (clamped), NaN for NaN.
@@ -253,21 +258,49 @@ pub(crate) fn dispatch_in<const BF16: bool, B: Body>(isa: Isa, body: B) -> B::Ou
     dispatch(isa, body)
 }
 
-/// Runs a closure compiled for `isa`, for loops that the compiler vectorises by itself.
+/// Runs a closure `|| …` compiled for an instruction set, for loops that the compiler vectorises by itself.
 ///
 /// Such loops contain no fused multiply-add and no reduction but over arrays of lanes, so they give
-/// the same bits on every instruction set.
-#[inline]
-pub(crate) fn vectorize<R>(isa: Isa, body: impl FnOnce() -> R) -> R {
-    struct Plain<F>(F);
-    impl<R, F: FnOnce() -> R> Body for Plain<F> {
-        type Out = R;
-        #[inline(always)]
-        fn run<S: Simd>(self, _: S) -> R {
-            (self.0)()
+/// the same bits on every instruction set. The closure is written out once for each set, which is why this is a macro: the compiler
+/// leaves one closure that all of them call standing where it is long, and compiles it without any.
+macro_rules! vectorize {
+    ($isa:expr, $body:expr) => {
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            $crate::Isa::Avx2 => $crate::simd::plain_avx2($body),
+            #[cfg(target_arch = "x86_64")]
+            $crate::Isa::Avx512 | $crate::Isa::Amx => $crate::simd::plain_avx512($body),
+            _ => $body(),
         }
+    };
+}
+pub(crate) use vectorize;
+
+/// A loop that uses no vectors of ours.
+#[cfg(target_arch = "x86_64")]
+struct Plain<F>(F);
+
+#[cfg(target_arch = "x86_64")]
+impl<R, F: FnOnce() -> R> Body for Plain<F> {
+    type Out = R;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> R {
+        (self.0)()
     }
-    dispatch(isa, Plain(body))
+}
+
+/// For [`vectorize`].
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn plain_avx2<R>(body: impl FnOnce() -> R) -> R {
+    x86::run_avx2(Plain(body))
+}
+
+/// For [`vectorize`].
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn plain_avx512<R>(body: impl FnOnce() -> R) -> R {
+    x86::run_avx512(Plain(body))
 }
 
 /// The portable body: one number at a time, in plain Rust. Also the oracle.
@@ -391,6 +424,11 @@ impl Simd for Scalar {
     #[inline(always)]
     fn integers(self, x: i32) -> f32 {
         x as f32
+    }
+    #[inline(always)]
+    unsafe fn store_rounded(self, at: *mut i16, x: f32) {
+        // SAFETY: the caller's promise.
+        unsafe { at.write(rounded(x, 1.0) as i16) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Attention forward over 8-bit pages, without making them wide in memory for a few rows.
 //!
 //! Keys and values are multiplied as they are stored: queries, and the exponentials times the scales of the values, are rounded to
-//! 16 bits a row and a tile, products of 16 and 8 bits add up exactly in 32 bits (64 · 127 · 32767 < 2²⁸ for values, K · 127 ·
+//! 16 bits with a scale a row and tile, products of 16 and 8 bits add up exactly in 32 bits (64 · 127 · 32767 < 2²⁸ for values, K · 127 ·
 //! 32767 < 2³¹ for keys as long as K ≤ 512), and f32 takes over from there: half the instructions of converting every number, and no
 //! order of addition to keep. The rounding to 16 bits is 2⁻¹⁶ of the largest, 256 times finer than that of the pages.
 //!
@@ -462,6 +462,7 @@ impl Task<'_> {
                 };
                 product.multiply::<S, true>(simd);
             }
+            let scales = ValueScales::of(at.value_scales, count);
             for row in skip..until {
                 let seen = seen(begin + row / group, window);
                 let (first, end) = (
@@ -471,21 +472,21 @@ impl Task<'_> {
                 let scores = &mut operands.scores[row * TILE..][..cols];
                 scores[..first].fill(f32::NEG_INFINITY);
                 scores[end..].fill(f32::NEG_INFINITY);
-                soften(
+                let (worth, inverse) = scales.step(first, end);
+                let weights = Weights {
+                    scales: &scales.finite,
+                    inverse,
+                    to: &mut operands.weights[row * TILE..][..cols],
+                };
+                let part = soften(
                     simd,
                     scores,
+                    weights,
                     &mut softmax.sums[row * width..][..width],
                     &mut softmax.highest[row],
                     &mut softmax.totals[row],
                 );
-                let scores = &mut scores[first..end];
-                for (weight, scale) in scores.iter_mut().zip(&at.value_scales[first..]) {
-                    *weight *= scale;
-                }
-                let weights = &mut operands.weights[row * TILE..][..TILE];
-                operands.weight_factors[row] = to_16_bits(scores, &mut weights[first..]);
-                weights[..first].fill(0);
-                weights[end..].fill(0);
+                operands.weight_factors[row] = worth * part;
             }
             // SAFETY: [rows, TILE] weights, those of keys that a row does not see 0, times [TILE / 2, W, 2] of the values to [rows, W].
             unsafe {
@@ -519,35 +520,102 @@ fn to_16_bits(from: &[f32], to: &mut [i16]) -> f32 {
     scale
 }
 
-/// Turns the scores of a tile into e^(score - highest), where `highest` is first raised to the tile's, and scales what was summed
-/// under the old one. The total adds up in sixteen lanes on AVX2 as on AVX-512.
+/// The scales of a tile's values, as weights take them in.
+struct ValueScales<'a> {
+    /// 0 of values that hold a NaN or an infinity and of those that are not there.
+    finite: [f32; TILE],
+    /// Of the values that are there.
+    own: &'a [f32],
+    /// Whether all of `own` are finite.
+    faultless: bool,
+    /// What a step of a weight is worth, and its inverse, where all values are seen.
+    all: (f32, f32),
+}
+
+impl<'a> ValueScales<'a> {
+    #[inline(always)]
+    fn of(scales: &'a [f32], count: usize) -> ValueScales<'a> {
+        let own = &scales[..count];
+        let mut finite = [0.0; TILE];
+        let mut faultless = true;
+        for (to, &scale) in finite.iter_mut().zip(own) {
+            faultless &= scale.is_finite();
+            *to = if scale.is_finite() { scale } else { 0.0 };
+        }
+        ValueScales {
+            finite,
+            own,
+            faultless,
+            all: scale_of(&finite, LARGEST),
+        }
+    }
+
+    /// What a step is worth, and its inverse, in the row that sees the values `first..end`: the largest weight is the largest scale of
+    /// all values up to `end`, whatever comes behind it, so that a row has its bits however many there are.
+    #[inline(always)]
+    fn step(&self, first: usize, end: usize) -> (f32, f32) {
+        let (worth, inverse) = if end == self.own.len() {
+            self.all
+        } else {
+            scale_of(&self.finite[..end], LARGEST)
+        };
+        if self.faultless || self.own[first..end].iter().all(|scale| scale.is_finite()) {
+            (worth, inverse)
+        } else {
+            (f32::NAN, 0.0)
+        }
+    }
+}
+
+/// Where the weights of a row's values go: `round(e^(score - highest of the tile) · scale · inverse)`.
+struct Weights<'a> {
+    scales: &'a [f32],
+    inverse: f32,
+    to: &'a mut [i16],
+}
+
+/// Makes weights of the scores of a tile. `highest` is raised to the tile's, and what was summed under the old one is scaled; what
+/// e^(score - highest of the tile) is to be multiplied by to be e^(score - highest) comes back. The total adds up in sixteen lanes on
+/// AVX2 as on AVX-512.
 #[inline(always)]
 fn soften<S: Simd>(
     simd: S,
-    scores: &mut [f32],
+    scores: &[f32],
+    weights: Weights,
     sums: &mut [f32],
     highest: &mut f32,
     total: &mut f32,
-) {
-    let mut top = simd.splat(*highest);
+) -> f32 {
+    let mut top = simd.splat(f32::NEG_INFINITY);
     for scores in scores.chunks_exact(S::LANES) {
         // SAFETY: the chunk has LANES numbers.
         top = simd.max(top, unsafe { simd.load(scores.as_ptr()) });
     }
-    let new = simd.maximum(top);
-    let top = simd.splat(new);
+    let highest_here = simd.maximum(top);
+    let (top, inverse) = (simd.splat(highest_here), simd.splat(weights.inverse));
     let mut parts = [simd.splat(0.0); 2];
-    for (i, scores) in scores.chunks_exact_mut(S::LANES).enumerate() {
-        // SAFETY: the chunk has LANES numbers.
+    let chunks = scores
+        .chunks_exact(S::LANES)
+        .zip(weights.scales.chunks_exact(S::LANES))
+        .zip(weights.to.chunks_exact_mut(S::LANES));
+    for (i, ((scores, scales), to)) in chunks.enumerate() {
+        // SAFETY: the chunks have LANES numbers each.
         unsafe {
             let e = simd.exp(simd.sub(simd.load(scores.as_ptr()), top));
             let part = &mut parts[if S::LANES < 16 { i % 2 } else { 0 }];
             *part = simd.add(*part, e);
-            simd.store(scores.as_mut_ptr(), e);
+            let weight = simd.mul(simd.mul(e, simd.load(scales.as_ptr())), inverse);
+            simd.store_rounded(to.as_mut_ptr(), weight);
         }
     }
-    fade(simd, new, sums, highest, total);
-    *total += simd.sum(simd.add(parts[0], parts[1]));
+    let part = if highest_here < *highest {
+        simd.first(simd.exp(simd.splat(highest_here - *highest)))
+    } else {
+        fade(simd, highest_here, sums, highest, total);
+        1.0
+    };
+    *total += simd.sum(simd.add(parts[0], parts[1])) * part;
+    part
 }
 
 /// C`[rows, cols]` of A`[rows, 2 twos]` in 16 bits and B`[twos, cols, 2]` in 8.

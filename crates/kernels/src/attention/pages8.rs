@@ -13,7 +13,7 @@
 //! Rounding is that of [`crate::quantize`]: to nearest, ties to even, below 1e-30 zero. A token that holds a NaN or an infinity has
 //! the scale NaN, so that the fault shows in every row that sees it.
 
-use super::PAGE_TOKENS;
+use super::{PAGE_TOKENS, WIDEST_HEAD8};
 use crate::pool::{Disjoint, Pool};
 use crate::profile::{Kernel, span};
 use crate::quantize::{rounded, scale_of};
@@ -86,7 +86,8 @@ const TASK: usize = 16;
 /// whose pages `table` names.
 ///
 /// # Panics
-/// When the table is too short, names a page twice among those written, or a page lies outside `numbers` or `scales`.
+/// When the table is too short, names a page twice among those written, a page lies outside `numbers` or `scales`, or heads are wider than
+/// [`WIDEST_HEAD8`].
 pub fn append_to_pages8(
     pool: &Pool,
     shape: HeadShape,
@@ -141,7 +142,7 @@ pub fn append_to_pages8(
             };
             let (keys, values) = numbers.split_at_mut(head_dim * PAGE_TOKENS);
             let (key_scales, value_scales) = scales.split_at_mut(PAGE_TOKENS);
-            vectorize(pool.isa(), || {
+            vectorize!(pool.isa(), || {
                 for position in past.max(begin)..end.min(begin + PAGE_TOKENS) {
                     let row = &qkv[(position - past) * width + shape.q_width()..];
                     let at = position - begin;
@@ -149,8 +150,8 @@ pub fn append_to_pages8(
                     key_scales[at] = scale_key(key, &mut keys[at * 2..]);
                     let value = &row[shape.kv_width() + kv_head * head_dim..][..head_dim];
                     let width = value_width(shape);
-                    let to = &mut values[at / 2 * 2 * width + at % 2..];
-                    value_scales[at] = scale_value(value, to);
+                    let to = &mut values[at / 2 * 2 * width..];
+                    value_scales[at] = scale_value(value, to, at % 2 == 1);
                 }
             });
         }
@@ -160,20 +161,38 @@ pub fn append_to_pages8(
 /// Writes twos of a key, 64 twos apart; its scale.
 #[inline(always)]
 fn scale_key(key: &[f32], to: &mut [i8]) -> f32 {
-    let (scale, inverse) = scale_of(key, 127.0);
-    for (key, to) in key.chunks_exact(2).zip(to.chunks_mut(2 * PAGE_TOKENS)) {
-        to[0] = rounded(key[0], inverse) as i8;
-        to[1] = rounded(key[1], inverse) as i8;
+    let mut row = [0; WIDEST_HEAD8];
+    let row = &mut row[..key.len()];
+    let scale = to_8_bits(key, row);
+    for (two, to) in row.chunks_exact(2).zip(to.chunks_mut(2 * PAGE_TOKENS)) {
+        to[..2].copy_from_slice(two);
     }
     scale
 }
 
-/// Writes the numbers of a value, two apart; its scale.
+/// Writes the numbers of a value, every `second` or first one of the twos; its scale.
 #[inline(always)]
-fn scale_value(value: &[f32], to: &mut [i8]) -> f32 {
-    let (scale, inverse) = scale_of(value, 127.0);
-    for (value, to) in value.iter().zip(to.chunks_mut(2)) {
-        to[0] = rounded(*value, inverse) as i8;
+fn scale_value(value: &[f32], to: &mut [i8], second: bool) -> f32 {
+    let mut row = [0; WIDEST_HEAD8];
+    let row = &mut row[..value.len()];
+    let scale = to_8_bits(value, row);
+    // As numbers of 16 bits, which vectors have; bytes two apart they have not.
+    let (shift, keep) = if second { (8, 0x00ff) } else { (0, 0xff00) };
+    for (&number, to) in row.iter().zip(to.chunks_exact_mut(2)) {
+        let both = u16::from_le_bytes([to[0] as u8, to[1] as u8]);
+        let both = both & keep | u16::from(number as u8) << shift;
+        let [first, second] = both.to_le_bytes();
+        (to[0], to[1]) = (first as i8, second as i8);
+    }
+    scale
+}
+
+/// Rounds numbers to 8 bits; their scale.
+#[inline(always)]
+fn to_8_bits(from: &[f32], to: &mut [i8]) -> f32 {
+    let (scale, inverse) = scale_of(from, 127.0);
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = rounded(*from, inverse) as i8;
     }
     scale
 }

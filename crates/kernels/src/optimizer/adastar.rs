@@ -84,7 +84,7 @@ pub fn adastar_squares(pool: &Pool, adastar: &AdaStar, grad: &[f32], v: &mut [f3
             // SAFETY: each task takes its own chunk and its own sum.
             let (v, sum) = unsafe { (v.range(start, count), squares.range(task, 1)) };
             let grad = &grad[start..][..count];
-            vectorize(pool.isa(), || {
+            vectorize!(pool.isa(), || {
                 let square = |g: f32, v: &mut f32| {
                     let g = grad_scale * g;
                     *v = beta2 * *v + gain2 * (g * g + eps);
@@ -160,7 +160,7 @@ pub fn adastar_apply(
         // SAFETY: each task takes its own chunk of both.
         let (weight, m) = unsafe { (weight.range(start, count), m.range(start, count)) };
         let (grad, v) = (&grad[start..][..count], &v[start..][..count]);
-        vectorize(pool.isa(), || {
+        vectorize!(pool.isa(), || {
             for (((w, &g), m), &v) in weight.iter_mut().zip(grad).zip(m).zip(v) {
                 let u = shrink * (grad_scale * g) / v.sqrt();
                 *m = beta1 * *m + gain1 * u;

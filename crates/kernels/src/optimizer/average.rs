@@ -14,7 +14,7 @@ pub fn average_step(pool: &Pool, average: &mut [f32], weight: &[f32], gain: f32)
     assert_eq!(average.len(), weight.len(), "average_step: lengths differ");
     pool.for_each_chunk(average, CHUNK, |index, average| {
         let weight = &weight[index * CHUNK..][..average.len()];
-        vectorize(pool.isa(), || {
+        vectorize!(pool.isa(), || {
             for (a, &w) in average.iter_mut().zip(weight) {
                 *a += gain * (w - *a);
             }

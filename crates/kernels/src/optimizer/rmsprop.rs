@@ -73,7 +73,7 @@ pub fn rmsprop_step(
             )
         };
         let grad = &grad[start..][..count];
-        vectorize(pool.isa(), || {
+        vectorize!(pool.isa(), || {
             for (((w, &g), m), v) in weight.iter_mut().zip(grad).zip(m).zip(v) {
                 let g = grad_scale * g;
                 *v = alpha * *v + gain * (g * g);

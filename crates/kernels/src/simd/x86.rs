@@ -226,6 +226,15 @@ impl Simd for Avx2 {
         unsafe { _mm256_cvtepi32_ps(x) }
     }
     #[inline(always)]
+    unsafe fn store_rounded(self, at: *mut i16, v: __m256) {
+        // SAFETY: see the top of the implementation.
+        unsafe {
+            let x = _mm256_cvtps_epi32(v);
+            let x = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+            _mm_storeu_si128(at.cast(), x);
+        }
+    }
+    #[inline(always)]
     unsafe fn load_transposed(
         self,
         at: *const f32,
@@ -395,12 +404,20 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     #[inline(always)]
     fn mul_add_twos(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
         // SAFETY: see the top of the implementation.
-        unsafe { _mm512_dpwssd_epi32(c, a, b) }
+        unsafe { dpwssd(a, b, c) }
     }
     #[inline(always)]
     fn integers(self, x: __m512i) -> __m512 {
         // SAFETY: see the top of the implementation.
         unsafe { _mm512_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn store_rounded(self, at: *mut i16, v: __m512) {
+        // SAFETY: see the top of the implementation.
+        unsafe {
+            let x = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v));
+            _mm256_storeu_si256(at.cast(), x);
+        }
     }
     #[inline(always)]
     unsafe fn load_transposed(
@@ -549,4 +566,22 @@ unsafe fn transposed(r: [__m512; 16]) -> [__m512; 16] {
         }
         columns
     }
+}
+
+/// c + a · b, twos of 16 bits. Of the intrinsic the compiler makes two instructions, as if latency mattered where sums are many.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dpwssd(a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+    let mut sum = c;
+    // SAFETY: it reads and writes these registers alone.
+    unsafe {
+        core::arch::asm!(
+            "vpdpwssd {sum}, {a}, {b}",
+            sum = inout(zmm_reg) sum,
+            a = in(zmm_reg) a,
+            b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
 }
