@@ -2,10 +2,11 @@
 """Decode and prefill, Russet beside llama.cpp: alternating runs on random weights of one shape, a table for BENCHMARKS.md.
 
     cargo build --release && python3 bench/peers/llama_cpp.py 0.6b [--types Q4_0,Q4_K_M] [--rounds 3] [-p 512] [-n 128] [-b 8]
+    python3 bench/peers/llama_cpp.py 0.6b --ik ../ik_llama.cpp [--ik-types IQ4_KS,IQ3_K]
 
-llama.cpp is the one in the source distribution of llama_cpp_python on PyPI, built with its own instructions for this machine; it
-and the random GGUF files stay in $RUSSET_CACHE/peers (~/.cache/russet/peers). The first run takes minutes, `--prepare` does nothing
-else. Each round runs every engine once, in an order that turns with the round; figures are medians of rounds. `-b` decodes so many
+llama.cpp is the one in the source distribution of llama_cpp_python on PyPI, ik_llama.cpp a checkout that `--ik` names; both are built
+with their own instructions for this machine. They and the random GGUF files stay in $RUSSET_CACHE/peers (~/.cache/russet/peers). The
+first run takes minutes, `--prepare` does nothing else. Each round runs every engine once, in an order that turns with the round; figures are medians of rounds. `-b` decodes so many
 sequences at once instead of one. Memory reads are russet's probe, made in each of its runs.
 """
 import argparse
@@ -36,18 +37,39 @@ def run(*command, **more):
 
 def tools():
     """A folder with llama.cpp's programs, built where they are not."""
-    build = os.path.join(CACHE, "llama-build", "bin")
     names = ["llama-bench", "llama-batched-bench", "llama-quantize", "llama-imatrix"]
+    return built("llama-build", names, source_of_llama, "OFF")
+
+
+def tools_of_ik(source):
+    """A folder with ik_llama.cpp's programs, built where they are not."""
+    names = ["llama-bench", "llama-batched-bench", "llama-quantize"]
+    return built("ik-build", names, lambda python, path: source, "ON")  # there llama-bench is an example
+
+
+def built(folder, names, source, examples):
+    """The folder with the programs `names`, made in `folder` of what `source` has where they are not."""
+    folder = os.path.join(CACHE, folder)
+    build = os.path.join(folder, "bin")
     if all(os.path.exists(os.path.join(build, name)) for name in names):
         return build
     os.makedirs(CACHE, exist_ok=True)
     python = os.path.join(CACHE, "venv", "bin", "python")
     if not os.path.exists(python):
         run(sys.executable, "-m", "venv", os.path.join(CACHE, "venv"))
-    print("building llama.cpp", file=sys.stderr)
+    print(f"building {folder}", file=sys.stderr)
     run(python, "-m", "pip", "install", "--quiet", "--upgrade", "pip")
     run(python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", "cmake", "ninja", "scikit_build_core", "gguf", "numpy")
     path = dict(os.environ, PATH=os.path.dirname(python) + os.pathsep + os.environ["PATH"])
+    options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "BUILD_SHARED_LIBS=OFF", "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF",
+               "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_SERVER=OFF", f"LLAMA_BUILD_EXAMPLES={examples}"]
+    run("cmake", "-S", source(python, path), "-B", folder, "-G", "Ninja", *[f"-D{o}" for o in options], env=path)
+    run("cmake", "--build", folder, "--target", *names, env=path)
+    return build
+
+
+def source_of_llama(python, path):
+    """The folder with llama.cpp's source, fetched where it is not."""
     source = os.path.join(CACHE, f"llama_cpp_python-{VERSION}")
     if not os.path.exists(source):
         archive = source + ".tar.gz"
@@ -68,16 +90,10 @@ def tools():
             file.write(text.replace(load, '    asm volatile("" : : "r"(&tc) : "memory");\n' + load))
         os.rename(os.path.join(draft, os.path.basename(source)), source)
         os.rmdir(draft)
-    options = ["CMAKE_BUILD_TYPE=Release", "GGML_NATIVE=ON", "BUILD_SHARED_LIBS=OFF", "LLAMA_CURL=OFF", "LLAMA_OPENSSL=OFF",
-               "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_SERVER=OFF", "LLAMA_BUILD_EXAMPLES=OFF"]
-    folder = os.path.dirname(build)
-    run("cmake", "-S", os.path.join(source, "vendor", "llama.cpp"), "-B", folder, "-G", "Ninja", *[f"-D{o}" for o in options],
-        env=path)
-    run("cmake", "--build", folder, "--target", *names, env=path)
-    return build
+    return os.path.join(source, "vendor", "llama.cpp")
 
 
-# Runs in the environment of `tools`, which has gguf.
+# Runs in the environment of `built`, which has gguf.
 WRITE = """
 import json, sys, numpy, gguf
 out, shape, vocab = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
@@ -111,7 +127,7 @@ w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); 
 
 
 def model(build, name, kind):
-    """The random GGUF file of a shape in a quantization, made where it is not."""
+    """The random GGUF file of a shape in a quantization that `build` knows, made where it is not."""
     path = os.path.join(CACHE, f"random-{name}-{kind}.gguf")
     if os.path.exists(path):
         return path
@@ -131,10 +147,11 @@ def llama(build, args, path):
     if args.b > 1:
         context = str(args.b * (args.n + 1) + 64)
         command = ["llama-batched-bench", "-m", path, "-npp", "1", "-ntg", str(args.n), "-npl", str(args.b), "-c", context,
-                   "-t", str(args.threads), "-tb", str(args.threads), "--output-format", "jsonl"]
-        lines = run(os.path.join(build, command[0]), *command[1:]).splitlines()
-        rows = [json.loads(line) for line in lines if line.startswith("{")]
-        return None, rows[-1]["speed_tg"]
+                   "-t", str(args.threads), "-tb", str(args.threads)]
+        # A row of the table that both print: PP, TG, B, N_KV, T_PP, S_PP, T_TG, S_TG, T, S.
+        cells = [line.split("|")[1:-1] for line in run(os.path.join(build, command[0]), *command[1:]).splitlines()]
+        rows = [row for row in cells if len(row) == 10 and row[0].strip().isdigit()]
+        return None, float(rows[-1][7])
     command = ["-m", path, "-p", str(args.p), "-n", str(args.n), "-r", "1", "-t", str(args.threads), "-o", "json"]
     tests = json.loads(run(os.path.join(build, "llama-bench"), *command))
     prefill, = (test["avg_ts"] for test in tests if test["n_prompt"])
@@ -153,6 +170,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--types", default="Q4_0,Q4_K_M,Q3_K_M,IQ3_S")
+    parser.add_argument("--ik", metavar="FOLDER", help="a checkout of ik_llama.cpp, to be measured too")
+    parser.add_argument("--ik-types", default="Q4_0,IQ4_KS,IQ3_K,IQ3_S")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bpw", type=float, default=3.5)
@@ -163,11 +182,14 @@ def main():
     target = os.environ.get("CARGO_TARGET_DIR", f"{ROOT}/target")
     parser.add_argument("--russet", default=os.path.join(target, "release/russet"))
     args = parser.parse_args()
-    build = tools()
-    paths = {kind: model(build, args.shape, kind) for kind in args.types.split(",")}
+    peers = {"llama.cpp": (tools(), args.types.split(","))}
+    if args.ik:
+        peers["ik_llama.cpp"] = (tools_of_ik(args.ik), args.ik_types.split(","))
+    # By name and type: the programs and the file.
+    engines = {(peer, kind): (build, model(build, args.shape, kind)) for peer, (build, kinds) in peers.items() for kind in kinds}
     if args.prepare:
         return
-    order = [*paths, "russet"]
+    order = [*engines, "russet"]
     rates = {engine: [] for engine in order}
     ours = []
     for round in range(args.rounds):
@@ -178,17 +200,19 @@ def main():
                 prefill, decode = (test["avg_ts"] for test in ours[-1]["tests"])
                 rates[engine].append((prefill if args.b == 1 else None, decode))
             else:
-                rates[engine].append(llama(build, args, paths[engine]))
+                build, path = engines[engine]
+                rates[engine].append(llama(build, args, path))
             print(f"round {round + 1}: {engine} {rates[engine][-1]}", file=sys.stderr)
     median = lambda engine, at: statistics.median(r[at] for r in rates[engine]) if rates[engine][0][at] else None
-    best = [max((median(kind, at) or 0) for kind in paths) for at in (0, 1)]
     word = lambda rate: "" if rate is None else f"{rate:.1f}"
     print(f"| {args.shape} | pp{args.p} | tg{args.n}, {args.b} at once |\n|---|---|---|")
-    for kind in paths:
-        print(f"| llama.cpp {kind} | {word(median(kind, 0))} | {word(median(kind, 1))} |")
+    for peer, kind in engines:
+        print(f"| {peer} {kind} | {word(median((peer, kind), 0))} | {word(median((peer, kind), 1))} |")
     print(f"| Russet, {args.bpw} bpw | {word(median('russet', 0))} | {word(median('russet', 1))} |")
-    ratios = [f"{median('russet', at) / best[at]:.2f}" if best[at] else "" for at in (0, 1)]
-    print(f"| Russet beside the best | {ratios[0]} | {ratios[1]} |")
+    for peer in peers:
+        best = [max((median(engine, at) or 0) for engine in engines if engine[0] == peer) for at in (0, 1)]
+        ratios = [f"{median('russet', at) / best[at]:.2f}" if best[at] else "" for at in (0, 1)]
+        print(f"| Russet beside the best of {peer} | {ratios[0]} | {ratios[1]} |")
     of = lambda key: statistics.median(run[key] for run in ours)
     print(f"\nRusset: weights {of('decode_gb_s'):.1f} GB/s of {of('dram_gb_s'):.1f} that memory reads; "
           f"prefill {of('prefill_gop_s'):.0f} GOP/s of {of('int8_gop_s'):.0f}.")

@@ -12,7 +12,7 @@
 pub use crate::palette::LayoutError;
 
 use crate::palette::dense;
-use crate::palette::strips::{self, Format, Strips};
+use crate::palette::strips::{self, Format, Strips, Then};
 use crate::profile::{Kernel, span};
 use crate::quantize::QuantizedRows;
 use crate::{Isa, Pool};
@@ -201,7 +201,7 @@ pub fn dequantize(pool: &Pool, matrix: Int8Matrix<'_>, out: &mut [f32]) {
 /// When `matrix` has other columns than `x`, or `out` is not `[N, rows]`.
 pub fn matmul(pool: &Pool, matrix: Int8Matrix<'_>, x: &QuantizedRows, out: &mut [f32]) {
     let _span = span(Kernel::Palette);
-    strips::product(pool, 1, |_| &matrix.strips, x, out, None);
+    strips::product(pool, 1, |_| &matrix.strips, x, out, Then::Store, None);
 }
 
 // Products, gathering and layout are tested with the palettes, in `palette::tests`.

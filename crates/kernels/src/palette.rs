@@ -56,9 +56,10 @@ pub use strips::LayoutError;
 use crate::adapter::{self, AdaptedRows, Ways};
 use crate::profile::{Kernel, span};
 use crate::quantize::QuantizedRows;
-use crate::{Mat, MatMut, Pool};
+use crate::scratch::with_scratch;
+use crate::{Mat, MatMut, Pool, swiglu};
 use half::f16;
-use strips::{Format, Strips};
+use strips::{Format, Strips, Then};
 
 /// Output rows that share a palette.
 pub const STRIP: usize = strips::STRIP;
@@ -314,8 +315,55 @@ pub fn dequantize(pool: &Pool, matrix: PaletteMatrix<'_>, out: &mut [f32]) {
 /// # Panics
 /// When a part has other columns than `x`, or `out` is not `[N, Σ rows]`.
 pub fn matmul(pool: &Pool, parts: &[PaletteMatrix<'_>], x: &QuantizedRows, out: &mut [f32]) {
+    product(pool, parts, x, out, Then::Store);
+}
+
+/// As [`matmul`], and `to` `[N, Σ rows]` added to each product, while it is at hand.
+///
+/// # Panics
+/// As [`matmul`], or when `to` is not as large as `out`.
+pub fn matmul_added(
+    pool: &Pool,
+    parts: &[PaletteMatrix<'_>],
+    x: &QuantizedRows,
+    to: &[f32],
+    out: &mut [f32],
+) {
+    product(pool, parts, x, out, Then::Add(to));
+}
+
+/// As [`matmul`] of two parts of F rows and then [`swiglu::forward`], to the same bits: `[N, F]`. Of many rows gates and ups never lie
+/// in memory; of few, and on tiles, weights had better stream.
+///
+/// # Panics
+/// As [`matmul`], or when there are not two parts of as many rows.
+pub fn matmul_gated(
+    pool: &Pool,
+    parts: &[PaletteMatrix<'_>; 2],
+    x: &QuantizedRows,
+    out: &mut [f32],
+) {
+    if x.panels() > 1 && !x.tiled() {
+        product(pool, parts, x, out, Then::Gate);
+        return;
+    }
+    let ffn = parts[0].rows();
+    with_scratch(2 * ffn * x.rows(), |both| {
+        product(pool, parts, x, both, Then::Store);
+        swiglu::forward(pool, both, ffn, out);
+    });
+}
+
+fn product(
+    pool: &Pool,
+    parts: &[PaletteMatrix<'_>],
+    x: &QuantizedRows,
+    out: &mut [f32],
+    then: Then<'_>,
+) {
     let _span = span(Kernel::Palette);
-    strips::product(pool, parts.len(), |part| &parts[part].strips, x, out, None);
+    let part = |part: usize| &parts[part].strips;
+    strips::product(pool, parts.len(), part, x, out, then, None);
 }
 
 /// As [`matmul`], with what adapters add to some of the rows, of the same inputs before they were rounded: `x` `[N, cols]`.
@@ -347,7 +395,8 @@ pub fn matmul_adapted(
         let done = Ways::begin(pool.isa(), &runs, x, features, |ways| {
             let fits = ways.fits(|own| columns.contains(own));
             if fits {
-                strips::product(pool, parts.len(), part, quantized, out, Some(ways));
+                let ways = Some(ways);
+                strips::product(pool, parts.len(), part, quantized, out, Then::Store, ways);
             }
             fits
         });
@@ -355,7 +404,7 @@ pub fn matmul_adapted(
             return;
         }
     }
-    strips::product(pool, parts.len(), part, quantized, out, None);
+    strips::product(pool, parts.len(), part, quantized, out, Then::Store, None);
     for runs in levels {
         adapter::adapt(pool, runs, x, MatMut::new(out, x.rows, features));
     }

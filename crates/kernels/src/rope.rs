@@ -147,44 +147,102 @@ pub fn qk_norm_rope_forward(
     if qkv.is_empty() {
         return;
     }
-    let (width, normed) = (shape.qkv_width(), shape.heads + shape.kv_heads);
-    let step = rows_per_task(width);
-    let inv_rms = Disjoint::new(inv_rms);
-    pool.for_each_chunk(out, step * width, |task, out| {
-        let count = out.len() / width;
-        let qkv = &qkv[task * step * width..][..out.len()];
-        let positions = &positions[task * step..];
-        // SAFETY: task `task` alone takes these rows.
-        let inv_rms = unsafe { inv_rms.range(task * step * normed, count * normed) };
-        vectorize(pool.isa(), || {
-            let rows = qkv.chunks_exact(width).zip(out.chunks_exact_mut(width));
-            for (((x, out), inv_rms), &position) in
-                rows.zip(inv_rms.chunks_exact_mut(normed)).zip(positions)
-            {
-                let (cos, sin) = table.at(position);
-                let heads = x
-                    .chunks_exact(shape.head_dim)
-                    .zip(out.chunks_exact_mut(shape.head_dim));
-                for (head, ((x, out), inv_rms)) in heads.zip(inv_rms).enumerate() {
-                    match if head < shape.heads { q_norm } else { k_norm } {
-                        Some(weight) => {
-                            *inv_rms = inverse_rms(x, eps);
-                            for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
-                                *out = x * *inv_rms * weight;
-                            }
-                        }
-                        None => {
-                            *inv_rms = 1.0;
-                            out.copy_from_slice(x);
-                        }
-                    }
-                    rotate(out, cos, sin);
-                }
-                let values = normed * shape.head_dim..;
-                out[values.clone()].copy_from_slice(&x[values]);
-            }
-        });
+    let rows = Rows {
+        shape,
+        positions,
+        table,
+        norms: [q_norm, k_norm],
+        eps,
+    };
+    let width = shape.qkv_width();
+    rows.each(pool, out, inv_rms, |row, out| {
+        out.copy_from_slice(&qkv[row * width..][..width]);
     });
+}
+
+/// As [`qk_norm_rope_forward`], of `qkv` itself.
+///
+/// # Panics
+/// As there.
+pub fn qk_norm_rope_in_place(
+    pool: &Pool,
+    shape: HeadShape,
+    qkv: &mut [f32],
+    positions: &[u32],
+    table: &RopeTable,
+    [q_norm, k_norm]: [Option<&[f32]>; 2],
+    eps: f32,
+    inv_rms: &mut [f32],
+) {
+    let _span = span(Kernel::Norm);
+    let norms = [q_norm, k_norm];
+    check(shape, qkv.len(), positions, table, norms, inv_rms.len());
+    if qkv.is_empty() {
+        return;
+    }
+    let rows = Rows {
+        shape,
+        positions,
+        table,
+        norms,
+        eps,
+    };
+    rows.each(pool, qkv, inv_rms, |_, _| {});
+}
+
+/// What rows are normalised and rotated with.
+struct Rows<'a> {
+    shape: HeadShape,
+    positions: &'a [u32],
+    table: &'a RopeTable,
+    norms: [Option<&'a [f32]>; 2],
+    eps: f32,
+}
+
+impl Rows<'_> {
+    /// Each row of `out`, once `begin` has put there what it is before.
+    fn each(
+        &self,
+        pool: &Pool,
+        out: &mut [f32],
+        inv_rms: &mut [f32],
+        begin: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let shape = self.shape;
+        let (width, normed) = (shape.qkv_width(), shape.heads + shape.kv_heads);
+        let step = rows_per_task(width);
+        let inv_rms = Disjoint::new(inv_rms);
+        pool.for_each_chunk(out, step * width, |task, out| {
+            let count = out.len() / width;
+            // SAFETY: task `task` alone takes these rows.
+            let inv_rms = unsafe { inv_rms.range(task * step * normed, count * normed) };
+            vectorize!(pool.isa(), || {
+                let rows = out
+                    .chunks_exact_mut(width)
+                    .zip(inv_rms.chunks_exact_mut(normed));
+                for (row, (out, inv_rms)) in (task * step..).zip(rows) {
+                    begin(row, out);
+                    self.row(self.positions[row], out, inv_rms);
+                }
+            });
+        });
+    }
+
+    #[inline(always)]
+    fn row(&self, position: u32, out: &mut [f32], inv_rms: &mut [f32]) {
+        let (cos, sin) = self.table.at(position);
+        let heads = out.chunks_exact_mut(self.shape.head_dim).zip(inv_rms);
+        for (head, (out, inv_rms)) in heads.enumerate() {
+            *inv_rms = 1.0;
+            if let Some(weight) = self.norms[usize::from(head >= self.shape.heads)] {
+                *inv_rms = inverse_rms(out, self.eps);
+                for (out, &weight) in out.iter_mut().zip(weight) {
+                    *out = *out * *inv_rms * weight;
+                }
+            }
+            rotate(out, cos, sin);
+        }
+    }
 }
 
 /// Writes `d_qkv` and adds to the gradients of the norms' weights, from the forward's `qkv` and `inv_rms` and from `d_out`.
@@ -252,7 +310,7 @@ pub fn qk_norm_rope_backward(
         let (d_q, d_k) =
             unsafe { shared.range(task * 2 * head_dim, 2 * head_dim) }.split_at_mut(head_dim);
         let mut unrotated = vec![0.0; head_dim];
-        vectorize(pool.isa(), || {
+        vectorize!(pool.isa(), || {
             let rows = qkv
                 .chunks_exact(width)
                 .zip(d_out.chunks_exact(width))

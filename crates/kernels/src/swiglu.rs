@@ -1,6 +1,7 @@
 //! The gated activation of the feed-forward layer (Shazeer, arXiv 2002.05202): silu(gate) · up, silu(g) = g · σ(g).
 
 use crate::elementwise::rows_per_task;
+use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::profile::{Kernel, span};
 use crate::simd::{Body, Simd, dispatch};
@@ -68,25 +69,61 @@ impl Body for Forward<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let one = simd.splat(1.0);
-        let zero = simd.splat(0.0);
         let rows = self
             .gate_up
             .chunks_exact(2 * self.ffn)
             .zip(self.out.chunks_exact_mut(self.ffn));
         for (gate_up, out) in rows {
             let (gate, up) = gate_up.split_at(self.ffn);
-            for i in (0..self.ffn).step_by(S::LANES) {
-                let left = self.ffn - i;
-                // SAFETY: `left` numbers remain in each of the three.
-                unsafe {
-                    let g = simd.load_up_to(gate.as_ptr().add(i), left);
-                    let u = simd.load_up_to(up.as_ptr().add(i), left);
-                    let denominator = simd.add(one, simd.exp(simd.sub(zero, g)));
-                    let silu = simd.div(g, denominator);
-                    simd.store_up_to(out.as_mut_ptr().add(i), left, simd.mul(silu, u));
-                }
-            }
+            // SAFETY: each of the three has F numbers.
+            unsafe { row(simd, gate.as_ptr(), up.as_ptr(), self.ffn, out.as_mut_ptr()) };
+        }
+    }
+}
+
+/// `count` numbers of a row.
+///
+/// # Safety
+/// So many are readable of gate and up, and writable of `out`, which may be the gate.
+#[inline(always)]
+unsafe fn row<S: Simd>(simd: S, gate: *const f32, up: *const f32, count: usize, out: *mut f32) {
+    let (one, zero) = (simd.splat(1.0), simd.splat(0.0));
+    for i in (0..count).step_by(S::LANES) {
+        let left = count - i;
+        // SAFETY: `left` numbers remain in each of the three.
+        unsafe {
+            let g = simd.load_up_to(gate.add(i), left);
+            let u = simd.load_up_to(up.add(i), left);
+            let denominator = simd.add(one, simd.exp(simd.sub(zero, g)));
+            let silu = simd.div(g, denominator);
+            simd.store_up_to(out.add(i), left, simd.mul(silu, u));
+        }
+    }
+}
+
+/// The first `count` numbers of each row are gates, those from `up` on are ups; what they come to takes the gates' places.
+pub(crate) fn in_rows<const W: usize>(isa: Isa, rows: &mut [[f32; W]], count: usize, up: usize) {
+    assert!(
+        count <= up && up + count <= W,
+        "{count} gates and ups in {W}"
+    );
+    dispatch(isa, InRows { rows, count, up });
+}
+
+struct InRows<'a, const W: usize> {
+    rows: &'a mut [[f32; W]],
+    count: usize,
+    up: usize,
+}
+
+impl<const W: usize> Body for InRows<'_, W> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for numbers in self.rows {
+            let gate = numbers.as_mut_ptr();
+            // SAFETY: checked by `in_rows`.
+            unsafe { row(simd, gate, gate.add(self.up), self.count, gate) };
         }
     }
 }

@@ -44,6 +44,16 @@ enum Product {
     Down,
 }
 
+/// What is done with a product, in one operation with it.
+#[derive(Clone, Copy)]
+enum Then<'a> {
+    Store,
+    /// It is added to this.
+    Add(&'a Tensor),
+    /// It is gate and up, and comes to silu(gate) · up.
+    Gate,
+}
+
 impl Product {
     fn name(self) -> &'static str {
         ["qkv", "output", "gate_up", "down"][self as usize]
@@ -51,26 +61,38 @@ impl Product {
 }
 
 impl Pass {
-    /// The product `which` of layer `layer`, with what the adapters of the rows add.
+    /// The product `which` of layer `layer`, with what the adapters of the rows add, and then what there is to do.
     fn product(
         &self,
         ctx: &mut Ctx,
         (layer, which): (usize, Product),
         linear: &dyn Linear,
         x: &Tensor,
+        then: Then,
     ) -> Tensor {
         let (rows, inputs) = x.dims2();
-        let outputs = linear.layout().rows();
+        let features = linear.layout().rows();
+        // Numbers read beside x, numbers written, and operations on each of these, a row.
+        let (reads, outputs, each) = match then {
+            Then::Store => (0, features, 0),
+            Then::Add(_) => (features, features, 1),
+            Then::Gate => (0, features / 2, 8),
+        };
         let (runs, place) = (self.segments.adapted(), 4 * layer + which as usize);
         let cost = || {
             let (bytes, flops) = ops::adapt_cost(runs, place);
+            let numbers = rows * (inputs + reads + outputs);
             Op {
-                bytes: (linear.stored_bytes() + 4 * rows * (inputs + outputs)) as u64 + bytes,
-                flops: 2 * (rows * inputs * outputs) as u64 + flops,
+                bytes: (linear.stored_bytes() + 4 * numbers) as u64 + bytes,
+                flops: (rows * (2 * inputs * features + outputs * each)) as u64 + flops,
                 ..op(which.name(), layer, rows)
             }
         };
-        ctx.timed(cost, |ctx| linear.forward_adapted(ctx, x, runs, place))
+        ctx.timed(cost, |ctx| match then {
+            Then::Store => linear.forward_adapted(ctx, x, runs, place),
+            Then::Add(to) => linear.forward_added(ctx, x, (runs, place), to),
+            Then::Gate => linear.forward_gated(ctx, x, (runs, place)),
+        })
     }
 
     /// What attention over the pass's segments comes to, through a window; `token_bytes` are those of a token's keys and values.
@@ -147,7 +169,7 @@ impl Block {
         let h = ctx.timed(norm, |ctx| {
             ops::rms_norm(ctx, x, &self.attention_norm, pass.epsilon)
         });
-        let qkv = pass.product(ctx, (layer, Product::Qkv), &*self.qkv, &h);
+        let qkv = pass.product(ctx, (layer, Product::Qkv), &*self.qkv, &h, Then::Store);
         let norm = self.q_norm.as_ref().map(|query| QkNorm {
             query,
             key: self.k_norm.as_ref(),
@@ -156,7 +178,7 @@ impl Block {
         let packed = shape.qkv_width();
         let rope = || pointwise("rope", layer, rows, (packed, packed, 6));
         let qkv = ctx.timed(rope, |ctx| {
-            ops::qk_norm_rope(ctx, shape, &qkv, norm, &pass.table, &pass.rows)
+            ops::qk_norm_rope(ctx, shape, qkv, norm, &pass.table, &pass.rows)
         });
         let lent = lends.then(|| ops::key_values(ctx, pass.shape, &qkv));
         let token_bytes = match &cache {
@@ -173,9 +195,11 @@ impl Block {
                 Some(ring) => ops::ring_attention(ctx, pass.shape, window, &qkv, kv, ring),
             },
         );
-        let h = pass.product(ctx, (layer, Product::Output), &*self.output, &h);
-        let sum = || pointwise("add", layer, rows, (2 * width, width, 1));
-        (ctx.timed(sum, |ctx| ops::add(ctx, x, &h)), lent)
+        let output = (layer, Product::Output);
+        (
+            pass.product(ctx, output, &*self.output, &h, Then::Add(x)),
+            lent,
+        )
     }
 
     /// The second half, on each row alone: `x [N, D]` to `[N, D]`. Without adapters it may be given some of the rows.
@@ -191,13 +215,9 @@ impl Block {
         let h = ctx.timed(norm, |ctx| {
             ops::rms_norm(ctx, x, &self.ffn_norm, pass.epsilon)
         });
-        let h = pass.product(ctx, (layer, Product::GateUp), &*self.gate_up, &h);
-        let ffn = h.dims2().1 / 2;
-        let gate = || pointwise("swiglu", layer, rows, (2 * ffn, ffn, 8));
-        let h = ctx.timed(gate, |ctx| ops::swiglu(ctx, &h));
-        let h = pass.product(ctx, (layer, Product::Down), &*self.down, &h);
-        let sum = || pointwise("add", layer, rows, (2 * width, width, 1));
-        ctx.timed(sum, |ctx| ops::add(ctx, x, &h))
+        let gate_up = (layer, Product::GateUp);
+        let h = pass.product(ctx, gate_up, &*self.gate_up, &h, Then::Gate);
+        pass.product(ctx, (layer, Product::Down), &*self.down, &h, Then::Add(x))
     }
 
     /// A block of the shape `config`, of its parameters in the order of [`Block::visit`]. Where there is a group, its ranks

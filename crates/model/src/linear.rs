@@ -18,6 +18,29 @@ pub trait Linear: Send + Sync {
         ops::adapt(ctx, y, x, runs, place)
     }
 
+    /// As [`Linear::forward_adapted`], added to `to [N, F]`. To the same bits however it is done.
+    fn forward_added(
+        &self,
+        ctx: &mut Ctx,
+        x: &Tensor,
+        (runs, place): (&[Adapted], usize),
+        to: &Tensor,
+    ) -> Tensor {
+        let y = self.forward_adapted(ctx, x, runs, place);
+        ops::add(ctx, to, &y)
+    }
+
+    /// As [`Linear::forward_adapted`] of gate and up, and then silu(gate) · up: `[N, F / 2]`. To the same bits however it is done.
+    fn forward_gated(
+        &self,
+        ctx: &mut Ctx,
+        x: &Tensor,
+        (runs, place): (&[Adapted], usize),
+    ) -> Tensor {
+        let y = self.forward_adapted(ctx, x, runs, place);
+        ops::swiglu(ctx, &y)
+    }
+
     /// Which named projections the rows of W belong to.
     fn layout(&self) -> &Layout;
 
@@ -169,6 +192,20 @@ impl Linear for Palettized {
         ops::palette_linear_adapted(ctx, x, &self.weights, runs, place)
     }
 
+    fn forward_added(
+        &self,
+        ctx: &mut Ctx,
+        x: &Tensor,
+        runs: (&[Adapted], usize),
+        to: &Tensor,
+    ) -> Tensor {
+        ops::palette_linear_added(ctx, x, &self.weights, runs, to)
+    }
+
+    fn forward_gated(&self, ctx: &mut Ctx, x: &Tensor, runs: (&[Adapted], usize)) -> Tensor {
+        ops::palette_linear_gated(ctx, x, &self.weights, runs)
+    }
+
     fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -272,6 +309,20 @@ impl<L: Linear> Linear for Frozen<L> {
         self.0.forward_adapted(ctx, x, runs, place)
     }
 
+    fn forward_added(
+        &self,
+        ctx: &mut Ctx,
+        x: &Tensor,
+        runs: (&[Adapted], usize),
+        to: &Tensor,
+    ) -> Tensor {
+        self.0.forward_added(ctx, x, runs, to)
+    }
+
+    fn forward_gated(&self, ctx: &mut Ctx, x: &Tensor, runs: (&[Adapted], usize)) -> Tensor {
+        self.0.forward_gated(ctx, x, runs)
+    }
+
     fn layout(&self) -> &Layout {
         self.0.layout()
     }
@@ -292,6 +343,20 @@ impl Linear for Box<dyn Linear> {
 
     fn forward_adapted(&self, ctx: &mut Ctx, x: &Tensor, runs: &[Adapted], place: usize) -> Tensor {
         (**self).forward_adapted(ctx, x, runs, place)
+    }
+
+    fn forward_added(
+        &self,
+        ctx: &mut Ctx,
+        x: &Tensor,
+        runs: (&[Adapted], usize),
+        to: &Tensor,
+    ) -> Tensor {
+        (**self).forward_added(ctx, x, runs, to)
+    }
+
+    fn forward_gated(&self, ctx: &mut Ctx, x: &Tensor, runs: (&[Adapted], usize)) -> Tensor {
+        (**self).forward_gated(ctx, x, runs)
     }
 
     fn layout(&self) -> &Layout {

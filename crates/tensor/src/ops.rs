@@ -37,7 +37,9 @@ pub use learnt::{Learnt, LearntFrom, learnt_weight};
 pub use linear::linear;
 pub use lora::{LoraPart, lora};
 pub use mask::{scale_columns, soft_top_k};
-pub use palette::{palette_linear, palette_linear_adapted, rounded};
+pub use palette::{
+    palette_linear, palette_linear_adapted, palette_linear_added, palette_linear_gated, rounded,
+};
 pub use qk_norm_rope::{QkNorm, qk_norm_rope};
 pub use ring_attention::ring_attention;
 pub use rms_norm::rms_norm;

@@ -20,7 +20,8 @@ use super::{amx, avx2, avx512};
 use crate::adapter::Ways;
 use crate::pool::Disjoint;
 use crate::quantize::{BLOCK, PANEL, Panel, QuantizedRows};
-use crate::{Isa, Pool};
+use crate::simd::vectorize;
+use crate::{Isa, Pool, swiglu};
 use half::f16;
 
 /// Output rows of a strip: the int32 lanes of 64 bytes.
@@ -471,11 +472,13 @@ pub(crate) fn check_values(
 /// Strips whose results are gathered before they are written.
 const TOGETHER: usize = 8;
 
-/// Results of up to 12 tokens x 8 strips. Tiles write here, and whole runs of 512 bytes go out: a
+/// Results of up to 12 tokens x 8 strips, and of as many of another part. Tiles write here, and whole runs of 512 bytes go out: a
 /// tile of its own would touch twelve pages for 128 bytes each, at a stride that is often a power
 /// of two, and that costs a fifth of the GEMM's speed.
 #[repr(align(64))]
-pub(super) struct Results(pub [[f32; TOGETHER * STRIP]; PANEL]);
+pub(super) struct Results(pub [[f32; WIDTH]; PANEL]);
+
+const WIDTH: usize = 2 * TOGETHER * STRIP;
 
 /// One or two neighbouring strips times one panel, to `results[token][column..]`, 16 columns for
 /// each strip (those of rows that do not exist have no meaning).
@@ -514,7 +517,49 @@ const GEMM_TASK: usize = 48 << 20;
 /// The same on tiles, which take a third of the time.
 const TILED_TASK: usize = 128 << 20;
 
-/// `out[n, ·] = x[n, ·] · (the parts' rows, one part after another)ᵀ`.
+/// What becomes of products while they are at hand.
+#[derive(Clone, Copy)]
+pub(crate) enum Then<'a> {
+    /// They are the result.
+    Store,
+    /// These are added to them: `[N, Σ rows]`.
+    Add(&'a [f32]),
+    /// There are two parts of F rows, gate and up, and the result is silu(gate) · up, `[N, F]`. Not on tiles.
+    Gate,
+}
+
+impl Then<'_> {
+    /// Of the products of some tokens, in their first `rows` places and, of a second part, from its place on, what is to be written; the
+    /// first of a token goes to place `at(token)`.
+    fn apply(
+        self,
+        isa: Isa,
+        results: &mut [[f32; WIDTH]],
+        rows: usize,
+        at: impl Fn(usize) -> usize,
+    ) {
+        match self {
+            Then::Store => {}
+            Then::Add(to) => {
+                for (token, results) in results.iter_mut().enumerate() {
+                    add(isa, &mut results[..rows], &to[at(token)..]);
+                }
+            }
+            Then::Gate => swiglu::in_rows(isa, results, rows, TOGETHER * STRIP),
+        }
+    }
+}
+
+/// `sums += to`, whose first numbers they are.
+fn add(isa: Isa, sums: &mut [f32], to: &[f32]) {
+    vectorize!(isa, || {
+        for (sum, to) in sums.iter_mut().zip(to) {
+            *sum += to;
+        }
+    });
+}
+
+/// `out[n, ·] = x[n, ·] · (the parts' rows, one part after another)ᵀ`, and what is to be done then.
 ///
 /// Tasks are cut by shape: runs of strips within a part, times runs of panels. Adapters of a few rows take their ways in the same
 /// job: down in the tasks before, which all have been taken when the first of these is; up behind each task, on its own columns.
@@ -524,14 +569,15 @@ pub(crate) fn product<'m, 's: 'm>(
     part: impl Fn(usize) -> &'m Strips<'s> + Sync,
     x: &QuantizedRows,
     out: &mut [f32],
+    then: Then<'_>,
     ways: Option<&Ways<'_>>,
 ) {
-    let part = |index| {
+    let part_of = |index| {
         let part: &Strips<'_> = part(index);
         part
     };
     let mut width = 0;
-    for part in (0..parts).map(part) {
+    for part in (0..parts).map(part_of) {
         assert_eq!(
             part.cols,
             x.cols(),
@@ -540,12 +586,30 @@ pub(crate) fn product<'m, 's: 'm>(
         );
         width += part.rows;
     }
+    // Parts that a task has the same rows of.
+    let members = match then {
+        Then::Gate => 2,
+        _ => 1,
+    };
+    if let Then::Gate = then {
+        assert!(
+            parts == 2 && 2 * part_of(0).rows == width && !x.tiled() && ways.is_none(),
+            "gate and up are two parts of as many rows, alone and not on tiles"
+        );
+        width /= 2;
+    }
     assert_eq!(
         out.len(),
         x.rows() * width,
         "the product is [{}, {width}]",
         x.rows()
     );
+    if let Then::Add(to) = then {
+        assert!(
+            to.len() == out.len() && ways.is_none(),
+            "what is added is as large as the product, and adapters come before it"
+        );
+    }
     if out.is_empty() {
         return;
     }
@@ -563,12 +627,14 @@ pub(crate) fn product<'m, 's: 'm>(
         ((PANEL_TASK / panel_bytes).clamp(1, panels), GEMM_TASK)
     };
     let runs = panels.div_ceil(panels_each);
-    let mut left: usize = (0..parts).map(part).map(|part| part.data.len()).sum(); // bytes
+    let mut left: usize = (0..parts).map(part_of).map(|part| part.data.len()).sum(); // bytes
     let stream = (left / 4).clamp(*STREAM_TASK.start(), *STREAM_TASK.end());
     let (mut cuts, mut column) = (Vec::new(), 0);
-    for (index, part) in (0..parts).map(part).enumerate() {
-        let bytes = part.lines() * LINE; // of a strip
-        let work = STRIP * part.cols * panels_each * x.width();
+    for index in (0..parts).step_by(members) {
+        let own = (index..index + members).map(part_of);
+        let bytes = own.map(|part| part.lines() * LINE).sum::<usize>(); // of a strip
+        let part = part_of(index);
+        let work = members * STRIP * part.cols * panels_each * x.width();
         let mut start = 0;
         while start < part.count() {
             let stream = match panels {
@@ -593,7 +659,7 @@ pub(crate) fn product<'m, 's: 'm>(
     let tile = tile(pool.isa());
     let out = Disjoint::new(out);
     if panels == 1 {
-        let first = part(0);
+        let first = part_of(0);
         let task = cuts[0].end * first.lines() * LINE;
         pool.streams(first.data.as_ptr(), task);
     }
@@ -607,11 +673,19 @@ pub(crate) fn product<'m, 's: 'm>(
         let task = task - downs;
         let run = task / cuts.len();
         let cut = &cuts[task % cuts.len()];
-        let part = part(cut.part);
+        let part = part_of(cut.part);
         #[cfg(target_arch = "x86_64")]
         if tiled {
             // SAFETY: the pool vouches for its instructions; (run, cut) names this task alone, and with it tokens and columns.
             unsafe { amx::task(part, cut, &x.panel(run), run * x.width(), &out, width) };
+            if let Then::Add(to) = then {
+                let rows = part.rows.min(cut.end * STRIP) - cut.start * STRIP;
+                for token in 0..x.panel(run).tokens {
+                    let at = (run * x.width() + token) * width + cut.column + cut.start * STRIP;
+                    // SAFETY: as for the task, which has ended.
+                    add(pool.isa(), unsafe { out.range(at, rows) }, &to[at..]);
+                }
+            }
             return;
         }
         let Cut {
@@ -620,7 +694,7 @@ pub(crate) fn product<'m, 's: 'm>(
             end: last,
             ..
         } = *cut;
-        let mut results = Results([[0.0; TOGETHER * STRIP]; PANEL]);
+        let mut results = Results([[0.0; WIDTH]; PANEL]);
         for start in (begin..last).step_by(TOGETHER) {
             let end = last.min(start + TOGETHER);
             let rows = part.rows.min(end * STRIP) - start * STRIP;
@@ -629,19 +703,23 @@ pub(crate) fn product<'m, 's: 'm>(
             }
             for index in run * panels_each..panels.min((run + 1) * panels_each) {
                 let panel = x.panel(index);
-                for first in (start..end).step_by(pair) {
-                    let column = (first - start) * STRIP;
-                    let count = pair.min(end - first);
-                    // SAFETY: first + count <= end <= part.count(); count is 1 or 2; columns
-                    // were compared above; the pool vouches for its instructions.
-                    unsafe { tile(part, first, count, &panel, &mut results, column) };
+                for member in 0..members {
+                    let part = part_of(cut.part + member);
+                    for first in (start..end).step_by(pair) {
+                        let column = (member * TOGETHER + first - start) * STRIP;
+                        let count = pair.min(end - first);
+                        // SAFETY: first + count <= end <= part.count(), which members have in common; count is 1 or 2; columns
+                        // were compared above; the pool vouches for its instructions.
+                        unsafe { tile(part, first, count, &panel, &mut results, column) };
+                    }
                 }
-                for (token, results) in results.0[..panel.tokens].iter().enumerate() {
-                    let token = index * x.width() + token;
-                    let at = token * width + column + start * STRIP;
+                let results = &mut results.0[..panel.tokens];
+                let at = |token| (index * x.width() + token) * width + column + start * STRIP;
+                then.apply(pool.isa(), results, rows, at);
+                for (token, results) in results.iter().enumerate() {
                     // SAFETY: (run, cut) names this task alone; its panels, hence tokens, and
                     // its strips of this part, hence columns, are its own.
-                    unsafe { out.range(at, rows) }.copy_from_slice(&results[..rows]);
+                    unsafe { out.range(at(token), rows) }.copy_from_slice(&results[..rows]);
                 }
             }
         }

@@ -216,6 +216,52 @@ fn a_position_beyond_the_table_panics() {
     );
 }
 
+#[test]
+fn in_place_it_has_the_same_bits() {
+    let shape = HeadShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 34,
+    };
+    let rows = 70;
+    let qkv = numbers(3, 0, rows * shape.qkv_width());
+    let (q, k) = (numbers(3, 1, 34), numbers(3, 2, 34));
+    let positions: Vec<u32> = (0..rows as u32).rev().collect();
+    let table = RopeTable::new(rows, 34, 100.0);
+    for isa in Isa::available() {
+        let pool = Pool::with_isa(2, isa);
+        for norms in [[Some(&q[..]), Some(&k[..])], [None, None]] {
+            let mut out = vec![f32::NAN; qkv.len()];
+            let mut inv_rms = vec![f32::NAN; rows * 6];
+            qk_norm_rope_forward(
+                &pool,
+                shape,
+                &qkv,
+                &positions,
+                &table,
+                norms[0],
+                norms[1],
+                1e-6,
+                &mut out,
+                &mut inv_rms,
+            );
+            let mut own = qkv.clone();
+            let mut own_rms = vec![f32::NAN; rows * 6];
+            qk_norm_rope_in_place(
+                &pool,
+                shape,
+                &mut own,
+                &positions,
+                &table,
+                norms,
+                1e-6,
+                &mut own_rms,
+            );
+            assert_eq!((own, own_rms), (out, inv_rms), "{isa:?}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 

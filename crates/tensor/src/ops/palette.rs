@@ -10,6 +10,7 @@ use russet_kernels::quantize::QuantizedRows;
 use russet_kernels::{Mat, MatMut, Pool, matmul, palette as kernel};
 
 use super::adapters::{INFERENCE, levels};
+use super::{add, swiglu};
 use crate::segments::Adapted;
 use crate::{Ctx, PaletteWeight, Tensor};
 
@@ -69,6 +70,50 @@ pub fn palette_linear_adapted(
         });
     }
     out
+}
+
+/// As [`palette_linear_adapted`] and then [`super::add`] of it to `to [N, sum of rows]`, to the same bits. Without adapters and gradients
+/// the sum is formed while the products are at hand.
+pub fn palette_linear_added(
+    ctx: &mut Ctx,
+    x: &Tensor,
+    parts: &[PaletteWeight],
+    (runs, place): (&[Adapted], usize),
+    to: &Tensor,
+) -> Tensor {
+    if ctx.is_recording() || !levels(runs, place).is_empty() {
+        let y = palette_linear_adapted(ctx, x, parts, runs, place);
+        return add(ctx, to, &y);
+    }
+    let views: Vec<_> = parts.iter().map(PaletteWeight::view).collect();
+    let mut out = ctx.buffer(to.len());
+    with_quantized(&ctx.pool, x.data(), x.dims2().1, |rounded| {
+        kernel::matmul_added(&ctx.pool, &views, rounded, to.data(), &mut out);
+    });
+    Tensor::new(to.shape(), out)
+}
+
+/// As [`palette_linear_adapted`] of gate and up and then [`super::swiglu`], `[N, F]`, to the same bits. Without adapters and gradients gates
+/// and ups are not written where rows are many.
+pub fn palette_linear_gated(
+    ctx: &mut Ctx,
+    x: &Tensor,
+    parts: &[PaletteWeight],
+    (runs, place): (&[Adapted], usize),
+) -> Tensor {
+    let [gate, up] = parts else {
+        panic!("gate and up are two parts, not {}", parts.len())
+    };
+    if ctx.is_recording() || !levels(runs, place).is_empty() {
+        let y = palette_linear_adapted(ctx, x, parts, runs, place);
+        return swiglu(ctx, &y);
+    }
+    let (tokens, width) = x.dims2();
+    let mut out = ctx.buffer(tokens * gate.rows());
+    with_quantized(&ctx.pool, x.data(), width, |rounded| {
+        kernel::matmul_gated(&ctx.pool, &[gate.view(), up.view()], rounded, &mut out);
+    });
+    Tensor::new(&[tokens, gate.rows()], out)
 }
 
 /// `x [N, D]` as a palettized product sees it: rounded to 8 bits in blocks of 128. The gradient passes straight through.
