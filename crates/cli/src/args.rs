@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use russet_artifact::Override;
 use russet_compress::TableBits;
 use russet_kernels::palette::Bits;
-use russet_model::KvFormat;
+use russet_model::{Decoder, KvFormat};
 use russet_train::bench::Shape;
 
 use crate::shape::RandomShape;
@@ -187,9 +187,17 @@ pub struct PalettizeArgs {
 /// The memory of keys and values.
 #[derive(Args, Clone, Copy)]
 pub struct CacheArgs {
-    /// What keys and values are kept in
-    #[arg(long, value_name = "TYPE", default_value = "f32")]
-    pub cache_type: CacheType,
+    /// What keys and values are kept in (default: q8 for a package, f32 for a checkpoint)
+    #[arg(long, value_name = "TYPE")]
+    pub cache_type: Option<CacheType>,
+}
+
+impl CacheArgs {
+    /// For this model.
+    pub fn format(self, decoder: &Decoder) -> KvFormat {
+        self.cache_type
+            .map_or(decoder.cache_format(), CacheType::format)
+    }
 }
 
 /// What keys and values are kept in.
@@ -210,11 +218,11 @@ impl CacheType {
         }
     }
 
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            CacheType::F32 => "f32",
-            CacheType::Q8 => "q8",
+    /// The name of a format on the command line.
+    pub fn name_of(format: KvFormat) -> &'static str {
+        match format {
+            KvFormat::F32 => "f32",
+            KvFormat::Int8 => "q8",
         }
     }
 }
@@ -438,8 +446,9 @@ pub struct PerplexityArgs {
     /// Tokens in view at a time (default: the model's context, at most 1024)
     #[arg(long)]
     pub window: Option<usize>,
-    #[command(flatten)]
-    pub cache: CacheArgs,
+    /// What keys and values are kept in
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    pub cache_type: CacheType,
     #[command(flatten)]
     pub save: crate::eval::save::SaveArgs,
 }

@@ -25,7 +25,7 @@ pub fn chat(app: &mut App, args: &ChatArgs) -> Result<()> {
     let Model { decoder, tokenizer } = model;
     let config = EngineConfig {
         reuse: Reuse::Prefix,
-        format: args.cache.cache_type.format(),
+        format: args.cache.format(&decoder),
         ..EngineConfig::new(context, 1)
     };
     let mut engine = Engine::new(decoder, app.pool.clone(), config)?;

@@ -9,7 +9,7 @@ use russet_engine::BenchConfig;
 use russet_eval::{Document, Settings};
 use russet_kernels::probe;
 use russet_model::stored::{self, Output};
-use russet_model::{Decoder, adapter, package};
+use russet_model::{Decoder, KvFormat, adapter, package};
 use russet_tensor::{Ctx, DType, Segments, Stack};
 use russet_tokenizer::{Tokenizer, read_texts};
 use russet_train::settings::ComputeType;
@@ -68,7 +68,7 @@ pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<Said> {
     let model = Model::open(&args.model, args.adapter.as_deref())?;
     let documents = documents(&model.tokenizer, &args.text)?;
     let settings = Settings {
-        format: args.cache.cache_type.format(),
+        format: args.cache_type.format(),
         ..settings(&model, args.window)?
     };
     let mut ctx = Ctx::new(app.pool.clone());
@@ -118,8 +118,8 @@ pub fn perplexity(app: &mut App, args: &PerplexityArgs) -> Result<Said> {
     inputs.extend(args.adapter.as_deref().map(|path| ("adapter", path)));
     inputs.extend(args.against.as_deref().map(|path| ("against", path)));
     let mut told = json!({"window": settings.window});
-    if args.cache.cache_type != CacheType::F32 {
-        told["cache_type"] = args.cache.cache_type.name().into();
+    if settings.format != KvFormat::F32 {
+        told["cache_type"] = CacheType::name_of(settings.format).into();
     }
     let saved = Saved {
         name: "perplexity",
@@ -282,7 +282,7 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
         generate: args.generate_tokens,
         sequences: args.sequences,
         repeats: args.repeats,
-        format: args.cache.cache_type.format(),
+        format: args.cache.format(&decoder),
     };
     let (adapters, through) = measured_adapters(&decoder, args)?;
     if adapters.len() > args.sequences {
@@ -313,8 +313,7 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
     let prefill_gop_s = measured.prefill_tokens_per_second * operations / 1e9;
     let projections: usize = decoder.linears().map(|l| l.stored_bytes()).sum();
     let model_size = projections + decoder.output_table().stored_bytes();
-    // Only palettes multiply in 8 bits; dense weights have two or four bytes each.
-    let of_peak = match projections < 2 * decoder.config().projection_parameters() {
+    let of_peak = match decoder.multiplies_in_8_bits() {
         true => format!("{prefill_gop_s:.0} of {peak:.0} GOP/s in 8 bits"),
         false => format!("{prefill_gop_s:.0} GOP/s in floating point"),
     };
@@ -326,7 +325,7 @@ pub fn bench(app: &mut App, args: &BenchArgs) -> Result<()> {
         named
     });
     let name_of = &name;
-    let cache_type = args.cache.cache_type.name();
+    let cache_type = CacheType::name_of(config.format);
     let test = |name: &str, prompt: usize, generate: usize, rates: &[f64]| {
         let mut fields = llama_bench(prompt + generate * args.sequences, rates);
         let json = json!({

@@ -163,7 +163,7 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
         cache: args.cache_mib.map_or(CacheSize::Slots, |mib| {
             CacheSize::Bytes(mib.saturating_mul(1 << 20))
         }),
-        format: args.kept.cache_type.format(),
+        format: args.kept.format(&model.decoder),
         queue: args.queue as usize,
         adapter_bytes: args.adapter_mib.saturating_mul(1 << 20),
         ..EngineConfig::new(args.context.unwrap_or(most), usize::from(args.slots))

@@ -11,7 +11,7 @@ use russet_engine::{Engine, EngineConfig, Flow, Generate, Request};
 use russet_kernels::{process, random};
 use russet_model::adapter::{About, Matrix, save_matrices};
 use russet_model::cache::BLOCK_TOKENS;
-use russet_model::{Decoder, KvCache, KvFormat, Layout, checkpoint, package};
+use russet_model::{Decoder, KvCache, Layout, checkpoint, package};
 use russet_tensor::DType;
 use serde_json::{Value, json};
 
@@ -261,9 +261,10 @@ pub fn serving(app: &App, args: &ServingArgs) -> Result<()> {
             package += name.metadata()?.len();
         }
     }
-    let config = checkpoint::open(model)?.config().clone();
-    let blocks = config.context.min(CONTEXT).div_ceil(BLOCK_TOKENS);
-    let cache = blocks * KvCache::block_bytes(&config, KvFormat::F32);
+    let decoder = checkpoint::open(model)?;
+    let blocks = decoder.config().context.min(CONTEXT).div_ceil(BLOCK_TOKENS);
+    let cache = blocks * KvCache::block_bytes(decoder.config(), decoder.cache_format());
+    drop(decoder);
     let (first, resident) = starts(app, model, args.rounds.into())?;
     let swaps = swaps(app, model, args)?;
     let json = json!({

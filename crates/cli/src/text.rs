@@ -135,7 +135,7 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
     let proposer = proposer(app, args, &model, needed)?;
     let Model { decoder, tokenizer } = model;
     let config = EngineConfig {
-        format: args.cache.cache_type.format(),
+        format: args.cache.format(&decoder),
         ..EngineConfig::new(needed, 1)
     };
     let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
@@ -240,13 +240,8 @@ fn proposer(
             args.model.display()
         );
     }
-    let draft = DraftModel::new(
-        draft.decoder,
-        app.pool.clone(),
-        1,
-        context,
-        args.cache.cache_type.format(),
-    )?;
+    let format = args.cache.format(&draft.decoder);
+    let draft = DraftModel::new(draft.decoder, app.pool.clone(), 1, context, format)?;
     Ok(Some(Box::new(draft)))
 }
 

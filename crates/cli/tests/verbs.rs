@@ -177,6 +177,7 @@ fn verbs_keep_their_objects_and_exit_codes() {
     fields(&logits, &["out", "shape"]);
     assert_eq!(logits["shape"], serde_json::json!([3, 512]));
     let bench = json(&[&["bench", "-p", "16", "-n", "4", "-r", "1"][..], &model].concat());
+    assert_eq!(bench["tests"][0]["type_k"], "f32");
     let names = [
         "pp16",
         "tg4",
@@ -209,6 +210,11 @@ fn verbs_keep_their_objects_and_exit_codes() {
     for (test, [prompt, generated]) in [[16, 0], [0, 4]].into_iter().enumerate() {
         let test = &bench["tests"][test];
         assert_eq!([&test["n_prompt"], &test["n_gen"]], [prompt, generated]);
+        // A package's keys and values are kept in 8 bits where nobody says, as a checkpoint's are not.
+        assert_eq!(
+            (&test["type_k"], &test["type_v"]),
+            (&"q8".into(), &"q8".into())
+        );
         assert_eq!(test["samples_ts"].as_array().map(Vec::len), Some(2));
         let words = ["avg_ts", "stddev_ts", "avg_ns", "stddev_ns", "model_size"];
         assert!(words.iter().all(|word| test[word].is_number()), "{test}");

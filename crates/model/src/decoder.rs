@@ -11,7 +11,7 @@ use crate::block::{Block, Pass};
 use crate::cut::{Cut, CutPart};
 use crate::parallel::Sharding;
 use crate::reward::{Judged, RewardHead};
-use crate::{Config, Embedding, KvCache, Layout, Linear};
+use crate::{Config, Embedding, KvCache, KvFormat, Layout, Linear};
 
 /// A dense decoder-only transformer: pre-norm, no biases, grouped queries, rotary positions, SwiGLU
 /// (arXiv 2407.21075, section 2).
@@ -389,6 +389,22 @@ impl Decoder {
     /// The products of all blocks in the order of the forward pass.
     pub fn linears(&self) -> impl Iterator<Item = &dyn Linear> {
         self.blocks.iter().flat_map(|block| block.linears())
+    }
+
+    /// Whether its products round their inputs to 8 bits: those of palettized weights do.
+    pub fn multiplies_in_8_bits(&self) -> bool {
+        // Dense weights have two or four bytes each.
+        let products: usize = self.linears().map(Linear::stored_bytes).sum();
+        products < 2 * self.config.projection_parameters()
+    }
+
+    /// What keys and values are kept in where nobody says: in 8 bits where products round to as many, as they are computed where not.
+    pub fn cache_format(&self) -> KvFormat {
+        let narrow = self.config.head_dim <= KvFormat::Int8.widest_head();
+        match narrow && self.multiplies_in_8_bits() {
+            true => KvFormat::Int8,
+            false => KvFormat::F32,
+        }
     }
 
     /// Bytes of all weights, as they are stored.
