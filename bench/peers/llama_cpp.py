@@ -146,10 +146,11 @@ def llama(build, args, path):
     """Prompt tokens and generated tokens a second."""
     if args.b > 1:
         context = str(args.b * (args.n + 1) + 64)
-        command = ["llama-batched-bench", "-m", path, "-npp", "1", "-ntg", str(args.n), "-npl", str(args.b), "-c", context,
-                   "-t", str(args.threads), "-tb", str(args.threads)]
-        # A row of the table that both print: PP, TG, B, N_KV, T_PP, S_PP, T_TG, S_TG, T, S.
-        cells = [line.split("|")[1:-1] for line in run(os.path.join(build, command[0]), *command[1:]).splitlines()]
+        command = [os.path.join(build, "llama-batched-bench"), "-m", path, "-npp", "1", "-ntg", str(args.n), "-npl", str(args.b),
+                   "-c", context, "-t", str(args.threads), "-tb", str(args.threads)]
+        # A row of the table that both print, ik_llama.cpp as an error: PP, TG, B, N_KV, T_PP, S_PP, T_TG, S_TG, T, S.
+        lines = run("sh", "-c", 'exec "$0" "$@" 2>&1', *command).splitlines()
+        cells = [line.split("|")[1:-1] for line in lines]
         rows = [row for row in cells if len(row) == 10 and row[0].strip().isdigit()]
         return None, float(rows[-1][7])
     command = ["-m", path, "-p", str(args.p), "-n", str(args.n), "-r", "1", "-t", str(args.threads), "-o", "json"]

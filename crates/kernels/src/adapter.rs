@@ -20,7 +20,7 @@ use crate::matmul::{BLOCK, PACK_SLACK, pack};
 use crate::pool::{Disjoint, Pool, prefetch};
 use crate::profile::{Kernel, span};
 use crate::scratch::with_scratch;
-use crate::simd::{Body, Simd, dispatch};
+use crate::simd::{Body, Simd, dispatch, vectorize};
 use crate::{Isa, Mat, MatMut};
 
 /// Rows of a panel.
@@ -62,6 +62,7 @@ impl Numbers<'_> {
     }
 
     /// Writes those from `start` on, at most [`CHUNK`], as f32.
+    #[inline(always)]
     fn read(&self, start: usize, to: &mut [f32]) {
         match self {
             Numbers::F32(bytes) => {
@@ -89,19 +90,22 @@ impl Numbers<'_> {
 
     /// The greatest magnitude of the finite ones.
     fn largest(&self) -> f32 {
-        let of = |x: f32| if x.is_finite() { x.abs() } else { 0.0 };
-        let mut lanes = [0f32; PANEL];
-        let mut chunk = [0f32; CHUNK];
-        for start in (0..self.len()).step_by(CHUNK) {
-            let chunk = &mut chunk[..CHUNK.min(self.len() - start)];
-            self.read(start, chunk);
-            for numbers in chunk.chunks(PANEL) {
-                for (lane, &x) in lanes.iter_mut().zip(numbers) {
-                    *lane = lane.max(of(x));
+        vectorize!(Isa::best(), || {
+            let mut lanes = [0u32; PANEL];
+            let mut chunk = [0f32; CHUNK];
+            for start in (0..self.len()).step_by(CHUNK) {
+                let chunk = &mut chunk[..CHUNK.min(self.len() - start)];
+                self.read(start, chunk);
+                for numbers in chunk.chunks(PANEL) {
+                    for (lane, x) in lanes.iter_mut().zip(numbers) {
+                        // Magnitudes are in the order of their bits.
+                        let bits = x.to_bits() & 0x7fff_ffff;
+                        *lane = (*lane).max(if x.is_finite() { bits } else { 0 });
+                    }
                 }
             }
-        }
-        lanes.into_iter().fold(0.0, f32::max)
+            f32::from_bits(lanes.into_iter().fold(0, u32::max))
+        })
     }
 
     /// The numbers as an adapter holds them.
@@ -139,7 +143,7 @@ struct Panels {
 
 impl Panels {
     /// Of matrices below one another, each `[its rows, cols]` and multiplied by its factor.
-    fn new(cols: usize, matrices: &[(Numbers<'_>, f32)]) -> Panels {
+    fn new(isa: Isa, cols: usize, matrices: &[(Numbers<'_>, f32)]) -> Panels {
         let rows: usize = matrices.iter().map(|(m, _)| m.len() / cols).sum();
         let mut values = vec![f16::ZERO; rows.next_multiple_of(PANEL) * cols];
         // Where each row begins.
@@ -147,22 +151,9 @@ impl Panels {
             (0..matrix.len() / cols).map(move |row| (matrix, row * cols, factor))
         });
         let sources: Vec<_> = sources.collect();
-        let mut row = [0.0; CHUNK];
-        for (sources, panel) in sources
-            .chunks(PANEL)
-            .zip(values.chunks_exact_mut(cols * PANEL))
-        {
-            let mut block = [0.0; CHUNK * PANEL];
-            for (chunk, to) in panel.chunks_mut(CHUNK * PANEL).enumerate() {
-                let (start, count) = (chunk * CHUNK, to.len() / PANEL);
-                for (lane, (numbers, begin, factor)) in sources.iter().enumerate() {
-                    numbers.read(begin + start, &mut row[..count]);
-                    for (to, x) in block[lane..].iter_mut().step_by(PANEL).zip(&row[..count]) {
-                        *to = x * factor;
-                    }
-                }
-                to.convert_from_f32_slice(&block[..to.len()]);
-            }
+        let panels = values.chunks_exact_mut(cols * PANEL);
+        for (sources, panel) in sources.chunks(PANEL).zip(panels) {
+            dispatch(isa, Fill { sources, panel });
         }
         Panels { rows, cols, values }
     }
@@ -175,6 +166,45 @@ impl Panels {
     /// Blocks of depth.
     fn blocks(&self) -> usize {
         self.cols.div_ceil(BLOCK)
+    }
+}
+
+/// Fills a panel with its rows: the numbers that each begins in, and where, and its factor.
+struct Fill<'a> {
+    sources: &'a [(Numbers<'a>, usize, f32)],
+    panel: &'a mut [f16],
+}
+
+impl Body for Fill<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // Rows that there are not stay zero.
+        let mut rows = [[0.0; CHUNK]; PANEL];
+        for (chunk, to) in self.panel.chunks_mut(CHUNK * PANEL).enumerate() {
+            let (start, count) = (chunk * CHUNK, to.len() / PANEL);
+            for (row, &(numbers, begin, factor)) in rows.iter_mut().zip(self.sources) {
+                let row = &mut row[..count];
+                numbers.read(begin + start, row);
+                for x in row {
+                    *x *= factor;
+                }
+            }
+            for col in (0..count).step_by(S::LANES) {
+                let cols = S::LANES.min(count - col);
+                for lane in (0..PANEL).step_by(S::LANES) {
+                    // SAFETY: LANES rows of `cols` numbers, and as many columns of a panel, which has 16 lanes.
+                    unsafe {
+                        let at = rows[lane][col..].as_ptr();
+                        let block = simd.load_transposed(at, CHUNK, S::LANES, cols);
+                        for (j, &v) in block.as_ref()[..cols].iter().enumerate() {
+                            simd.store_halves(to.as_mut_ptr().add((col + j) * PANEL + lane), v);
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -220,6 +250,7 @@ impl LowRank {
     /// # Panics
     /// When `width` or a rank is 0, a matrix has another size, or two parts have a column in common.
     pub fn new(width: usize, parts: &[LowRankPart<'_>]) -> LowRank {
+        let isa = Isa::best(); // all round alike
         let (mut downs, mut factors, mut ups) = (Vec::new(), Vec::new(), Vec::new());
         for (index, part) in parts.iter().enumerate() {
             let shares = |other: &&LowRankPart<'_>| {
@@ -246,13 +277,13 @@ impl LowRank {
             ups.push(Up {
                 columns: part.columns.clone(),
                 first: factors.len(),
-                matrix: Panels::new(rank, &[(part.b, b)]),
+                matrix: Panels::new(isa, rank, &[(part.b, b)]),
             });
             // Powers of two, so that these products round as if there were none.
             let factor = f64::from(part.scale) / f64::from(a) / f64::from(b);
             factors.resize(factors.len() + rank, factor as f32);
         }
-        let down = Panels::new(width, &downs);
+        let down = Panels::new(isa, width, &downs);
         factors.resize(down.panels() * PANEL, 0.0);
         LowRank { down, factors, ups }
     }

@@ -51,6 +51,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `at` is writable for `LANES` numbers.
     unsafe fn store(self, at: *mut f32, v: Self::V);
+    /// Rounds to half precision.
+    /// # Safety
+    /// `at` is writable for `LANES` numbers.
+    unsafe fn store_halves(self, at: *mut f16, v: Self::V);
     /// # Safety
     /// `at` is writable for `count` < `LANES` numbers.
     unsafe fn store_first(self, at: *mut f32, count: usize, v: Self::V);
@@ -339,6 +343,11 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     unsafe fn store_first(self, _: *mut f32, _: usize, _: f32) {}
+    #[inline(always)]
+    unsafe fn store_halves(self, at: *mut f16, v: f32) {
+        // SAFETY: the caller's promise.
+        unsafe { at.write(f16::from_f32(v)) }
+    }
     #[inline(always)]
     fn add(self, a: f32, b: f32) -> f32 {
         a + b

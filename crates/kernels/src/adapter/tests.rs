@@ -158,7 +158,7 @@ fn numbers_of_f32_keep_eleven_bits_whatever_their_magnitude() {
         let numbers = numbers(3, width * rows, deviation);
         let stored = Numbers::F32(bytemuck::cast_slice(&numbers));
         let power = stored.power();
-        let panels = Panels::new(width, &[(stored, power)]);
+        let panels = Panels::new(Isa::best(), width, &[(stored, power)]);
         let rounded = stored.rounded();
         for (i, &x) in numbers.iter().enumerate() {
             let (row, k) = (i / width, i % width);
@@ -172,6 +172,31 @@ fn numbers_of_f32_keep_eleven_bits_whatever_their_magnitude() {
         Numbers::F32(bytemuck::bytes_of(&[0.0, f32::INFINITY])).power(),
         1.0
     );
+}
+
+#[test]
+fn every_body_fills_panels_alike() {
+    for (rows, cols) in [(16, 64), (5, 200), (33, 16), (20, 7)] {
+        let matrix = numbers(9, rows * cols, 1.0);
+        let bytes = Numbers::F32(bytemuck::cast_slice(&matrix));
+        for isa in Isa::available() {
+            let panels = Panels::new(isa, cols, &[(bytes, 4.0)]);
+            let padded = 0..rows.next_multiple_of(PANEL) * cols;
+            let expected = padded.map(|at| {
+                let (panel, col, lane) = (at / (cols * PANEL), at / PANEL % cols, at % PANEL);
+                let row = panel * PANEL + lane;
+                f16::from_f32(if row < rows {
+                    4.0 * matrix[row * cols + col]
+                } else {
+                    0.0
+                })
+            });
+            assert!(
+                panels.values.iter().copied().eq(expected),
+                "{isa:?}, {rows} x {cols}"
+            );
+        }
+    }
 }
 
 #[test]

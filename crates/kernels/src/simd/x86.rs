@@ -115,6 +115,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(at, v) }
     }
     #[inline(always)]
+    unsafe fn store_halves(self, at: *mut f16, v: __m256) {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm_storeu_si128(at.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+    #[inline(always)]
     unsafe fn store_first(self, at: *mut f32, count: usize, v: __m256) {
         // SAFETY: masked lanes are not written.
         unsafe { _mm256_maskstore_ps(at, first_of_eight(count), v) }
@@ -307,6 +312,11 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     unsafe fn store(self, at: *mut f32, v: __m512) {
         // SAFETY: see the top of the implementation.
         unsafe { _mm512_storeu_ps(at, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_halves(self, at: *mut f16, v: __m512) {
+        // SAFETY: see the top of the implementation.
+        unsafe { _mm256_storeu_si256(at.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
     }
     #[inline(always)]
     unsafe fn store_first(self, at: *mut f32, count: usize, v: __m512) {
