@@ -155,7 +155,7 @@ unsafe fn body<const FORMAT: usize, const T: usize, const S: usize>(
     for block in 0..blocks {
         let at = block * panel.width; // of scales and corrections
         // The same line `ahead` blocks on; past the last block, in the next S strips.
-        let next = AHEAD
+        let next = ahead * per_block * LINE
             + if block + ahead < blocks {
                 0
             } else {
