@@ -205,6 +205,8 @@ impl CacheArgs {
 pub enum CacheType {
     /// As they are computed
     F32,
+    /// Half precision: half of the memory
+    F16,
     /// 8 bits, with a scale a token and head: about a quarter of the memory; answers differ a little
     Q8,
 }
@@ -214,6 +216,7 @@ impl CacheType {
     pub fn format(self) -> KvFormat {
         match self {
             CacheType::F32 => KvFormat::F32,
+            CacheType::F16 => KvFormat::F16,
             CacheType::Q8 => KvFormat::Int8,
         }
     }
@@ -222,6 +225,7 @@ impl CacheType {
     pub fn name_of(format: KvFormat) -> &'static str {
         match format {
             KvFormat::F32 => "f32",
+            KvFormat::F16 => "f16",
             KvFormat::Int8 => "q8",
         }
     }

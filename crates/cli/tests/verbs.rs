@@ -659,11 +659,12 @@ fn small_caches(dir: &Path, generate: &[&str], made: &Value) {
     let bench = [
         "bench", "--model", "stories", "-p", "4", "-n", "2", "-r", "1",
     ];
-    let [whole, eighth] = ["f32", "q8"].map(|cache| {
+    let [whole, half, eighth] = ["f32", "f16", "q8"].map(|cache| {
         let measured = json(&bench, cache);
         assert_eq!(measured["tests"][0]["type_k"], cache);
         measured["cache_bytes_per_token"].as_u64().unwrap()
     });
     // 5 layers of 4 heads of 8 numbers, keys and values: 4 bytes each; or keys of 8, values rounded up to 16, two scales.
     assert_eq!((whole, eighth), (5 * 4 * 2 * 8 * 4, 5 * 4 * (8 + 16 + 8)));
+    assert_eq!(2 * half, whole);
 }

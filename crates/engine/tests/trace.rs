@@ -14,6 +14,7 @@ use serde_json::Value;
 fn attention_moves_what_the_cache_holds() {
     for (format, token) in [
         (KvFormat::F32, 4 * 2 * 2 * 16),
+        (KvFormat::F16, 2 * 2 * 2 * 16),
         (KvFormat::Int8, 2 * (16 + 16 + 8)),
     ] {
         let config = EngineConfig {

@@ -15,6 +15,9 @@
 
 use std::ops::Range;
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use crate::matmul::Compute;
 use crate::pool::{Disjoint, Pool};
 use crate::profile::{Kernel, span};
@@ -74,6 +77,13 @@ pub enum Keys<'a> {
         /// The pages of this sequence in order.
         table: &'a [u32],
     },
+    /// The same pages of half precision, one after another, for inference: products are those of the same numbers in f32.
+    Pages16 {
+        /// All pages; page p begins at `p * page_len(shape)`.
+        arena: &'a [f16],
+        /// The pages of this sequence in order.
+        table: &'a [u32],
+    },
     /// Pages of 8-bit numbers, for inference: products are of integers, exact, whatever type other products multiply in.
     Pages8(Pages8<'a>),
 }
@@ -94,7 +104,7 @@ impl<'a> Keys<'a> {
     fn of(&self, count: usize) -> usize {
         match self {
             Keys::Rows { keys, stride, .. } => count.min(keys.len().div_ceil(*stride)),
-            Keys::Pages { .. } | Keys::Pages8(_) => count,
+            Keys::Pages { .. } | Keys::Pages16 { .. } | Keys::Pages8(_) => count,
         }
     }
 }
@@ -160,20 +170,69 @@ impl<'a> Query<'a> {
     }
 }
 
-/// Floats of one cache page: keys and values of [`PAGE_TOKENS`] positions.
+/// What pages of keys and values are of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvFormat {
+    /// As they are computed.
+    #[default]
+    F32,
+    /// Half precision: half of the memory. Numbers beyond 65,504 become infinite.
+    F16,
+    /// 8 bits, with a scale a token and head, keys and values apart: about a quarter of the memory.
+    Int8,
+}
+
+impl KvFormat {
+    /// The widest head that it can keep.
+    pub fn widest_head(self) -> usize {
+        match self {
+            KvFormat::F32 | KvFormat::F16 => usize::MAX,
+            KvFormat::Int8 => WIDEST_HEAD8,
+        }
+    }
+
+    /// Bytes of a page.
+    pub fn page_bytes(self, shape: HeadShape) -> usize {
+        match self {
+            KvFormat::F32 => size_of::<f32>() * page_len(shape),
+            KvFormat::F16 => size_of::<f16>() * page_len(shape),
+            KvFormat::Int8 => page8_len(shape) + size_of::<f32>() * page8_scales(shape),
+        }
+    }
+}
+
+/// Numbers of one cache page of floats: keys and values of [`PAGE_TOKENS`] positions.
 pub fn page_len(shape: HeadShape) -> usize {
     2 * shape.kv_width() * PAGE_TOKENS
+}
+
+/// A float that pages are of.
+pub trait PageFloat: Copy {
+    /// The nearest ones of `from`, which is as long.
+    fn round(from: &[f32], to: &mut [Self]);
+}
+
+impl PageFloat for f32 {
+    fn round(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+}
+
+impl PageFloat for f16 {
+    fn round(from: &[f32], to: &mut [f16]) {
+        to.convert_from_f32_slice(from);
+    }
 }
 
 /// Copies the keys and values of new tokens, rows of a packed `qkv` `[n, (H+2G)·K]`, to positions `past..past + n` of a sequence.
 ///
 /// # Panics
 /// When the table is too short or a page lies outside the arena.
-pub fn append_to_pages(
+pub fn append_to_pages<T: PageFloat>(
     shape: HeadShape,
     qkv: &[f32],
     past: usize,
-    arena: &mut [f32],
+    arena: &mut [T],
     page_stride: usize,
     table: &[u32],
 ) {
@@ -191,7 +250,7 @@ pub fn append_to_pages(
         let page = &mut arena[page..][..page_len(shape)];
         for (head, from) in row[shape.q_width()..].chunks_exact(head_dim).enumerate() {
             let at = (head * PAGE_TOKENS + position % PAGE_TOKENS) * head_dim;
-            page[at..][..head_dim].copy_from_slice(from);
+            T::round(from, &mut page[at..][..head_dim]);
         }
     }
 }

@@ -13,33 +13,13 @@
 //! [`Blocks`] counts and knows nothing of numbers; `Pages` has the numbers and knows nothing of sequences, so another format
 //! of theirs changes nobody else. Which blocks are worth keeping is the engine's business.
 
-use russet_kernels::attention;
+use russet_kernels::attention::{self, KvFormat};
 use russet_tensor::ops::{CachePages, CacheView};
 
 use crate::{Config, ModelError};
 
 /// Tokens of a block.
 pub const BLOCK_TOKENS: usize = attention::PAGE_TOKENS;
-
-/// What keys and values are kept in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvFormat {
-    /// As they are computed.
-    #[default]
-    F32,
-    /// 8 bits, with a scale a token and head, keys and values apart: about a quarter of the memory.
-    Int8,
-}
-
-impl KvFormat {
-    /// The widest head that it can keep.
-    pub fn widest_head(self) -> usize {
-        match self {
-            KvFormat::F32 => usize::MAX,
-            KvFormat::Int8 => attention::WIDEST_HEAD8,
-        }
-    }
-}
 
 /// The cache of all layers with keys and values of their own, for several sequences at once.
 pub struct KvCache {
@@ -79,12 +59,7 @@ impl KvCache {
 
     /// Bytes of a block.
     pub fn block_bytes(config: &Config, format: KvFormat) -> usize {
-        let shape = config.head_shape();
-        config.kv_layers()
-            * match format {
-                KvFormat::F32 => 4 * attention::page_len(shape),
-                KvFormat::Int8 => attention::page8_len(shape) + 4 * attention::page8_scales(shape),
-            }
+        config.kv_layers() * format.page_bytes(config.head_shape())
     }
 
     /// Tokens that the sequence in `slot` has.
@@ -207,6 +182,10 @@ enum Pages {
         layers: Vec<Vec<f32>>, // [layer][block · stride]
         stride: usize,         // floats of a page
     },
+    F16 {
+        layers: Vec<Vec<u16>>, // bits: the system hands out zeros of integers without touching them
+        stride: usize,
+    },
     Int8 {
         layers: Vec<(Vec<i8>, Vec<f32>)>, // [layer] numbers and scales, [block · stride] each
         strides: (usize, usize),
@@ -222,6 +201,13 @@ impl Pages {
                 let stride = attention::page_len(shape);
                 Pages::F32 {
                     layers: layers.map(|_| vec![0.0; blocks * stride]).collect(),
+                    stride,
+                }
+            }
+            KvFormat::F16 => {
+                let stride = attention::page_len(shape);
+                Pages::F16 {
+                    layers: layers.map(|_| vec![0; blocks * stride]).collect(),
                     stride,
                 }
             }
@@ -247,6 +233,11 @@ impl Pages {
                     within(layer, *stride, from, to);
                 }
             }
+            Pages::F16 { layers, stride } => {
+                for layer in layers {
+                    within(layer, *stride, from, to);
+                }
+            }
             Pages::Int8 { layers, strides } => {
                 for (numbers, scales) in layers {
                     within(numbers, strides.0, from, to);
@@ -261,6 +252,9 @@ impl Pages {
             Pages::F32 { layers, stride } => CachePages::F32 {
                 arena: &mut layers[layer],
                 stride: *stride,
+            },
+            Pages::F16 { layers, .. } => CachePages::F16 {
+                arena: bytemuck::cast_slice_mut(&mut layers[layer]),
             },
             Pages::Int8 { layers, .. } => {
                 let (numbers, scales) = &mut layers[layer];

@@ -28,7 +28,7 @@ pub mod stored;
 mod weights;
 
 pub use block::{Block, projections};
-pub use cache::{KvCache, KvFormat};
+pub use cache::KvCache;
 pub use config::{Attention, Config, Family};
 pub use cut::Cut;
 pub use decoder::{Decoder, Parameter, ParameterKind};
@@ -36,4 +36,5 @@ pub use embedding::Embedding;
 pub use error::ModelError;
 pub use linear::{Dense, Frozen, Layout, Linear, Lora, Palettized, Projection};
 pub use reward::{Judged, RewardHead};
+pub use russet_kernels::attention::KvFormat;
 pub use weights::Weights;

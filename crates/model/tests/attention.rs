@@ -344,15 +344,16 @@ fn cached_decoding_equals_the_whole_pass_in_any_chunks_and_batch() {
         let other = tokens(2, 150);
         let segments = Segments::packed(&[whole.len()]);
         let plain = decoder.forward(&mut ctx, &whole, &segments, None);
-        for format in [KvFormat::F32, KvFormat::Int8] {
+        for format in [KvFormat::F32, KvFormat::F16, KvFormat::Int8] {
             let mut cache = KvCache::of_format(&config, format, 2, 8);
             let wanted = run(&decoder, &mut ctx, &mut cache, &[(0, &whole)]);
             let off = wanted.concat();
             let off = off.iter().zip(plain.data()).map(|(a, b)| a - b);
             let off = (off.map(|x| x * x).sum::<f32>() / plain.len() as f32).sqrt();
-            // Hidden states are normed: in 8 bits they are off by some hundredths of their size.
+            // Hidden states are normed: in 8 bits they are off by some hundredths of their size, in 16 by less than a thousandth.
             let tolerance = match format {
                 KvFormat::F32 => 0.0,
+                KvFormat::F16 => 0.001,
                 KvFormat::Int8 => 0.03,
             };
             assert!(
@@ -381,7 +382,7 @@ fn cached_decoding_equals_the_whole_pass_in_any_chunks_and_batch() {
 #[test]
 fn layers_without_keys_take_no_room_in_the_cache() {
     let (all, some) = (config("FFFFFFFF", 0, 0), config("FFFFFFFF", 0, 3));
-    for format in [KvFormat::F32, KvFormat::Int8] {
+    for format in [KvFormat::F32, KvFormat::F16, KvFormat::Int8] {
         let bytes = |config| KvCache::block_bytes(config, format);
         assert_eq!(5 * bytes(&all), 8 * bytes(&some)); // 37.5 % less
     }

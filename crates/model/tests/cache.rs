@@ -60,9 +60,10 @@ fn sequences_that_share_a_beginning_go_on_as_if_alone() {
     let decoder = Decoder::random(&config(), 3);
     let mut ctx = Ctx::new(Arc::new(Pool::new(1).unwrap()));
     let whole = tokens(1, 150);
-    let both = |common| [(KvFormat::F32, common), (KvFormat::Int8, common)];
+    let formats = [KvFormat::F32, KvFormat::F16, KvFormat::Int8];
+    let all = |common| formats.map(|format| (format, common));
     let ends = [1usize, 40, 63, 64, 65, 100, 128, 149];
-    for (format, common) in ends.into_iter().flat_map(both) {
+    for (format, common) in ends.into_iter().flat_map(all) {
         let mut cache = KvCache::of_format(&config(), format, 2, 6);
         run(&decoder, &mut ctx, &mut cache, 0, &whole);
         let blocks = cache.table(0)[..common.div_ceil(BLOCK_TOKENS)].to_vec();

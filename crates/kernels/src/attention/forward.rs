@@ -4,8 +4,8 @@
 //! are scaled after the product, so that the backward pass finds the same ones whatever √K.
 
 use super::pack;
-use super::tile::{Left, Right, Rows, TILE, product, tile_of};
-use super::{Query, seen};
+use super::tile::{Left, Right, Rows, TILE, product, tile_of, widened};
+use super::{Keys, Query, seen};
 use crate::isa::Isa;
 use crate::matmul::words;
 use crate::pool::{Disjoint, Pool};
@@ -64,7 +64,11 @@ pub(super) fn forward<const BF16: bool>(
             lse: &lse,
         };
         let rows = task.positions * shape.group();
-        let len = rows * (2 * shape.head_dim + TILE + 2) + 2 * shape.head_dim * TILE;
+        let wide = match query.keys {
+            Keys::Pages16 { .. } => 2 * shape.head_dim * TILE,
+            _ => 0,
+        };
+        let len = rows * (2 * shape.head_dim + TILE + 2) + 2 * shape.head_dim * TILE + wide;
         with_scratch(len, |scratch| {
             dispatch_in::<BF16, _>(pool.isa(), Attend::<BF16> { task, scratch })
         });
@@ -124,7 +128,8 @@ impl<const BF16: bool> Body for Attend<'_, BF16> {
         let (scores, rest) = rest.split_at_mut(rows * TILE); // [rows, TILE], then words of [rows, words(TILE)]
         let (highest, rest) = rest.split_at_mut(rows);
         let (totals, rest) = rest.split_at_mut(rows);
-        let (keys_t, values_copy) = rest.split_at_mut(head_dim * TILE); // [words(K), TILE], [words(TILE), K]
+        let (keys_t, rest) = rest.split_at_mut(head_dim * TILE); // [words(K), TILE]
+        let (values_copy, wide) = rest.split_at_mut(head_dim * TILE); // [words(TILE), K]
         let scale = (head_dim as f32).sqrt().recip();
         for (row, q) in q.chunks_exact_mut(depth).take(rows).enumerate() {
             let (n, head) = task.place(row);
@@ -157,7 +162,13 @@ impl<const BF16: bool> Body for Attend<'_, BF16> {
             }
             // Scores beyond are of keys that no row sees.
             let cols = count.next_multiple_of(CHUNK);
-            let (keys, values) = tile_of(shape, query.keys, tile, count, kv_head);
+            let (keys, values) = match query.keys {
+                Keys::Pages16 { arena, table } => {
+                    let pages = (arena, table);
+                    widened(simd, shape, pages, (tile, count), kv_head, wide)
+                }
+                keys => tile_of(shape, keys, tile, count, kv_head),
+            };
             pack::columns::<S, BF16>(simd, keys, count, head_dim, keys_t);
             let values = if BF16 || rows > FEW_ROWS && values.stride != head_dim {
                 pack::down::<S, BF16>(simd, values, count, head_dim, values_copy);

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Keys, PAGE_TOKENS, Query, seen};
+use super::{Keys, PAGE_TOKENS, Query, page_len, seen};
 use crate::rope::HeadShape;
 
 /// The key and the value of a position.
@@ -36,6 +36,12 @@ fn key_value<'a>(
                 page[at..][..head_dim].into(),
                 page[shape.kv_heads * PAGE_TOKENS * head_dim + at..][..head_dim].into(),
             )
+        }
+        Keys::Pages16 { arena, table } => {
+            let page = &arena[table[position / PAGE_TOKENS] as usize * page_len(shape)..];
+            let at = (kv_head * PAGE_TOKENS + position % PAGE_TOKENS) * head_dim;
+            let wide = |at: usize| page[at..][..head_dim].iter().map(|x| x.to_f32()).collect();
+            (wide(at), wide(shape.kv_width() * PAGE_TOKENS + at))
         }
         Keys::Pages8(pages) => {
             let tile = pages.tile(shape, position / PAGE_TOKENS, kv_head);

@@ -336,3 +336,65 @@ fn keys_in_pages_chunks_and_batches_give_the_bits_of_the_flat_pass() {
         }
     }
 }
+
+#[test]
+fn pages_of_half_precision_give_the_bits_of_their_numbers_in_f32() {
+    // Heads that are no whole vectors too.
+    for head_dim in [16, 22] {
+        let shape = HeadShape {
+            heads: 4,
+            kv_heads: 2,
+            head_dim,
+        };
+        let (width, past, len) = (shape.qkv_width(), 130, 9);
+        let qkv = numbers((past + len) * width, 1);
+        let rounded: Vec<f32> = qkv.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
+        let table = [2u32, 0, 3];
+        let stride = page_len(shape);
+        let mut halves = vec![f16::NAN; 4 * stride];
+        let mut floats = vec![f32::NAN; 4 * stride];
+        append_to_pages(shape, &qkv, 0, &mut halves, stride, &table);
+        append_to_pages(shape, &rounded, 0, &mut floats, stride, &table);
+        let keys = [
+            Keys::Pages16 {
+                arena: &halves,
+                table: &table,
+            },
+            Keys::Pages {
+                arena: &floats,
+                page_stride: stride,
+                table: &table,
+            },
+        ];
+        for isa in isas() {
+            for compute in [Compute::F32, Compute::Bf16] {
+                let pool = Pool::with_isa(2, isa);
+                let of = |keys| {
+                    let query = Query {
+                        start: 0,
+                        len,
+                        past,
+                        window: 100,
+                        keys,
+                    };
+                    let mut out = vec![f32::NAN; len * shape.q_width()];
+                    let mut lse = vec![f32::NAN; len * shape.heads];
+                    let rows = &qkv[past * width..];
+                    attention_forward(
+                        &pool,
+                        compute,
+                        shape,
+                        rows,
+                        width,
+                        &[query],
+                        &mut out,
+                        &mut lse,
+                    );
+                    (out, lse)
+                };
+                let [halves, floats] = keys.map(of);
+                assert_eq!(halves, floats, "{isa:?}, {compute:?}, {head_dim}");
+            }
+        }
+    }
+}

@@ -5,7 +5,9 @@
 
 use std::mem::MaybeUninit;
 
-use super::{Keys, PAGE_TOKENS};
+use half::f16;
+
+use super::{Keys, PAGE_TOKENS, page_len};
 use crate::rope::HeadShape;
 use crate::simd::Simd;
 
@@ -42,16 +44,51 @@ pub(super) fn tile_of<'a>(
             page_stride,
             table,
         } => {
-            let page = &arena[table[tile] as usize * page_stride..][..super::page_len(shape)];
+            let page = &arena[table[tile] as usize * page_stride..][..page_len(shape)];
             let at = kv_head * TILE * head_dim;
             (&page[at..], &page[shape.kv_width() * TILE + at..], head_dim)
         }
-        Keys::Pages8(_) => unreachable!("8-bit pages have a kernel of their own"),
+        Keys::Pages16 { .. } | Keys::Pages8(_) => unreachable!("pages of other numbers than f32"),
     };
     let extent = (count - 1) * stride + head_dim;
     let rows = |at: &'a [f32]| Rows {
         at: &at[..extent],
         stride,
+    };
+    (rows(keys), rows(values))
+}
+
+/// As [`tile_of`] of pages of half precision, made f32 in `wide` `[2 (keys, values), TILE, K]`.
+#[inline(always)]
+pub(super) fn widened<'a, S: Simd>(
+    simd: S,
+    shape: HeadShape,
+    (arena, table): (&[f16], &[u32]),
+    (tile, count): (usize, usize),
+    kv_head: usize,
+    wide: &'a mut [f32],
+) -> (Rows<'a>, Rows<'a>) {
+    let head_dim = shape.head_dim;
+    let page = &arena[table[tile] as usize * page_len(shape)..][..page_len(shape)];
+    let at = kv_head * TILE * head_dim;
+    let (keys, values) = wide.split_at_mut(TILE * head_dim);
+    for (from, to) in [
+        (&page[at..], &mut *keys),
+        (&page[shape.kv_width() * TILE + at..], &mut *values),
+    ] {
+        let (from, to) = (&from[..count * head_dim], &mut to[..count * head_dim]);
+        let whole = from.len() / S::LANES * S::LANES;
+        for i in (0..whole).step_by(S::LANES) {
+            // SAFETY: LANES numbers from `i` on lie in both.
+            unsafe { simd.store(to.as_mut_ptr().add(i), simd.load_halves(from[i..].as_ptr())) };
+        }
+        for (to, from) in to[whole..].iter_mut().zip(&from[whole..]) {
+            *to = from.to_f32();
+        }
+    }
+    let rows = |at: &'a [f32]| Rows {
+        at: &at[..count * head_dim],
+        stride: head_dim,
     };
     (rows(keys), rows(values))
 }

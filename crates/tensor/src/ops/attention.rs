@@ -1,8 +1,9 @@
 //! Causal attention over flat tokens, heads grouped over fewer keys and values (arXiv 2305.13245),
 //! tile by tile without the matrix of scores (arXiv 2307.08691).
 
+use half::f16;
 use russet_kernels::Pool;
-use russet_kernels::attention::{self as kernel, Keys, Pages8, Query};
+use russet_kernels::attention::{self as kernel, Keys, KvFormat, Pages8, Query};
 use russet_kernels::rope::HeadShape;
 
 use crate::segments::Segment;
@@ -26,6 +27,11 @@ pub enum CachePages<'a> {
         /// Floats from one page to the next.
         stride: usize,
     },
+    /// In half precision.
+    F16 {
+        /// Pages one after another, as those of `f32`.
+        arena: &'a mut [f16],
+    },
     /// In 8 bits, with a scale a token, head, and keys and values apart.
     Int8 {
         /// Pages one after another, as the kernel orders them.
@@ -38,11 +44,12 @@ pub enum CachePages<'a> {
 impl CachePages<'_> {
     /// Bytes of the keys and values of one token.
     pub fn token_bytes(&self, shape: HeadShape) -> usize {
-        let page = match self {
-            CachePages::F32 { .. } => 4 * kernel::page_len(shape),
-            CachePages::Int8 { .. } => kernel::page8_len(shape) + 4 * kernel::page8_scales(shape),
+        let format = match self {
+            CachePages::F32 { .. } => KvFormat::F32,
+            CachePages::F16 { .. } => KvFormat::F16,
+            CachePages::Int8 { .. } => KvFormat::Int8,
         };
-        page / kernel::PAGE_TOKENS
+        format.page_bytes(shape) / kernel::PAGE_TOKENS
     }
 
     /// Adds the keys and values of new tokens to a sequence.
@@ -50,6 +57,10 @@ impl CachePages<'_> {
         match self {
             CachePages::F32 { arena, stride } => {
                 kernel::append_to_pages(shape, rows, past, arena, *stride, table);
+            }
+            CachePages::F16 { arena } => {
+                let stride = kernel::page_len(shape);
+                kernel::append_to_pages(shape, rows, past, arena, stride, table);
             }
             CachePages::Int8 { numbers, scales } => {
                 kernel::append_to_pages8(pool, shape, rows, past, numbers, scales, table);
@@ -65,6 +76,7 @@ impl CachePages<'_> {
                 page_stride: *stride,
                 table,
             },
+            CachePages::F16 { arena } => Keys::Pages16 { arena, table },
             CachePages::Int8 { numbers, scales } => Keys::Pages8(Pages8 {
                 numbers,
                 scales,
