@@ -8,6 +8,7 @@ NAME-heldout.jsonl.zst are written, and heldout.jsonl.zst: 800,000 characters of
 """
 import argparse
 import json
+import os
 import subprocess
 
 SHARES = {"books": 0.56, "code": 0.34, "documentation": 0.10}
@@ -17,6 +18,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("sources", nargs="+", metavar="NAME=FILE[,FILE]")
 parser.add_argument("--out", required=True)
 args = parser.parse_args()
+os.makedirs(args.out, exist_ok=True)
 
 
 def write(name, texts):
