@@ -24,6 +24,8 @@ const CONTEXT: usize = 1024;
 const PROMPT: usize = 16;
 /// Tokens that a sequence generates while adapters are loaded.
 const GENERATED: usize = 96;
+/// Sequences without an adapter beside adapters in memory, and as many where there are none.
+const UNUSED: usize = 4;
 /// Between two loads.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -35,11 +37,11 @@ fn engine(app: &App, decoder: Decoder) -> Result<Engine> {
             2 * PROMPT
         );
     }
-    Ok(Engine::new(
-        decoder,
-        app.pool.clone(),
-        EngineConfig::new(context, 1),
-    )?)
+    let config = EngineConfig {
+        format: decoder.cache_format(),
+        ..EngineConfig::new(context, 1)
+    };
+    Ok(Engine::new(decoder, app.pool.clone(), config)?)
 }
 
 fn request(engine: &Engine, tokens: usize, max_tokens: usize, adapter: Option<&str>) -> Request {
@@ -152,7 +154,9 @@ fn write_adapter(layouts: &[Layout], rank: usize, seed: u64, folder: &Path) -> R
 /// What changing adapters takes.
 struct Swaps {
     adapter_bytes: usize,
-    /// A token of a sequence while nobody loads.
+    /// A token of a sequence without an adapter while there is none in memory, and beside two that nobody asks for.
+    plain: [Times; 2],
+    /// A token of a sequence with an adapter while nobody loads.
     token: Times,
     /// The same while adapters are loaded.
     token_meanwhile: Times,
@@ -172,12 +176,10 @@ fn swaps(app: &App, model: &Path, args: &ServingArgs) -> Result<Swaps> {
     }
     let rounds = usize::from(args.rounds);
     let adapters = engine.adapters().clone();
-    adapters.load("one", folders[0].path())?;
-    adapters.load("two", folders[1].path())?;
     let generated = GENERATED.min(engine.decoder().config().context - PROMPT);
-    let tokens = |engine: &mut Engine| -> Result<Vec<Duration>> {
+    let tokens = |engine: &mut Engine, adapter| -> Result<Vec<Duration>> {
         let (mut last, mut times) = (None, Vec::new());
-        let request = request(engine, PROMPT, generated, Some("one"));
+        let request = request(engine, PROMPT, generated, adapter);
         engine.generate(&request, &mut |_| {
             let now = Instant::now();
             times.extend(last.replace(now).map(|last| now - last));
@@ -185,7 +187,16 @@ fn swaps(app: &App, model: &Path, args: &ServingArgs) -> Result<Swaps> {
         })?;
         Ok(times)
     };
-    let token = Times::new(tokens(&mut engine)?);
+    let mut plain = [Vec::new(), Vec::new()];
+    for _ in 0..UNUSED {
+        adapters.remove("one");
+        adapters.remove("two");
+        plain[0].extend(tokens(&mut engine, None)?);
+        adapters.load("one", folders[0].path())?;
+        adapters.load("two", folders[1].path())?;
+        plain[1].extend(tokens(&mut engine, None)?);
+    }
+    let token = Times::new(tokens(&mut engine, Some("one"))?);
     let done = AtomicBool::new(false);
     let (loads, meanwhile) = std::thread::scope(|scope| {
         let loader = scope.spawn(|| -> Result<Vec<Duration>> {
@@ -201,7 +212,7 @@ fn swaps(app: &App, model: &Path, args: &ServingArgs) -> Result<Swaps> {
         let (mut meanwhile, mut failed) = (Vec::new(), None);
         // As long as it takes to load so often.
         while !loader.is_finished() {
-            match tokens(&mut engine) {
+            match tokens(&mut engine, Some("one")) {
                 Ok(times) => meanwhile.extend(times),
                 Err(error) => failed = Some(error),
             }
@@ -222,6 +233,7 @@ fn swaps(app: &App, model: &Path, args: &ServingArgs) -> Result<Swaps> {
     }
     Ok(Swaps {
         adapter_bytes,
+        plain: plain.map(Times::new),
         token,
         token_meanwhile: Times::new(meanwhile),
         disk: Times::new(loads),
@@ -275,6 +287,8 @@ pub fn serving(app: &App, args: &ServingArgs) -> Result<()> {
         "adapter_bytes": swaps.adapter_bytes,
         "swap_memory_ms": swaps.memory.json(),
         "swap_disk_ms": swaps.disk.json(),
+        "token_plain_ms": swaps.plain[0].json(),
+        "token_beside_unused_ms": swaps.plain[1].json(),
         "token_ms": swaps.token.json(),
         "token_while_loading_ms": swaps.token_meanwhile.json(),
         "threads": app.pool.threads(),
@@ -285,7 +299,8 @@ pub fn serving(app: &App, args: &ServingArgs) -> Result<()> {
          resident then: {:.0} MiB; the weights have {:.0}, the cache {:.0}\n\
          an adapter of rank {} on every projection, {:.1} MB, another one asked for in memory: {}\n\
          the same from its folder, while a sequence generates: {}\n\
-         a token of that sequence: {}; while nobody loads: {}",
+         a token of that sequence: {}; while nobody loads: {}\n\
+         a token without an adapter: {}; beside two in memory that nobody asks for: {}",
         first.text(),
         mib(resident),
         mib(package),
@@ -296,6 +311,8 @@ pub fn serving(app: &App, args: &ServingArgs) -> Result<()> {
         swaps.disk.text(),
         swaps.token_meanwhile.text(),
         swaps.token.text(),
+        swaps.plain[0].text(),
+        swaps.plain[1].text(),
     );
     app.print(&json, &text)
 }

@@ -233,6 +233,8 @@ fn verbs_keep_their_objects_and_exit_codes() {
         "first_token_ms",
         "swap_memory_ms",
         "swap_disk_ms",
+        "token_plain_ms",
+        "token_beside_unused_ms",
         "token_ms",
         "token_while_loading_ms",
     ];
