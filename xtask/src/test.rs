@@ -144,10 +144,10 @@ pub fn test() -> Done {
     verdict(&steps)
 }
 
-/// The pool's protocol in every order of its threads' steps that two changes of thread against their will make. Three take four minutes.
+/// How threads meet, in the pool and in adapters, in every order of their steps that two changes of thread against their will make. Three take four minutes.
 /// Built apart, since all is compiled for the checker.
 fn orders_of_threads() -> Outcome {
-    let mut command = cargo("test --package russet-kernels --lib pool::orders");
+    let mut command = cargo("test --package russet-kernels --lib orders");
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
     let target = target.unwrap_or_else(|| root().join("target"));
     command

@@ -11,7 +11,6 @@
 //! of few rows they take part in its own job ([`crate::palette::matmul_adapted`]): while tokens are generated a job is some microseconds, and one more would be felt.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -22,6 +21,9 @@ use crate::profile::{Kernel, span};
 use crate::scratch::with_scratch;
 use crate::simd::{Body, Simd, dispatch, vectorize};
 use crate::{Isa, Mat, MatMut};
+use meeting::Meeting;
+
+mod meeting;
 
 /// Rows of a panel.
 const PANEL: usize = 16;
@@ -333,9 +335,8 @@ pub(crate) struct Ways<'a> {
     x: Mat<'a>,
     plans: Vec<Plan>,
     sums: Disjoint<'a, f32>,
-    /// Ways down that have not ended, and whether what came down is joined.
-    left: AtomicUsize,
-    joined: AtomicBool,
+    /// Of the ways down, whose sums are joined before any way up.
+    down: Meeting,
 }
 
 /// The tile, and what is left of the number of a task, where each tile has `each`.
@@ -444,15 +445,14 @@ impl<'a> Ways<'a> {
                 x,
                 plans,
                 sums: Disjoint::new(sums),
-                left: AtomicUsize::new(tasks),
-                joined: AtomicBool::new(tasks == 0),
+                down: Meeting::of(tasks),
             })
         })
     }
 
     /// How many tasks the ways down are.
     pub(crate) fn down_tasks(&self) -> usize {
-        self.left.load(Ordering::Relaxed)
+        self.down.left()
     }
 
     /// One of the ways down: x Aᵀ of some rows. The last to end joins what came down.
@@ -490,11 +490,7 @@ impl<'a> Ways<'a> {
             accumulate: false,
         };
         dispatch(self.isa, product);
-        // Acquire: who arrives last sees the sums of all.
-        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.join();
-            self.joined.store(true, Ordering::Release);
-        }
+        self.down.arrive(|| self.join());
     }
 
     /// Adds up what blocks have come to, and multiplies it by its factors.
@@ -517,18 +513,7 @@ impl<'a> Ways<'a> {
     /// Waits until everything has come down, or a task of the job on `pool` has panicked; whether it has come. Whoever waits must have seen
     /// every way down taken.
     pub(crate) fn wait(&self, pool: &Pool) -> bool {
-        let mut looks = 0;
-        while !self.joined.load(Ordering::Acquire) {
-            if pool.has_failed() {
-                return false;
-            }
-            looks += 1;
-            match looks % 1024 {
-                0 => std::thread::yield_now(), // one of them is off its core
-                _ => std::hint::spin_loop(),
-            }
-        }
-        true
+        self.down.wait(|| pool.has_failed())
     }
 
     /// One of the ways up: adds some rows' Bᵀ of what came down to y, some columns of one projection.

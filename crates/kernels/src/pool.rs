@@ -23,7 +23,7 @@ use crate::isa::{Isa, IsaError};
 use shared::{AtomicBool, AtomicU32, Lock, UnsafeCell};
 
 /// What threads meet by: the standard library's, or under `--cfg loom` those of a checker that tries the orders of their steps.
-mod shared {
+pub(crate) mod shared {
     #[cfg(loom)]
     pub use loom::{
         cell::UnsafeCell,
@@ -622,7 +622,7 @@ impl Bed {
 }
 
 /// Every order in which a caller and its workers can take their steps, as far as `LOOM_MAX_PREEMPTIONS` allows:
-/// `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 cargo test --release -p russet-kernels --lib pool::orders`.
+/// `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 cargo test --release -p russet-kernels --lib orders`.
 #[cfg(all(test, loom))]
 mod orders {
     use super::*;
