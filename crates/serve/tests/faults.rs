@@ -69,6 +69,12 @@ fn an_answer_has_its_deadline() {
     let last = reply.body.trim_end().rsplit("\n\n").next().unwrap();
     let error: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
     assert_eq!(error["error"]["code"], "deadline_exceeded");
+    let cut = "russet_request_finished_total{reason=\"deadline\"}";
+    assert_eq!(server.metric(cut), 2.0);
+    assert!(
+        server.metric("russet_generation_tokens_total") > 2.0,
+        "what had been made"
+    );
     server.complete(json!("a"), json!({"max_tokens": 2}));
 }
 
@@ -185,6 +191,8 @@ fn a_panic_ends_what_was_on_its_way_and_not_the_server() {
     other.read_to_end(&mut rest).unwrap();
     assert!(parse(&rest).body.contains("internal_error"));
     assert_eq!(server.metric("russet_engine_restarts_total"), 1.0);
+    let cut = "russet_request_finished_total{reason=\"error\"}";
+    assert_eq!(server.metric(cut), 2.0);
     assert_eq!(
         content(&server.chat("Hello", json!({"max_tokens": 8})), 0),
         content(&wanted, 0)
