@@ -20,7 +20,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::Request;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
@@ -310,14 +310,15 @@ async fn enter(
 ) -> Response {
     let (begun, id) = (Instant::now(), state.id("req-"));
     let (endpoint, open) = state.endpoint(request.uri().path());
+    let mut metered = None;
     let entered = allowed(&state, &request, open).and_then(|caller| {
         // What only reads costs the engine nothing.
-        let metered = caller
+        metered = caller
             .meter
             .as_ref()
             .filter(|_| request.method() == Method::POST);
-        let pass = metered.map(|meter| meter.enter(begun)).transpose()?;
-        Ok((caller, pass))
+        let pass = metered.as_ref().map(|meter| meter.enter(begun));
+        Ok((caller, pass.transpose()?))
     });
     let mut response = match entered {
         Err(error) => error.into_response(),
@@ -342,6 +343,21 @@ async fn enter(
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert("x-request-id", id);
+    }
+    for (of, stands) in metered
+        .iter()
+        .flat_map(|meter| meter.standing(Instant::now()))
+    {
+        for (what, value) in [
+            ("limit", stands.limit.to_string()),
+            ("remaining", stands.remaining.to_string()),
+            ("reset", stands.reset()),
+        ] {
+            let name = HeaderName::try_from(format!("x-ratelimit-{what}-{of}"));
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(value)) {
+                headers.insert(name, value);
+            }
+        }
     }
     let nosniff = HeaderValue::from_static("nosniff");
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
