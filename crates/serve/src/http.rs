@@ -5,6 +5,7 @@ mod completions;
 mod conversation;
 mod embeddings;
 pub(crate) mod guard;
+mod linger;
 pub(crate) mod listen;
 mod openapi;
 pub(crate) mod plain;
