@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use russet_engine::Generation;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Shared, body, json as reply};
 use crate::answer::finished;
@@ -24,29 +25,33 @@ use crate::worker::Told;
 /// Inputs of one request that run or wait to run.
 const AT_ONCE: usize = 32;
 
-#[derive(Serialize)]
-struct List {
+/// `/v1/embeddings`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingList)]
+pub(super) struct List {
     object: &'static str,
     data: Vec<Embedding>,
     model: String,
     usage: Usage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Embedding {
     object: &'static str,
     index: usize,
     embedding: Vector,
 }
 
-#[derive(Serialize)]
+/// Numbers, or base64 of little-endian f32.
+#[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 enum Vector {
     Float(Vec<f32>),
     Base64(String),
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingUsage)]
 struct Usage {
     prompt_tokens: usize,
     total_tokens: usize,
@@ -143,6 +148,7 @@ async fn embed(
             error
         })?;
         state.metrics.answered("embedding", 0, 0);
+        open.inputs -= 1;
         vectors[place] = generation.embedding;
     }
     Ok(vectors)
