@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use llguidance::Matcher;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
+use serde_json::{Value, json};
 
 use crate::{Allowed, Error, Result};
 pub use vocabulary::Vocabulary;
@@ -32,6 +33,9 @@ const MOST_TEXT: usize = 1 << 20;
 const MOST_CHOICES: usize = 4096;
 /// The most brackets open at once. llguidance bounds groups and rules itself, but not the conditions of a rule.
 const MOST_OPEN: usize = 500;
+/// The most blanks in a row between parts of JSON: a line's end and two blanks for each of 63 levels. A model that has learnt little
+/// writes blanks for as long as it may, and would else never come to a value.
+const MOST_BLANKS: usize = 128;
 /// Stack of the thread that compiles: schemas may nest 128 deep and take about 3 KiB each level.
 const STACK: usize = 32 << 20;
 
@@ -81,12 +85,13 @@ impl Constraint {
             Constraint::JsonSchema(text) => {
                 sized(text.len())?;
                 let schema = serde_json::from_str(text)
-                    .map_err(|error| format!("it is not JSON: {error}"))?;
+                    .map_err(|error| format!("it is not JSON: {error}; mend it there"))?;
+                Ok(TopLevelGrammar::from_json_schema(with_few_blanks(schema)))
+            }
+            Constraint::JsonObject => {
+                let schema = with_few_blanks(json!({"type": "object"}));
                 Ok(TopLevelGrammar::from_json_schema(schema))
             }
-            Constraint::JsonObject => Ok(TopLevelGrammar::from_json_schema(
-                serde_json::json!({"type": "object"}),
-            )),
             Constraint::Regex(text) => {
                 sized(text.len())?;
                 flat(text)?;
@@ -113,6 +118,27 @@ impl Constraint {
             }
         }
     }
+}
+
+/// A schema whose instances have no more than 128 blanks in a row between their parts, unless it says itself how blanks go
+/// (llguidance's `x-guidance`).
+fn with_few_blanks(schema: Value) -> Value {
+    let mut schema = match schema {
+        Value::Bool(true) => json!({}), // the same schema, with room for a word
+        schema => schema,
+    };
+    let Some(fields) = schema.as_object_mut() else {
+        return schema;
+    };
+    let options = fields.entry("x-guidance").or_insert_with(|| json!({}));
+    if let Some(options) = options.as_object_mut()
+        && !options.contains_key("whitespace_flexible")
+    {
+        let few = format!("[\\x20\\x0A\\x0D\\x09]{{1,{MOST_BLANKS}}}");
+        let pattern = options.entry("whitespace_pattern");
+        pattern.or_insert(Value::String(few));
+    }
+    schema
 }
 
 fn sized(bytes: usize) -> std::result::Result<(), String> {

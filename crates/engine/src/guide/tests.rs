@@ -120,6 +120,37 @@ fn a_json_object_is_any_and_nothing_else() {
 }
 
 #[test]
+fn blanks_between_parts_of_json_come_to_an_end() {
+    let spaced = |count: usize| {
+        let blanks = " ".repeat(count);
+        format!("{{{blanks}\"a\"{blanks}:{blanks}[1,{blanks}2]{blanks}}}")
+    };
+    let nested = (0..40).fold(json!(1), |inner, _| json!({"a": [inner]}));
+    let nested = serde_json::to_string_pretty(&nested).unwrap();
+    let deepest = nested
+        .lines()
+        .map(|line| line.len() - line.trim_start().len());
+    assert_eq!(deepest.max(), Some(160));
+    let (nested, deeper) = (nested.replace("  ", " "), nested);
+    let grammars = [
+        compile(Constraint::JsonObject).unwrap(),
+        schema("{}"),
+        schema("true"),
+        schema(r#"{"type": "object", "x-guidance": {"key_separator": ":"}}"#),
+    ];
+    for grammar in grammars {
+        assert!(takes(&grammar, &spaced(0)) && takes(&grammar, &spaced(MOST_BLANKS)));
+        assert!(!takes(&grammar, &spaced(MOST_BLANKS + 1)));
+        assert!(takes(&grammar, &nested) && !takes(&grammar, &deeper));
+    }
+    // A schema that says how blanks go is taken at its word.
+    let one = schema(r#"{"x-guidance": {"whitespace_pattern": " "}}"#);
+    assert!(takes(&one, &spaced(1)) && !takes(&one, &spaced(2)));
+    let none = schema(r#"{"x-guidance": {"whitespace_flexible": false}}"#);
+    assert!(takes(&none, &spaced(0)) && !takes(&none, &spaced(1)));
+}
+
+#[test]
 fn where_nothing_can_follow_is_the_end() {
     let grammar = schema(r#"{"type": "boolean"}"#);
     let mut guide = grammar.guide();
