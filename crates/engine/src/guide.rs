@@ -12,6 +12,7 @@
 //! Any way to cut a text into tokens is allowed, not only the tokenizer's own. Left out: forcing tokens without a forward
 //! pass, which would need the tokenizer here.
 
+mod problem;
 mod vocabulary;
 mod worker;
 
@@ -24,6 +25,7 @@ use llguidance::api::{ParserLimits, TopLevelGrammar};
 use serde_json::{Value, json};
 
 use crate::{Allowed, Error, Result};
+use problem::{refusal, sentence};
 pub use vocabulary::Vocabulary;
 pub(crate) use worker::{Masks, Worker};
 
@@ -212,7 +214,7 @@ impl Grammar {
                 let parser = vocabulary.factory().create_parser(grammar);
                 let matcher = Matcher::new(parser);
                 match matcher.get_error() {
-                    Some(error) => Err(sentence(&error)),
+                    Some(error) => Err(refusal(constraint, &error)),
                     None => Ok(matcher),
                 }
             };
@@ -374,25 +376,6 @@ impl Guide {
             name: self.name,
             problem: sentence(error),
         }
-    }
-}
-
-/// The first lines of an error of llguidance's, without the traces that follow.
-fn sentence(error: &str) -> String {
-    const MOST: usize = 400;
-    let end = ["\n<backtrace>", "\n<non-verbose/>", "\n<state>"]
-        .iter()
-        .filter_map(|mark| error.find(mark))
-        .min()
-        .unwrap_or(error.len());
-    let mut text = error[..end].trim().to_owned();
-    if text.len() > MOST {
-        text.truncate(text.floor_char_boundary(MOST));
-        text.push('…');
-    }
-    match text.strip_prefix("panic: ") {
-        Some(what) => format!("the library for grammars stopped on it ({what})"),
-        None => text,
     }
 }
 
