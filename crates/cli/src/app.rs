@@ -155,6 +155,7 @@ impl Model {
     /// Opens a folder of either kind, with an adapter on it where one is named.
     pub fn open(folder: &Path, adapter: Option<&Path>) -> Result<Model> {
         crate::found::model(folder)?;
+        crate::found::own_tokenizer(folder)?;
         if let Some(adapter) = adapter {
             crate::found::adapter(adapter)?;
             Adapters::check_numbers(adapter)?;

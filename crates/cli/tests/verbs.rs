@@ -456,6 +456,12 @@ fn what_a_path_or_value_was_probably_meant_to_be_is_said() {
     let bytes = std::fs::read(&weights).unwrap();
     std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
     says(1, generate, "so write or fetch it again");
+    let tokenizer = dir.join("stories/tokenizer.json");
+    std::fs::rename(&tokenizer, dir.join("kept.json")).unwrap();
+    says(1, generate, "there is no tokenizer.json in this folder");
+    std::fs::write(dir.join("stories/tokenizer.model"), "").unwrap();
+    says(1, generate, "there is a tokenizer.model");
+    std::fs::rename(dir.join("kept.json"), &tokenizer).unwrap();
     std::fs::write(&weights, "").unwrap();
     let empty = says(1, generate, "is empty; it was probably not written");
     assert_eq!(empty.matches("model.safetensors").count(), 1, "{empty}");
