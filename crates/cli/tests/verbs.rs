@@ -614,12 +614,16 @@ fn guided_and_guessed(dir: &Path, generate: &[&str], made: &Value) {
     refused(2, &["--stop", ""]);
     refused(2, &["--regex", "a", "--json-object"]);
     refused(2, &["--draft", "stories", "--prompt-lookup"]);
-    let sentence = refused(1, &["--regex", "("]).stderr;
+    let sentence = refused(2, &["--regex", "("]).stderr;
     assert!(
         sentence.contains("the regular expression cannot guide"),
         "{sentence}"
     );
-    refused(1, &["--json-schema", "nowhere.json"]);
+    let sentence = refused(2, &["--json-schema", "nowhere.json"]).stderr;
+    assert!(
+        sentence.contains("--json-schema nowhere.json"),
+        "{sentence}"
+    );
 }
 
 /// Keys and values in 8 bits, wherever a verb can be asked for them: a smaller cache, and nearly the same answers.
