@@ -46,6 +46,16 @@ pub fn sampling(args: &SamplingArgs) -> Result<Sampling> {
         seed: args.seed,
     };
     sampling.check().map_err(|error| Usage(error.to_string()))?;
+    let mut biased: Vec<u32> = args.logit_bias.iter().map(|&(token, _)| token).collect();
+    biased.sort_unstable();
+    if let Some(twice) = biased.windows(2).find(|two| two[0] == two[1]) {
+        let sentence = format!(
+            "--logit-bias names the token {} more than once, and only one value can be added to its logit; give it once, with their sum \
+             if that is meant",
+            twice[0]
+        );
+        return Err(Usage(sentence).into());
+    }
     Ok(sampling)
 }
 

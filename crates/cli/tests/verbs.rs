@@ -427,6 +427,11 @@ fn what_a_path_or_value_was_probably_meant_to_be_is_said() {
         "error: temperature is -1",
     );
     says(2, &format!("{generate} --seed -3"), "invalid value '-3'");
+    for count in ["--top-k", "--max-tokens", "--top-logprobs"] {
+        let sentence = "it must be a whole number, 0 or more";
+        says(2, &format!("{generate} {count} -3"), sentence);
+        says(2, &format!("{generate} {count} x"), sentence);
+    }
 
     let bin = golden("stories260K/stories260K.bin");
     let convert =
@@ -609,6 +614,14 @@ fn guided_and_guessed(dir: &Path, generate: &[&str], made: &Value) {
 
     let refused = |code, more: &[&str]| exits(dir, code, &[generate, more].concat());
     refused(2, &["--logit-bias", "7"]);
+    refused(2, &["--logit-bias", "100000=1"]);
+    let twice = ["--logit-bias", "7=1", "--logit-bias", "8=1"];
+    let twice = [&twice[..], &["--logit-bias", "7=-2"]].concat();
+    let sentence = refused(2, &twice).stderr;
+    assert!(
+        sentence.contains("names the token 7 more than once"),
+        "{sentence}"
+    );
     refused(2, &["--presence-penalty", "3"]);
     refused(2, &["--top-logprobs", "2"]);
     refused(2, &["--stop", ""]);
