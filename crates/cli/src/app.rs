@@ -47,6 +47,25 @@ impl Interrupted {
 #[error("{0}")]
 pub struct Usage(pub String);
 
+/// What an engine says of its settings, by the options that they are here; `less` says which of them make its cache smaller.
+pub fn by_option(error: russet_engine::Error, less: &str) -> anyhow::Error {
+    use russet_engine::Error;
+    let option = match &error {
+        Error::Setting { setting, .. } => match *setting {
+            "cache bytes" => "--cache-mib",
+            "context" => "--context",
+            "format" => "--cache-type",
+            _ => return error.into(),
+        },
+        Error::AdapterBudget { .. } => "--adapter-mib",
+        Error::Memory { .. } => {
+            return Usage(format!("{error}; {less}")).into();
+        }
+        _ => return error.into(),
+    };
+    Usage(format!("{option}: {error}")).into()
+}
+
 impl App {
     pub fn new(json: bool, threads: Option<u16>, launch: Launch) -> Result<App> {
         let own = threads.map_or(launch.cores(), usize::from);

@@ -7,7 +7,7 @@ use russet_engine::{Engine, EngineConfig, Finish, Flow, Request, Reuse};
 use russet_tokenizer::Message;
 use serde_json::json;
 
-use crate::app::{App, Model, Usage, write_stdout};
+use crate::app::{App, Model, Usage, by_option, write_stdout};
 use crate::args::ChatArgs;
 use crate::text::{continue_prompt, sampling};
 
@@ -28,7 +28,8 @@ pub fn chat(app: &mut App, args: &ChatArgs) -> Result<()> {
         format: args.cache.cache_type.format(),
         ..EngineConfig::new(context, 1)
     };
-    let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
+    let engine = Engine::new(decoder, app.pool.clone(), config);
+    let mut engine = engine.map_err(|error| by_option(error, "--cache-type q8 asks for less"))?;
     let beginning = || {
         args.system
             .iter()

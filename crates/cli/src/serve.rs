@@ -11,7 +11,7 @@ use russet_engine::{CacheSize, Engine, EngineConfig, PromptLookup, Reuse};
 use russet_serve::{Keys, Limits, Server, Settings, Tls, new_key};
 use serde_json::json;
 
-use crate::app::{App, Model, Usage, base};
+use crate::app::{App, Model, Usage, base, by_option};
 use crate::args::CacheArgs;
 
 /// What says how to serve and so has nothing to say beside `--new-key`. (`exclusive` would refuse `--json` too.)
@@ -241,7 +241,13 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
             ..Limits::default()
         },
     };
-    let server = Server::bind(settings, served, Box::new(make))?;
+    let server = Server::bind(settings, served, Box::new(make)).map_err(|error| match error {
+        russet_serve::Error::Engine(error) => by_option(
+            error,
+            "--context, --slots and --cache-mib say how much it is",
+        ),
+        error => error.into(),
+    })?;
     logs(app.json);
     app.stop_on_signals()?;
     let address = server.address()?;

@@ -14,7 +14,7 @@ use russet_tensor::Trace;
 use russet_tokenizer::{SpecialTokens, StopFilter, Tokenizer};
 use serde_json::json;
 
-use crate::app::{App, Model, Usage, write_stdout};
+use crate::app::{App, Model, Usage, by_option, write_stdout};
 use crate::args::{GenerateArgs, SamplingArgs};
 use crate::guide;
 
@@ -148,7 +148,9 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
         format: args.cache.cache_type.format(),
         ..EngineConfig::new(needed, 1)
     };
-    let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
+    let engine = Engine::new(decoder, app.pool.clone(), config);
+    let mut engine =
+        engine.map_err(|error| by_option(error, "a smaller --max-tokens asks for less"))?;
     engine.set_proposer(proposer);
     // Opened before the work, so that a place that cannot be written is known at once.
     let trace = args.trace.as_deref().map(TraceFile::create).transpose()?;

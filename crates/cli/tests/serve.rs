@@ -160,6 +160,9 @@ fn what_cannot_be_served_is_refused() {
     refused(2, &["--model", "stories", "--new-key", "a"]);
     refused(2, &["--new-key", "a", "--port", "9"]);
     refused(2, &["--new-key", "a", "--cache-type", "q8"]);
-    refused(2, &["--model", "stories", "--context", "1"]);
+    for (option, value) in [("--context", "1"), ("--cache-mib", "0")] {
+        let said = refused(2, &["--model", "stories", option, value]);
+        assert!(said.contains(&format!("error: {option}: ")), "{said}");
+    }
     refused(2, &["--model", "stories", "--cache-type", "int8"]);
 }
