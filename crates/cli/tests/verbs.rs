@@ -513,7 +513,7 @@ fn a_chat_answers_line_by_line() {
     stories(dir.path());
     std::fs::write(
         dir.path().join("lines"),
-        "Hello\n\n/new\nTell me a tale\n/bye\nnever read\n",
+        b"Hello\n\nH\xff\n/help\n/new\nTell me a tale\n/bye\nnever read\n",
     )
     .unwrap();
     let arguments = ["chat", "--model", "stories", "--max-tokens", "4", "--json"];
@@ -532,7 +532,13 @@ fn a_chat_answers_line_by_line() {
         .collect();
     assert_eq!(answers.len(), 2);
     fields(&answers[0], &["text", "tokens", "finish"]);
-    assert!(ran.stderr.contains("ChatML is used"), "{}", ran.stderr);
+    for said in [
+        "ChatML is used",
+        "not UTF-8 from byte 1 on",
+        "/new begins a new conversation",
+    ] {
+        assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    }
 }
 
 #[cfg(not(feature = "mpi"))]
