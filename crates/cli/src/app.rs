@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use russet_artifact::{Artifact, Interrupt, NoProgress, Progress, Tool};
+use russet_engine::Adapters;
 use russet_kernels::Pool;
 use russet_model::{Decoder, adapter, checkpoint};
 use russet_tokenizer::{ChatTemplate, Tokenizer};
@@ -45,6 +46,25 @@ impl Interrupted {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
+
+/// What an engine says of its settings, by the options that they are here; `less` says which of them make its cache smaller.
+pub fn by_option(error: russet_engine::Error, less: &str) -> anyhow::Error {
+    use russet_engine::Error;
+    let option = match &error {
+        Error::Setting { setting, .. } => match *setting {
+            "cache bytes" => "--cache-mib",
+            "context" => "--context",
+            "format" => "--cache-type",
+            _ => return error.into(),
+        },
+        Error::AdapterBudget { .. } => "--adapter-mib",
+        Error::Memory { .. } => {
+            return Usage(format!("{error}; {less}")).into();
+        }
+        _ => return error.into(),
+    };
+    Usage(format!("{option}: {error}")).into()
+}
 
 impl App {
     pub fn new(json: bool, threads: Option<u16>, launch: Launch) -> Result<App> {
@@ -154,8 +174,10 @@ impl Model {
     /// Opens a folder of either kind, with an adapter on it where one is named.
     pub fn open(folder: &Path, adapter: Option<&Path>) -> Result<Model> {
         crate::found::model(folder)?;
+        crate::found::own_tokenizer(folder)?;
         if let Some(adapter) = adapter {
             crate::found::adapter(adapter)?;
+            Adapters::check_numbers(adapter)?;
         }
         let mut decoder = checkpoint::open(folder)?;
         if let Some(adapter) = adapter {

@@ -238,7 +238,7 @@ pub struct SamplingArgs {
     #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     pub temperature: f32,
     /// Keep the K likeliest tokens; 0 keeps all
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = count, allow_negative_numbers = true)]
     pub top_k: usize,
     /// Keep the likeliest tokens that make up this share of the probability
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
@@ -278,10 +278,10 @@ pub struct GenerateArgs {
     #[arg(long)]
     pub prompt: String,
     /// How many tokens to generate at most
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = count, allow_negative_numbers = true)]
     pub max_tokens: usize,
     /// Put the K likeliest tokens at each place, with their log-probabilities, into the JSON object
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = count, allow_negative_numbers = true)]
     pub top_logprobs: usize,
     #[command(flatten)]
     pub guide: GuideArgs,
@@ -321,6 +321,12 @@ pub struct GuideArgs {
     pub choice: Vec<String>,
 }
 
+/// A number of tokens.
+fn count(text: &str) -> Result<usize, String> {
+    let wanted = "it must be a whole number, 0 or more";
+    text.parse().map_err(|_| wanted.to_owned())
+}
+
 /// `ID=V`, a token and what is added to its logit.
 fn bias(text: &str) -> Result<(u32, f32), String> {
     let wanted = "it must be ID=V, a token's id and a number, as in 42=-5";
@@ -343,7 +349,7 @@ pub struct ChatArgs {
     #[arg(long)]
     pub system: Option<String>,
     /// How many tokens an answer may have
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = count, allow_negative_numbers = true)]
     pub max_tokens: usize,
     #[command(flatten)]
     pub cache: CacheArgs,

@@ -7,11 +7,14 @@ use russet_engine::{Engine, EngineConfig, Finish, Flow, Request, Reuse};
 use russet_tokenizer::Message;
 use serde_json::json;
 
-use crate::app::{App, Model, Usage, write_stdout};
+use crate::app::{App, Model, Usage, by_option, write_stdout};
 use crate::args::ChatArgs;
 use crate::text::{continue_prompt, sampling};
 
-/// Reads a line, answers, remembers, until the input ends. `/new` begins again, `/bye` ends.
+/// What a person may say that is not for the model.
+const COMMANDS: &str = "/help lists these commands; /new begins a new conversation; /bye or Ctrl-D ends. Any other line is a message to the model.";
+
+/// Reads a line, answers, remembers, until the input ends.
 pub fn chat(app: &mut App, args: &ChatArgs) -> Result<()> {
     let sampling = sampling(&args.sampling)?;
     if args.max_tokens == 0 {
@@ -28,7 +31,8 @@ pub fn chat(app: &mut App, args: &ChatArgs) -> Result<()> {
         format: args.cache.format(&decoder),
         ..EngineConfig::new(context, 1)
     };
-    let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
+    let engine = Engine::new(decoder, app.pool.clone(), config);
+    let mut engine = engine.map_err(|error| by_option(error, "--cache-type q8 asks for less"))?;
     let beginning = || {
         args.system
             .iter()
@@ -38,21 +42,33 @@ pub fn chat(app: &mut App, args: &ChatArgs) -> Result<()> {
     let mut messages = beginning();
     let interactive = std::io::stdin().is_terminal() && !app.json;
     if interactive {
-        app.progress
-            .message("Type a message; /new begins again, /bye or Ctrl-D ends.");
+        app.progress.message(
+            "Type a message; /new begins again, /bye or Ctrl-D ends, /help lists the commands.",
+        );
     }
     let mut lines = std::io::stdin().lock();
     loop {
         if interactive {
             write_stdout(b"> ")?;
         }
-        let mut line = String::new();
-        if lines.read_line(&mut line)? == 0 {
+        let mut line = Vec::new();
+        if lines.read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
+        let line = match str::from_utf8(&line) {
+            Ok(line) => line,
+            Err(error) => {
+                app.progress.message(&format!(
+                    "This line is not UTF-8 from byte {} on, so it is left out; send it again as UTF-8.",
+                    error.valid_up_to()
+                ));
+                continue;
+            }
+        };
         match line.trim() {
             "" => continue,
             "/bye" => return Ok(()),
+            "/help" => app.progress.message(COMMANDS),
             "/new" => messages = beginning(),
             text => {
                 messages.push(message("user", text));

@@ -27,6 +27,25 @@ pub fn any_model(folder: &Path) -> Result<()> {
     holds(folder, "config.json")
 }
 
+/// Refuses a model's folder that lacks its tokenizer.
+pub fn own_tokenizer(folder: &Path) -> Result<()> {
+    if folder.join("tokenizer.json").is_file() {
+        return Ok(());
+    }
+    let shown = folder.display();
+    let instead = match folder.join("tokenizer.model").is_file() {
+        true => {
+            "there is a tokenizer.model; transformers writes the other from it: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+        }
+        false => {
+            "copy it here from where the model comes from, with tokenizer_config.json if there is one"
+        }
+    };
+    bail!(
+        "{shown}: there is no tokenizer.json in this folder, and without it the model reads no text; {instead}"
+    );
+}
+
 /// Refuses a folder without a tokenizer.
 pub fn tokenizer(folder: &Path) -> Result<()> {
     let is_json = folder.extension().is_some_and(|ending| ending == "json");

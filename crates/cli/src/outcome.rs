@@ -71,7 +71,13 @@ fn is_recipe(error: &ArtifactError) -> bool {
 fn is_request(error: &russet_engine::Error) -> bool {
     use russet_engine::Error;
     match error {
-        Error::Setting { .. } | Error::PromptTooLong { .. } | Error::EmptyPrompt => true,
+        Error::Setting { .. }
+        | Error::PromptTooLong { .. }
+        | Error::NeverFits { .. }
+        | Error::EmptyPrompt
+        | Error::UnknownToken { .. }
+        | Error::Memory { .. }
+        | Error::AdapterBudget { .. } => true,
         Error::Request { problem, .. } => is_request(problem),
         _ => false,
     }
@@ -104,6 +110,15 @@ mod tests {
             problem: Box::new(russet_engine::Error::EmptyPrompt),
         };
         assert_eq!(wrapped(request.into()), Outcome::Usage);
+        let memory = russet_engine::Error::Memory {
+            slots: 1,
+            context: 1,
+            bytes: 1,
+        };
+        assert_eq!(
+            wrapped(russet_serve::Error::Engine(memory).into()),
+            Outcome::Usage
+        );
         assert_eq!(
             wrapped(russet_engine::Error::NotFinite.into()),
             Outcome::Failure

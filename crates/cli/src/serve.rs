@@ -1,7 +1,7 @@
 //! `serve`: a model behind OpenAI's API.
 
 use std::io::IsTerminal;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use russet_engine::{CacheSize, Engine, EngineConfig, PromptLookup, Reuse};
 use russet_serve::{Keys, Limits, Server, Settings, Tls, new_key};
 use serde_json::json;
 
-use crate::app::{App, Model, Usage, base};
+use crate::app::{App, Model, Usage, base, by_option};
 use crate::args::CacheArgs;
 
 /// What says how to serve and so has nothing to say beside `--new-key`. (`exclusive` would refuse `--json` too.)
@@ -47,9 +47,9 @@ pub struct ServeArgs {
     /// What requests call it (default: the name of its folder)
     #[arg(long)]
     pub name: Option<String>,
-    /// Address to listen on; others than this machine's own want --api-keys, --tls-cert and --tls-key
+    /// Address to listen on, or a name of this machine's; others than its own alone want --api-keys, --tls-cert and --tls-key
     #[arg(long, default_value = "127.0.0.1")]
-    pub host: IpAddr,
+    pub host: String,
     /// Port to listen on; 0 takes a free one
     #[arg(long, default_value_t = 8000)]
     pub port: u16,
@@ -118,6 +118,48 @@ fn adapter(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
+/// The address of a name, `localhost` say. Whether others reach it is asked of what it stands for, not of how it is called.
+fn address(host: &str, port: u16) -> Result<SocketAddr> {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    if let Ok(ip) = bare.unwrap_or(host).parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, port));
+    }
+    let found = (host, port)
+        .to_socket_addrs()
+        .map(|found| found.collect::<Vec<_>>());
+    let (found, why) = match found {
+        Ok(found) => (found, String::new()),
+        Err(error) => (Vec::new(), format!(" ({error})")),
+    };
+    // Of `localhost` both families are there; clients that try one try this one.
+    let first = found.iter().find(|address| address.is_ipv4());
+    first.or(found.first()).copied().ok_or_else(|| {
+        let said = format!(
+            "--host {host}: this is no address, and no name that this machine knows{why}; write localhost, or an address such as \
+             127.0.0.1"
+        );
+        Usage(said).into()
+    })
+}
+
+/// Refuses a name that two adapters would share: requests could mean one of them only.
+fn apart(adapters: &[(String, PathBuf)]) -> Result<()> {
+    for (place, (name, folder)) in adapters.iter().enumerate() {
+        let same = adapters[..place].iter().find(|(other, _)| other == name);
+        if let Some((_, other)) = same {
+            return Err(Usage(format!(
+                "--adapter {name} is given twice, for {} and {}; requests choose an adapter by its name, so give each its own",
+                other.display(),
+                folder.display()
+            ))
+            .into());
+        }
+    }
+    Ok(())
+}
+
 /// Serves until SIGTERM or SIGINT.
 pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
     if let Some(name) = &args.new_key {
@@ -129,6 +171,8 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
         return app.print(&json!({"key": key, "line": line}), &text);
     }
     let folder = args.model.context("--model names the model")?;
+    let address = address(&args.host, args.port)?;
+    apart(&args.adapter)?;
     for (_, folder) in &args.adapter {
         crate::found::adapter(folder)?;
     }
@@ -182,7 +226,7 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
         Ok(engine)
     };
     let settings = Settings {
-        address: SocketAddr::new(args.host, args.port),
+        address,
         keys,
         tls,
         insecure: args.insecure,
@@ -197,7 +241,13 @@ pub fn serve(app: &mut App, args: ServeArgs) -> Result<()> {
             ..Limits::default()
         },
     };
-    let server = Server::bind(settings, served, Box::new(make))?;
+    let server = Server::bind(settings, served, Box::new(make)).map_err(|error| match error {
+        russet_serve::Error::Engine(error) => by_option(
+            error,
+            "--context, --slots and --cache-mib say how much it is",
+        ),
+        error => error.into(),
+    })?;
     logs(app.json);
     app.stop_on_signals()?;
     let address = server.address()?;

@@ -14,7 +14,7 @@ use russet_tensor::Trace;
 use russet_tokenizer::{SpecialTokens, StopFilter, Tokenizer};
 use serde_json::json;
 
-use crate::app::{App, Model, Usage, write_stdout};
+use crate::app::{App, Model, Usage, by_option, write_stdout};
 use crate::args::{GenerateArgs, SamplingArgs};
 use crate::guide;
 
@@ -46,6 +46,16 @@ pub fn sampling(args: &SamplingArgs) -> Result<Sampling> {
         seed: args.seed,
     };
     sampling.check().map_err(|error| Usage(error.to_string()))?;
+    let mut biased: Vec<u32> = args.logit_bias.iter().map(|&(token, _)| token).collect();
+    biased.sort_unstable();
+    if let Some(twice) = biased.windows(2).find(|two| two[0] == two[1]) {
+        let sentence = format!(
+            "--logit-bias names the token {} more than once, and only one value can be added to its logit; give it once, with their sum \
+             if that is meant",
+            twice[0]
+        );
+        return Err(Usage(sentence).into());
+    }
     Ok(sampling)
 }
 
@@ -138,7 +148,9 @@ pub fn generate(app: &mut App, args: &GenerateArgs) -> Result<()> {
         format: args.cache.format(&decoder),
         ..EngineConfig::new(needed, 1)
     };
-    let mut engine = Engine::new(decoder, app.pool.clone(), config)?;
+    let engine = Engine::new(decoder, app.pool.clone(), config);
+    let mut engine =
+        engine.map_err(|error| by_option(error, "a smaller --max-tokens asks for less"))?;
     engine.set_proposer(proposer);
     // Opened before the work, so that a place that cannot be written is known at once.
     let trace = args.trace.as_deref().map(TraceFile::create).transpose()?;

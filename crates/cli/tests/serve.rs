@@ -92,6 +92,17 @@ fn a_model_is_served_until_it_is_told_to_stop() {
 
 #[cfg(unix)]
 #[test]
+fn a_name_of_this_machine_is_an_address() {
+    let keep = tempfile::tempdir().unwrap();
+    model(keep.path());
+    let (child, address) = serve(keep.path(), &["--host", "localhost"]);
+    assert!(address.starts_with("127.0.0.1:"), "{address}");
+    assert!(request(&address, "GET /health HTTP/1.1", "").starts_with("HTTP/1.1 200"));
+    end(child);
+}
+
+#[cfg(unix)]
+#[test]
 fn a_key_that_was_made_here_opens() {
     let keep = tempfile::tempdir().unwrap();
     model(keep.path());
@@ -137,9 +148,21 @@ fn what_cannot_be_served_is_refused() {
     refused(2, &[]);
     refused(2, &["--model", "stories", "--adapter", "x"]);
     refused(1, &["--model", "stories", "--adapter", "x=nothing"]);
+    let same = ["--adapter", "a=one", "--adapter", "a=two"];
+    let said = refused(2, &[&["--model", "stories"], &same[..]].concat());
+    assert!(
+        said.contains("given twice") && said.contains("two"),
+        "{said}"
+    );
+    // No name may end in it (RFC 6761), so nobody knows this one.
+    let said = refused(2, &["--model", "stories", "--host", "nowhere.invalid"]);
+    assert!(said.contains("--host nowhere.invalid"), "{said}");
     refused(2, &["--model", "stories", "--new-key", "a"]);
     refused(2, &["--new-key", "a", "--port", "9"]);
     refused(2, &["--new-key", "a", "--cache-type", "q8"]);
-    refused(2, &["--model", "stories", "--context", "1"]);
+    for (option, value) in [("--context", "1"), ("--cache-mib", "0")] {
+        let said = refused(2, &["--model", "stories", option, value]);
+        assert!(said.contains(&format!("error: {option}: ")), "{said}");
+    }
     refused(2, &["--model", "stories", "--cache-type", "int8"]);
 }

@@ -435,6 +435,11 @@ fn what_a_path_or_value_was_probably_meant_to_be_is_said() {
         "error: temperature is -1",
     );
     says(2, &format!("{generate} --seed -3"), "invalid value '-3'");
+    for count in ["--top-k", "--max-tokens", "--top-logprobs"] {
+        let sentence = "it must be a whole number, 0 or more";
+        says(2, &format!("{generate} {count} -3"), sentence);
+        says(2, &format!("{generate} {count} x"), sentence);
+    }
 
     let bin = golden("stories260K/stories260K.bin");
     let convert =
@@ -464,6 +469,12 @@ fn what_a_path_or_value_was_probably_meant_to_be_is_said() {
     let bytes = std::fs::read(&weights).unwrap();
     std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
     says(1, generate, "so write or fetch it again");
+    let tokenizer = dir.join("stories/tokenizer.json");
+    std::fs::rename(&tokenizer, dir.join("kept.json")).unwrap();
+    says(1, generate, "there is no tokenizer.json in this folder");
+    std::fs::write(dir.join("stories/tokenizer.model"), "").unwrap();
+    says(1, generate, "there is a tokenizer.model");
+    std::fs::rename(dir.join("kept.json"), &tokenizer).unwrap();
     std::fs::write(&weights, "").unwrap();
     let empty = says(1, generate, "is empty; it was probably not written");
     assert_eq!(empty.matches("model.safetensors").count(), 1, "{empty}");
@@ -510,7 +521,7 @@ fn a_chat_answers_line_by_line() {
     stories(dir.path());
     std::fs::write(
         dir.path().join("lines"),
-        "Hello\n\n/new\nTell me a tale\n/bye\nnever read\n",
+        b"Hello\n\nH\xff\n/help\n/new\nTell me a tale\n/bye\nnever read\n",
     )
     .unwrap();
     let arguments = ["chat", "--model", "stories", "--max-tokens", "4", "--json"];
@@ -529,7 +540,13 @@ fn a_chat_answers_line_by_line() {
         .collect();
     assert_eq!(answers.len(), 2);
     fields(&answers[0], &["text", "tokens", "finish"]);
-    assert!(ran.stderr.contains("ChatML is used"), "{}", ran.stderr);
+    for said in [
+        "ChatML is used",
+        "not UTF-8 from byte 1 on",
+        "/new begins a new conversation",
+    ] {
+        assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    }
 }
 
 #[cfg(not(feature = "mpi"))]
@@ -611,17 +628,29 @@ fn guided_and_guessed(dir: &Path, generate: &[&str], made: &Value) {
 
     let refused = |code, more: &[&str]| exits(dir, code, &[generate, more].concat());
     refused(2, &["--logit-bias", "7"]);
+    refused(2, &["--logit-bias", "100000=1"]);
+    let twice = ["--logit-bias", "7=1", "--logit-bias", "8=1"];
+    let twice = [&twice[..], &["--logit-bias", "7=-2"]].concat();
+    let sentence = refused(2, &twice).stderr;
+    assert!(
+        sentence.contains("names the token 7 more than once"),
+        "{sentence}"
+    );
     refused(2, &["--presence-penalty", "3"]);
     refused(2, &["--top-logprobs", "2"]);
     refused(2, &["--stop", ""]);
     refused(2, &["--regex", "a", "--json-object"]);
     refused(2, &["--draft", "stories", "--prompt-lookup"]);
-    let sentence = refused(1, &["--regex", "("]).stderr;
+    let sentence = refused(2, &["--regex", "("]).stderr;
     assert!(
         sentence.contains("the regular expression cannot guide"),
         "{sentence}"
     );
-    refused(1, &["--json-schema", "nowhere.json"]);
+    let sentence = refused(2, &["--json-schema", "nowhere.json"]).stderr;
+    assert!(
+        sentence.contains("--json-schema nowhere.json"),
+        "{sentence}"
+    );
 }
 
 /// Keys and values in 8 bits, wherever a verb can be asked for them: a smaller cache, and nearly the same answers.

@@ -12,6 +12,7 @@
 //! Any way to cut a text into tokens is allowed, not only the tokenizer's own. Left out: forcing tokens without a forward
 //! pass, which would need the tokenizer here.
 
+mod problem;
 mod vocabulary;
 mod worker;
 
@@ -21,8 +22,10 @@ use std::time::{Duration, Instant};
 
 use llguidance::Matcher;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
+use serde_json::{Value, json};
 
 use crate::{Allowed, Error, Result};
+use problem::{refusal, sentence};
 pub use vocabulary::Vocabulary;
 pub(crate) use worker::{Masks, Worker};
 
@@ -32,6 +35,9 @@ const MOST_TEXT: usize = 1 << 20;
 const MOST_CHOICES: usize = 4096;
 /// The most brackets open at once. llguidance bounds groups and rules itself, but not the conditions of a rule.
 const MOST_OPEN: usize = 500;
+/// The most blanks in a row between parts of JSON: a line's end and two blanks for each of 63 levels. A model that has learnt little
+/// writes blanks for as long as it may, and would else never come to a value.
+const MOST_BLANKS: usize = 128;
 /// Stack of the thread that compiles: schemas may nest 128 deep and take about 3 KiB each level.
 const STACK: usize = 32 << 20;
 
@@ -81,12 +87,13 @@ impl Constraint {
             Constraint::JsonSchema(text) => {
                 sized(text.len())?;
                 let schema = serde_json::from_str(text)
-                    .map_err(|error| format!("it is not JSON: {error}"))?;
+                    .map_err(|error| format!("it is not JSON: {error}; mend it there"))?;
+                Ok(TopLevelGrammar::from_json_schema(with_few_blanks(schema)))
+            }
+            Constraint::JsonObject => {
+                let schema = with_few_blanks(json!({"type": "object"}));
                 Ok(TopLevelGrammar::from_json_schema(schema))
             }
-            Constraint::JsonObject => Ok(TopLevelGrammar::from_json_schema(
-                serde_json::json!({"type": "object"}),
-            )),
             Constraint::Regex(text) => {
                 sized(text.len())?;
                 flat(text)?;
@@ -113,6 +120,27 @@ impl Constraint {
             }
         }
     }
+}
+
+/// A schema whose instances have no more than 128 blanks in a row between their parts, unless it says itself how blanks go
+/// (llguidance's `x-guidance`).
+fn with_few_blanks(schema: Value) -> Value {
+    let mut schema = match schema {
+        Value::Bool(true) => json!({}), // the same schema, with room for a word
+        schema => schema,
+    };
+    let Some(fields) = schema.as_object_mut() else {
+        return schema;
+    };
+    let options = fields.entry("x-guidance").or_insert_with(|| json!({}));
+    if let Some(options) = options.as_object_mut()
+        && !options.contains_key("whitespace_flexible")
+    {
+        let few = format!("[\\x20\\x0A\\x0D\\x09]{{1,{MOST_BLANKS}}}");
+        let pattern = options.entry("whitespace_pattern");
+        pattern.or_insert(Value::String(few));
+    }
+    schema
 }
 
 fn sized(bytes: usize) -> std::result::Result<(), String> {
@@ -186,7 +214,7 @@ impl Grammar {
                 let parser = vocabulary.factory().create_parser(grammar);
                 let matcher = Matcher::new(parser);
                 match matcher.get_error() {
-                    Some(error) => Err(sentence(&error)),
+                    Some(error) => Err(refusal(constraint, &error)),
                     None => Ok(matcher),
                 }
             };
@@ -348,25 +376,6 @@ impl Guide {
             name: self.name,
             problem: sentence(error),
         }
-    }
-}
-
-/// The first lines of an error of llguidance's, without the traces that follow.
-fn sentence(error: &str) -> String {
-    const MOST: usize = 400;
-    let end = ["\n<backtrace>", "\n<non-verbose/>", "\n<state>"]
-        .iter()
-        .filter_map(|mark| error.find(mark))
-        .min()
-        .unwrap_or(error.len());
-    let mut text = error[..end].trim().to_owned();
-    if text.len() > MOST {
-        text.truncate(text.floor_char_boundary(MOST));
-        text.push('…');
-    }
-    match text.strip_prefix("panic: ") {
-        Some(what) => format!("the library for grammars stopped on it ({what})"),
-        None => text,
     }
 }
 

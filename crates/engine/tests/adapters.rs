@@ -3,7 +3,9 @@
 mod common;
 
 use common::{CONTEXT, adapter, config, dense, finish, greedy, palettized, pool, tokens};
-use russet_engine::{Engine, EngineConfig, Error, Flow, Generate, Generation, Request, Reuse};
+use russet_engine::{
+    Adapters, Engine, EngineConfig, Error, Flow, Generate, Generation, Request, Reuse,
+};
 use russet_model::{Config, Decoder, adapter as peft};
 
 fn through(names: &[&str]) -> Request {
@@ -171,6 +173,31 @@ fn what_does_not_fit_is_refused_with_a_reason() {
     say(&mut engine, &through(&["a"]));
     let problem = engine.submit(through(&["b"])).unwrap_err().to_string();
     assert_eq!(problem, "there is no adapter `b`; there are a");
+}
+
+#[test]
+fn a_number_that_is_none_is_found_by_its_tensor() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut adapted = peft::attach_new(dense(), 2, 8.0, 1, |_| true).freeze();
+        let mut tensors = 0;
+        adapted.visit_mut(&mut |tensor| {
+            tensors += 1;
+            if tensors == 4 {
+                tensor.data_mut()[5] = bad;
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        peft::save(&adapted, "base", folder.path()).unwrap();
+        let engine = engine(dense(), usize::MAX);
+        let refused = engine.adapters().load("a", folder.path());
+        let problem = refused.unwrap_err().to_string();
+        assert!(
+            problem.contains("adapter_model.safetensors: tensor `base_model.model.")
+                && problem.contains(&format!("holds {bad} at place 5")),
+            "{problem}"
+        );
+    }
+    Adapters::check_numbers(adapter(2, 1, "proj").path()).unwrap();
 }
 
 #[test]

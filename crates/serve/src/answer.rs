@@ -9,7 +9,7 @@ use russet_engine::{Finish, Generation, Token};
 use russet_tokenizer::{Detokenizer, StopFilter, Tokenizer};
 
 use crate::error::{ApiError, ApiResult};
-use crate::metrics::Metrics;
+use crate::metrics::{Cut, Metrics};
 use crate::worker::{Ticket, Told};
 
 /// A token with the most probable ones at its place.
@@ -57,12 +57,15 @@ pub(crate) enum Said {
 }
 
 /// OpenAI's word for how an answer ended, where it did so in peace.
-pub(crate) fn finished(generation: &Generation) -> ApiResult<&'static str> {
+pub(crate) fn finished(generation: &Generation) -> Result<&'static str, (Cut, ApiError)> {
     match generation.finish {
         Finish::Stop | Finish::Guide | Finish::Callback => Ok("stop"),
         Finish::Length | Finish::Context => Ok("length"),
-        Finish::Deadline => Err(ApiError::deadline()),
-        Finish::Cancelled => Err(ApiError::unavailable("the server is going down")),
+        Finish::Deadline => Err((Cut::Deadline, ApiError::deadline())),
+        Finish::Cancelled => {
+            let down = ApiError::unavailable("the server is going down");
+            Err((Cut::Shutdown, down))
+        }
     }
 }
 
@@ -107,11 +110,20 @@ impl<'a> Answers<'a> {
         }
     }
 
-    /// What comes next; `None`: all answers have ended.
+    /// What comes next; `None`: all answers have ended. An error cuts off those that are open.
     pub async fn next(&mut self) -> ApiResult<Option<Said>> {
+        let next = self.step().await;
+        next.map_err(|(why, error)| {
+            self.cut(why);
+            error
+        })
+    }
+
+    async fn step(&mut self) -> Result<Option<Said>, (Cut, ApiError)> {
         while self.open > 0 {
             let Some(told) = self.ticket.next().await else {
-                return Err(ApiError::unavailable("the engine is gone"));
+                let gone = ApiError::unavailable("the engine is gone");
+                return Err((Cut::Error, gone));
             };
             match told {
                 Told::Token(place, token, top) => {
@@ -130,9 +142,9 @@ impl<'a> Answers<'a> {
                     }
                 }
                 Told::End(place, _) if self.writers[place].over => {}
-                Told::End(_, None) => return Err(ApiError::bug()),
+                Told::End(_, None) => return Err((Cut::Error, ApiError::bug())),
                 Told::End(_, Some(Err(error))) => {
-                    return Err(ApiError::of_engine(&error, "prompt"));
+                    return Err((Cut::Error, ApiError::of_engine(&error, "prompt")));
                 }
                 Told::End(place, Some(Ok(generation))) => {
                     let (delta, stopped) = self.writers[place].finish();
@@ -174,6 +186,23 @@ impl<'a> Answers<'a> {
             cached,
             generation: generation.map(Box::new),
         }
+    }
+}
+
+impl Answers<'_> {
+    /// Counts what is open as cut off.
+    fn cut(&mut self, why: Cut) {
+        for writer in self.writers.iter_mut().filter(|writer| !writer.over) {
+            writer.over = true;
+            self.metrics.cut(why, writer.tokens);
+        }
+        self.open = 0;
+    }
+}
+
+impl Drop for Answers<'_> {
+    fn drop(&mut self) {
+        self.cut(Cut::dropped());
     }
 }
 

@@ -5,6 +5,7 @@ mod completions;
 mod conversation;
 mod embeddings;
 pub(crate) mod guard;
+mod linger;
 pub(crate) mod listen;
 mod openapi;
 pub(crate) mod plain;
@@ -20,7 +21,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::Request;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
@@ -37,7 +38,7 @@ use crate::registry::{Registry, now};
 use crate::wire::{self, Common};
 use crate::worker::{MakeEngine, Refusal, Ticket, Worker};
 use crate::{Limits, Settings};
-use openapi::Route;
+use openapi::{Route, answers};
 
 /// Templates, tokenizers and grammars that run at once; they take a processor each.
 const AT_WORK: usize = 4;
@@ -87,7 +88,11 @@ impl State {
             registry.load(name, folder)?;
         }
         let routes = routes();
-        let description = openapi::document(&routes, keys.is_some());
+        let manner = openapi::Manner {
+            keys: keys.is_some(),
+            local: address.ip().is_loopback(),
+        };
+        let description = openapi::document(&routes, manner);
         Ok(State {
             description: serde_json::to_string(&description).expect("keys are texts"),
             endpoints: routes
@@ -229,64 +234,83 @@ impl State {
 
 /// All paths.
 fn routes() -> Vec<Route> {
-    const STREAMED: &[&str] = &["application/json", "text/event-stream"];
     vec![
         Route::get("/", plain::page, "The page to chat on")
-            .answering(&["text/html"])
+            .says("text/html")
             .open(),
-        Route::get("/health", plain::health, "Whether there is an engine").open(),
-        Route::get("/ready", plain::ready, "Whether requests are welcome").open(),
-        Route::get("/metrics", plain::metrics, "Numbers for Prometheus").answering(&["text/plain"]),
-        Route::get("/openapi.json", openapi::openapi, "This description"),
+        Route::get("/health", plain::health, "Whether there is an engine")
+            .gives::<answers::Status>()
+            .open(),
+        Route::get("/ready", plain::ready, "Whether requests are welcome")
+            .gives::<answers::Status>()
+            .open(),
+        Route::get("/metrics", plain::metrics, "Numbers for Prometheus").says("text/plain"),
+        Route::get("/openapi.json", openapi::openapi, "This description")
+            .gives::<answers::AnyObject>(),
         Route::get(
             "/tokenizer_info",
             plain::tokenizer_info,
             "The tokenizer's configuration, with its chat template",
-        ),
+        )
+        .gives::<answers::AnyObject>(),
         Route::post(
             "/tokenize",
             plain::tokenize,
             "Tokens of a text or a conversation",
         )
-        .of::<plain::Tokenize>(),
+        .of::<plain::Tokenize>()
+        .gives::<answers::Tokenized>(),
         Route::post("/detokenize", plain::detokenize, "The text of tokens")
-            .of::<plain::Detokenize>(),
-        Route::get("/v1/models", plain::models, "The base and its adapters"),
+            .of::<plain::Detokenize>()
+            .gives::<answers::Detokenized>(),
+        Route::get("/v1/models", plain::models, "The base and its adapters")
+            .gives::<answers::ModelList>(),
         Route::get("/v1/models/{*name}", plain::one_model, "One of them")
-            .shown("/v1/models/{name}"),
+            .shown("/v1/models/{name}")
+            .gives::<answers::ModelCard>(),
         Route::post("/v1/chat/completions", chat::chat, "Answers a conversation")
             .of::<wire::chat::Body>()
-            .answering(STREAMED),
+            .gives::<answers::ChatCompletion>()
+            .streams::<answers::ChatCompletionChunk>()
+            .queued(),
         Route::post(
             "/v1/completions",
             completions::completions,
             "Continues prompts",
         )
         .of::<wire::completions::Body>()
-        .answering(STREAMED),
+        .gives::<answers::Completion>()
+        .streams::<answers::Completion>()
+        .queued(),
         Route::post(
             "/v1/responses",
             responses::responses,
             "Answers a conversation in items and events",
         )
         .of::<wire::responses::Body>()
-        .answering(STREAMED),
+        .gives::<answers::Response>()
+        .streams::<answers::ResponseEvent>()
+        .queued(),
         Route::post("/v1/embeddings", embeddings::embeddings, "Texts to vectors")
-            .of::<wire::embeddings::Body>(),
+            .of::<wire::embeddings::Body>()
+            .gives::<embeddings::List>()
+            .queued(),
         Route::post(
             "/v1/load_lora_adapter",
             plain::load_adapter,
             "Loads an adapter",
         )
         .of::<plain::Load>()
-        .answering(&["text/plain"]),
+        .says("text/plain")
+        .guarded(),
         Route::post(
             "/v1/unload_lora_adapter",
             plain::unload_adapter,
             "Unloads an adapter",
         )
         .of::<plain::Unload>()
-        .answering(&["text/plain"]),
+        .says("text/plain")
+        .guarded(),
     ]
 }
 
@@ -310,14 +334,15 @@ async fn enter(
 ) -> Response {
     let (begun, id) = (Instant::now(), state.id("req-"));
     let (endpoint, open) = state.endpoint(request.uri().path());
+    let mut metered = None;
     let entered = allowed(&state, &request, open).and_then(|caller| {
         // What only reads costs the engine nothing.
-        let metered = caller
+        metered = caller
             .meter
-            .as_ref()
+            .clone()
             .filter(|_| request.method() == Method::POST);
-        let pass = metered.map(|meter| meter.enter(begun)).transpose()?;
-        Ok((caller, pass))
+        let pass = metered.as_ref().map(|meter| meter.enter(begun));
+        Ok((caller, pass.transpose()?))
     });
     let mut response = match entered {
         Err(error) => error.into_response(),
@@ -342,6 +367,21 @@ async fn enter(
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert("x-request-id", id);
+    }
+    for (of, stands) in metered
+        .iter()
+        .flat_map(|meter| meter.standing(Instant::now()))
+    {
+        for (what, value) in [
+            ("limit", stands.limit.to_string()),
+            ("remaining", stands.remaining.to_string()),
+            ("reset", stands.reset()),
+        ] {
+            let name = HeaderName::try_from(format!("x-ratelimit-{what}-{of}"));
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(value)) {
+                headers.insert(name, value);
+            }
+        }
     }
     let nosniff = HeaderValue::from_static("nosniff");
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);

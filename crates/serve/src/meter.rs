@@ -4,7 +4,7 @@
 //! begins while there is a token left, and what it takes beyond is owed before the next may begin.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::{ApiError, ApiResult};
 
@@ -75,6 +75,39 @@ impl Bucket {
         let missing = (1.0 - self.left).max(0.0);
         (missing * 60.0 / self.most).ceil() as u64
     }
+
+    /// What may be told of it.
+    fn state(&mut self, now: Instant) -> BucketState {
+        self.wait(now);
+        let seconds = (self.most - self.left) * 60.0 / self.most;
+        BucketState {
+            limit: self.most as u64,
+            remaining: self.left.max(0.0) as u64,
+            full_in: Duration::from_secs_f64(seconds.max(0.0)),
+        }
+    }
+}
+
+/// How a minute's worth stands.
+pub(crate) struct BucketState {
+    pub limit: u64,
+    /// 0 where something is owed too.
+    pub remaining: u64,
+    /// After how long all of it is there again.
+    pub full_in: Duration,
+}
+
+impl BucketState {
+    /// That time as OpenAI writes it: `120ms`, `7s`, `1m30s`; not less than it is.
+    pub fn reset(&self) -> String {
+        let milliseconds = self.full_in.as_secs_f64() * 1e3;
+        let seconds = (milliseconds / 1e3).ceil() as u64;
+        match (milliseconds.ceil() as u64, seconds) {
+            (few @ 0..1000, _) => format!("{few}ms"),
+            (_, 0..60) => format!("{seconds}s"),
+            _ => format!("{}m{}s", seconds / 60, seconds % 60),
+        }
+    }
 }
 
 /// A request that is open; it is not any more when this goes.
@@ -136,6 +169,18 @@ impl Meter {
         Ok(Pass(self.clone()))
     }
 
+    /// How its limits a minute stand, those it has: of `requests`, of `tokens`.
+    pub fn standing(&self, now: Instant) -> Vec<(&'static str, BucketState)> {
+        let mut used = self.lock();
+        let Used {
+            requests, tokens, ..
+        } = &mut *used;
+        [("requests", requests), ("tokens", tokens)]
+            .into_iter()
+            .filter_map(|(of, bucket)| Some((of, bucket.as_mut()?.state(now))))
+            .collect()
+    }
+
     /// Counts tokens, read or made.
     pub fn spend(&self, tokens: usize) {
         if let Some(bucket) = &mut self.lock().tokens {
@@ -147,7 +192,6 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn meter(words: &[&str]) -> Arc<Meter> {
         let mut allowance = Allowance::default();
@@ -185,6 +229,33 @@ mod tests {
         assert!(refused(&meter, now).contains("60 tokens a minute"));
         assert!(meter.enter(now + Duration::from_secs(30)).is_err());
         assert!(meter.enter(now + Duration::from_secs(32)).is_ok());
+    }
+
+    #[test]
+    fn what_is_told_of_a_minute_is_how_it_stands() {
+        let meter = meter(&["requests-per-minute=6", "tokens-per-minute=60"]);
+        let now = Instant::now();
+        drop(meter.enter(now).unwrap());
+        meter.spend(90);
+        let told = |after: u64| {
+            let standing = meter.standing(now + Duration::from_secs(after));
+            standing
+                .into_iter()
+                .map(|(of, stands)| (of, stands.limit, stands.remaining, stands.reset()))
+                .collect::<Vec<_>>()
+        };
+        // 90 of 60 tokens: 30 are owed, and a token comes back a second.
+        let (ten, ninety, fifty) = ("10s".to_owned(), "1m30s".to_owned(), "50s".to_owned());
+        assert_eq!(
+            told(0),
+            [("requests", 6, 5, ten), ("tokens", 60, 0, ninety)]
+        );
+        let full = "0ms".to_owned();
+        assert_eq!(
+            told(40),
+            [("requests", 6, 6, full), ("tokens", 60, 10, fifty)]
+        );
+        assert!(Meter::new(Allowance::default()).standing(now).is_empty());
     }
 
     #[test]

@@ -30,6 +30,41 @@ const NAMED: usize = 64;
 #[derive(Default)]
 pub(crate) struct Metrics(Mutex<Counts>);
 
+/// Why an answer ended that nobody has got whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Its client has left, or takes nothing.
+    Disconnected,
+    /// Its time was over.
+    Deadline,
+    /// The server goes down.
+    Shutdown,
+    /// It could not go on.
+    Error,
+}
+
+impl Cut {
+    const ALL: [Cut; 4] = [Cut::Disconnected, Cut::Deadline, Cut::Shutdown, Cut::Error];
+
+    /// Of an answer that is dropped before its end: over a bug, or because nobody listens.
+    pub fn dropped() -> Cut {
+        match std::thread::panicking() {
+            true => Cut::Error,
+            false => Cut::Disconnected,
+        }
+    }
+
+    /// The word for it in the metric.
+    fn reason(self) -> &'static str {
+        match self {
+            Cut::Disconnected => "disconnected",
+            Cut::Deadline => "deadline",
+            Cut::Shutdown => "shutdown",
+            Cut::Error => "error",
+        }
+    }
+}
+
 struct Counts {
     responses: BTreeMap<(&'static str, u16), u64>,
     finished: BTreeMap<&'static str, u64>,
@@ -47,7 +82,8 @@ impl Default for Counts {
     fn default() -> Counts {
         Counts {
             responses: BTreeMap::new(),
-            finished: BTreeMap::new(),
+            // Told from the beginning: a rate of what has never happened is 0.
+            finished: Cut::ALL.iter().map(|cut| (cut.reason(), 0)).collect(),
             models: BTreeMap::new(),
             prompt_tokens: 0,
             cached_tokens: 0,
@@ -125,12 +161,17 @@ impl Metrics {
         self.lock().between_tokens.add(after.as_secs_f64());
     }
 
-    /// An answer is over.
+    /// An answer is over: by OpenAI's word for it, or cut off ([`Cut`]).
     pub fn answered(&self, finish: &'static str, cached: usize, generated: usize) {
         let mut counts = self.lock();
         *counts.finished.entry(finish).or_default() += 1;
         counts.cached_tokens += cached as u64;
         counts.generated_tokens += generated as u64;
+    }
+
+    /// An answer was cut off, behind so many tokens.
+    pub fn cut(&self, why: Cut, generated: usize) {
+        self.answered(why.reason(), 0, generated);
     }
 
     /// A request took so long.

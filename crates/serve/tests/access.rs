@@ -242,16 +242,21 @@ fn a_key_has_as_much_as_its_line_says() {
         reply.headers["retry-after"].parse::<u64>().unwrap()
     };
     let few = || json!({"max_tokens": 1});
-    for _ in 0..3 {
-        assert_eq!(ask(0, "POST", few()).status, 200);
+    for left in ["2", "1", "0"] {
+        let reply = ask(0, "POST", few());
+        assert_eq!(reply.status, 200);
+        let told = |what: &str| reply.headers[&format!("x-ratelimit-{what}-requests")].as_str();
+        assert_eq!((told("limit"), told("remaining")), ("3", left));
+        assert!(told("reset").ends_with('s'), "{reply:?}");
+        assert!(!reply.headers.contains_key("x-ratelimit-limit-tokens"));
     }
-    let wait = limited(&ask(0, "POST", few()), "3 requests a minute");
+    let reply = ask(0, "POST", few());
+    let wait = limited(&reply, "3 requests a minute");
     assert!((10..=20).contains(&wait), "{wait}");
-    assert_eq!(
-        ask(0, "GET", json!({})).status,
-        200,
-        "reading costs nothing"
-    );
+    assert_eq!(reply.headers["x-ratelimit-remaining-requests"], "0");
+    let reply = ask(0, "GET", json!({}));
+    assert_eq!(reply.status, 200, "reading costs nothing");
+    assert!(!reply.headers.contains_key("x-ratelimit-limit-requests"));
     // One that is still streaming is open; one that was left is not.
     let long = completion(
         json!([5]),
@@ -280,7 +285,15 @@ fn a_key_has_as_much_as_its_line_says() {
         let fields = json!({"max_tokens": 29, "ignore_eos": true, "stream": stream});
         assert_eq!(ask(2, "POST", fields).status, 200);
     }
-    let wait = limited(&ask(2, "POST", few()), "40 tokens a minute");
+    let reply = ask(2, "POST", few());
+    assert_eq!(
+        (
+            &*reply.headers["x-ratelimit-limit-tokens"],
+            &*reply.headers["x-ratelimit-remaining-tokens"]
+        ),
+        ("40", "0")
+    );
+    let wait = limited(&reply, "40 tokens a minute");
     assert!((20..=32).contains(&wait), "{wait}");
 }
 

@@ -191,6 +191,8 @@ fn hundreds_of_inputs_neither_fill_the_queue_nor_stand_before_others() {
     drop(stream);
     std::thread::sleep(std::time::Duration::from_millis(700));
     assert!(embedded() < 300.0, "{}", embedded());
+    let cut = "russet_request_finished_total{reason=\"disconnected\"}";
+    assert!((1.0..=4.0).contains(&server.metric(cut)));
     let answer = embed(&server, json!(inputs[..40]), json!({}));
     let alone = embed(&server, json!(inputs[39]), json!({}));
     assert_eq!(vector(&answer, 39), vector(&alone, 0));

@@ -69,7 +69,51 @@ fn an_answer_has_its_deadline() {
     let last = reply.body.trim_end().rsplit("\n\n").next().unwrap();
     let error: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
     assert_eq!(error["error"]["code"], "deadline_exceeded");
+    let cut = "russet_request_finished_total{reason=\"deadline\"}";
+    assert_eq!(server.metric(cut), 2.0);
+    assert!(
+        server.metric("russet_generation_tokens_total") > 2.0,
+        "what had been made"
+    );
     server.complete(json!("a"), json!({"max_tokens": 2}));
+}
+
+#[test]
+fn a_refusal_is_read_by_who_was_still_sending() {
+    let mut small = settings();
+    small.limits.body = 10_000;
+    let server = common::serve_with(small, common::make(engine_config(), None));
+    let json = ("Content-Type", "application/json");
+    // Far more than sockets hold on their way. Refused by its length, as it comes, by its kind, by its path.
+    let body = vec![b'a'; 32 << 20];
+    for (path, headers, status) in [
+        ("/v1/completions", vec![json], 413),
+        ("/v1/completions", vec![], 415),
+        ("/nowhere", vec![json], 404),
+    ] {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        let head = head("POST", path, &headers, body.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&body).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert_eq!(parse(&answer).status, status, "{path}");
+    }
+    // In pieces of no told length.
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let head = head("POST", "/v1/completions", &[json], 0);
+    let head = head.replace("Content-Length: 0", "Transfer-Encoding: chunked");
+    stream.write_all(head.as_bytes()).unwrap();
+    for piece in body.chunks(1 << 20) {
+        let size = format!("{:x}\r\n", piece.len());
+        for bytes in [size.as_bytes(), piece, b"\r\n"] {
+            stream.write_all(bytes).unwrap();
+        }
+    }
+    stream.write_all(b"0\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert_eq!(parse(&answer).status, 413);
 }
 
 #[test]
@@ -185,6 +229,8 @@ fn a_panic_ends_what_was_on_its_way_and_not_the_server() {
     other.read_to_end(&mut rest).unwrap();
     assert!(parse(&rest).body.contains("internal_error"));
     assert_eq!(server.metric("russet_engine_restarts_total"), 1.0);
+    let cut = "russet_request_finished_total{reason=\"error\"}";
+    assert_eq!(server.metric(cut), 2.0);
     assert_eq!(
         content(&server.chat("Hello", json!({"max_tokens": 8})), 0),
         content(&wanted, 0)

@@ -509,6 +509,13 @@ fn a_field_that_cannot_be_carried_out_is_named() {
         message.contains("nests 70 deep") || message.contains("deep"),
         "{message}"
     );
+    let format = json!({"type": "json_schema", "json_schema": {"name": "a"}});
+    let reply = server.post(
+        "/v1/chat/completions",
+        &conversation("Hi", json!({"response_format": format})),
+    );
+    let message = reply.refused(400, Some("response_format.json_schema.schema"));
+    assert!(message.contains("is missing"), "{message}");
     // A field without a model, twice, or of another model.
     server
         .post("/v1/chat/completions", &json!({"messages": []}))

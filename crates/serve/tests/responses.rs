@@ -339,6 +339,10 @@ fn a_field_is_carried_out_or_refused_by_name() {
             "text.format.name",
         ),
         (
+            json!({"text": {"format": {"type": "json_schema", "name": "a"}}}),
+            "text.format.schema",
+        ),
+        (
             json!({"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}}),
             "structured_outputs",
         ),

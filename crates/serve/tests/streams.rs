@@ -235,6 +235,9 @@ fn who_leaves_is_not_answered_any_more() {
     server.wait_for("russet_num_requests_waiting", 0.0);
     drop(busy);
     server.wait_for("russet_num_requests_running", 0.0);
+    // Streamed or not, they are counted as what they are.
+    let cut = "russet_request_finished_total{reason=\"disconnected\"}";
+    server.wait_for(cut, 7.0);
 }
 
 #[test]

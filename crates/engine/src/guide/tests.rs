@@ -120,6 +120,99 @@ fn a_json_object_is_any_and_nothing_else() {
 }
 
 #[test]
+fn what_is_wrong_with_a_constraint_is_told_with_its_place() {
+    let said = |constraint: Constraint| compile(constraint).unwrap_err().to_string();
+    let regex = |text: &str| said(Constraint::Regex(text.to_owned()));
+    for (text, says) in [
+        ("(", "unclosed group, at character 1 (`(`); write it in"),
+        ("é[z-a]", "the end, at character 3 (`z-a]`); write it in"),
+        ("a/b\n(c", "unclosed group, at character 5 (`(c`)"),
+        (r"\/(a)\1", "not supported, at character 6 (`\\1`)"),
+        (
+            &format!("({}", "a".repeat(99)),
+            "(`(aaaaaaaaaaaaaaaaaaaaaaa…`)",
+        ),
+        (r"\bword", "answer: lookarounds not supported yet"),
+    ] {
+        let said = regex(text);
+        assert!(
+            said.contains(says) && said.contains("Rust's syntax"),
+            "{said}"
+        );
+        assert!(!said.contains('\n') && !said.contains("start: "), "{said}");
+    }
+    let grammar = |text: &str| said(Constraint::Grammar(text.to_owned()));
+    for (text, says) in [
+        ("", "no start rule found; write it in"),
+        (
+            "start: \"a\"\n  | nowhere",
+            "line 1, column 8: unknown name: \"nowhere\"; ",
+        ),
+        ("start: \"", "line 1, column 9: lexer error; "),
+        (
+            "start: /a(?=b)/",
+            "line 1, column 8: in the pattern `a(?=b)` look-around",
+        ),
+    ] {
+        let said = grammar(text);
+        assert!(
+            said.contains(says) && said.contains("dialect of Lark"),
+            "{said}"
+        );
+        assert!(!said.contains('\n'), "{said}");
+    }
+    let empty = compile(Constraint::Grammar("start: start".to_owned())).unwrap();
+    let refused = empty.guide().next(&[]).unwrap_err().to_string();
+    assert!(refused.contains("no text is in it"), "{refused}");
+    let schema = |text: &str| said(Constraint::JsonSchema(text.to_owned()));
+    for (text, says) in [
+        ("{", "at line 1 column 1; mend it there"),
+        (
+            r#"{"type": "strin"}"#,
+            "Invalid type: strin; mend the schema",
+        ),
+        (
+            r#"{"pattern": "a("}"#,
+            "in the pattern `a(` unclosed group, at character 2 (`(`); mend",
+        ),
+    ] {
+        let said = schema(text);
+        assert!(said.contains(says), "{said}");
+    }
+}
+
+#[test]
+fn blanks_between_parts_of_json_come_to_an_end() {
+    let spaced = |count: usize| {
+        let blanks = " ".repeat(count);
+        format!("{{{blanks}\"a\"{blanks}:{blanks}[1,{blanks}2]{blanks}}}")
+    };
+    let nested = (0..40).fold(json!(1), |inner, _| json!({"a": [inner]}));
+    let nested = serde_json::to_string_pretty(&nested).unwrap();
+    let deepest = nested
+        .lines()
+        .map(|line| line.len() - line.trim_start().len());
+    assert_eq!(deepest.max(), Some(160));
+    let (nested, deeper) = (nested.replace("  ", " "), nested);
+    let grammars = [
+        compile(Constraint::JsonObject).unwrap(),
+        schema("{}"),
+        schema("true"),
+        schema(r#"{"type": "object", "x-guidance": {"key_separator": ":"}}"#),
+    ];
+    for grammar in grammars {
+        assert!(takes(&grammar, &spaced(0)) && takes(&grammar, &spaced(MOST_BLANKS)));
+        assert!(!takes(&grammar, &spaced(MOST_BLANKS + 1)));
+        assert!(takes(&grammar, &nested) && !takes(&grammar, &deeper));
+    }
+    // A schema that says how blanks go is taken at its word.
+    let one = schema(r#"{"x-guidance": {"whitespace_pattern": " "}}"#);
+    assert!(takes(&one, &spaced(1)) && !takes(&one, &spaced(2)));
+    let none = schema(r#"{"x-guidance": {"whitespace_flexible": false}}"#);
+    assert!(takes(&none, &spaced(0)) && !takes(&none, &spaced(1)));
+}
+
+#[test]
 fn where_nothing_can_follow_is_the_end() {
     let grammar = schema(r#"{"type": "boolean"}"#);
     let mut guide = grammar.guide();

@@ -8,12 +8,15 @@ use std::time::Instant;
 use axum::extract::{Extension, Request, State as From};
 use axum::http::StatusCode;
 use axum::response::Response;
+use russet_engine::Generation;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Shared, body, json as reply};
 use crate::answer::finished;
 use crate::error::{ApiError, ApiResult};
 use crate::keys::Caller;
+use crate::metrics::{Cut, Metrics};
 use crate::wire::completions::Prompt;
 use crate::wire::embeddings::{Body, Encoding};
 use crate::wire::parse;
@@ -22,29 +25,33 @@ use crate::worker::Told;
 /// Inputs of one request that run or wait to run.
 const AT_ONCE: usize = 32;
 
-#[derive(Serialize)]
-struct List {
+/// `/v1/embeddings`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingList)]
+pub(super) struct List {
     object: &'static str,
     data: Vec<Embedding>,
     model: String,
     usage: Usage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Embedding {
     object: &'static str,
     index: usize,
     embedding: Vector,
 }
 
-#[derive(Serialize)]
+/// Numbers, or base64 of little-endian f32.
+#[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 enum Vector {
     Float(Vec<f32>),
     Base64(String),
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = EmbeddingUsage)]
 struct Usage {
     prompt_tokens: usize,
     total_tokens: usize,
@@ -130,21 +137,54 @@ async fn embed(
 ) -> ApiResult<Vec<Vec<f32>>> {
     let mut vectors = vec![Vec::new(); requests.len()];
     let mut ticket = state.submit(caller, requests, 1, model, "input").await?;
-    for _ in 0..vectors.len() {
-        let (place, generation) = loop {
-            match ticket.next().await {
-                Some(Told::End(place, Some(ended))) => break (place, ended),
-                Some(Told::End(_, None)) => return Err(ApiError::bug()),
-                Some(Told::Token(..)) => {}
-                None => return Err(ApiError::unavailable("the engine is gone")),
-            }
-        };
-        let generation = generation.map_err(|error| ApiError::of_engine(&error, "input"))?;
-        finished(&generation)?;
+    let mut open = Open {
+        inputs: vectors.len(),
+        metrics: &state.metrics,
+    };
+    while open.inputs > 0 {
+        let told = ticket.next().await;
+        let (place, generation) = ended(told).map_err(|(why, error)| {
+            open.cut(why);
+            error
+        })?;
         state.metrics.answered("embedding", 0, 0);
+        open.inputs -= 1;
         vectors[place] = generation.embedding;
     }
     Ok(vectors)
+}
+
+/// An input's place and what became of it. They ask for no token, so their end is all that is told of them.
+fn ended(told: Option<Told>) -> Result<(usize, Generation), (Cut, ApiError)> {
+    let failed = |error| Err((Cut::Error, error));
+    match told {
+        Some(Told::End(place, Some(Ok(generation)))) => {
+            finished(&generation).map(|_| (place, generation))
+        }
+        Some(Told::End(_, Some(Err(error)))) => failed(ApiError::of_engine(&error, "input")),
+        Some(Told::End(_, None) | Told::Token(..)) => failed(ApiError::bug()),
+        None => failed(ApiError::unavailable("the engine is gone")),
+    }
+}
+
+/// Inputs that are on their way. Those that are left when this goes were left by their client.
+struct Open<'a> {
+    inputs: usize,
+    metrics: &'a Metrics,
+}
+
+impl Open<'_> {
+    fn cut(&mut self, why: Cut) {
+        for _ in 0..std::mem::take(&mut self.inputs) {
+            self.metrics.cut(why, 0);
+        }
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.cut(Cut::dropped());
+    }
 }
 
 /// The vector of length 1 in the same direction; of zeros, the same.

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
+use super::linger::Lingering;
 use super::{Shared, router};
 use crate::{Limits, Tls};
 
@@ -125,7 +126,7 @@ async fn connection(
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Lingering::new(stream, patience)), service);
     let mut served = std::pin::pin!(served);
     tokio::select! {
         _ = served.as_mut() => return,

@@ -1,4 +1,7 @@
-//! `/openapi.json`: what the router answers, in OpenAPI's form. The schemas of bodies are derived from the types that are parsed.
+//! `/openapi.json`: what the router answers, in OpenAPI's form. The schemas of bodies are derived from the types that are parsed; those
+//! of answers stand in `answers`.
+
+pub(super) mod answers;
 
 use axum::extract::State as From;
 use axum::handler::Handler;
@@ -7,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use utoipa::ToSchema;
 use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{
     HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem, PathsBuilder,
 };
@@ -23,6 +27,23 @@ type AddSchemas = fn(&mut Schemas);
 
 const SCHEME: &str = "key";
 const JSON: &str = "application/json";
+const EVENTS: &str = "text/event-stream";
+
+/// A schema by its name, and what adds it and those below it.
+type Named = (String, AddSchemas);
+
+fn named<B: ToSchema>() -> Named {
+    (B::name().into_owned(), add::<B>)
+}
+
+/// What the whole server does, as far as it shows in every operation.
+#[derive(Clone, Copy)]
+pub(super) struct Manner {
+    /// Whether it wants a key.
+    pub keys: bool,
+    /// Whether it answers to this machine's names alone.
+    pub local: bool,
+}
 
 /// Adds the schema of a type, and those below it.
 fn add<B: ToSchema>(schemas: &mut Schemas) {
@@ -42,9 +63,13 @@ pub(super) struct Route {
     pub open: bool,
     method: HttpMethod,
     says: &'static str,
-    /// The name of its body's schema, and what adds that and those below it.
-    body: Option<(String, AddSchemas)>,
-    answer: &'static [&'static str],
+    body: Option<Named>,
+    /// By type of content; `None`: a text of no further form.
+    answers: Vec<(&'static str, Option<Named>)>,
+    /// Whether it waits in the engine's queue.
+    queued: bool,
+    /// Whether a key may lack the right to it.
+    guarded: bool,
 }
 
 impl Route {
@@ -78,19 +103,45 @@ impl Route {
             method,
             says,
             body: None,
-            answer: &[JSON],
+            answers: Vec::new(),
+            queued: false,
+            guarded: false,
         }
     }
 
     /// With a body of this type.
     pub fn of<B: ToSchema>(mut self) -> Route {
-        self.body = Some((B::name().into_owned(), add::<B>));
+        self.body = Some(named::<B>());
         self
     }
 
-    /// Answered in these types of content.
-    pub fn answering(mut self, answer: &'static [&'static str]) -> Route {
-        self.answer = answer;
+    /// Answered by JSON of this type.
+    pub fn gives<A: ToSchema>(mut self) -> Route {
+        self.answers.push((JSON, Some(named::<A>())));
+        self
+    }
+
+    /// Answered, where that is asked for, by events of this type.
+    pub fn streams<A: ToSchema>(mut self) -> Route {
+        self.answers.push((EVENTS, Some(named::<A>())));
+        self
+    }
+
+    /// Answered by a text of this type of content.
+    pub fn says(mut self, kind: &'static str) -> Route {
+        self.answers.push((kind, None));
+        self
+    }
+
+    /// Waits in the engine's queue, which may be full.
+    pub fn queued(mut self) -> Route {
+        self.queued = true;
+        self
+    }
+
+    /// May be closed, to all or to a key.
+    pub fn guarded(mut self) -> Route {
+        self.guarded = true;
         self
     }
 
@@ -106,19 +157,44 @@ impl Route {
         self
     }
 
-    fn operation(&self, keys: bool) -> OperationBuilder {
+    fn operation(&self, manner: Manner) -> OperationBuilder {
         let mut answer = ResponseBuilder::new().description("The answer");
-        for kind in self.answer {
-            answer = answer.content(*kind, ContentBuilder::new().build());
+        for (kind, form) in &self.answers {
+            let schema: RefOr<Schema> = match form {
+                Some((name, _)) => Ref::from_schema_name(name).into(),
+                None => ObjectBuilder::new().schema_type(Type::String).into(),
+            };
+            let content = ContentBuilder::new().schema(Some(schema));
+            answer = answer.content(*kind, content.build());
         }
-        let error = Ref::from_schema_name(ErrorBody::name());
-        let error = ResponseBuilder::new()
-            .description("A refusal: what was found, and the field it was found in")
-            .content(JSON, ContentBuilder::new().schema(Some(error)).build());
         let mut operation = OperationBuilder::new()
             .summary(Some(self.says))
             .response("200", answer)
-            .response("default", error);
+            .response(
+                "default",
+                refusal("A refusal: what was found, and the field it was found in"),
+            );
+        if manner.keys && !self.open {
+            let said = "No key, or one that is not known";
+            operation = operation.response("401", refusal(said));
+        }
+        if self.guarded || manner.local {
+            let said = match (self.guarded, manner.local) {
+                (true, true) => "The key may not, nobody may, or the name is not this machine's",
+                (true, false) => "The key may not, or nobody may",
+                (false, _) => "A name in `Host` that is not this machine's",
+            };
+            operation = operation.response("403", refusal(said));
+        }
+        if self.queued || (manner.keys && self.method == HttpMethod::Post) {
+            let seconds = ObjectBuilder::new().schema_type(Type::Integer);
+            let when = HeaderBuilder::new()
+                .schema(Some(seconds))
+                .description(Some("Seconds until it makes sense to ask again"));
+            let said = "The queue is full, or the key has had what it may";
+            let refusal = refusal(said).header("Retry-After", when.build());
+            operation = operation.response("429", refusal);
+        }
         if let Some((name, _)) = &self.body {
             let schema = Ref::from_schema_name(name);
             let content = ContentBuilder::new().schema(Some(schema)).build();
@@ -136,30 +212,42 @@ impl Route {
                 .schema(Some(text));
             operation = operation.parameter(name);
         }
-        if keys && !self.open {
+        if manner.keys && !self.open {
             operation = operation.security(SecurityRequirement::new::<_, _, &str>(SCHEME, []));
         }
         operation
     }
 }
 
-/// The description of these paths; `keys`: whether the server wants one.
-pub(super) fn document(routes: &[Route], keys: bool) -> OpenApi {
+/// A refusal, and when there is one.
+fn refusal(said: &str) -> ResponseBuilder {
+    let error = Ref::from_schema_name(ErrorBody::name());
+    let content = ContentBuilder::new().schema(Some(error)).build();
+    ResponseBuilder::new()
+        .description(said)
+        .content(JSON, content)
+}
+
+/// The description of these paths.
+pub(super) fn document(routes: &[Route], manner: Manner) -> OpenApi {
     let mut paths = PathsBuilder::new();
     let mut schemas = Schemas::new();
     add::<ErrorBody>(&mut schemas);
     for route in routes {
-        let operation = route.operation(keys);
+        let operation = route.operation(manner);
         paths = paths.path(route.shown, PathItem::new(route.method.clone(), operation));
-        if let Some((_, add)) = route.body {
+        let answers = route.answers.iter().filter_map(|(_, form)| form.as_ref());
+        for (_, add) in route.body.iter().chain(answers) {
             add(&mut schemas);
         }
     }
-    let mut components = ComponentsBuilder::new().schemas_from_iter(schemas);
-    if keys {
-        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
-        components = components.security_scheme(SCHEME, SecurityScheme::Http(bearer));
-    }
+    // Described without keys too, so that who writes a client here has one for a server that wants them.
+    let bearer = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("Wanted by a server that was started with --api-keys"));
+    let components = ComponentsBuilder::new()
+        .schemas_from_iter(schemas)
+        .security_scheme(SCHEME, SecurityScheme::Http(bearer.build()));
     OpenApiBuilder::new()
         .info(Info::new("Russet", env!("CARGO_PKG_VERSION")))
         .paths(paths)

@@ -332,12 +332,13 @@ async fn stream(
     reply: Arc<Reply>,
     ticket: Ticket,
 ) -> Result<(), Broken> {
+    // Before the first word, so that who leaves at once is counted.
+    let mut speech = Speech::new(&state, &reply, ticket);
     for name in ["response.created", "response.in_progress"] {
         let object = reply.object("in_progress", &[], Value::Null);
         out.line(reply.line(name, json!({"response": object})))
             .await?;
     }
-    let mut speech = Speech::new(&state, &reply, ticket);
     while unless_gone(&out, speech.next()).await? {
         for (name, fields) in speech.output.events.drain(..) {
             out.line(reply.line(name, fields)).await?;

@@ -84,12 +84,14 @@ impl Named {
                 "the schema's name has 1 to 64 bytes",
             ));
         }
-        match &self.schema {
-            None => Ok(Constraint::JsonObject),
-            Some(schema) => {
-                constraint(schema).map_err(|error| error.about(&format!("{place}.schema")))
-            }
-        }
+        let field = format!("{place}.schema");
+        let Some(schema) = &self.schema else {
+            let said = format!(
+                "`{field}` is missing, and it says what the answer must keep; for any object write {{\"type\": \"json_object\"}}"
+            );
+            return Err(ApiError::field(field, said));
+        };
+        constraint(schema).map_err(|error| error.about(&field))
     }
 }
 

@@ -216,7 +216,7 @@ fn whatever_the_masks_lead_to_is_json() {
         }
         let trie = grammar.vocabulary.factory().tok_env().tok_trie();
         let made = String::from_utf8(trie.decode(&answer)).unwrap();
-        let value: std::result::Result<serde_json::Value, _> = serde_json::from_str(&made);
+        let value: std::result::Result<Value, _> = serde_json::from_str(&made);
         assert!(value.is_ok(), "{text} led to {made}");
     }
 }
