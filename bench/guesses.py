@@ -2,10 +2,11 @@
 """What guesses bring: a model alone, with a draft model and with a lookup in the prompt, alternating, a table for BENCHMARKS.md.
 
     bench/guesses.py --model nano35 --draft draft35 --texts texts/heldout.jsonl.zst [--prompts 4] [--tokens 400] [--temperatures 0,0.8]
+        [--rounds 3] [--threads 2] [--quote]
 
-Prompts are the beginnings of documents, 400 characters each, of a JSON Lines file with a field `text`; `--quote` has each said twice and begun
-a third time, which a lookup foresees; answers of fewer than 32 tokens are left out. Every way generates the same tokens greedily, or the script ends. Rates are medians over prompts and
-rounds of `russet generate`.
+Prompts are the beginnings of documents, 400 characters each, of a zstd-packed JSON Lines file with a field `text`; `--quote` has each said
+twice and begun a third time, which a lookup foresees; answers of fewer than 32 tokens are left out. Every way generates the same tokens
+greedily, or the script ends. Rates are medians over prompts and rounds of `russet generate`.
 """
 import argparse
 import json
@@ -59,6 +60,8 @@ def main():
                 if min(map(len, tokens.values())) >= 32:
                     for way, one in said.items():
                         made[way].append(one)
+        if not made["alone"]:
+            sys.exit("no answer had 32 tokens; take more --prompts")
         # Of pairs: each prompt in each round beside itself.
         alone = [said["tokens_per_second"] for said in made["alone"]]
         for way, all in made.items():

@@ -6,7 +6,7 @@
 
 llama.cpp is the one in the source distribution of llama_cpp_python on PyPI, ik_llama.cpp a checkout that `--ik` names; both are built
 with their own instructions for this machine. They and the random GGUF files stay in $RUSSET_CACHE/peers (~/.cache/russet/peers). The
-first run takes minutes, `--prepare` does nothing else. Each round runs every engine once, in an order that turns with the round; figures are medians of rounds. `-b` decodes so many
+first run takes minutes, `--prepare` does nothing else. Keys and values are what each keeps them in by itself: 8 bits and f16. Each round runs every engine once, in an order that turns with the round; figures are medians of rounds. `-b` decodes so many
 sequences at once instead of one. Memory reads are russet's probe, made in each of its runs.
 """
 import argparse
@@ -29,7 +29,7 @@ SHAPES = {
 
 
 def run(*command, **more):
-    done = subprocess.run(command, capture_output=True, text=True, **more)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CACHE if os.path.isdir(CACHE) else None, **more)
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
     return done.stdout
@@ -181,11 +181,11 @@ def main():
     parser.add_argument("-b", type=int, default=1)
     parser.add_argument("--prepare", action="store_true", help="build and make the models, measure nothing")
     target = os.environ.get("CARGO_TARGET_DIR", f"{ROOT}/target")
-    parser.add_argument("--russet", default=os.path.join(target, "release/russet"))
+    parser.add_argument("--russet", type=os.path.abspath, default=os.path.join(os.path.abspath(target), "release/russet"))
     args = parser.parse_args()
     peers = {"llama.cpp": (tools(), args.types.split(","))}
     if args.ik:
-        peers["ik_llama.cpp"] = (tools_of_ik(args.ik), args.ik_types.split(","))
+        peers["ik_llama.cpp"] = (tools_of_ik(os.path.abspath(args.ik)), args.ik_types.split(","))
     # By name and type: the programs and the file.
     engines = {(peer, kind): (build, model(build, args.shape, kind)) for peer, (build, kinds) in peers.items() for kind in kinds}
     if args.prepare:

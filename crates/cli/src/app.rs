@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use russet_artifact::{Artifact, Interrupt, NoProgress, Progress, Tool};
-use russet_engine::Adapters;
 use russet_kernels::Pool;
 use russet_model::{Decoder, adapter, checkpoint};
 use russet_tokenizer::{ChatTemplate, Tokenizer};
@@ -177,7 +176,6 @@ impl Model {
         crate::found::own_tokenizer(folder)?;
         if let Some(adapter) = adapter {
             crate::found::adapter(adapter)?;
-            Adapters::check_numbers(adapter)?;
         }
         let mut decoder = checkpoint::open(folder)?;
         if let Some(adapter) = adapter {

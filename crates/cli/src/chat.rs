@@ -4,6 +4,7 @@ use std::io::{BufRead, IsTerminal, Write};
 
 use anyhow::{Result, bail};
 use russet_engine::{Engine, EngineConfig, Finish, Flow, Request, Reuse};
+use russet_model::KvFormat;
 use russet_tokenizer::Message;
 use serde_json::json;
 
@@ -26,13 +27,18 @@ pub fn chat(app: &mut App, args: &ChatArgs) -> Result<()> {
     let model = Model::open_for_chat(&args.model, args.adapter.as_deref(), &mut *app.progress)?;
     let (stop_tokens, context) = (model.eos(), model.decoder.config().context);
     let Model { decoder, tokenizer } = model;
+    let format = args.cache.format(&decoder);
+    let remedy = match format {
+        KvFormat::Int8 => "free memory, or take a model of a shorter context",
+        _ => "--cache-type q8 asks for less",
+    };
     let config = EngineConfig {
         reuse: Reuse::Prefix,
-        format: args.cache.format(&decoder),
+        format,
         ..EngineConfig::new(context, 1)
     };
     let engine = Engine::new(decoder, app.pool.clone(), config);
-    let mut engine = engine.map_err(|error| by_option(error, "--cache-type q8 asks for less"))?;
+    let mut engine = engine.map_err(|error| by_option(error, remedy))?;
     let beginning = || {
         args.system
             .iter()

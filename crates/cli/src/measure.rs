@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use russet_engine::{Adapters, BenchConfig};
+use russet_engine::BenchConfig;
 use russet_eval::{Document, Settings};
 use russet_kernels::probe;
 use russet_model::stored::{self, Output};
@@ -228,7 +228,6 @@ fn measured_adapters(decoder: &Decoder, args: &BenchArgs) -> Result<(Vec<Stack>,
     for folder in &args.adapter {
         crate::found::adapter(folder)?;
         let adapter = adapter::load(&layouts, folder, base.as_deref())?;
-        Adapters::check_numbers(folder)?;
         stacks.push([Arc::new(adapter)].into());
     }
     let names = args

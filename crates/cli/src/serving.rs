@@ -188,14 +188,20 @@ fn swaps(app: &App, model: &Path, args: &ServingArgs) -> Result<Swaps> {
         Ok(times)
     };
     let mut plain = [Vec::new(), Vec::new()];
-    for _ in 0..UNUSED {
+    tokens(&mut engine, None)?; // pages that nobody has touched yet
+    for turn in 0..2 * UNUSED {
+        // None, both, both, none, …
+        let loaded = (turn + 1) / 2 % 2;
         adapters.remove("one");
         adapters.remove("two");
-        plain[0].extend(tokens(&mut engine, None)?);
-        adapters.load("one", folders[0].path())?;
-        adapters.load("two", folders[1].path())?;
-        plain[1].extend(tokens(&mut engine, None)?);
+        if loaded == 1 {
+            adapters.load("one", folders[0].path())?;
+            adapters.load("two", folders[1].path())?;
+        }
+        plain[loaded].extend(tokens(&mut engine, None)?);
     }
+    adapters.load("one", folders[0].path())?;
+    adapters.load("two", folders[1].path())?;
     let token = Times::new(tokens(&mut engine, Some("one"))?);
     let done = AtomicBool::new(false);
     let (loads, meanwhile) = std::thread::scope(|scope| {

@@ -11,8 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use russet_model::stored::Stored;
-use russet_model::{Layout, ModelError, adapter};
+use russet_model::{Layout, adapter};
 use russet_tensor::ops::Adapter;
 
 use crate::{Error, Result};
@@ -116,38 +115,8 @@ impl Adapters {
     fn read(&self, folder: &Path) -> Result<Adapter> {
         let base = self.lock().base.clone();
         let adapter = adapter::load(&self.layouts, folder, base.as_deref())?;
-        Adapters::check_numbers(folder)?;
         self.lock().loads += 1;
         Ok(adapter)
-    }
-
-    /// Refuses a PEFT folder with a number that is none or not finite: every answer through it would end in an error that
-    /// could not say whose fault it is. Reads the whole file.
-    ///
-    /// # Errors
-    /// When there is one, naming its tensor; or the file cannot be read.
-    pub fn check_numbers(folder: &Path) -> Result<()> {
-        let path = folder.join("adapter_model.safetensors");
-        let mut stored = Stored::open_file(&path)?;
-        let names: Vec<String> = stored.names().map(str::to_owned).collect();
-        for name in names {
-            let shape = stored.shape(&name).unwrap_or_default().to_vec();
-            let values = stored.take_floats(&name, &shape)?.to_f32();
-            if let Some(place) = values.iter().position(|value| !value.is_finite()) {
-                let problem = format!(
-                    "holds {} at place {place} (counted from 0, row by row), but a number must be finite; its training diverged or the \
-                     file is damaged: take an earlier state of it, or fetch it anew",
-                    values[place]
-                );
-                return Err(ModelError::Tensor {
-                    path,
-                    name,
-                    problem,
-                }
-                .into());
-            }
-        }
-        Ok(())
     }
 
     fn publish(

@@ -3,9 +3,7 @@
 mod common;
 
 use common::{CONTEXT, adapter, config, dense, finish, greedy, palettized, pool, tokens};
-use russet_engine::{
-    Adapters, Engine, EngineConfig, Error, Flow, Generate, Generation, Request, Reuse,
-};
+use russet_engine::{Engine, EngineConfig, Error, Flow, Generate, Generation, Request, Reuse};
 use russet_model::{Config, Decoder, adapter as peft};
 
 fn through(names: &[&str]) -> Request {
@@ -193,11 +191,10 @@ fn a_number_that_is_none_is_found_by_its_tensor() {
         let problem = refused.unwrap_err().to_string();
         assert!(
             problem.contains("adapter_model.safetensors: tensor `base_model.model.")
-                && problem.contains(&format!("holds {bad} at place 5")),
+                && problem.contains("holds a number that is not finite, at place 5 "),
             "{problem}"
         );
     }
-    Adapters::check_numbers(adapter(2, 1, "proj").path()).unwrap();
 }
 
 #[test]

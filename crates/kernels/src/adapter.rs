@@ -196,9 +196,10 @@ impl Body for Fill<'_> {
             for col in (0..count).step_by(S::LANES) {
                 let cols = S::LANES.min(count - col);
                 for lane in (0..PANEL).step_by(S::LANES) {
-                    // SAFETY: LANES rows of `cols` numbers, and as many columns of a panel, which has 16 lanes.
+                    // SAFETY: LANES rows of `cols` numbers, which lie CHUNK apart in one array, and as many columns of a panel, which has
+                    // 16 lanes.
                     unsafe {
-                        let at = rows[lane][col..].as_ptr();
+                        let at = rows.as_flattened()[lane * CHUNK + col..].as_ptr();
                         let block = simd.load_transposed(at, CHUNK, S::LANES, cols);
                         for (j, &v) in block.as_ref()[..cols].iter().enumerate() {
                             simd.store_halves(to.as_mut_ptr().add((col + j) * PANEL + lane), v);

@@ -176,7 +176,7 @@ pub enum KvFormat {
     /// As they are computed.
     #[default]
     F32,
-    /// Half precision: half of the memory. Numbers beyond 65,504 become infinite.
+    /// Half precision: half of the memory. Numbers beyond 65,504 become that.
     F16,
     /// 8 bits, with a scale a token and head, keys and values apart: about a quarter of the memory.
     Int8,
@@ -220,7 +220,19 @@ impl PageFloat for f32 {
 
 impl PageFloat for f16 {
     fn round(from: &[f32], to: &mut [f16]) {
-        to.convert_from_f32_slice(from);
+        // An infinity that was none would be a fault of every row of a product, those that do not see it among them.
+        const LARGEST: f32 = 65_504.0;
+        let mut chunk = [0.0; 64];
+        for (from, to) in from.chunks(chunk.len()).zip(to.chunks_mut(chunk.len())) {
+            let chunk = &mut chunk[..from.len()];
+            for (x, &from) in chunk.iter_mut().zip(from) {
+                *x = match from.is_finite() {
+                    true => from.clamp(-LARGEST, LARGEST),
+                    false => from,
+                };
+            }
+            to.convert_from_f32_slice(chunk);
+        }
     }
 }
 

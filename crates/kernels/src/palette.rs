@@ -56,8 +56,7 @@ pub use strips::LayoutError;
 use crate::adapter::{self, AdaptedRows, Ways};
 use crate::profile::{Kernel, span};
 use crate::quantize::QuantizedRows;
-use crate::scratch::with_scratch;
-use crate::{Mat, MatMut, Pool, swiglu};
+use crate::{Mat, MatMut, Pool};
 use half::f16;
 use strips::{Format, Strips, Then};
 
@@ -332,26 +331,23 @@ pub fn matmul_added(
     product(pool, parts, x, out, Then::Add(to));
 }
 
-/// As [`matmul`] of two parts of F rows and then [`swiglu::forward`], to the same bits: `[N, F]`. Of many rows gates and ups never lie
-/// in memory; of few, and on tiles, weights had better stream.
+/// Whether [`matmul_gated`] takes these rows: of few, and on tiles, weights had better stream.
+pub fn takes_gated(x: &QuantizedRows) -> bool {
+    x.panels() > 1 && !x.tiled()
+}
+
+/// As [`matmul`] of two parts of F rows and then [`crate::swiglu::forward`], to the same bits: `[N, F]`, and gates and ups never lie in
+/// memory.
 ///
 /// # Panics
-/// As [`matmul`], or when there are not two parts of as many rows.
+/// As [`matmul`], or when there are not two parts of as many rows, or the rows are none that it takes ([`takes_gated`]).
 pub fn matmul_gated(
     pool: &Pool,
     parts: &[PaletteMatrix<'_>; 2],
     x: &QuantizedRows,
     out: &mut [f32],
 ) {
-    if x.panels() > 1 && !x.tiled() {
-        product(pool, parts, x, out, Then::Gate);
-        return;
-    }
-    let ffn = parts[0].rows();
-    with_scratch(2 * ffn * x.rows(), |both| {
-        product(pool, parts, x, both, Then::Store);
-        swiglu::forward(pool, both, ffn, out);
-    });
+    product(pool, parts, x, out, Then::Gate);
 }
 
 fn product(

@@ -130,23 +130,11 @@ pub fn qk_norm_rope_forward(
     out: &mut [f32],
     inv_rms: &mut [f32],
 ) {
-    let _span = span(Kernel::Norm);
-    check(
-        shape,
-        qkv.len(),
-        positions,
-        table,
-        [q_norm, k_norm],
-        inv_rms.len(),
-    );
     assert_eq!(
         out.len(),
         qkv.len(),
         "qk_norm_rope: out and qkv differ in length"
     );
-    if qkv.is_empty() {
-        return;
-    }
     let rows = Rows {
         shape,
         positions,
@@ -170,16 +158,10 @@ pub fn qk_norm_rope_in_place(
     qkv: &mut [f32],
     positions: &[u32],
     table: &RopeTable,
-    [q_norm, k_norm]: [Option<&[f32]>; 2],
+    norms: [Option<&[f32]>; 2],
     eps: f32,
     inv_rms: &mut [f32],
 ) {
-    let _span = span(Kernel::Norm);
-    let norms = [q_norm, k_norm];
-    check(shape, qkv.len(), positions, table, norms, inv_rms.len());
-    if qkv.is_empty() {
-        return;
-    }
     let rows = Rows {
         shape,
         positions,
@@ -208,7 +190,19 @@ impl Rows<'_> {
         inv_rms: &mut [f32],
         begin: impl Fn(usize, &mut [f32]) + Sync,
     ) {
+        let _span = span(Kernel::Norm);
         let shape = self.shape;
+        check(
+            shape,
+            out.len(),
+            self.positions,
+            self.table,
+            self.norms,
+            inv_rms.len(),
+        );
+        if out.is_empty() {
+            return;
+        }
         let (width, normed) = (shape.qkv_width(), shape.heads + shape.kv_heads);
         let step = rows_per_task(width);
         let inv_rms = Disjoint::new(inv_rms);

@@ -6,7 +6,7 @@
 //! are safe; those that take pointers are not. Everything is `inline(always)`: a call left standing
 //! would lose the instruction set of its caller.
 //!
-//! Of integers it has the one product that attention over 8-bit pages needs; it leaves out permutations: the palettized
+//! Of integers it has what attention over 8-bit pages needs, one product and rounding to 16 bits; it leaves out permutations: the palettized
 //! kernels have their own.
 
 use crate::isa::Isa;

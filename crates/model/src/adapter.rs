@@ -164,8 +164,8 @@ fn read(
                 continue;
             }
             let rank = settings.rank(name);
-            let a = stored.take_floats(&a, &[rank, layout.inputs])?;
-            let b = stored.take_floats(&b, &[projection.rows, rank])?;
+            let a = take_finite(&mut stored, &a, &[rank, layout.inputs])?;
+            let b = take_finite(&mut stored, &b, &[projection.rows, rank])?;
             own.push((name.clone(), a, b, settings.scale(name)));
         }
         adapters.push(own);
@@ -187,6 +187,22 @@ fn read(
         ));
     }
     Ok((adapters, head))
+}
+
+/// Takes a matrix, none of whose numbers is a NaN or an infinity: every answer through it would end in an error that could not say whose
+/// fault it is.
+fn take_finite(stored: &mut Stored, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+    let matrix = stored.take_floats(name, shape)?;
+    match matrix.first_not_finite() {
+        None => Ok(matrix),
+        Some(place) => {
+            let problem = format!(
+                "holds a number that is not finite, at place {place} (counted from 0, row by row); the training diverged or the file is \
+                 damaged: take an earlier state of it, or fetch it anew"
+            );
+            Err(ModelError::tensor(stored.place(), name, problem))
+        }
+    }
 }
 
 /// Puts a fresh adapter of the given rank on every projection whose name `chosen` accepts: A normal with variance

@@ -347,6 +347,30 @@ impl Tensor {
         }
     }
 
+    /// The first element that is a NaN or an infinity.
+    pub fn first_not_finite(&self) -> Option<usize> {
+        /// By runs, which vectors look through.
+        fn first<const N: usize>(bytes: &[u8], faulty: impl Fn([u8; N]) -> bool) -> Option<usize> {
+            let mut runs = bytes.as_chunks().0.chunks(1024).enumerate();
+            runs.find_map(|(run, numbers)| {
+                let any = numbers.iter().fold(false, |any, &x| any | faulty(x));
+                let mut places = numbers.iter().enumerate().filter(|_| any);
+                let place = places.find(|&(_, &x)| faulty(x));
+                place.map(|(place, _)| run * 1024 + place)
+            })
+        }
+        let bytes = self.bytes();
+        // All bits of the exponent are set.
+        let of_32 = |mask: u32| move |x| u32::from_le_bytes(x) & mask == mask;
+        let of_16 = |mask: u16| move |x| u16::from_le_bytes(x) & mask == mask;
+        match self.dtype {
+            DType::F32 => first(bytes, of_32(0x7f80_0000)),
+            DType::F16 => first(bytes, of_16(0x7c00)),
+            DType::BF16 => first(bytes, of_16(0x7f80)),
+            DType::I8 | DType::U8 => None,
+        }
+    }
+
     /// A copy of its elements as `f32`, whatever the stored dtype (integers by value).
     pub fn to_f32(&self) -> Vec<f32> {
         let bytes = self.bytes();
@@ -459,5 +483,33 @@ fn check_length(dtype: DType, shape: &[usize], found: usize) -> Result<(), Tenso
 impl std::fmt::Debug for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tensor({:?} {:?})", self.dtype, self.shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_number_that_is_not_finite_is_found_in_every_type() {
+        let largest = [f32::MAX, -65_504.0, f32::MIN_POSITIVE, 0.0];
+        let mut numbers: Vec<f32> = (0..3000).map(|i| largest[i % 4]).collect();
+        let types = |numbers: &[f32]| {
+            let halves = numbers.iter().map(|&x| f16::from_f32(x.min(65_504.0)));
+            let upper = |x: &f32| (x.to_bits() >> 16).to_le_bytes()[..2].to_vec();
+            let uppers = numbers.iter().flat_map(upper).collect();
+            [
+                Tensor::new(&[3000], numbers.to_vec()),
+                Tensor::from_halves(&[3000], halves.collect()),
+                Tensor::from_bytes(DType::BF16, &[3000], uppers).unwrap(),
+            ]
+        };
+        assert_eq!(types(&numbers).map(|t| t.first_not_finite()), [None; 3]);
+        numbers[2049] = f32::NEG_INFINITY;
+        numbers[1030] = f32::NAN;
+        numbers[1031] = f32::NEG_INFINITY;
+        let [floats, halves, uppers] = types(&numbers).map(|t| t.first_not_finite());
+        assert_eq!((floats, uppers), (Some(1030), Some(1030)));
+        assert_eq!(halves, Some(1031)); // the least of NaN and 65,504 is the number
     }
 }

@@ -472,13 +472,11 @@ impl Task<'_> {
                 let scores = &mut operands.scores[row * TILE..][..cols];
                 scores[..first].fill(f32::NEG_INFINITY);
                 scores[end..].fill(f32::NEG_INFINITY);
-                let (worth, inverse) = scales.step(first, end);
                 let weights = Weights {
                     scales: &scales.finite,
-                    inverse,
                     to: &mut operands.weights[row * TILE..][..cols],
                 };
-                let part = soften(
+                let factor = soften(
                     simd,
                     scores,
                     weights,
@@ -486,7 +484,10 @@ impl Task<'_> {
                     &mut softmax.highest[row],
                     &mut softmax.totals[row],
                 );
-                operands.weight_factors[row] = worth * part;
+                operands.weight_factors[row] = match scales.faultless(first, end) {
+                    true => factor,
+                    false => f32::NAN,
+                };
             }
             // SAFETY: [rows, TILE] weights, those of keys that a row does not see 0, times [TILE / 2, W, 2] of the values to [rows, W].
             unsafe {
@@ -528,8 +529,6 @@ struct ValueScales<'a> {
     own: &'a [f32],
     /// Whether all of `own` are finite.
     faultless: bool,
-    /// What a step of a weight is worth, and its inverse, where all values are seen.
-    all: (f32, f32),
 }
 
 impl<'a> ValueScales<'a> {
@@ -546,65 +545,62 @@ impl<'a> ValueScales<'a> {
             finite,
             own,
             faultless,
-            all: scale_of(&finite, LARGEST),
         }
     }
 
-    /// What a step is worth, and its inverse, in the row that sees the values `first..end`: the largest weight is the largest scale of
-    /// all values up to `end`, whatever comes behind it, so that a row has its bits however many there are.
+    /// Whether the values that a row sees are.
     #[inline(always)]
-    fn step(&self, first: usize, end: usize) -> (f32, f32) {
-        let (worth, inverse) = if end == self.own.len() {
-            self.all
-        } else {
-            scale_of(&self.finite[..end], LARGEST)
-        };
-        if self.faultless || self.own[first..end].iter().all(|scale| scale.is_finite()) {
-            (worth, inverse)
-        } else {
-            (f32::NAN, 0.0)
-        }
+    fn faultless(&self, first: usize, end: usize) -> bool {
+        self.faultless || self.own[first..end].iter().all(|scale| scale.is_finite())
     }
 }
 
-/// Where the weights of a row's values go: `round(e^(score - highest of the tile) · scale · inverse)`.
+/// Where the weights of a row's values go, `e^(score - highest of the tile) · scale` in 16 bits.
 struct Weights<'a> {
     scales: &'a [f32],
-    inverse: f32,
     to: &'a mut [i16],
 }
 
-/// Makes weights of the scores of a tile. `highest` is raised to the tile's, and what was summed under the old one is scaled; what
-/// e^(score - highest of the tile) is to be multiplied by to be e^(score - highest) comes back. The total adds up in sixteen lanes on
-/// AVX2 as on AVX-512.
+/// Makes weights of the scores of a tile, whose place what comes between takes. `highest` is raised to the tile's, and what was summed under
+/// the old one is scaled; what a step of the weights is worth comes back. The total adds up in sixteen lanes on AVX2 as on AVX-512.
 #[inline(always)]
 fn soften<S: Simd>(
     simd: S,
-    scores: &[f32],
+    scores: &mut [f32],
     weights: Weights,
     sums: &mut [f32],
     highest: &mut f32,
     total: &mut f32,
 ) -> f32 {
-    let mut top = simd.splat(f32::NEG_INFINITY);
+    // Not from -∞, which scores may be: the difference of two has no value.
+    let mut top = simd.splat(f32::MIN);
     for scores in scores.chunks_exact(S::LANES) {
         // SAFETY: the chunk has LANES numbers.
         top = simd.max(top, unsafe { simd.load(scores.as_ptr()) });
     }
     let highest_here = simd.maximum(top);
-    let (top, inverse) = (simd.splat(highest_here), simd.splat(weights.inverse));
-    let mut parts = [simd.splat(0.0); 2];
-    let chunks = scores
-        .chunks_exact(S::LANES)
-        .zip(weights.scales.chunks_exact(S::LANES))
-        .zip(weights.to.chunks_exact_mut(S::LANES));
-    for (i, ((scores, scales), to)) in chunks.enumerate() {
+    let top = simd.splat(highest_here);
+    let (mut parts, mut largest) = ([simd.splat(0.0); 2], simd.splat(0.0));
+    let chunks = scores.chunks_exact_mut(S::LANES);
+    let chunks = chunks.zip(weights.scales.chunks_exact(S::LANES));
+    for (i, (scores, scales)) in chunks.enumerate() {
         // SAFETY: the chunks have LANES numbers each.
         unsafe {
             let e = simd.exp(simd.sub(simd.load(scores.as_ptr()), top));
             let part = &mut parts[if S::LANES < 16 { i % 2 } else { 0 }];
             *part = simd.add(*part, e);
-            let weight = simd.mul(simd.mul(e, simd.load(scales.as_ptr())), inverse);
+            let weight = simd.mul(e, simd.load(scales.as_ptr()));
+            largest = simd.max(largest, weight);
+            simd.store(scores.as_mut_ptr(), weight);
+        }
+    }
+    let (worth, inverse) = scale_of(&[simd.maximum(largest)], LARGEST);
+    let inverse = simd.splat(inverse);
+    let to = weights.to.chunks_exact_mut(S::LANES);
+    for (weights, to) in scores.chunks_exact(S::LANES).zip(to) {
+        // SAFETY: the chunks have LANES numbers each.
+        unsafe {
+            let weight = simd.mul(simd.load(weights.as_ptr()), inverse);
             simd.store_rounded(to.as_mut_ptr(), weight);
         }
     }
@@ -615,7 +611,7 @@ fn soften<S: Simd>(
         1.0
     };
     *total += simd.sum(simd.add(parts[0], parts[1])) * part;
-    part
+    worth * part
 }
 
 /// C`[rows, cols]` of A`[rows, 2 twos]` in 16 bits and B`[twos, cols, 2]` in 8.

@@ -100,6 +100,10 @@ pub fn append_to_pages8(
     let _span = span(Kernel::Attention);
     shape.check();
     let (width, head_dim) = (shape.qkv_width(), shape.head_dim);
+    assert!(
+        head_dim <= WIDEST_HEAD8,
+        "heads of {head_dim} are too wide for 8-bit pages"
+    );
     assert_eq!(
         qkv.len() % width,
         0,

@@ -291,6 +291,46 @@ fn faults(window: usize, faulty: Range<usize>) {
     }
 }
 
+/// Weights are rounded by what the row sees: a value that is larger than all others by far, in the same tile but out of sight, before a
+/// window or behind the row, is nothing to it.
+#[test]
+fn what_a_row_does_not_see_changes_none_of_its_bits() {
+    let shape = HeadShape {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 8,
+    };
+    let (width, q_width, tokens, window) = (shape.qkv_width(), shape.q_width(), 60, 5);
+    let plain = numbers(tokens * width, 2);
+    let mut spoilt = plain.clone();
+    for number in &mut spoilt[20 * width + 24..21 * width] {
+        *number *= 1e6;
+    }
+    for isa in Isa::available() {
+        let pool = Pool::with_isa(2, isa);
+        let [plain, spoilt] = [&plain, &spoilt].map(|qkv| {
+            let mut cache = Cache::new(shape, tokens);
+            cache.append(&pool, shape, qkv, 0);
+            let query = Query {
+                start: 0,
+                len: tokens,
+                past: 0,
+                window,
+                keys: cache.keys(),
+            };
+            attend(&pool, shape, qkv, &[query]).0
+        });
+        for (row, (plain, spoilt)) in plain
+            .chunks(q_width)
+            .zip(spoilt.chunks(q_width))
+            .enumerate()
+        {
+            let sees = (20..20 + window).contains(&row);
+            assert_eq!(plain != spoilt, sees, "{isa:?}, row {row}");
+        }
+    }
+}
+
 #[test]
 #[should_panic(expected = "hold one twice")]
 fn a_page_twice_in_a_table_is_a_bug() {

@@ -524,7 +524,7 @@ pub(crate) enum Then<'a> {
     Store,
     /// These are added to them: `[N, Σ rows]`.
     Add(&'a [f32]),
-    /// There are two parts of F rows, gate and up, and the result is silu(gate) · up, `[N, F]`. Not on tiles.
+    /// There are two parts of F rows, gate and up, and the result is silu(gate) · up, `[N, F]`. Of several panels, not on tiles.
     Gate,
 }
 
@@ -593,8 +593,12 @@ pub(crate) fn product<'m, 's: 'm>(
     };
     if let Then::Gate = then {
         assert!(
-            parts == 2 && 2 * part_of(0).rows == width && !x.tiled() && ways.is_none(),
-            "gate and up are two parts of as many rows, alone and not on tiles"
+            parts == 2 && 2 * part_of(0).rows == width && ways.is_none(),
+            "gate and up are two parts of as many rows, without adapters"
+        );
+        assert!(
+            x.panels() > 1 && !x.tiled(),
+            "of few rows, and on tiles, gates are formed later"
         );
         width /= 2;
     }

@@ -253,30 +253,40 @@ proptest! {
 
 #[test]
 fn what_is_done_while_products_are_at_hand_has_the_bits_of_what_would_be_done_later() {
-    // A strip that is cut short, more strips than are written together, and parts of different bits.
-    let (rows, cols) = (300, 200);
-    let parts = [
-        Owned::random("4", rows, cols, 5),
-        Owned::random("3", rows, cols, 6),
-    ];
-    let views = [parts[0].view(), parts[1].view()];
-    for tokens in [1, 5, 12, 13, 40] {
-        let x = activations(tokens, cols, 7);
+    // A strip that is cut short, more strips than are written together, parts of different bits, and several runs of panels.
+    for (rows, cols, tokens) in [
+        (300, 200, 1),
+        (300, 200, 5),
+        (300, 200, 12),
+        (300, 200, 13),
+        (300, 200, 40),
+        (40, 2048, 300),
+    ] {
+        let parts = [
+            Owned::random("4", rows, cols, 5),
+            Owned::random("3", rows, cols, 6),
+        ];
+        let views = [parts[0].view(), parts[1].view()];
+        let mut x = activations(tokens, cols, 7);
+        x[(tokens / 2) * cols + 3] = f32::NAN; // shows in its own row
         let to = activations(tokens, 2 * rows, 8);
         for pool in pools() {
             let x = QuantizedRows::new(&pool, &x, cols);
             let plain = product(&pool, &parts, &x);
-            let what = format!("{tokens} tokens, {:?}", pool.isa());
+            let what = format!("{rows} x {cols}, {tokens} tokens, {:?}", pool.isa());
 
             let mut added = vec![f32::NAN; tokens * 2 * rows];
             matmul_added(&pool, &views, &x, &to, &mut added);
             let sums: Vec<f32> = plain.iter().zip(&to).map(|(y, to)| to + y).collect();
             assert_same_bits(&added, &sums, &what);
 
+            if !takes_gated(&x) {
+                continue;
+            }
             let mut gated = vec![f32::NAN; tokens * rows];
             matmul_gated(&pool, &views, &x, &mut gated);
             let mut later = vec![f32::NAN; tokens * rows];
-            swiglu::forward(&pool, &plain, rows, &mut later);
+            crate::swiglu::forward(&pool, &plain, rows, &mut later);
             assert_same_bits(&gated, &later, &what);
         }
     }

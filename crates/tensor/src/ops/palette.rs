@@ -81,7 +81,7 @@ pub fn palette_linear_added(
     (runs, place): (&[Adapted], usize),
     to: &Tensor,
 ) -> Tensor {
-    if ctx.is_recording() || !levels(runs, place).is_empty() {
+    if !is_alone(ctx, runs, place) {
         let y = palette_linear_adapted(ctx, x, parts, runs, place);
         return add(ctx, to, &y);
     }
@@ -104,16 +104,28 @@ pub fn palette_linear_gated(
     let [gate, up] = parts else {
         panic!("gate and up are two parts, not {}", parts.len())
     };
-    if ctx.is_recording() || !levels(runs, place).is_empty() {
+    if !is_alone(ctx, runs, place) {
         let y = palette_linear_adapted(ctx, x, parts, runs, place);
         return swiglu(ctx, &y);
     }
     let (tokens, width) = x.dims2();
+    let views = [gate.view(), up.view()];
     let mut out = ctx.buffer(tokens * gate.rows());
     with_quantized(&ctx.pool, x.data(), width, |rounded| {
-        kernel::matmul_gated(&ctx.pool, &[gate.view(), up.view()], rounded, &mut out);
+        if kernel::takes_gated(rounded) {
+            kernel::matmul_gated(&ctx.pool, &views, rounded, &mut out);
+            return;
+        }
+        let mut both = ctx.workspace().take(2 * out.len());
+        kernel::matmul(&ctx.pool, &views, rounded, &mut both);
+        russet_kernels::swiglu::forward(&ctx.pool, &both, gate.rows(), &mut out);
     });
     Tensor::new(&[tokens, gate.rows()], out)
+}
+
+/// Whether nothing is done to a product but what its operation says.
+fn is_alone(ctx: &Ctx, runs: &[Adapted], place: usize) -> bool {
+    !ctx.is_recording() && levels(runs, place).is_empty()
 }
 
 /// `x [N, D]` as a palettized product sees it: rounded to 8 bits in blocks of 128. The gradient passes straight through.

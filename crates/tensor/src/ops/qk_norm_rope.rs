@@ -71,7 +71,7 @@ pub fn qk_norm_rope(
         &mut inv_rms,
     );
     let out = Tensor::new(qkv.shape(), out);
-    let (qkv, table, positions) = (qkv.clone(), table.clone(), positions.clone());
+    let (table, positions) = (table.clone(), positions.clone());
     ctx.record(&out, move |back, d_out| {
         let mut d_qkv = back.buffer(qkv.len());
         let mut d_q = q_norm.as_ref().map(|weight| vec![0.0; weight.len()]);
